@@ -1,0 +1,57 @@
+"""The Claude command line behind a WebSocket, with proof that nothing of a run is left behind.
+
+Names are loaded when they are first used, so that importing the package costs nothing. Importing it, or running a server
+inside another program, touches no global logging, signals or environment.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .client import Answer, Ended, ask
+    from .config import Config
+    from .errors import Reason, TrioClaudeError
+    from .events import Outcome, Receipt
+    from .server import Server, open_server, serve
+
+__version__ = "0.1.0"
+__all__ = [
+    "Answer",
+    "Config",
+    "Ended",
+    "Outcome",
+    "Reason",
+    "Receipt",
+    "Server",
+    "TrioClaudeError",
+    "__version__",
+    "ask",
+    "open_server",
+    "serve",
+]
+
+_HOMES = {
+    "Answer": "client",
+    "Config": "config",
+    "Ended": "client",
+    "Outcome": "events",
+    "Reason": "errors",
+    "Receipt": "events",
+    "Server": "server",
+    "TrioClaudeError": "errors",
+    "ask": "client",
+    "open_server": "server",
+    "serve": "server",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Load a public name from its module."""
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    import importlib
+
+    value = getattr(importlib.import_module(f".{_HOMES[name]}", __name__), name)
+    globals()[name] = value
+    return value

@@ -1,0 +1,56 @@
+"""The command line: one small file for each command, loaded when it is used.
+
+A command's words and exit statuses are part of the wire contract. No other room imports this one.
+"""
+
+from __future__ import annotations
+
+import importlib
+import sys
+
+import click
+
+from .. import __version__
+from ..errors import TrioClaudeError
+
+COMMANDS = {
+    "ask": "Send one prompt to a server and print the answer.",
+    "demo": "Serve a demonstration that needs no account.",
+    "doctor": "Say what this machine has and what is missing.",
+    "serve": "Serve the Claude command line at /ws/claude.",
+}
+
+
+class Lazy(click.Group):
+    """A group that imports a command when it is asked for."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """Return the commands' names."""
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """Return one command."""
+        if cmd_name not in COMMANDS:
+            return None
+        command: click.Command = importlib.import_module(f".{cmd_name}", __name__).command
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write the list without importing the commands."""
+        with formatter.section("Commands"):
+            formatter.write_dl(list(COMMANDS.items()))
+
+
+@click.command(cls=Lazy, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="trio-claude")
+def cli() -> None:
+    """Put the Claude command line behind a WebSocket, with proof that nothing of a run is left."""
+
+
+def main() -> None:
+    """Run the command line; what went wrong is one line on stderr."""
+    try:
+        cli(prog_name="trio-claude")
+    except TrioClaudeError as error:
+        click.echo(f"trio-claude: {error}", err=True)
+        sys.exit(2)

@@ -1,0 +1,87 @@
+"""`trio-claude ask`."""
+
+from __future__ import annotations
+
+import json
+import sys
+from typing import Any
+
+import click
+import trio
+
+from ..client import Answer, ConnectFailed, Ended, ask
+
+EXIT_STATUSES = {1000: 0, 1008: 2, 1009: 2, 1012: 75, 1013: 75}
+"""By close code; every other one is 1."""
+UNREACHABLE = 69
+
+
+@click.command("ask")
+@click.argument("prompt")
+@click.option("--meta", default="ASK", show_default=True, help="A name for the run: capitals, digits, _ and -.")
+@click.option("--url", default="http://127.0.0.1:3000", show_default=True, help="The server.")
+@click.option("--model", help="A model's name or alias.")
+@click.option("--timeout", type=float, help="Seconds that the run may last.")
+@click.option("--json", "as_json", is_flag=True, help="Print the CLI's lines as they are.")
+def command(prompt: str, meta: str, url: str, as_json: bool, **options: Any) -> None:
+    """Send PROMPT to a server and print the answer as it comes.
+
+    Exit status: 0 for a good end, 1 where the run failed or timed out, 2 where the server refused the message, 69 where
+    it can't be reached, 75 where it is full or going down.
+
+    \b
+    Examples:
+      trio-claude ask 'say hello'
+      trio-claude ask 'list the files here' --meta TASK-1 --json
+    """
+    given = {name: value for name, value in options.items() if value is not None}
+    sys.exit(trio.run(_ask, prompt, meta, url, given, as_json))
+
+
+async def _ask(prompt: str, meta: str, url: str, options: dict[str, Any], as_json: bool) -> int:
+    try:
+        async with ask(prompt, meta=meta, url=url, **options) as answer:
+            await _print(answer, as_json)
+    except ConnectFailed as error:
+        click.echo(f"trio-claude: {error}; is `trio-claude serve` running?", err=True)
+        return UNREACHABLE
+    ended = answer.ended or Ended(1006, "the connection broke")
+    if ended.error:
+        click.echo(f"error: {ended.error}", err=True)
+    click.echo(f"[{ended.code} {ended.reason}]", err=True)
+    return EXIT_STATUSES.get(ended.code, 1)
+
+
+async def _print(answer: Answer, as_json: bool) -> None:
+    shown = 0
+    async for line in answer:
+        click.echo(line if as_json else readable(line), nl=as_json)
+        while shown < len(answer.notes):
+            _print_note(answer.notes[shown])
+            shown += 1
+
+
+def _print_note(note: dict[str, Any]) -> None:
+    text = note.get("stderr") or note.get("info", "")
+    if text and not text.startswith("send {"):
+        click.echo(text, err=True)
+
+
+def readable(line: str) -> str:
+    """Return what a person wants to read of a line: the text, and each tool with its input."""
+    try:
+        said = json.loads(line)
+    except ValueError:
+        return f"{line}\n"
+    if not isinstance(said, dict) or said.get("type") != "assistant":
+        return ""
+    blocks = said.get("message", {}).get("content", [])
+    return "".join(_block(block) for block in blocks if isinstance(block, dict))
+
+
+def _block(block: dict[str, Any]) -> str:
+    if block.get("type") == "text":
+        return f"{block.get('text', '')}\n"
+    if block.get("type") == "tool_use":
+        return f"[{block.get('name')}] {json.dumps(block.get('input'), ensure_ascii=False)}\n"
+    return ""

@@ -1,0 +1,171 @@
+"""`trio-claude doctor`."""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import secrets
+import socket
+import subprocess
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import attrs
+import click
+import trio
+
+from ..config import Config
+from ..containment import open_containment
+from ..errors import ConfigError, TrioClaudeError
+from ..events import Outcome
+from ..messages import Prompt
+from ..run import Run
+from ..workplace import Workplace, find_cli
+from .options import config_options, read_config
+
+VERSION_TIMEOUT = 20.0
+"""Seconds for `claude --version`."""
+LIVE_TIMEOUT = 60.0
+LIVE_BUDGET = 0.05
+"""US dollars that `--live` may cost."""
+_LOGINS = (
+    ("CLAUDE_CODE_USE_BEDROCK", "Amazon Bedrock"),
+    ("CLAUDE_CODE_USE_VERTEX", "Google Vertex"),
+    ("ANTHROPIC_API_KEY", "an API key (ANTHROPIC_API_KEY)"),
+    ("ANTHROPIC_AUTH_TOKEN", "a bearer token (ANTHROPIC_AUTH_TOKEN)"),
+    ("CLAUDE_CODE_OAUTH_TOKEN", "a long-lived login (CLAUDE_CODE_OAUTH_TOKEN)"),
+)
+
+
+@attrs.frozen
+class Check:
+    """One finding."""
+
+    name: str
+    ok: bool
+    found: str
+
+
+@click.command("doctor")
+@config_options
+@click.option("--json", "as_json", is_flag=True, help="Print the findings as JSON.")
+@click.option("--live", is_flag=True, help=f"Make one real run, of at most ${LIVE_BUDGET}, with your account.")
+def command(config_file: Path | None, as_json: bool, live: bool, **values: Any) -> None:
+    """Say what this machine has and what is missing.
+
+    No secret is read: of a login only its kind is named. Exit status: 0 where a server would work, 1 where not.
+
+    \b
+    Examples:
+      trio-claude doctor
+      trio-claude doctor --json --cli /opt/claude/bin/claude
+    """
+    config = read_config(values, config_file)
+    checks = trio.run(examine, config, live)
+    if as_json:
+        click.echo(json.dumps([attrs.asdict(check) for check in checks]))
+    else:
+        for check in checks:
+            click.echo(f"{'ok     ' if check.ok else 'MISSING'} {check.name}: {check.found}")
+    sys.exit(0 if all(check.ok for check in checks) else 1)
+
+
+async def examine(config: Config, live: bool) -> list[Check]:
+    """Return every finding."""
+    checks = [
+        await _cli(config),
+        Check("login", ok=True, found=login(os.environ)),
+        await _containment(config),
+        _attempt("port", lambda: _port(config)),
+        _limits(config),
+        Check(
+            "access", ok=True, found="no authentication: every local process, a run's tools included, is a full client"
+        ),
+    ]
+    return [*checks, await _live(config)] if live else checks
+
+
+async def _cli(config: Config) -> Check:
+    try:
+        program = find_cli(config)
+        with trio.fail_after(VERSION_TIMEOUT):
+            told = await trio.run_process([program, "--version"], capture_stdout=True, stderr=subprocess.DEVNULL)
+    except ConfigError as error:
+        return Check("cli", ok=False, found=str(error))
+    except (OSError, subprocess.CalledProcessError, trio.TooSlowError) as error:
+        return Check("cli", ok=False, found=f"{program} --version: {error}")
+    return Check("cli", ok=True, found=f"{program}, version {told.stdout.decode(errors='replace').strip()[:80]}")
+
+
+def login(environ: Mapping[str, str]) -> str:
+    """Return which kind of login the CLI would use, from names alone."""
+    for name, kind in _LOGINS:
+        if environ.get(name):
+            return kind
+    folder = Path(environ.get("CLAUDE_CONFIG_DIR") or Path(environ.get("HOME", "~")) / ".claude")
+    if (folder / ".credentials.json").exists():
+        return f"a stored login ({folder / '.credentials.json'}, not read)"
+    return "none found; `claude` logs you in, or set ANTHROPIC_API_KEY"
+
+
+async def _containment(config: Config) -> Check:
+    facts: list[object] = []
+    try:
+        async with open_containment(config.containment, facts.append) as containment:
+            return Check("containment", ok=True, found=f"{containment.mode}: {containment.detail}")
+    except* (TrioClaudeError, OSError, trio.TooSlowError) as group:
+        return Check("containment", ok=False, found=str(group.exceptions[0]))
+
+
+def _attempt(name: str, check: Callable[[], str]) -> Check:
+    try:
+        return Check(name, ok=True, found=check())
+    except OSError as error:
+        return Check(name, ok=False, found=error.strerror or str(error))
+
+
+def _port(config: Config) -> str:
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        probe.bind(("127.0.0.1", config.port))
+    return f"{config.port} is free"
+
+
+def _limits(config: Config) -> Check:
+    files = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    return Check(
+        "limits", ok=True, found=f"{config.run_slots} runs at once, {files} open files, {config.timeout:g} s a run"
+    )
+
+
+class _Listener:
+    """Takes a live run's output and keeps nothing of it."""
+
+    async def lines(self, lines: list[bytes]) -> None:
+        """Take lines."""
+
+    async def stderr(self, lines: list[str]) -> None:
+        """Take stderr lines."""
+
+    def denied(self, tool: str) -> None:
+        """Hear of a denied tool."""
+
+
+async def _live(config: Config) -> Check:
+    """Make one real, cent-sized run."""
+    prompt = Prompt(prompt="Say ok.", meta="DOCTOR")
+    config = attrs.evolve(config, profile="chat", cli_args=f"{config.cli_args} --max-budget-usd={LIVE_BUDGET}")
+    outcome: Outcome | None = None
+    try:
+        async with (
+            open_containment(config.containment, lambda _: None) as containment,
+            Workplace.open(config, secrets.token_hex(8), os.environ) as workplace,
+        ):
+            outcome = await Run(prompt, workplace, containment, lambda _: None, LIVE_TIMEOUT).execute(_Listener())
+    except* TrioClaudeError as group:
+        return Check("live", ok=False, found=str(group.exceptions[0]))
+    assert outcome
+    return Check("live", ok=outcome.error is None, found=f"{outcome.error or outcome.reason.value}; {outcome.receipt}")

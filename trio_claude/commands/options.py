@@ -1,0 +1,44 @@
+"""The fields of `Config` as command-line options, so that a setting is declared once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import attrs
+import click
+
+from ..config import Config, load
+
+_REPEATED = ("allow_origin", "allow_host", "env", "allow_options")
+
+
+def config_options(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Add an option for every field, and `--config FILE`."""
+    for field in reversed(attrs.fields(Config)):
+        function = _option(field)(function)
+    file = click.Path(dir_okay=False, path_type=Path)
+    return click.option("--config", "config_file", type=file, help="A TOML file with any of these settings.")(function)
+
+
+def _option(field: attrs.Attribute[Any]) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Return one option, named as the field; not given is None, so that environment and file can speak."""
+    flag = f"--{field.name.replace('_', '-')}"
+    unit = field.metadata["unit"]
+    text = f"{field.metadata['help']}{f', in {unit}' if unit else ''}"
+    shown = f"{text} [default: {_shown(field.default)}]"
+    if field.name in _REPEATED:
+        return click.option(flag, multiple=True, help=f"{text} (may be repeated)")
+    if isinstance(field.default, bool):
+        return click.option(f"{flag}/--no-{flag[2:]}", default=None, help=text)
+    return click.option(flag, type=type(field.default), default=None, help=shown)
+
+
+def _shown(value: object) -> str:
+    return f"{value:g}" if isinstance(value, float) else str(value) or "none"
+
+
+def read_config(values: dict[str, Any], config_file: Path | None) -> Config:
+    """Return the configuration out of the options that were given. Raises `ConfigError`."""
+    return load({name: value for name, value in values.items() if value not in (None, ())}, config_file)

@@ -1,0 +1,40 @@
+"""What `serve` and `demo` share: a server in a process of its own, with its signals and its log.
+
+First SIGTERM drains, a second one, or SIGINT, ends now; the exit status is 0 after either.
+"""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Mapping
+
+import click
+import trio
+
+from ..config import Config
+from ..logs import open_log
+from ..server import Server, open_server
+
+
+async def run_server(config: Config, *, environ: Mapping[str, str] | None = None, notice: str = "") -> None:
+    """Serve until a signal; print where, once connections are accepted."""
+    with open_log() as log:
+        async with open_server(config, [log], environ=environ, notice=notice) as server:
+            click.echo(f"listening on {server.url}")
+            await _serve_until_signal(server, config)
+
+
+async def _serve_until_signal(server: Server, config: Config) -> None:
+    with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
+        first = await anext(signals)
+        if first == signal.SIGINT:
+            return
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(_end_on_signal, signals, nursery.cancel_scope)
+            await server.drain(config.drain_timeout)
+            nursery.cancel_scope.cancel()
+
+
+async def _end_on_signal(signals: object, scope: trio.CancelScope) -> None:
+    await anext(signals)  # type: ignore[call-overload]
+    scope.cancel()

@@ -1,0 +1,177 @@
+"""One frozen `Config`: every limit with its unit and its reason, read and checked once.
+
+The defaults stand here and nowhere else. This module must never read a file or the environment on import, and a
+`Config` never changes: a reload makes a new one.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import attrs
+
+from .errors import ConfigError
+
+Profile = Literal["chat", "approve", "edit", "unattended"]
+ContainmentMode = Literal["auto", "supervisor", "group"]
+
+KIB = 1024
+MIB = 1024 * KIB
+ENV_PREFIX = "TRIO_CLAUDE_"
+RUN_MEMORY = 150 * MIB
+"""What one real CLI is reckoned to need, in bytes (measured: 100 to 130 MB private for a live session)."""
+OPTIONS = (
+    "model",
+    "system_prompt",
+    "append_system_prompt",
+    "max_turns",
+    "max_budget_usd",
+    "effort",
+    "partial",
+    "resume",
+    "temperature",
+    "max_output_tokens",
+    "json_schema",
+    "timeout",
+    "workspace",
+)
+"""What a client may ask for beside its prompt, unless `allow_options` says less."""
+
+
+def _between(low: float, high: float, unit: str) -> Callable[[object, attrs.Attribute[Any], Any], None]:
+    def check(_instance: object, field: attrs.Attribute[Any], value: float) -> None:
+        if not low <= value <= high:
+            raise ConfigError(f"{field.name} must be from {low:g} to {high:g} {unit}, not {value:g}")
+
+    return check
+
+
+def _option(default: Any, text: str, *, low: float = 0, high: float = float("inf"), unit: str = "") -> Any:
+    """Declare a field with its help text and, for numbers, its bounds and unit."""
+    numeric = isinstance(default, int | float) and not isinstance(default, bool)
+    validator = [_between(low, high, unit)] if numeric else []
+    return attrs.field(default=default, validator=validator, metadata={"help": text, "unit": unit})
+
+
+def _one_of(choices: tuple[str, ...]) -> Callable[[object, attrs.Attribute[Any], str], None]:
+    def check(_instance: object, field: attrs.Attribute[Any], value: str) -> None:
+        if value not in choices:
+            raise ConfigError(f"{field.name} must be one of {', '.join(choices)}, not {value!r}")
+
+    return check
+
+
+def _known_options(_instance: object, field: attrs.Attribute[Any], value: tuple[str, ...]) -> None:
+    if unknown := sorted(set(value) - set(OPTIONS)):
+        raise ConfigError(f"{field.name} names {unknown[0]!r}; it takes: {', '.join(OPTIONS)}")
+
+
+def _origins(_instance: object, field: attrs.Attribute[Any], value: tuple[str, ...]) -> None:
+    for origin in value:
+        if not re.fullmatch(r"https?://[^/\s]+", origin):
+            raise ConfigError(f"{field.name} takes scheme://host[:port] without a path, not {origin!r}")
+
+
+def _arguments(_instance: object, field: attrs.Attribute[Any], value: str) -> None:
+    try:
+        shlex.split(value)
+    except ValueError as error:
+        raise ConfigError(f"{field.name} can't be split into arguments: {error}") from None
+
+
+@attrs.frozen(kw_only=True)
+class Config:
+    """Every setting of a server. Sizes are bytes and times seconds, unless the help says otherwise."""
+
+    host: str = _option("127.0.0.1", "address to listen on")
+    port: int = _option(3000, "port to listen on; 0 takes any free one", high=65535)
+    cli: str = _option("", "path of the Claude command line; empty: the [claude] extra's, else `claude` on PATH")
+    cli_args: str = attrs.field(
+        default="", validator=_arguments, metadata={"help": "further arguments for the CLI, as in a shell", "unit": ""}
+    )
+    profile: str = attrs.field(
+        default="approve",
+        validator=_one_of(("chat", "approve", "edit", "unattended")),
+        metadata={"help": "what the CLI may do: chat, approve, edit or unattended", "unit": ""},
+    )
+    allow_unattended: bool = _option(default=False, text="let profile unattended run without a sandbox")
+    cli_settings: bool = _option(default=False, text="let the CLI read the operator's settings files and their hooks")
+    cwd: str = _option("", "folder in which the CLI works; empty: where the server was started")
+    workspaces: str = _option("", "folder whose sub-folders clients may name as `workspace`; empty: none")
+    env: tuple[str, ...] = _option((), "further names or patterns of variables that the CLI inherits")
+    allow_options: tuple[str, ...] = attrs.field(
+        default=OPTIONS, validator=_known_options, metadata={"help": "what clients may set", "unit": ""}
+    )
+    allow_origin: tuple[str, ...] = attrs.field(
+        default=(), validator=_origins, metadata={"help": "browser origins that may come in, scheme://host", "unit": ""}
+    )
+    allow_host: tuple[str, ...] = _option((), "further Host names under which this server is reached")
+    containment: str = attrs.field(
+        default="auto",
+        validator=_one_of(("auto", "supervisor", "group")),
+        metadata={"help": "how a run's processes are held together: auto, supervisor or group", "unit": ""},
+    )
+
+    timeout: float = _option(300.0, "a run may last, from the CLI's start", low=0.01, high=86400, unit="s")
+    result_grace: float = _option(5.0, "a CLI may live on after its result", high=3600, unit="s")
+    queue_timeout: float = _option(30.0, "a run waits for a free slot", high=3600, unit="s")
+    max_runs: int = _option(0, "runs at once; 0: the machine's memory over 150 MB", high=100000, unit="runs")
+    drain_timeout: float = _option(30.0, "runs may go on after SIGTERM", high=86400, unit="s")
+
+    head_limit: int = _option(16 * KIB, "an HTTP head", low=256, high=MIB, unit="bytes")
+    head_timeout: float = _option(5.0, "an HTTP head may take", low=0.05, high=600, unit="s")
+    first_message_timeout: float = _option(120.0, "the first message may take", low=0.05, high=3600, unit="s")
+    max_message: int = _option(64 * KIB, "a client's message on /ws/claude", low=KIB, high=64 * MIB, unit="bytes")
+    max_frames: int = _option(1024, "frames that one message may be split into", low=1, high=MIB, unit="frames")
+    max_line: int = _option(16 * MIB, "a line of the CLI", low=KIB, high=1024 * MIB, unit="bytes")
+    ping_interval: float = _option(10.0, "between pings", low=0.05, high=3600, unit="s")
+    ping_timeout: float = _option(10.0, "a ping may stay unanswered", low=0.05, high=3600, unit="s")
+    send_timeout: float = _option(120.0, "a write to a client may stand still", low=0.05, high=3600, unit="s")
+    close_timeout: float = _option(2.0, "a close handshake may take, then RST", low=0.05, high=60, unit="s")
+    max_connections: int = _option(4096, "connections at once", low=1, high=MIB, unit="connections")
+
+    @property
+    def cli_arguments(self) -> list[str]:
+        """Return `cli_args` split as a shell would."""
+        return shlex.split(self.cli_args)
+
+    @property
+    def run_slots(self) -> int:
+        """Return how many runs go at once, reckoned from the machine's memory where `max_runs` is 0."""
+        return self.max_runs or max(1, _memory() // RUN_MEMORY)
+
+
+def _memory() -> int:
+    """Return the machine's memory in bytes."""
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+def load(flags: Mapping[str, Any], file: Path | None = None) -> Config:
+    """Build a `Config` from flags, then TRIO_CLAUDE_… variables, then a TOML file; the first that names a field wins.
+
+    Raises `ConfigError` for an unknown key, a value of the wrong type or one out of bounds.
+    """
+    import typed_settings as ts  # takes a quarter of a second, and only commands need it
+
+    files = [ts.FileLoader({"*": ts.TomlFormat(None)}, files=[ts.find(file, stop_dir=file.parent)])] if file else []
+    if file and not file.is_file():
+        raise ConfigError(f"no such config file: {file}")
+    converter = ts.default_converter(resolve_paths=False)
+    ts.register_strlist_hook(converter, sep=",")
+    loaders = [*files, ts.EnvLoader(ENV_PREFIX), ts.loaders.DictLoader(dict(flags))]
+    try:
+        return ts.load_settings(Config, loaders, converter=converter)
+    except ts.exceptions.TsError as error:
+        raise ConfigError("; ".join(_leaves(error))) from error
+
+
+def _leaves(error: BaseException) -> list[str]:
+    """Return the texts of an exception group's innermost errors, each on one line."""
+    if isinstance(error, BaseExceptionGroup):
+        return [text for part in error.exceptions for text in _leaves(part)]
+    return [" ".join(str(error).split())]

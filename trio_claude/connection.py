@@ -1,0 +1,171 @@
+"""One connection's life, read from top to bottom, and the only crash barrier.
+
+Rule 1: whatever a client does ends its own connection at most; `Cancelled` passes, everything else stops here. Rule 2:
+a run is over, its tree dealt with, before its client is told so. Rule 3: nothing is awaited between taking a resource
+and owning it.
+"""
+
+from __future__ import annotations
+
+import socket
+
+import attrs
+import trio
+
+from . import messages
+from .config import Config
+from .errors import Busy, ClientError, CloseCode, Draining, NoMessage, PeerGone, Reason
+from .events import ConnectionClosed, ConnectionOpened, Crashed, Observer, Refused
+from .messages import Closing, Prompt
+from .peer import Peer, accept
+from .run import Run
+from .runs import Runs
+from .upgrade import Handshake, Site, serve_http
+
+DOOR = "/ws/claude"
+STRIKES = 8
+"""Messages after the prompt that a client may send before it is shown out."""
+
+
+@attrs.frozen
+class Household:
+    """What every connection of one server shares."""
+
+    config: Config
+    runs: Runs
+    site: Site
+    observer: Observer
+
+
+async def serve_connection(sock: socket.socket, address: str, household: Household) -> None:
+    """Serve one client to its end. Never raises but for a cancellation from outside."""
+    try:
+        with household.runs.until_drain():
+            handshake = await serve_http(sock, household.site, household.config)
+        if handshake is not None:
+            await _serve_websocket(sock, address, handshake, household)
+    except* (OSError, Draining, PeerGone, trio.BrokenResourceError, trio.ClosedResourceError):
+        pass  # the client left; there is nobody to tell
+    except* Exception as group:  # noqa: BLE001 - the crash barrier: one connection's fault is never another's
+        household.observer(Crashed("connection", group))
+    finally:
+        if sock.fileno() >= 0:
+            trio.lowlevel.notify_closing(sock)
+            sock.close()
+
+
+async def _serve_websocket(sock: socket.socket, address: str, handshake: Handshake, household: Household) -> None:
+    """Open the WebSocket, serve it, and close it with what is to be said at the end."""
+    household.observer(ConnectionOpened(address, handshake.request.path))
+    async with accept(sock, handshake.data, handshake.subprotocol, household.config) as peer:
+        try:
+            closing = await OneShot(peer, handshake, household).serve()
+            if closing is not None:
+                if closing.frame is not None:
+                    peer.post(closing.frame)
+                await peer.close(closing.code, closing.reason)
+        finally:
+            household.observer(ConnectionClosed(address, peer.closed.code, peer.closed.reason))
+
+
+class OneShot:
+    """One client on `/ws/claude`: a prompt in, the lines of one run out.
+
+    Each step of `serve` either returns what to say at the end, or None where nobody is left to hear it.
+    """
+
+    def __init__(self, peer: Peer, handshake: Handshake, household: Household) -> None:
+        self._peer = peer
+        self._household = household
+        self._verbatim = handshake.request.query.get("frames") == "verbatim"
+        self._first: str | bytes | None = None
+        self._arrived = trio.Event()
+        self._strikes = 0
+        self._left = False
+        self._run: Run | None = None
+        self._waiting = trio.CancelScope()
+        self._denied: set[str] = set()
+
+    async def serve(self) -> Closing | None:
+        """Serve the client; return how to close."""
+        self._peer.post(messages.INFO)
+        self._peer.listen(self._hear, self._leave)
+        try:
+            prompt = await self._read_prompt()
+            with self._waiting:
+                return await self._serve_run(prompt)
+        except ClientError as error:
+            return self._refuse(error.close_code, messages.render_error(str(error)), str(error))
+        except Busy as error:
+            frame = messages.render_error(str(error), retry_after=error.retry_after)
+            return self._refuse(error.close_code, frame, str(error))
+        except Draining as error:
+            return self._refuse(error.close_code, messages.render_error(str(error)), str(error))
+        if self._left:
+            return None
+        return Closing(None, CloseCode.POLICY, "one prompt per connection")
+
+    def _refuse(self, code: CloseCode, frame: str, text: str) -> Closing:
+        self._household.observer(Refused(int(code), text))
+        return Closing(frame, code, text)
+
+    async def _read_prompt(self) -> Prompt:
+        """Wait for the first message and parse it. Raises `ClientError`, or `PeerGone` where the client left."""
+        config = self._household.config
+        with self._household.runs.until_drain(), trio.move_on_after(config.first_message_timeout):
+            await self._arrived.wait()
+        if self._left:
+            raise PeerGone("left before its prompt")
+        if self._first is None:
+            raise NoMessage(f"no message within {config.first_message_timeout:g} s")
+        return messages.parse_prompt(self._first, config.allow_options, config.timeout)
+
+    async def _serve_run(self, prompt: Prompt) -> Closing | None:
+        """Wait for a slot, run the CLI, and return what its client is told."""
+        async with self._household.runs.open(prompt) as run:
+            self._run = run
+            outcome = await run.execute(self)
+        if self._left:
+            return None
+        if self._strikes >= STRIKES:
+            return Closing(None, CloseCode.POLICY, f"one prompt per connection; {outcome.receipt}")
+        return messages.closing(outcome)
+
+    # what the client does, told by the reader; nothing here waits
+
+    def _hear(self, message: str | bytes) -> None:
+        if not self._arrived.is_set():
+            self._first = message
+            self._arrived.set()
+            return
+        self._strikes += 1
+        self._peer.post(messages.ONE_PROMPT)
+        if self._strikes >= STRIKES:
+            self._stop(Reason.STOPPED)
+
+    def _leave(self) -> None:
+        self._left = True
+        self._arrived.set()
+        self._stop(Reason.DISCONNECTED)
+
+    def _stop(self, reason: Reason) -> None:
+        if self._run:
+            self._run.stop(reason)
+        else:
+            self._waiting.cancel()
+
+    # what the run says: the Sink
+
+    async def lines(self, lines: list[bytes]) -> None:
+        """Send lines to the client, in the shape that it asked for."""
+        await self._peer.send(lines if self._verbatim else [messages.as_message(line) for line in lines])
+
+    async def stderr(self, lines: list[str]) -> None:
+        """Send stderr lines, each in a frame of its own."""
+        await self._peer.send([messages.render_stderr(line).encode("utf-8", "replace") for line in lines])
+
+    def denied(self, tool: str) -> None:
+        """Say once for each tool why it was denied and what would allow it."""
+        if tool not in self._denied:
+            self._denied.add(tool)
+            self._peer.post(messages.render_denied(tool, self._household.config.profile))

@@ -1,0 +1,38 @@
+"""Process trees: start one contained, signal it, prove it gone.
+
+Duty: nothing that descends from a run outlives it, and the receipt says what was counted. The strengths share one
+interface (`base`); the strongest that works here is found when a server starts. No other room starts or ends a process.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+from ..errors import ContainmentUnavailable
+from ..events import ContainmentReady, Observer
+from .base import MARK, Contained, Containment, Job
+
+__all__ = ["MARK", "Contained", "Containment", "Job", "open_containment"]
+
+
+@asynccontextmanager
+async def open_containment(mode: str, observer: Observer) -> AsyncIterator[Containment]:
+    """Open the containment that `mode` names, or with "auto" the strongest that works here.
+
+    Raises `ContainmentUnavailable` where a named mode can't be had.
+    """
+    if mode == "group" or (mode == "auto" and sys.platform != "linux"):
+        from .group import GroupContainment
+
+        observer(ContainmentReady(GroupContainment.mode, GroupContainment.detail))
+        yield GroupContainment()
+        return
+    if sys.platform != "linux":
+        raise ContainmentUnavailable(f"containment {mode!r} needs Linux; this is {sys.platform}")
+    from .supervisor import SupervisorContainment
+
+    async with SupervisorContainment.open(observer) as containment:
+        observer(ContainmentReady(containment.mode, containment.detail))
+        yield containment

@@ -1,0 +1,86 @@
+"""What every containment gives: start one CLI contained, signal it, prove it gone.
+
+This module holds the words only. It must never start or end a process.
+"""
+
+from __future__ import annotations
+
+import abc
+from collections.abc import Mapping
+from contextlib import AbstractAsyncContextManager
+
+import attrs
+import trio
+
+from ..events import Receipt
+
+MARK = "TRIO_CLAUDE_RUN"
+"""The variable, `<server>:<run>`, by which a run's processes are known again."""
+START_TIMEOUT = 5.0
+"""Seconds in which a guardian answers that the CLI runs; a fork and an exec take some milliseconds."""
+PROOF_TIMEOUT = 5.0
+"""Seconds in which a guardian proves that nothing is left; then its own parent takes over."""
+
+
+@attrs.frozen(kw_only=True)
+class Job:
+    """One CLI to start: an absolute program path first in `argv`, its whole environment, its working directory.
+
+    `limits` holds resource limits by their names in `resource`.
+    """
+
+    argv: tuple[str, ...]
+    env: Mapping[str, str]
+    cwd: str
+    limits: Mapping[str, int] = attrs.Factory(dict)
+
+
+class Contained(abc.ABC):
+    """A CLI that runs, and whatever it has started since.
+
+    Resource handling: owns the three pipes, which are closed when the context that gave it is left; the processes are
+    ended then at the latest. Error handling: reading and writing raise what Trio's streams raise.
+    """
+
+    pid: int
+    stdin: trio.abc.SendStream
+    stdout: trio.abc.ReceiveStream
+    stderr: trio.abc.ReceiveStream
+
+    status: int | None = None
+    """The CLI's exit status once it is known, negative for a signal."""
+
+    @abc.abstractmethod
+    async def wait_exit(self) -> int:
+        """Wait for the CLI's own end; return its exit status, negative for a signal."""
+
+    @property
+    @abc.abstractmethod
+    def alone(self) -> bool:
+        """Whether the CLI left no descendant when it ended, so that its pipes end by themselves."""
+
+    @abc.abstractmethod
+    def send_signal(self, number: int) -> None:
+        """Send a signal to the CLI alone; nothing happens if it has ended."""
+
+    @abc.abstractmethod
+    def end(self) -> None:
+        """Begin to end the whole tree, now. Returns at once and may be called again."""
+
+    @abc.abstractmethod
+    async def wait_gone(self) -> Receipt:
+        """Wait until the tree is proven gone, or until no proof can be had; never longer than its bounds."""
+
+
+class Containment(abc.ABC):
+    """One strength of holding process trees together."""
+
+    mode: str
+    detail: str
+
+    @abc.abstractmethod
+    def start(self, job: Job) -> AbstractAsyncContextManager[Contained]:
+        """Start `job`; leaving the context ends the tree and waits for the proof, also when cancelled.
+
+        Raises `SpawnFailed`.
+        """

@@ -1,0 +1,131 @@
+"""Containment by process group and environment mark, for systems without guardians.
+
+Weaker, and said so: a descendant that leaves the group and clears its environment is not found, so a receipt of this
+mode never claims a number of survivors. This module must never be the choice where a supervisor can be had.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import os
+import signal
+import subprocess
+from collections.abc import AsyncIterator
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from pathlib import Path
+
+import trio
+
+from ..errors import SpawnFailed
+from ..events import Receipt
+from . import marks
+from .base import MARK, PROOF_TIMEOUT, Contained, Containment, Job
+from .pipes import PipeReader, PipeWriter
+
+SWEEPS = 3
+"""Looks for marked processes after the kill; what forks meanwhile is found by a later one."""
+
+
+class Grouped(Contained):
+    """A CLI in a process group of its own."""
+
+    def __init__(self, process: subprocess.Popen[bytes], mark: str) -> None:
+        assert process.stdin
+        assert process.stdout
+        assert process.stderr
+        self.pid = process.pid
+        self.stdin = PipeWriter(os.dup(process.stdin.fileno()))
+        self.stdout = PipeReader(os.dup(process.stdout.fileno()))
+        self.stderr = PipeReader(os.dup(process.stderr.fileno()))
+        for pipe in (process.stdin, process.stdout, process.stderr):
+            pipe.close()
+        self._process = process
+        self._mark = mark
+        self._receipt: Receipt | None = None
+        self._decided = math.inf
+
+    async def wait_exit(self) -> int:
+        """Wait for the CLI's own end."""
+        self.status = await trio.to_thread.run_sync(self._process.wait, abandon_on_cancel=True)
+        self._decided = min(self._decided, trio.current_time())
+        return self.status
+
+    @property
+    def alone(self) -> bool:
+        """Never known here."""
+        return False
+
+    def send_signal(self, number: int) -> None:
+        """Send a signal to the CLI alone."""
+        self._process.send_signal(number)
+
+    def end(self) -> None:
+        """Kill the group and whatever bears the mark."""
+        self._decided = min(self._decided, trio.current_time())
+        if self._process.returncode is None:
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.killpg(self.pid, signal.SIGKILL)
+
+    async def wait_gone(self) -> Receipt:
+        """End what is found, and say what was counted."""
+        if self._receipt is None:
+            self.end()
+            with trio.move_on_after(PROOF_TIMEOUT):
+                await self.wait_exit()
+            self._receipt = await self._sweep()
+        return self._receipt
+
+    async def _sweep(self) -> Receipt:
+        seen = killed = 1
+        for _ in range(SWEEPS if Path("/proc/self/environ").exists() else 0):
+            found, ended = marks.kill(self._mark)
+            seen, killed = seen + found, killed + ended
+            if not found:
+                break
+            await trio.sleep(0.01)
+        ms = round((trio.current_time() - self._decided) * 1000, 3)
+        return Receipt(seen=seen, killed=killed, survivors=None, ms=ms, containment=GroupContainment.mode)
+
+    def close(self) -> None:
+        """Give up the pipes."""
+        for end in (self.stdin, self.stdout, self.stderr):
+            end.close()
+
+
+class GroupContainment(Containment):
+    """Containment by group and mark."""
+
+    mode = "group"
+    detail = "a process group and a mark in the environment: weaker, survivors can't be proven"
+
+    def start(self, job: Job) -> AbstractAsyncContextManager[Contained]:
+        """Start `job` in a group of its own."""
+        return self._start(job)
+
+    @asynccontextmanager
+    async def _start(self, job: Job) -> AsyncIterator[Contained]:
+        await trio.lowlevel.checkpoint()
+        pipe = subprocess.PIPE
+        try:
+            process = subprocess.Popen(
+                job.argv,
+                env=job.env,
+                cwd=job.cwd,
+                stdin=pipe,
+                stdout=pipe,
+                stderr=pipe,
+                start_new_session=True,
+                umask=0o077,
+            )
+        except OSError as error:
+            raise SpawnFailed(f"the CLI could not be started: {os.strerror(error.errno or 0)}") from error
+        contained = Grouped(process, job.env.get(MARK, "\0"))
+        try:
+            yield contained
+        finally:
+            try:
+                with trio.CancelScope(shield=True):
+                    await contained.wait_gone()
+            finally:
+                contained.close()

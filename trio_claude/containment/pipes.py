@@ -1,0 +1,80 @@
+"""The server's ends of a run's pipes, as Trio streams on bare descriptors.
+
+Duty: move bytes without a system call more than needed. A read waits until the pipe has something and takes what is
+there; a write tries first and waits only where the pipe is full. This module must never block the loop.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import Final
+
+import trio
+
+READ_SIZE: Final = 65536
+"""Bytes taken at a time: what a Linux pipe holds."""
+
+
+class _End:
+    """One descriptor, closed once."""
+
+    def __init__(self, descriptor: int) -> None:
+        os.set_blocking(descriptor, False)
+        self._descriptor = descriptor
+
+    def close(self) -> None:
+        """Close now; whoever waits on the pipe gets `ClosedResourceError`."""
+        if self._descriptor >= 0:
+            descriptor, self._descriptor = self._descriptor, -1
+            trio.lowlevel.notify_closing(descriptor)
+            os.close(descriptor)
+
+    async def aclose(self) -> None:
+        """Close now, as a Trio stream."""
+        self.close()
+        await trio.lowlevel.checkpoint()
+
+    def _open(self) -> int:
+        if self._descriptor < 0:
+            raise trio.ClosedResourceError("this end of the pipe is closed")
+        return self._descriptor
+
+
+class PipeReader(_End, trio.abc.ReceiveStream):
+    """The reading end of a pipe."""
+
+    async def receive_some(self, max_bytes: int | None = None) -> bytes:
+        """Return what the pipe holds, empty at its end.
+
+        Raises trio.ClosedResourceError where this end was closed.
+        """
+        while True:
+            await trio.lowlevel.wait_readable(self._open())
+            try:
+                return os.read(self._open(), max_bytes or READ_SIZE)
+            except BlockingIOError:
+                continue
+
+
+class PipeWriter(_End, trio.abc.SendStream):
+    """The writing end of a pipe."""
+
+    async def send_all(self, data: bytes | bytearray | memoryview) -> None:
+        """Write all of `data`.
+
+        Raises trio.BrokenResourceError where nobody reads any more, trio.ClosedResourceError where this end was closed.
+        """
+        await trio.lowlevel.checkpoint()
+        with memoryview(data) as view:
+            sent = 0
+            while sent < len(view):
+                try:
+                    sent += os.write(self._open(), view[sent:])
+                except BlockingIOError:
+                    await trio.lowlevel.wait_writable(self._open())
+                except BrokenPipeError as error:
+                    raise trio.BrokenResourceError("nobody reads this pipe any more") from error
+
+    async def wait_send_all_might_not_block(self) -> None:
+        """Wait until the pipe takes bytes."""
+        await trio.lowlevel.wait_writable(self._open())

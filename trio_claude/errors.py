@@ -1,0 +1,100 @@
+"""Every refusal and failure, with its HTTP status or close code and a text that a client may read.
+
+This module must never log, never hold a secret in a text, and never import another room.
+"""
+
+from __future__ import annotations
+
+import enum
+from typing import ClassVar
+
+
+class Reason(enum.StrEnum):
+    """Why a run ended. The list stands here, once."""
+
+    EXIT = "exit"
+    FAILED = "failed"
+    DEADLINE = "deadline"
+    STALLED = "stalled"
+    STOPPED = "stopped"
+    DISCONNECTED = "disconnected"
+    DRAINED = "drained"
+    SPAWN_FAILED = "spawn-failed"
+    UNAUTHORIZED = "unauthorized"
+    OVER_BUDGET = "over-budget"
+    NODE_LOST = "node-lost"
+
+
+class CloseCode(enum.IntEnum):
+    """The WebSocket close codes that this server sends (RFC 6455, section 7.4.1)."""
+
+    NORMAL = 1000
+    POLICY = 1008
+    TOO_LONG = 1009
+    FAILED = 1011
+    RESTARTING = 1012
+    BUSY = 1013
+
+
+class TrioClaudeError(Exception):
+    """The root of what this package raises. `str()` of it is safe to show a client."""
+
+
+class ConfigError(TrioClaudeError):
+    """The configuration can't be used; the text names the field and what it takes."""
+
+
+class HttpRefusal(TrioClaudeError):
+    """A request refused before any upgrade, with its HTTP status and a stable code for programs."""
+
+    def __init__(self, status: int, code: str, text: str, headers: tuple[tuple[str, str], ...] = ()) -> None:
+        super().__init__(text)
+        self.status = status
+        self.code = code
+        self.headers = headers
+
+
+class ClientError(TrioClaudeError):
+    """The client's fault, told in an error frame before the close with `close_code`."""
+
+    close_code: ClassVar[CloseCode] = CloseCode.POLICY
+
+
+class BadMessage(ClientError):
+    """A message that breaks the contract; the text names the field and the limit."""
+
+
+class NoMessage(ClientError):
+    """No first message in time."""
+
+
+class SessionBusy(ClientError):
+    """Another run holds this CLI session; two at once would lose a turn."""
+
+
+class Busy(TrioClaudeError):
+    """No slot came free in time; `retry_after` is in seconds."""
+
+    close_code: ClassVar[CloseCode] = CloseCode.BUSY
+
+    def __init__(self, text: str, retry_after: float) -> None:
+        super().__init__(text)
+        self.retry_after = retry_after
+
+
+class Draining(TrioClaudeError):
+    """The server is going down and takes no new run."""
+
+    close_code: ClassVar[CloseCode] = CloseCode.RESTARTING
+
+
+class SpawnFailed(TrioClaudeError):
+    """The CLI could not be started."""
+
+
+class ContainmentUnavailable(ConfigError):
+    """The containment mode that the configuration names can't be had on this machine."""
+
+
+class PeerGone(TrioClaudeError):
+    """The client left, or its connection broke; nothing can be said to it any more."""

@@ -1,0 +1,331 @@
+"""The wire contract: parse what a client says, render what it is told.
+
+Rule 1: what comes in is accepted whole or refused with a `BadMessage` that names the field and the limit; nothing is
+coerced, trimmed or ignored. Rule 2: this module does no I/O, knows no clock and no socket.
+"""
+
+from __future__ import annotations
+
+import collections
+import functools
+import json
+import re
+from collections.abc import Callable
+from typing import Any, NoReturn, TypeVar
+
+import attrs
+import cattrs
+from cattrs.errors import AttributeValidationNote, ClassValidationError
+
+from .errors import BadMessage, CloseCode, Reason
+from .events import Outcome
+
+T = TypeVar("T")
+
+INFO = '{"info":"send {prompt,meta}"}'
+ONE_PROMPT = '{"error":"one prompt per connection"}'
+PROMPT_LIMIT = 8192
+"""A prompt in bytes of UTF-8; the original contract's limit."""
+META_LIMIT = 64
+SYSTEM_PROMPT_LIMIT = 32768
+"""A system prompt in bytes of UTF-8: half of the message limit, so that it can be escaped."""
+SCHEMA_LIMIT = 32768
+"""A JSON schema in bytes of compact JSON; it travels in argv, where Linux takes 131,071 bytes an argument."""
+REASON_LIMIT = 123
+"""A close reason in bytes (RFC 6455, section 5.5: 125 less the code)."""
+EFFORTS = ("low", "medium", "high", "xhigh", "max")
+
+_META = re.compile(r"[A-Z0-9_\-]+")
+_FOLDER = re.compile(r"[A-Za-z0-9_\-]+")
+_SESSION = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}")
+_MODEL = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:/@\[\]-]{0,199}")
+
+Check = Callable[[Any, "attrs.Attribute[Any]", Any], None]
+
+
+def _text(limit: int) -> Check:
+    """Accept 1 to `limit` bytes of UTF-8 without NUL or lone surrogates."""
+
+    def check(_instance: object, field: attrs.Attribute[Any], value: str | None) -> None:
+        if value is None:
+            return
+        try:
+            size = len(value.encode())
+        except UnicodeEncodeError:
+            raise BadMessage(f"{field.name} holds a lone surrogate, which is not UTF-8") from None
+        if not 1 <= size <= limit:
+            raise BadMessage(f"{field.name} must be 1 to {limit} bytes of UTF-8, not {size}")
+        if "\0" in value:
+            raise BadMessage(f"{field.name} must not hold a NUL character")
+
+    return check
+
+
+def _shape(pattern: re.Pattern[str], limit: int) -> Check:
+    """Accept a full match of `pattern` of at most `limit` characters."""
+
+    def check(_instance: object, field: attrs.Attribute[Any], value: str | None) -> None:
+        if value is not None and (len(value) > limit or not pattern.fullmatch(value)):
+            raise BadMessage(f"{field.name} must match ^{pattern.pattern}$ and be at most {limit} characters")
+
+    return check
+
+
+def _range(low: float, high: float) -> Check:
+    def check(_instance: object, field: attrs.Attribute[Any], value: float | None) -> None:
+        if value is not None and not low <= value <= high:
+            raise BadMessage(f"{field.name} must be from {low:g} to {high:g}, not {value:g}")
+
+    return check
+
+
+def _effort(_instance: object, field: attrs.Attribute[Any], value: str | None) -> None:
+    if value is not None and value not in EFFORTS:
+        raise BadMessage(f"{field.name} must be one of {', '.join(EFFORTS)}")
+
+
+def _schema(_instance: object, field: attrs.Attribute[Any], value: dict[str, Any] | None) -> None:
+    if value is None:
+        return
+    try:
+        size = len(compact(value).encode())
+    except (UnicodeEncodeError, RecursionError):
+        raise BadMessage(f"{field.name} must be JSON of UTF-8 text, not nested too deep") from None
+    if size > SCHEMA_LIMIT:
+        raise BadMessage(f"{field.name} must be at most {SCHEMA_LIMIT} bytes of JSON, not {size}")
+
+
+@attrs.frozen(kw_only=True)
+class Options:
+    """What a client may ask for beside its prompt; None is the CLI's own default.
+
+    `timeout` is in seconds, `max_budget_usd` in US dollars, `max_output_tokens` in tokens.
+    """
+
+    model: str | None = attrs.field(default=None, validator=_shape(_MODEL, 200))
+    system_prompt: str | None = attrs.field(default=None, validator=_text(SYSTEM_PROMPT_LIMIT))
+    append_system_prompt: str | None = attrs.field(default=None, validator=_text(SYSTEM_PROMPT_LIMIT))
+    max_turns: int | None = attrs.field(default=None, validator=_range(1, 1000))
+    max_budget_usd: float | None = attrs.field(default=None, validator=_range(0.0001, 10000))
+    effort: str | None = attrs.field(default=None, validator=_effort)
+    partial: bool | None = None
+    resume: str | None = attrs.field(default=None, validator=_shape(_SESSION, 36))
+    temperature: float | None = attrs.field(default=None, validator=_range(0, 1))
+    max_output_tokens: int | None = attrs.field(default=None, validator=_range(1, 1_000_000))
+    json_schema: dict[str, Any] | None = attrs.field(default=None, validator=_schema)
+    timeout: float | None = attrs.field(default=None, validator=_range(0.01, 86400))
+    workspace: str | None = attrs.field(default=None, validator=_shape(_FOLDER, META_LIMIT))
+
+
+@attrs.frozen(kw_only=True)
+class Prompt:
+    """A client's one message on `/ws/claude`: what to ask, under which name, with which options."""
+
+    prompt: str = attrs.field(validator=_text(PROMPT_LIMIT))
+    meta: str = attrs.field(validator=_shape(_META, META_LIMIT))
+    options: Options = Options()
+
+
+def compact(value: object) -> str:
+    """Return `value` as JSON without spaces, non-ASCII characters as they are."""
+    return json.dumps(value, ensure_ascii=False, separators=(",", ":"))
+
+
+def parse_object(raw: str | bytes) -> dict[str, Any]:
+    """Return the JSON object in a text message. Raises `BadMessage` for everything else."""
+    if isinstance(raw, bytes):
+        raise BadMessage("message must be text, not binary")
+    try:
+        value = json.loads(raw, object_pairs_hook=_no_duplicates, parse_constant=_no_constant)
+    except (ValueError, RecursionError) as error:
+        if isinstance(error, json.JSONDecodeError):
+            raise BadMessage(f"message is not JSON: {error.msg} at character {error.pos}") from None
+        raise BadMessage(f"message is not JSON that can be read: {type(error).__name__}") from None
+    if not isinstance(value, dict):
+        raise BadMessage("message must be a JSON object")
+    return value
+
+
+def parse_prompt(raw: str | bytes, allowed: tuple[str, ...], max_timeout: float) -> Prompt:
+    """Return a client's prompt with the options that `allowed` names. Raises `BadMessage`."""
+    message = parse_object(raw)
+    core = {}
+    for key in ("prompt", "meta"):
+        if key not in message:
+            raise BadMessage(f"{key} is missing")
+        core[key] = message.pop(key)
+    return attrs.evolve(_structure(core, Prompt), options=parse_options(message, allowed, max_timeout))
+
+
+def parse_options(message: dict[str, Any], allowed: tuple[str, ...], max_timeout: float) -> Options:
+    """Return options out of `message`, which holds nothing else. Raises `BadMessage`."""
+    known = {field.name for field in attrs.fields(Options)}
+    for key, value in message.items():
+        if key not in known:
+            raise BadMessage(f"unknown key {_shown(key)}")
+        if key not in allowed:
+            raise BadMessage(f"{key} is not allowed by this server")
+        if value is None:
+            raise BadMessage(f"{key} must not be null; leave it out")
+    options = _structure(message, Options)
+    if options.timeout is not None and options.timeout > max_timeout:
+        raise BadMessage(f"timeout must be at most {max_timeout:g}, this server's limit")
+    return options
+
+
+def _structure(value: dict[str, Any], kind: type[T]) -> T:
+    try:
+        return _converter().structure(value, kind)
+    except ClassValidationError as group:
+        raise _first(group) from None
+
+
+@functools.cache
+def _converter() -> cattrs.Converter:
+    """Return a converter that refuses unknown keys and never turns one type into another."""
+    converter = cattrs.Converter(forbid_extra_keys=True)
+    converter.register_structure_hook(str, _strict(str, "text"))
+    converter.register_structure_hook(int, _strict(int, "a whole number"))
+    converter.register_structure_hook(float, _strict((int, float), "a number"))
+    converter.register_structure_hook(bool, _strict(bool, "true or false"))
+    converter.register_structure_hook_func(lambda kind: kind == dict[str, Any], _strict(dict, "an object"))
+    return converter
+
+
+def _strict(kinds: type | tuple[type, ...], name: str) -> Callable[[Any, Any], Any]:
+    def check(value: Any, _kind: Any) -> Any:
+        if not isinstance(value, kinds) or (isinstance(value, bool) and kinds is not bool):
+            raise TypeError(f"must be {name}, not {_json_type(value)}")
+        return value
+
+    return check
+
+
+def _first(group: ClassValidationError) -> BadMessage:
+    """Return the first error of a validation as one that names its field."""
+    error = group.exceptions[0]
+    if isinstance(error, BadMessage):
+        return error
+    names = [note.name for note in getattr(error, "__notes__", ()) if isinstance(note, AttributeValidationNote)]
+    return BadMessage(f"{names[0] if names else 'message'} {error}")
+
+
+def _json_type(value: object) -> str:
+    """Return the JSON name of a value's type."""
+    names = {
+        str: "text",
+        bool: "true or false",
+        int: "a number",
+        float: "a number",
+        list: "an array",
+        dict: "an object",
+    }
+    return names.get(type(value), "null")
+
+
+def _shown(key: str) -> str:
+    """Return a client's key as it may stand in an error: short and printable."""
+    return ascii(key[:40])
+
+
+def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    value = dict(pairs)
+    if len(value) < len(pairs):
+        twice = collections.Counter(key for key, _ in pairs).most_common(1)[0][0]
+        raise BadMessage(f"duplicate key {_shown(twice)}")
+    return value
+
+
+def _no_constant(name: str) -> NoReturn:
+    raise BadMessage(f"{name} is not a JSON number")
+
+
+def render_error(text: str, **more: object) -> str:
+    """Return an error frame."""
+    return compact({"error": text, **more})
+
+
+def render_stderr(line: str) -> str:
+    """Return the frame of one stderr line."""
+    return compact({"stderr": line})
+
+
+_ALLOWING = {"Edit": "edit", "MultiEdit": "edit", "NotebookEdit": "edit", "Write": "edit"}
+"""The weakest profile that allows a tool; every other tool needs `unattended`."""
+
+
+def render_denied(tool: str, profile: str) -> str:
+    """Return the frame that says why a tool was denied and what would allow it."""
+    allowing = _ALLOWING.get(tool, "unattended")
+    if profile == allowing:
+        allowing = "unattended"
+    told = f"{tool} was denied: profile {profile} asks first, and nobody can answer here; profile {allowing} allows it"
+    return compact({"info": told})
+
+
+def as_message(line: bytes) -> bytes:
+    """Return an assistant line as the original's clients read it: the inner message, the outer fields beside it.
+
+    `type` becomes `message`; an outer field whose name the inner message has too is kept as `outer_NAME`. A line that
+    is no assistant line comes back as it is.
+    """
+    if b'"assistant"' not in line:
+        return line
+    try:
+        outer = json.loads(line)
+        inner = outer["message"]
+        if outer["type"] != "assistant" or not isinstance(inner, dict):
+            return line
+    except (ValueError, TypeError, KeyError, RecursionError):
+        return line
+    rest = {f"outer_{key}" if key in inner else key: outer[key] for key in outer if key not in ("type", "message")}
+    return compact({**inner, "type": "message", **rest}).encode("utf-8", "replace")
+
+
+@attrs.frozen
+class Closing:
+    """What a client is told at the end: an optional last frame, the close code and the close reason."""
+
+    frame: str | None
+    code: CloseCode
+    reason: str
+
+
+_CLOSE_CODES = {
+    Reason.EXIT: CloseCode.NORMAL,
+    Reason.DRAINED: CloseCode.RESTARTING,
+    Reason.STOPPED: CloseCode.NORMAL,
+}
+"""Every other reason closes with 1011."""
+
+
+def closing(outcome: Outcome) -> Closing:
+    """Return what a client is told of how its run ended."""
+    code = _CLOSE_CODES.get(outcome.reason, CloseCode.FAILED)
+    frame, cause = None, _cause(outcome)
+    if outcome.receipt.survivors:
+        return Closing(
+            render_error("the process tree could not be proven gone"), CloseCode.FAILED, _reason(cause, outcome)
+        )
+    if outcome.error is not None:
+        told = {"exit_status": outcome.exit_status, "signal": outcome.signal} if outcome.reason is Reason.FAILED else {}
+        frame = render_error(outcome.error, **{key: value for key, value in told.items() if value is not None})
+    return Closing(frame, code, _reason(cause, outcome))
+
+
+def _cause(outcome: Outcome) -> str:
+    """Return the first part of a close reason."""
+    if outcome.reason in (Reason.EXIT, Reason.FAILED):
+        if outcome.after_result:
+            return "ended after result"
+        return f"signal {outcome.signal}" if outcome.signal is not None else f"exit {outcome.exit_status}"
+    return {Reason.DEADLINE: "timed out", Reason.SPAWN_FAILED: "not started"}.get(outcome.reason, outcome.reason.value)
+
+
+def _reason(cause: str, outcome: Outcome) -> str:
+    return clip(f"{cause}; {outcome.receipt}")
+
+
+def clip(text: str) -> str:
+    """Return `text` cut to what a close frame takes, never inside a character."""
+    return text.encode()[:REASON_LIMIT].decode(errors="ignore")

@@ -1,0 +1,232 @@
+"""One CLI run: a contained process, its readers and its deadline become lines and, at the end, an `Outcome`.
+
+Rule 1: the first decision to end a run wins, and it is kept with its reason. Rule 2: a run ends with its process, never
+with the end of its pipes; what the pipes hold then is read. Rule 3: this room knows no socket; what takes the lines is
+a `Sink`, and a sink that fails ends the run.
+"""
+
+from __future__ import annotations
+
+import secrets
+import signal
+from typing import Protocol
+
+import attrs
+import trio
+
+from . import stream_json
+from .containment import Contained, Containment
+from .errors import PeerGone, Reason, SpawnFailed
+from .events import Observer, Outcome, Receipt, RunEnded, RunStarted
+from .messages import Prompt
+from .stream_json import LineSplitter, LineTooLong, Sign
+from .workplace import Workplace
+
+DRAIN_IDLE = 0.1
+"""Seconds for which pipes that a descendant holds may be quiet after the CLI's end, before the tree is ended."""
+DRAIN_LIMIT = 2.0
+"""Seconds after the CLI's end at which the tree is ended at the latest."""
+STDERR_LINE = 64 * 1024
+"""Bytes of a stderr line; a longer one is cut into several."""
+
+
+class Sink(Protocol):
+    """What takes a run's output. Each call may wait; the pipe waits with it."""
+
+    async def lines(self, lines: list[bytes]) -> None:
+        """Take whole stdout lines, in order. Raises `PeerGone`."""
+
+    async def stderr(self, lines: list[str]) -> None:
+        """Take stderr lines. Raises `PeerGone`."""
+
+    def denied(self, tool: str) -> None:
+        """Hear that the CLI denied a tool because nobody could be asked. Must not wait."""
+
+
+@attrs.frozen
+class _Decision:
+    """Why a run is ended. `drain` says that what the pipes hold is still wanted."""
+
+    reason: Reason
+    error: str | None = None
+    drain: bool = False
+    after_result: bool = False
+
+
+class Run:
+    """One run, from its start to its receipt.
+
+    Resource handling: `execute` owns the process and its folder; when it returns or raises, nothing of them is left.
+    Error handling: everything that can happen to a CLI is told in the `Outcome`; only a cancellation from outside and
+    bugs leave as exceptions, after the tree was ended.
+    """
+
+    def __init__(
+        self, prompt: Prompt, workplace: Workplace, containment: Containment, observer: Observer, timeout: float
+    ) -> None:
+        self.id = secrets.token_hex(16)
+        self.prompt = prompt
+        self._workplace = workplace
+        self._containment = containment
+        self._observer = observer
+        self._timeout = timeout
+        self._decision: _Decision | None = None
+        self._scope = trio.CancelScope()
+        self._splitter = LineSplitter(workplace.config.max_line)
+        self._line_count = 0
+        self._chunks = 0
+        self._grace = trio.CancelScope()
+        self._result_error: str | None = None
+        self._last_stderr = ""
+
+    def stop(self, reason: Reason, error: str | None = None) -> None:
+        """End the run, now, unless something else has ended it. Returns at once."""
+        self._decide(_Decision(reason, error))
+
+    async def execute(self, sink: Sink) -> Outcome:
+        """Run the CLI to its end, whatever that is; its tree is dealt with when this returns."""
+        began = trio.current_time()
+        try:
+            async with (
+                self._workplace.job(self.id, self.prompt.options) as job,
+                self._containment.start(job) as process,
+            ):
+                self._observer(RunStarted(self.id, self.prompt.meta, process.pid))
+                outcome = await self._live(process, sink)
+        except SpawnFailed as error:
+            receipt = Receipt(seen=0, killed=0, survivors=0, ms=0.0, containment=self._containment.mode)
+            outcome = self._outcome(_Decision(Reason.SPAWN_FAILED, str(error)), receipt)
+        self._observer(RunEnded(self.id, self.prompt.meta, trio.current_time() - began, outcome))
+        return outcome
+
+    async def _live(self, process: Contained, sink: Sink) -> Outcome:
+        """Converse until the run is decided, then end what is left and count it."""
+        with trio.move_on_after(self._timeout) as deadline, self._scope:
+            await self._converse(process, sink)
+        if deadline.cancelled_caught:
+            self._decide(_Decision(Reason.DEADLINE, f"timed out after {self._timeout:g} s"))
+        process.end()
+        with trio.CancelScope(shield=True):
+            receipt = await process.wait_gone()
+        return self._outcome(self._decision or self._exit_decision(process.status), receipt, process.status)
+
+    async def _converse(self, process: Contained, sink: Sink) -> None:
+        """Feed the CLI, read it, and watch for its end. Returns when it has ended and its pipes are read."""
+        try:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(self._feed, process)
+                nursery.start_soon(self._read_stderr, process, sink)
+                nursery.start_soon(self._read_stdout, process, sink)
+                await self._watch_exit(process)
+        except* PeerGone:
+            self._decide(_Decision(Reason.DISCONNECTED))
+        except* LineTooLong as group:
+            self._decide(_Decision(Reason.FAILED, str(group.exceptions[0])))
+        except* trio.BrokenResourceError:
+            self._decide(_Decision(Reason.FAILED, "the guardian of this run was lost"))
+
+    async def _watch_exit(self, process: Contained) -> None:
+        """Wait for the CLI's end; then see to it that the pipes end too, whoever holds them."""
+        with self._grace:
+            await process.wait_exit()
+        if self._grace.cancelled_caught:
+            self._decide(_Decision(Reason.EXIT, drain=True, after_result=True))
+        elif not process.alone:
+            await self._wait_quiet()
+        process.end()
+
+    async def _wait_quiet(self) -> None:
+        """Wait until pipes that descendants hold have been quiet for a while, at most `DRAIN_LIMIT` seconds."""
+        with trio.move_on_after(DRAIN_LIMIT):
+            seen = -1
+            while seen != self._chunks:
+                seen = self._chunks
+                await trio.sleep(DRAIN_IDLE)
+
+    async def _feed(self, process: Contained) -> None:
+        """Give the CLI its prompt and close its stdin."""
+        try:
+            await process.stdin.send_all(stream_json.user_line(self.prompt.prompt))
+        except trio.BrokenResourceError:
+            return  # it ended without reading; its exit status tells
+        finally:
+            await process.stdin.aclose()
+
+    async def _read_stdout(self, process: Contained, sink: Sink) -> None:
+        while chunk := await process.stdout.receive_some():
+            self._chunks += 1
+            await self._take(self._splitter.feed(chunk), sink)
+        await self._take(self._splitter.finish(), sink)
+
+    async def _take(self, lines: list[bytes], sink: Sink) -> None:
+        """Hand lines on, and act on what they say about the run."""
+        if not lines:
+            return
+        self._line_count += len(lines)
+        signs = stream_json.signs(lines)
+        for sign in signs:
+            self._note(sign, sink)
+        await sink.lines(lines)
+        if any(sign.unauthorized for sign in signs):
+            self._decide(
+                _Decision(Reason.UNAUTHORIZED, "the API refused the key (401 or 403); check ANTHROPIC_API_KEY")
+            )
+
+    def _note(self, sign: Sign, sink: Sink) -> None:
+        if sign.result:
+            self._result_error = sign.error
+            self._grace.deadline = min(self._grace.deadline, trio.current_time() + self._workplace.config.result_grace)
+        if sign.denied_tool:
+            sink.denied(sign.denied_tool)
+
+    async def _read_stderr(self, process: Contained, sink: Sink) -> None:
+        rest = b""
+        while chunk := await process.stderr.receive_some():
+            self._chunks += 1
+            *lines, rest = (rest + chunk).split(b"\n")
+            if len(rest) > STDERR_LINE:
+                lines, rest = [*lines, rest], b""
+            await self._say_stderr(lines, sink)
+        await self._say_stderr([rest] if rest else [], sink)
+
+    async def _say_stderr(self, lines: list[bytes], sink: Sink) -> None:
+        if lines:
+            texts = [line.decode(errors="replace") for line in lines]
+            self._last_stderr = next((text for text in reversed(texts) if text.strip()), self._last_stderr)[:200]
+            await sink.stderr(texts)
+
+    def _decide(self, decision: _Decision) -> None:
+        """Keep the first decision; one that wants no more output stops the readers."""
+        if self._decision is None:
+            self._decision = decision
+            if not decision.drain:
+                self._scope.cancel()
+
+    def _exit_decision(self, status: int | None) -> _Decision:
+        """Return what the CLI's own end means."""
+        if status == 0:
+            return _Decision(Reason.EXIT)
+        if status is None:
+            return _Decision(Reason.FAILED, "the CLI's exit status is not known")
+        how = f"exited with status {status}" if status > 0 else f"died of {_signal_name(-status)}"
+        detail = self._result_error or self._last_stderr
+        return _Decision(Reason.FAILED, f"the CLI {how}: {detail}" if detail else f"the CLI {how}")
+
+    def _outcome(self, decision: _Decision, receipt: Receipt, status: int | None = None) -> Outcome:
+        return Outcome(
+            reason=decision.reason,
+            exit_status=status if status is not None and status >= 0 else None,
+            signal=-status if status is not None and status < 0 else None,
+            lines=self._line_count,
+            encoding_errors=self._splitter.encoding_errors,
+            receipt=receipt,
+            error=decision.error,
+            after_result=decision.after_result,
+        )
+
+
+def _signal_name(number: int) -> str:
+    try:
+        return signal.Signals(number).name
+    except ValueError:
+        return f"signal {number}"

@@ -1,0 +1,119 @@
+"""The process manager: the only registry of live runs, and the slots that bound how many there are.
+
+A run never leaves the nursery of its connection; this module knows of it and may ask it to stop, and never owns it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
+
+import attrs
+import trio
+
+from .admission import SessionLocks
+from .containment import Containment
+from .errors import Busy, Draining, Reason
+from .events import Observer
+from .messages import Prompt
+from .run import Run
+from .workplace import Workplace
+
+
+@attrs.frozen
+class Statistics:
+    """How many runs live now and how many wait for a slot."""
+
+    live: int
+    waiting: int
+    slots: int
+
+
+class Runs:
+    """Every live run of one server.
+
+    Error handling: `open` raises `Busy` where no slot comes free in `queue_timeout` seconds, `Draining` once the server
+    goes down and `SessionBusy` where another run holds the session to resume.
+    """
+
+    def __init__(self, workplace: Workplace, containment: Containment, observer: Observer) -> None:
+        self._workplace = workplace
+        self._containment = containment
+        self._observer = observer
+        self._slots = trio.CapacityLimiter(workplace.config.run_slots)
+        self._sessions = SessionLocks()
+        self._live: dict[str, Run] = {}
+        self._draining = False
+        self._idle: set[trio.CancelScope] = set()
+        self._empty = trio.Event()
+        self._empty.set()
+
+    @asynccontextmanager
+    async def open(self, prompt: Prompt) -> AsyncIterator[Run]:
+        """Wait for a slot and yield a run that holds it."""
+        config = self._workplace.config
+        timeout = prompt.options.timeout or config.timeout
+        with self._sessions.hold(prompt.options.resume):
+            await self._wait_slot(config.queue_timeout)
+            try:
+                run = Run(prompt, self._workplace, self._containment, self._observer, timeout)
+                with self._registered(run):
+                    yield run
+            finally:
+                self._slots.release_on_behalf_of(trio.lowlevel.current_task())
+
+    async def _wait_slot(self, patience: float) -> None:
+        with self.until_drain(), trio.move_on_after(patience) as waiting:
+            await self._slots.acquire_on_behalf_of(trio.lowlevel.current_task())
+        if waiting.cancelled_caught:
+            raise Busy(f"no slot came free within {patience:g} s", retry_after=patience)
+
+    @contextmanager
+    def until_drain(self) -> Iterator[None]:
+        """Wait inside for what is not a run. Raises `Draining` once the server goes down."""
+        with trio.CancelScope() as scope:
+            self._idle.add(scope)
+            if self._draining:
+                scope.cancel()
+            try:
+                yield
+            finally:
+                self._idle.discard(scope)
+        if scope.cancelled_caught:
+            raise Draining("server shutting down")
+
+    @contextmanager
+    def _registered(self, run: Run) -> Iterator[None]:
+        self._live[run.id] = run
+        self._empty = trio.Event()
+        try:
+            yield
+        finally:
+            del self._live[run.id]
+            if not self._live:
+                self._empty.set()
+
+    @property
+    def draining(self) -> bool:
+        """Whether no new run is taken."""
+        return self._draining
+
+    def statistics(self) -> Statistics:
+        """Return what goes on now."""
+        slots = self._slots.statistics()
+        return Statistics(live=len(self._live), waiting=slots.tasks_waiting, slots=int(slots.total_tokens))
+
+    def stop_all(self, reason: Reason, error: str) -> None:
+        """Ask every live run to end, now."""
+        for run in list(self._live.values()):
+            run.stop(reason, error)
+
+    async def drain(self, patience: float) -> None:
+        """Take no new run; let the live ones end for `patience` seconds, then end them."""
+        self._draining = True
+        for scope in list(self._idle):
+            scope.cancel()
+        with trio.move_on_after(patience):
+            await self._empty.wait()
+        self.stop_all(Reason.DRAINED, "server shutting down")
+        await self._empty.wait()

@@ -1,0 +1,188 @@
+"""Listeners, drain and shut-down order; the only place where observers are plugged in.
+
+Order of opening: containment, workplace, listeners; of closing: listeners, runs, connections, workplace, containment.
+This module must never handle a signal or touch the process's logging or environment: an embedder owns those.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import secrets
+import socket
+import sys
+from collections.abc import AsyncIterator, Iterable, Mapping
+from contextlib import asynccontextmanager
+
+import attrs
+import trio
+
+from .api import Api
+from .config import Config
+from .connection import DOOR, Household, serve_connection
+from .containment import open_containment
+from .errors import ConfigError
+from .events import Crashed, Listening, Observer, fan_out
+from .peer import NOTSENT_LOWAT
+from .runs import Runs
+from .upgrade import Site
+from .workplace import Workplace
+
+BACKLOG = 4096
+"""Connections that the kernel holds before they are accepted."""
+ACCEPT_BATCH = 64
+"""Connections accepted for each wake-up."""
+ACCEPT_PAUSE = 0.1
+"""Seconds without accepting where the process or the machine has no descriptor left."""
+FINISH_TIMEOUT = 10.0
+"""Seconds that connections get, once all runs are over, to hear their close."""
+_EXHAUSTED = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
+
+
+@attrs.define
+class Server:
+    """A server that accepts connections at `url`."""
+
+    host: str
+    port: int
+    runs: Runs
+    _listening: trio.CancelScope
+    _idle: trio.Event = attrs.Factory(trio.Event)
+
+    @property
+    def url(self) -> str:
+        """The server's address, with http:// before it."""
+        return f"http://{f'[{self.host}]' if ':' in self.host else self.host}:{self.port}"
+
+    async def drain(self, patience: float) -> None:
+        """Accept nothing more, let runs end for `patience` seconds, end the rest, and tell every client."""
+        self._listening.cancel()
+        await self.runs.drain(patience)
+
+
+@asynccontextmanager
+async def open_server(
+    config: Config, observers: Iterable[Observer] = (), *, environ: Mapping[str, str] | None = None, notice: str = ""
+) -> AsyncIterator[Server]:
+    """Open a server; leaving the context ends its runs and connections at once.
+
+    CLIs inherit from `environ`, this process's own by default; `notice` is shown on the page. Raises `ConfigError` where
+    the configuration can't be used on this machine.
+    """
+    observer = fan_out(observers)
+    check_config(config)
+    listeners = await _listen(config)
+    async with contextlib.AsyncExitStack() as stack:
+        for listener in listeners:
+            stack.callback(listener.close)
+        containment = await stack.enter_async_context(open_containment(config.containment, observer))
+        workplace = await stack.enter_async_context(
+            Workplace.open(config, secrets.token_hex(8), os.environ if environ is None else environ)
+        )
+        runs = Runs(workplace, containment, observer)
+        site = Site(Api(workplace, containment, runs, notice).answer, frozenset({DOOR}))
+        server = Server(config.host, listeners[0].getsockname()[1], runs, trio.CancelScope())
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(_accept_all, server, listeners, Household(config, runs, site, observer))
+            observer(Listening(server.url))
+            yield server
+            await server.drain(0)
+            nursery.cancel_scope.deadline = trio.current_time() + FINISH_TIMEOUT
+
+
+async def serve(
+    config: Config,
+    observers: Iterable[Observer] = (),
+    *,
+    task_status: trio.TaskStatus[Server] = trio.TASK_STATUS_IGNORED,
+) -> None:
+    """Serve until cancelled: for `nursery.start(serve, config)`."""
+    async with open_server(config, observers) as server:
+        task_status.started(server)
+        await trio.sleep_forever()
+
+
+def check_config(config: Config) -> None:
+    """Refuse what would be unsafe here. Raises `ConfigError`."""
+    if config.host not in ("127.0.0.1", "localhost", "::1"):
+        raise ConfigError(f"host: {config.host} is not a loopback address, and this server has no authentication yet")
+    if config.profile == "unattended" and not config.allow_unattended:
+        raise ConfigError(
+            "profile: unattended lets the CLI do everything unasked; say --allow-unattended if you mean it"
+        )
+
+
+async def _listen(config: Config) -> list[socket.socket]:
+    """Bind every address of the host. Raises `ConfigError`."""
+    listeners: list[socket.socket] = []
+    try:
+        found = await trio.socket.getaddrinfo(
+            config.host, config.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )
+        for family, kind, number, _, address in found:
+            listener = socket.socket(family, kind, number)
+            listeners.append(listener)
+            _bind(
+                listener, address if len(listeners) == 1 else (address[0], listeners[0].getsockname()[1], *address[2:])
+            )
+    except OSError as error:
+        for listener in listeners:
+            listener.close()
+        raise ConfigError(f"can't listen on {config.host}:{config.port}: {error.strerror or error}") from error
+    return listeners
+
+
+def _bind(listener: socket.socket, address: object) -> None:
+    listener.setblocking(False)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    if listener.family == socket.AF_INET6:
+        listener.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+    listener.bind(address)  # type: ignore[arg-type]
+    listener.listen(BACKLOG)
+
+
+async def _accept_all(server: Server, listeners: list[socket.socket], household: Household) -> None:
+    """Accept on every listener until the server drains, then close them; the connections live on."""
+    slots = trio.Semaphore(household.config.max_connections)
+    async with trio.open_nursery() as connections:
+        with server._listening:
+            async with trio.open_nursery() as accepting:
+                for listener in listeners:
+                    accepting.start_soon(_accept, listener, slots, connections, household)
+        for listener in listeners:
+            listener.close()
+
+
+async def _accept(listener: socket.socket, slots: trio.Semaphore, nursery: trio.Nursery, household: Household) -> None:
+    """Accept connections, each with a slot of its own."""
+    while True:
+        await trio.lowlevel.wait_readable(listener)
+        for _ in range(ACCEPT_BATCH):
+            await slots.acquire()
+            try:
+                sock, address = listener.accept()
+            except OSError as error:
+                slots.release()
+                if error.errno in _EXHAUSTED:
+                    household.observer(Crashed("accept", error))
+                    await trio.sleep(ACCEPT_PAUSE)
+                break
+            nursery.start_soon(_serve_slot, sock, address, slots, household)
+
+
+async def _serve_slot(
+    sock: socket.socket, address: tuple[str, int], slots: trio.Semaphore, household: Household
+) -> None:
+    """Serve one connection and give its slot back."""
+    try:
+        sock.setblocking(False)
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        if sys.platform == "linux":
+            sock.setsockopt(socket.IPPROTO_TCP, _TCP_NOTSENT_LOWAT, NOTSENT_LOWAT)
+        await serve_connection(sock, f"{address[0]}:{address[1]}", household)
+    finally:
+        slots.release()
+
+
+_TCP_NOTSENT_LOWAT = 25

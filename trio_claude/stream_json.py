@@ -1,0 +1,186 @@
+"""The CLI's dialect: chunks of bytes to whole lines, a prompt to bytes, options to arguments.
+
+Rule 1: this module is pure; it opens no file, reads no environment and knows no clock. Rule 2: a line is never changed
+here, but for bytes that are not UTF-8. Rule 3: the CLI's keys come in any order, so lines are parsed, never matched by
+prefix; a substring only decides whether parsing is worth it.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import attrs
+
+from .messages import Options, compact
+
+BASE_ARGUMENTS = (
+    "-p",
+    "--input-format",
+    "stream-json",
+    "--output-format",
+    "stream-json",
+    "--verbose",
+)
+NO_SETTINGS = ("--setting-sources=", "--strict-mcp-config")
+"""Settings files in the working directory can run hooks, so they are read only where the operator says so."""
+PROFILES: dict[str, tuple[str, ...]] = {
+    "chat": ("--tools=", "--disable-slash-commands"),
+    "approve": ("--permission-mode=default",),
+    "edit": ("--permission-mode=acceptEdits",),
+    "unattended": ("--permission-mode=bypassPermissions",),
+}
+
+
+class LineTooLong(Exception):
+    """A line passed the limit; the text names it."""
+
+    def __init__(self, limit: int) -> None:
+        super().__init__(f"the CLI said a line over {limit} bytes")
+
+
+class LineSplitter:
+    """Cuts chunks of bytes into lines without their newline; a line over `limit` bytes raises `LineTooLong`.
+
+    A line that comes in many chunks is joined once, when its newline arrives. Lines that are not UTF-8 get U+FFFD for
+    each bad sequence and are counted in `encoding_errors`.
+    """
+
+    def __init__(self, limit: int) -> None:
+        self._limit = limit
+        self._rest: list[bytes] = []
+        self._rest_size = 0
+        self.encoding_errors = 0
+
+    def feed(self, chunk: bytes) -> list[bytes]:
+        """Return the lines that `chunk` completes."""
+        lines = chunk.split(b"\n")
+        tail = lines.pop()
+        if lines and self._rest:
+            self._rest.append(lines[0])
+            lines[0] = b"".join(self._rest)
+            self._rest.clear()
+            self._rest_size = 0
+        if tail:
+            self._rest.append(tail)
+            self._rest_size += len(tail)
+        self._check(lines, len(chunk))
+        return self._valid(lines)
+
+    def finish(self) -> list[bytes]:
+        """Return what came after the last newline, as the last line."""
+        tail, self._rest = self._rest, []
+        return self._valid([b"".join(tail)]) if tail else []
+
+    def _check(self, lines: list[bytes], chunk_size: int) -> None:
+        if self._rest_size > self._limit or (lines and len(lines[0]) > self._limit):
+            raise LineTooLong(self._limit)
+        if chunk_size > self._limit and any(len(line) > self._limit for line in lines):
+            raise LineTooLong(self._limit)
+
+    def _valid(self, lines: list[bytes]) -> list[bytes]:
+        """Return `lines` as UTF-8; one check for all of them where they are."""
+        joined = b"\n".join(lines)
+        if joined.isascii():
+            return lines
+        try:
+            joined.decode()
+        except UnicodeDecodeError:
+            return [self._repair(line) for line in lines]
+        return lines
+
+    def _repair(self, line: bytes) -> bytes:
+        try:
+            line.decode()
+        except UnicodeDecodeError:
+            self.encoding_errors += 1
+            return line.decode(errors="replace").encode()
+        return line
+
+
+@attrs.frozen
+class Sign:
+    """What a CLI line says about its run, where it says something that the run must know."""
+
+    result: bool = False
+    unauthorized: bool = False
+    denied_tool: str | None = None
+    error: str | None = None
+
+
+_MARKS = (b'"result"', b'"api_retry"', b'"permission_denied"')
+
+
+def signs(lines: list[bytes], joined: bytes | None = None) -> list[Sign]:
+    """Return the signs in `lines`. `joined` saves a join where the caller has the bytes at hand."""
+    whole = b"\n".join(lines) if joined is None else joined
+    if not any(mark in whole for mark in _MARKS):
+        return []
+    found = (_sign(line) for line in lines if any(mark in line for mark in _MARKS))
+    return [sign for sign in found if sign is not None]
+
+
+def _sign(line: bytes) -> Sign | None:
+    try:
+        said = json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+    if not isinstance(said, dict):
+        return None
+    if said.get("type") == "result":
+        return Sign(result=True, error=_result_error(said))
+    if said.get("type") != "system":
+        return None
+    if said.get("subtype") == "api_retry" and said.get("error_status") in (401, 403):
+        return Sign(unauthorized=True)
+    if said.get("subtype") == "permission_denied":
+        return Sign(denied_tool=str(said.get("tool_name"))[:64])
+    return None
+
+
+def _result_error(said: dict[str, Any]) -> str | None:
+    """Return what a result gives as its error; `is_error` tells, never `subtype`."""
+    if not said.get("is_error"):
+        return None
+    texts = said.get("errors")
+    text = said.get("result") or (texts[0] if isinstance(texts, list) and texts else said.get("subtype"))
+    return str(text)[:500]
+
+
+def user_line(prompt: str) -> bytes:
+    """Return a prompt as the line that the CLI reads on stdin.
+
+    `client_composed` keeps the CLI from reading files that the prompt mentions and from running slash commands.
+    """
+    said = {"type": "user", "message": {"role": "user", "content": prompt}, "client_composed": True}
+    return compact(said).encode() + b"\n"
+
+
+def arguments(options: Options, profile: str, *, cli_settings: bool, system_files: dict[str, str]) -> list[str]:
+    """Return the CLI's arguments, each option as `--flag=value` so that no value can become a flag.
+
+    `system_files` holds the paths of the files with the system prompts, by option name.
+    """
+    words = [*BASE_ARGUMENTS, *(() if cli_settings else NO_SETTINGS), *PROFILES[profile]]
+    flags = {
+        "model": options.model,
+        "system-prompt-file": system_files.get("system_prompt"),
+        "append-system-prompt-file": system_files.get("append_system_prompt"),
+        "max-turns": options.max_turns,
+        "max-budget-usd": options.max_budget_usd,
+        "effort": options.effort,
+        "resume": options.resume,
+        "json-schema": None if options.json_schema is None else compact(options.json_schema),
+    }
+    words += [f"--{name}={value}" for name, value in flags.items() if value is not None]
+    return [*words, "--include-partial-messages"] if options.partial else words
+
+
+def environment(options: Options) -> dict[str, str]:
+    """Return the variables that carry what the CLI has no flag for."""
+    variables = {}
+    if options.temperature is not None:
+        variables["CLAUDE_CODE_EXTRA_BODY"] = compact({"temperature": options.temperature})
+    if options.max_output_tokens is not None:
+        variables["CLAUDE_CODE_MAX_OUTPUT_TOKENS"] = str(options.max_output_tokens)
+    return variables

@@ -1,0 +1,279 @@
+"""The HTTP head: answer, refuse, or hand over to a WebSocket.
+
+Rule 1: a head is read by h11 within `head_limit` bytes and `head_timeout` seconds, and every byte of a handshake is
+checked here; what is handed on is a handshake written anew. Rule 2: this room knows neither routes nor runs.
+"""
+
+from __future__ import annotations
+
+import http
+import json
+import re
+import socket
+from collections.abc import Awaitable, Callable, Mapping
+from urllib.parse import parse_qsl
+
+import attrs
+import h11
+import trio
+
+from .config import Config
+from .errors import HttpRefusal
+
+SUBPROTOCOL = "trio-claude.v1"
+BODY_LIMIT = 64 * 1024
+"""Bytes of a request's body; no route takes more."""
+KEEP_ALIVE = 75.0
+"""Seconds that an idle HTTP connection is kept."""
+REQUESTS_LIMIT = 1000
+"""Requests on one connection."""
+
+_KEY = re.compile(rb"[A-Za-z0-9+/]{22}==")
+_TOKEN = re.compile(rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")
+_LOOPBACK = ("localhost", "127.0.0.1", "[::1]")
+_ALWAYS = (("X-Content-Type-Options", "nosniff"), ("Referrer-Policy", "no-referrer"))
+
+
+@attrs.frozen
+class Request:
+    """A checked request: the path decoded no further than its bytes, headers by lower-case name."""
+
+    method: str
+    path: str
+    query: Mapping[str, str]
+    headers: Mapping[str, str]
+    body: bytes = b""
+
+
+@attrs.frozen
+class Response:
+    """An answer; `headers` stand beside those that every answer has."""
+
+    status: int
+    body: bytes
+    content_type: str = "application/json"
+    headers: tuple[tuple[str, str], ...] = ()
+
+
+@attrs.frozen
+class Handshake:
+    """A checked WebSocket handshake, as it goes to the library."""
+
+    request: Request
+    data: bytes
+    subprotocol: str | None
+
+
+Routes = Callable[[Request], Awaitable[Response]]
+
+
+def json_response(status: int, value: object, headers: tuple[tuple[str, str], ...] = ()) -> Response:
+    """Return an answer in JSON."""
+    return Response(status, json.dumps(value).encode() + b"\n", headers=(("Cache-Control", "no-store"), *headers))
+
+
+def refusal_response(refusal: HttpRefusal) -> Response:
+    """Return what a refused client reads."""
+    return json_response(refusal.status, {"error": str(refusal), "code": refusal.code}, refusal.headers)
+
+
+@attrs.frozen
+class Site:
+    """What is served: `routes` answers plain requests, `doors` are the paths that take a WebSocket."""
+
+    routes: Routes
+    doors: frozenset[str]
+
+
+async def serve_http(sock: socket.socket, site: Site, config: Config) -> Handshake | None:
+    """Answer plain requests until the client leaves; return a WebSocket handshake if one comes to one of the doors.
+
+    The head's limits hold for each request. Raises OSError where the connection breaks.
+    """
+    conn = h11.Connection(h11.SERVER, max_incomplete_event_size=config.head_limit)
+    for turn in range(REQUESTS_LIMIT):
+        with trio.move_on_after(KEEP_ALIVE if turn else config.head_timeout) as patience:
+            if turn:
+                await _wait_bytes(sock, conn)
+                patience.deadline = trio.current_time() + config.head_timeout
+            outcome = await _serve_request(sock, conn, site, config)
+            if outcome is not True:
+                return outcome or None
+        if patience.cancelled_caught:
+            if not turn:
+                await _send(sock, conn, refusal_response(HttpRefusal(408, "timeout", "no request head in time")))
+            return None
+    return None
+
+
+async def _serve_request(sock: socket.socket, conn: h11.Connection, site: Site, config: Config) -> Handshake | bool:
+    """Serve one request; return a handshake, or whether the connection goes on."""
+    try:
+        request = await _read_request(sock, conn)
+        if request is None:
+            return False
+        check_host(request, config)
+        check_origin(request, config)
+        if handshake := check_upgrade(request, bytes(conn.trailing_data[0])):
+            if request.path in site.doors:
+                return handshake
+            raise HttpRefusal(404, "not-found", f"no WebSocket here; there is one at {', '.join(sorted(site.doors))}")
+        if request.path in site.doors:
+            raise HttpRefusal(426, "upgrade", "this is a WebSocket", (("Upgrade", "websocket"),))
+        response = await site.routes(request)
+    except h11.RemoteProtocolError as error:
+        response = refusal_response(HttpRefusal(error.error_status_hint, "bad-request", "this is not HTTP"))
+    except HttpRefusal as refusal:
+        response = refusal_response(refusal)
+    await _send(sock, conn, response)
+    if conn.our_state is not h11.DONE or conn.their_state is not h11.DONE:
+        return False
+    conn.start_next_cycle()
+    return True
+
+
+async def _read_request(sock: socket.socket, conn: h11.Connection) -> Request | None:
+    """Return the next request with its body, None at the client's end."""
+    head, body = None, bytearray()
+    while True:
+        event = await _next_event(sock, conn)
+        if isinstance(event, h11.Request):
+            head = event
+            if _wants_upgrade(event):
+                return _request(event, b"")
+        elif isinstance(event, h11.Data):
+            body += event.data
+            if len(body) > BODY_LIMIT:
+                raise HttpRefusal(413, "too-large", f"a body takes at most {BODY_LIMIT} bytes")
+        elif isinstance(event, h11.EndOfMessage) and head:
+            return _request(head, bytes(body))
+        else:
+            return None
+
+
+def _wants_upgrade(head: h11.Request) -> bool:
+    return any(name == b"upgrade" and value.strip().lower() == b"websocket" for name, value in head.headers)
+
+
+def _request(head: h11.Request, body: bytes) -> Request:
+    """Return a head as a `Request`. Raises `HttpRefusal` for bytes that no honest client sends."""
+    headers: dict[str, str] = {}
+    for name, value in head.headers:
+        key, text = name.decode("ascii"), value.decode("latin-1")
+        if key in ("host", "origin", "sec-websocket-key") and key in headers:
+            raise HttpRefusal(400, "bad-request", f"two {key} headers")
+        headers[key] = f"{headers[key]}, {text}" if key in headers else text
+    target = head.target.decode("ascii")
+    if not target.startswith("/"):
+        raise HttpRefusal(400, "bad-request", "the target must be a path")
+    path, _, query = target.partition("?")
+    return Request(head.method.decode("ascii"), path, dict(parse_qsl(query)), headers, body)
+
+
+async def _next_event(sock: socket.socket, conn: h11.Connection) -> object:
+    while True:
+        event = conn.next_event()
+        if event is not h11.NEED_DATA:
+            return event
+        conn.receive_data(await _receive(sock))
+
+
+async def _wait_bytes(sock: socket.socket, conn: h11.Connection) -> None:
+    """Wait until a next request begins."""
+    if not conn.trailing_data[0]:
+        await trio.lowlevel.wait_readable(sock)
+
+
+async def _receive(sock: socket.socket) -> bytes:
+    while True:
+        await trio.lowlevel.wait_readable(sock)
+        try:
+            return sock.recv(16384)
+        except BlockingIOError:
+            continue
+
+
+async def _send(sock: socket.socket, conn: h11.Connection, response: Response) -> None:
+    """Send an answer whole. Raises OSError, or trio.ClosedResourceError."""
+    headers = [("Content-Type", response.content_type), ("Content-Length", str(len(response.body)))]
+    if response.status >= 400:
+        headers.append(("Connection", "close"))
+    if conn.our_state not in (h11.IDLE, h11.SEND_RESPONSE):
+        return
+    head = h11.Response(
+        status_code=response.status,
+        headers=[*headers, *_ALWAYS, *response.headers],
+        reason=http.HTTPStatus(response.status).phrase.encode(),
+    )
+    data = (conn.send(head) or b"") + (conn.send(h11.Data(data=response.body)) or b"")
+    await _send_all(sock, data + (conn.send(h11.EndOfMessage()) or b""))
+
+
+async def _send_all(sock: socket.socket, data: bytes) -> None:
+    with memoryview(data) as view:
+        sent = 0
+        while sent < len(view):
+            try:
+                sent += sock.send(view[sent:])
+            except BlockingIOError:
+                await trio.lowlevel.wait_writable(sock)
+
+
+# -- the checks, in the order of the flow -----------------------------------------------------------------------------
+
+
+def check_host(request: Request, config: Config) -> None:
+    """Refuse a Host under which this server is not reached (DNS rebinding). Raises `HttpRefusal`."""
+    host = request.headers.get("host", "").lower()
+    name = re.sub(r":\d*$", "", host)
+    if name in _LOOPBACK or name in (config.host, f"[{config.host}]") or {host, name} & set(config.allow_host):
+        return
+    raise HttpRefusal(403, "host", "this Host is not served here; the operator can name it with allow_host")
+
+
+def check_origin(request: Request, config: Config) -> None:
+    """Refuse a browser page of another origin. Raises `HttpRefusal`."""
+    origin = request.headers.get("origin")
+    if origin is None or origin in config.allow_origin:
+        return
+    if origin == f"http://{request.headers.get('host', '')}":
+        return
+    raise HttpRefusal(403, "origin", "this Origin may not come in; the operator can allow it with --allow-origin")
+
+
+def check_upgrade(request: Request, trailing: bytes) -> Handshake | None:
+    """Return the handshake in a request, None where it asks for no upgrade. Raises `HttpRefusal`."""
+    headers = request.headers
+    if headers.get("upgrade", "").strip().lower() != "websocket":
+        return None
+    if request.method != "GET" or "upgrade" not in _tokens(headers.get("connection", "")):
+        raise HttpRefusal(400, "bad-handshake", "a WebSocket handshake is a GET with Connection: Upgrade")
+    if headers.get("sec-websocket-version") != "13":
+        raise HttpRefusal(426, "version", "WebSocket version 13 is spoken here", (("Sec-WebSocket-Version", "13"),))
+    key = headers.get("sec-websocket-key", "").encode("latin-1")
+    if not _KEY.fullmatch(key):
+        raise HttpRefusal(400, "bad-handshake", "Sec-WebSocket-Key must be 16 bytes in base64")
+    offered = _tokens(headers.get("sec-websocket-protocol", ""), lower=False)
+    if not all(_TOKEN.fullmatch(token.encode("latin-1")) for token in offered):
+        raise HttpRefusal(400, "bad-handshake", "Sec-WebSocket-Protocol takes tokens")
+    return _rewrite(request, key, offered, trailing)
+
+
+def _rewrite(request: Request, key: bytes, offered: list[str], trailing: bytes) -> Handshake:
+    """Return a handshake of our own words: no byte of a client's header goes on but the checked key."""
+    subprotocol = SUBPROTOCOL if SUBPROTOCOL in offered else None
+    lines = [
+        b"GET / HTTP/1.1",
+        b"Host: localhost",
+        b"Upgrade: websocket",
+        b"Connection: Upgrade",
+        b"Sec-WebSocket-Version: 13",
+        b"Sec-WebSocket-Key: " + key,
+        *([b"Sec-WebSocket-Protocol: " + SUBPROTOCOL.encode()] if subprotocol else []),
+    ]
+    return Handshake(request, b"\r\n".join(lines) + b"\r\n\r\n" + trailing, subprotocol)
+
+
+def _tokens(value: str, *, lower: bool = True) -> list[str]:
+    parts = (part.strip() for part in value.split(","))
+    return [part.lower() if lower else part for part in parts if part]

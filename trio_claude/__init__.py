@@ -1,7 +1,7 @@
 """The Claude command line behind a WebSocket, with proof that nothing of a run is left behind.
 
-Names are loaded when they are first used, so that importing the package costs nothing. Importing it, or running a server
-inside another program, touches no global logging, signals or environment.
+Names are loaded when they are first used, so that importing the package costs nothing. Importing it, or running a
+server inside another program, touches no global logging, signals or environment.
 """
 
 from __future__ import annotations

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import Any
 from urllib.parse import urlsplit, urlunsplit
 
@@ -110,7 +110,7 @@ async def ask(prompt: str, *, meta: str, url: str = "http://127.0.0.1:3000", **o
         trust_env=not loopback, timeout=httpx.Timeout(None, connect=CONNECT_TIMEOUT)
     ) as client:
         try:
-            connection = aconnect_ws(
+            connection: AbstractAsyncContextManager[AsyncWebSocketSession] = aconnect_ws(
                 door(url),
                 client,
                 max_message_size_bytes=MESSAGE_LIMIT,

@@ -156,12 +156,14 @@ def load(flags: Mapping[str, Any], file: Path | None = None) -> Config:
 
     Raises `ConfigError` for an unknown key, a value of the wrong type or one out of bounds.
     """
+    import cattrs
     import typed_settings as ts  # takes a quarter of a second, and only commands need it
 
-    files = [ts.FileLoader({"*": ts.TomlFormat(None)}, files=[ts.find(file, stop_dir=file.parent)])] if file else []
     if file and not file.is_file():
         raise ConfigError(f"no such config file: {file}")
+    files: list[ts.loaders.Loader] = [ts.FileLoader({"*": ts.TomlFormat(None)}, files=[file])] if file else []
     converter = ts.default_converter(resolve_paths=False)
+    assert isinstance(converter, cattrs.Converter)
     ts.register_strlist_hook(converter, sep=",")
     loaders = [*files, ts.EnvLoader(ENV_PREFIX), ts.loaders.DictLoader(dict(flags))]
     try:

@@ -46,7 +46,7 @@ async def serve_connection(sock: socket.socket, address: str, household: Househo
             await _serve_websocket(sock, address, handshake, household)
     except* (OSError, Draining, PeerGone, trio.BrokenResourceError, trio.ClosedResourceError):
         pass  # the client left; there is nobody to tell
-    except* Exception as group:  # noqa: BLE001 - the crash barrier: one connection's fault is never another's
+    except* Exception as group:
         household.observer(Crashed("connection", group))
     finally:
         if sock.fileno() >= 0:

@@ -5,6 +5,7 @@ This module must never act on a fact, hold a prompt or a secret, or import a roo
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterable
 from typing import TypeAlias
 
@@ -148,14 +149,7 @@ def fan_out(observers: Iterable[Observer]) -> Observer:
         for listener in listeners:
             try:
                 listener(event)
-            except Exception as error:  # noqa: BLE001 - an observer is foreign code
-                _report(listener, error)
+            except Exception as error:
+                warnings.warn(f"observer {listener!r} failed: {error!r}", RuntimeWarning, stacklevel=2)
 
     return tell
-
-
-def _report(listener: Observer, error: Exception) -> None:
-    """Hand an observer's own fault to the interpreter's hook for what nobody can handle."""
-    import sys
-
-    sys.unraisablehook(sys.UnraisableHookArgs((type(error), error, error.__traceback__, "observer failed", listener)))

@@ -149,7 +149,7 @@ def parse_object(raw: str | bytes) -> dict[str, Any]:
 def parse_prompt(raw: str | bytes, allowed: tuple[str, ...], max_timeout: float) -> Prompt:
     """Return a client's prompt with the options that `allowed` names. Raises `BadMessage`."""
     message = parse_object(raw)
-    core = {}
+    core: dict[str, Any] = {}
     for key in ("prompt", "meta"):
         if key not in message:
             raise BadMessage(f"{key} is missing")

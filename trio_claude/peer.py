@@ -314,7 +314,8 @@ class Wire(trio.abc.Stream):
     async def aclose(self) -> None:
         """Close TCP: send what waits, then a FIN, and wait for the client's; over `close_timeout`, a reset."""
         if self._closing or self._socket.fileno() < 0:
-            return await trio.lowlevel.checkpoint()
+            await trio.lowlevel.checkpoint()
+            return
         self._closing = True
         try:
             with trio.move_on_after(self._config.close_timeout, shield=True) as patience:
@@ -324,7 +325,8 @@ class Wire(trio.abc.Stream):
         except (OSError, trio.BrokenResourceError, trio.ClosedResourceError):
             self.broken = True
         if patience.cancelled_caught or self.broken:
-            return self.abort()
+            self.abort()
+            return
         trio.lowlevel.notify_closing(self._socket)
         self._socket.close()
         self.broken = True
@@ -354,8 +356,8 @@ Listener = Callable[[str | bytes], None]
 class Peer:
     """A connected client.
 
-    Resource handling: lives in the context that `accept` gives, which owns the connection and its tasks. Error handling:
-    `send` raises `PeerGone`; all else that goes wrong with the client is told by `on_left`, once.
+    Resource handling: lives in the context that `accept` gives, which owns the connection and its tasks. Error
+    handling: `send` raises `PeerGone`; all else that goes wrong with the client is told by `on_left`, once.
     """
 
     def __init__(self, wire: Wire, socket_: WebSocketConnection, config: Config) -> None:
@@ -430,7 +432,7 @@ class Peer:
             self._on_left()
 
     async def _beat(self) -> None:
-        """Ping a quiet client; drop one that answers nothing. A client that is being written to is left to the write."""
+        """Ping a quiet client; drop one that answers nothing. While a write is pending the write's own limit holds."""
         interval, timeout = self._config.ping_interval, self._config.ping_timeout
         while True:
             await trio.sleep_until(self._wire.heard + interval)
@@ -460,7 +462,7 @@ async def _serve_library(
                 nursery, wire, max_message_size=config.max_message, receive_buffer_size=RECEIVE_SIZE
             )
             task_status.started(await request.accept(subprotocol=subprotocol))
-    except* Exception:  # noqa: BLE001 - the library's reader raises what a client makes it raise
+    except* Exception:
         wire.abort()
 
 

@@ -155,7 +155,7 @@ class Run:
     async def _read_stdout(self, process: Contained, sink: Sink) -> None:
         while chunk := await process.stdout.receive_some():
             self._chunks += 1
-            await self._take(self._splitter.feed(chunk), sink)
+            await self._take(self._splitter.feed(bytes(chunk)), sink)
         await self._take(self._splitter.finish(), sink)
 
     async def _take(self, lines: list[bytes], sink: Sink) -> None:
@@ -183,7 +183,7 @@ class Run:
         rest = b""
         while chunk := await process.stderr.receive_some():
             self._chunks += 1
-            *lines, rest = (rest + chunk).split(b"\n")
+            *lines, rest = (rest + bytes(chunk)).split(b"\n")
             if len(rest) > STDERR_LINE:
                 lines, rest = [*lines, rest], b""
             await self._say_stderr(lines, sink)

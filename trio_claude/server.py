@@ -67,8 +67,8 @@ async def open_server(
 ) -> AsyncIterator[Server]:
     """Open a server; leaving the context ends its runs and connections at once.
 
-    CLIs inherit from `environ`, this process's own by default; `notice` is shown on the page. Raises `ConfigError` where
-    the configuration can't be used on this machine.
+    CLIs inherit from `environ`, this process's own by default; `notice` is shown on the page. Raises `ConfigError`
+    where the configuration can't be used on this machine.
     """
     observer = fan_out(observers)
     check_config(config)

@@ -16,7 +16,12 @@ EXIT_STATUSES = {1000: 0, 1008: 2, 1009: 2, 1012: 75, 1013: 75}
 UNREACHABLE = 69
 
 
-@click.command("ask")
+EXAMPLES = r"""Examples:
+  trio-claude ask 'say hello'
+  trio-claude ask 'list the files here' --meta TASK-1 --json"""
+
+
+@click.command("ask", epilog=f"\b\n{EXAMPLES}")
 @click.argument("prompt")
 @click.option("--meta", default="ASK", show_default=True, help="A name for the run: capitals, digits, _ and -.")
 @click.option("--url", default="http://127.0.0.1:3000", show_default=True, help="The server.")
@@ -28,11 +33,6 @@ def command(prompt: str, meta: str, url: str, as_json: bool, **options: Any) -> 
 
     Exit status: 0 for a good end, 1 where the run failed or timed out, 2 where the server refused the message, 69 where
     it can't be reached, 75 where it is full or going down.
-
-    \b
-    Examples:
-      trio-claude ask 'say hello'
-      trio-claude ask 'list the files here' --meta TASK-1 --json
     """
     given = {name: value for name, value in options.items() if value is not None}
     sys.exit(trio.run(_ask, prompt, meta, url, given, as_json))

@@ -20,7 +20,6 @@ import trio
 from ..config import Config
 from ..containment import open_containment
 from ..errors import ConfigError, TrioClaudeError
-from ..events import Outcome
 from ..messages import Prompt
 from ..run import Run
 from ..workplace import Workplace, find_cli
@@ -49,7 +48,12 @@ class Check:
     found: str
 
 
-@click.command("doctor")
+EXAMPLES = r"""Examples:
+  trio-claude doctor
+  trio-claude doctor --json --cli /opt/claude/bin/claude"""
+
+
+@click.command("doctor", epilog=f"\b\n{EXAMPLES}")
 @config_options
 @click.option("--json", "as_json", is_flag=True, help="Print the findings as JSON.")
 @click.option("--live", is_flag=True, help=f"Make one real run, of at most ${LIVE_BUDGET}, with your account.")
@@ -57,11 +61,6 @@ def command(config_file: Path | None, as_json: bool, live: bool, **values: Any) 
     """Say what this machine has and what is missing.
 
     No secret is read: of a login only its kind is named. Exit status: 0 where a server would work, 1 where not.
-
-    \b
-    Examples:
-      trio-claude doctor
-      trio-claude doctor --json --cli /opt/claude/bin/claude
     """
     config = read_config(values, config_file)
     checks = trio.run(examine, config, live)
@@ -112,12 +111,13 @@ def login(environ: Mapping[str, str]) -> str:
 
 
 async def _containment(config: Config) -> Check:
-    facts: list[object] = []
+    found = Check("containment", ok=False, found="not tried")
     try:
-        async with open_containment(config.containment, facts.append) as containment:
-            return Check("containment", ok=True, found=f"{containment.mode}: {containment.detail}")
+        async with open_containment(config.containment, lambda _: None) as containment:
+            found = Check("containment", ok=True, found=f"{containment.mode}: {containment.detail}")
     except* (TrioClaudeError, OSError, trio.TooSlowError) as group:
-        return Check("containment", ok=False, found=str(group.exceptions[0]))
+        found = Check("containment", ok=False, found=str(group.exceptions[0]))
+    return found
 
 
 def _attempt(name: str, check: Callable[[], str]) -> Check:
@@ -158,14 +158,15 @@ async def _live(config: Config) -> Check:
     """Make one real, cent-sized run."""
     prompt = Prompt(prompt="Say ok.", meta="DOCTOR")
     config = attrs.evolve(config, profile="chat", cli_args=f"{config.cli_args} --max-budget-usd={LIVE_BUDGET}")
-    outcome: Outcome | None = None
+    found = Check("live", ok=False, found="not tried")
     try:
         async with (
             open_containment(config.containment, lambda _: None) as containment,
             Workplace.open(config, secrets.token_hex(8), os.environ) as workplace,
         ):
             outcome = await Run(prompt, workplace, containment, lambda _: None, LIVE_TIMEOUT).execute(_Listener())
+            told = f"{outcome.error or outcome.reason.value}; {outcome.receipt}"
+            found = Check("live", ok=outcome.error is None, found=told)
     except* TrioClaudeError as group:
-        return Check("live", ok=False, found=str(group.exceptions[0]))
-    assert outcome
-    return Check("live", ok=outcome.error is None, found=f"{outcome.error or outcome.reason.value}; {outcome.receipt}")
+        found = Check("live", ok=False, found=str(group.exceptions[0]))
+    return found

@@ -12,17 +12,17 @@ from .options import config_options, read_config
 from .serving import run_server
 
 
-@click.command("serve")
+EXAMPLES = r"""Examples:
+  trio-claude serve
+  trio-claude serve --port 0 --profile chat --timeout 60
+  trio-claude serve --config server.toml"""
+
+
+@click.command("serve", epilog=f"\b\n{EXAMPLES}")
 @config_options
 def command(config_file: Path | None, **values: Any) -> None:
     """Serve the Claude command line at /ws/claude, with a page at /.
 
     Each option is also a variable TRIO_CLAUDE_… and a key of the TOML file. The CLI uses your own login.
-
-    \b
-    Examples:
-      trio-claude serve
-      trio-claude serve --port 0 --profile chat --timeout 60
-      trio-claude serve --config server.toml
     """
     trio.run(run_server, read_config(values, config_file))

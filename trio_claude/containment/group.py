@@ -35,9 +35,11 @@ class Grouped(Contained):
         assert process.stdout
         assert process.stderr
         self.pid = process.pid
-        self.stdin = PipeWriter(os.dup(process.stdin.fileno()))
-        self.stdout = PipeReader(os.dup(process.stdout.fileno()))
-        self.stderr = PipeReader(os.dup(process.stderr.fileno()))
+        self.stdin, self.stdout, self.stderr = self._ends = (
+            PipeWriter(os.dup(process.stdin.fileno())),
+            PipeReader(os.dup(process.stdout.fileno())),
+            PipeReader(os.dup(process.stderr.fileno())),
+        )
         for pipe in (process.stdin, process.stdout, process.stderr):
             pipe.close()
         self._process = process
@@ -89,7 +91,7 @@ class Grouped(Contained):
 
     def close(self) -> None:
         """Give up the pipes."""
-        for end in (self.stdin, self.stdout, self.stderr):
+        for end in self._ends:
             end.close()
 
 

@@ -129,6 +129,15 @@ class Zygote:
         """End a zygote that does not answer; its supervisors live on."""
         self.process.send_signal(signal.SIGKILL)
 
+    async def wait_exit(self) -> None:
+        """Wait for the zygote's own end."""
+        descriptor = os.pidfd_open(self.process.pid)
+        try:
+            await trio.lowlevel.wait_readable(descriptor)
+            self.process.wait()
+        finally:
+            os.close(descriptor)
+
     def close(self) -> None:
         """Give the zygote up."""
         self.control.close()
@@ -159,9 +168,8 @@ class Supervised(Contained):
 
     def __init__(self, zygote: Zygote, lifeline: Packets, ends: tuple[int, int, int], mark: str) -> None:
         self.pid = 0
-        self.stdin = PipeWriter(ends[0])
-        self.stdout = PipeReader(ends[1])
-        self.stderr = PipeReader(ends[2])
+        self._ends = PipeWriter(ends[0]), PipeReader(ends[1]), PipeReader(ends[2])
+        self.stdin, self.stdout, self.stderr = self._ends
         self._zygote = zygote
         self._lifeline = lifeline
         self._mark = mark
@@ -281,7 +289,7 @@ class Supervised(Contained):
 
     def close(self) -> None:
         """Give up the pipes, and the lifeline, whose end is the order to end everything."""
-        for end in (self.stdin, self.stdout, self.stderr):
+        for end in self._ends:
             end.close()
         self._lifeline.close()
         if self._pidfd >= 0:
@@ -326,7 +334,8 @@ class SupervisorContainment(Containment):
             finally:
                 zygote.close()
                 self._ready = trio.Event()
-            await trio.to_thread.run_sync(zygote.process.wait, abandon_on_cancel=True)
+                with trio.move_on_after(PROOF_TIMEOUT, shield=True):
+                    await zygote.wait_exit()
             self._observer(GuardianLost("zygote"))
             await trio.sleep(RESTART_PAUSE)
 
@@ -361,7 +370,7 @@ def _open_run(zygote: Zygote, job: Job) -> tuple[list[int], Supervised]:
             pairs = [_pair(undo, os.pipe()) for _ in range(3)]
             ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         except OSError as error:
-            raise SpawnFailed(_why(error.errno, "pipes")) from error
+            raise SpawnFailed(_why(error.errno or 0, "pipes")) from error
         undo.pop_all()
     (stdin, our_stdin), (our_stdout, stdout), (our_stderr, stderr) = pairs
     process = Supervised(zygote, Packets(ours), (our_stdin, our_stdout, our_stderr), job.env.get(MARK, "\0"))

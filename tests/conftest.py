@@ -1,0 +1,51 @@
+"""Fixtures, and the rule for real parts: a fresh machine may lack them, CI may not."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+
+import pytest
+from harness import Backend, open_backend, real_cli, short_folder
+
+REQUIRED = os.environ.get("CI") == "true"
+"""In CI a missing real part is a failure."""
+
+
+def _missing(marker: str) -> str | None:
+    """Return why a real part can't be used, None where it can."""
+    if marker == "real_cli" and real_cli() is None:
+        return "the Claude CLI is not installed: pip install 'trio-claude[claude]'"
+    if marker == "node" and not (shutil.which("node") and shutil.which("npm")):
+        return "Node.js and npm are not installed"
+    if marker == "browser" and not shutil.which("chromium"):
+        return "Chromium is not installed"
+    return None
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    for marker in ("real_cli", "node", "browser"):
+        if item.get_closest_marker(marker) and (why := _missing(marker)):
+            if REQUIRED:
+                pytest.fail(f"required in CI: {why}")
+            pytest.skip(why)
+
+
+@pytest.fixture
+def folder() -> Iterator[Path]:
+    with short_folder() as path:
+        yield path
+
+
+@pytest.fixture
+async def fake(folder: Path) -> AsyncIterator[Backend]:
+    async with open_backend("fake", folder) as backend:
+        yield backend
+
+
+@pytest.fixture
+async def real(folder: Path) -> AsyncIterator[Backend]:
+    async with open_backend("real", folder) as backend:
+        yield backend

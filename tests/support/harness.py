@@ -1,0 +1,195 @@
+"""What the tests share: servers with a fake or the real CLI, raw clients, and looks at what is left."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import sys
+import tempfile
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from pathlib import Path
+
+import attrs
+import trio
+from trio_websocket import ConnectionClosed, WebSocketConnection, open_websocket_url
+
+from trio_claude.config import Config
+from trio_claude.events import Event, RunEnded
+from trio_claude.server import Server, open_server
+from trio_claude.testing import fake_cli
+from trio_claude.testing.messages_api import MessagesApi, open_messages_api
+
+QUIET = {
+    "DISABLE_TELEMETRY": "1",
+    "DISABLE_AUTOUPDATER": "1",
+    "DISABLE_ERROR_REPORTING": "1",
+    "CLAUDE_CODE_DISABLE_NONESSENTIAL_TRAFFIC": "1",
+}
+FAKE_ENV = {"PATH": os.environ["PATH"], "HOME": "/nonexistent"}
+
+
+def directive(do: str, **more: object) -> str:
+    """Return a prompt that tells the fake CLI, or the API stub behind the real one, what to do."""
+    return f"@@{json.dumps({'do': do, **more})}@@"
+
+
+def real_cli() -> Path | None:
+    spec = importlib.util.find_spec("claude_agent_sdk")
+    for folder in (spec and spec.submodule_search_locations) or ():
+        if (program := Path(folder) / "_bundled" / "claude").is_file():
+            return program
+    return None
+
+
+def fake_program(folder: Path) -> Path:
+    program = folder / "fake-claude"
+    program.write_text(f'#!/bin/sh\nexec "{sys.executable}" -I -S "{fake_cli.__file__}" "$@"\n')
+    program.chmod(0o755)
+    return program
+
+
+@attrs.define
+class Backend:
+    """A CLI for the server under test."""
+
+    name: str
+    program: str
+    environ: dict[str, str]
+    cwd: Path
+    api: MessagesApi | None = None
+    events: list[Event] = attrs.Factory(list)
+
+    @asynccontextmanager
+    async def serve(self, **config: object) -> AsyncIterator[Server]:
+        settings = Config(**{"port": 0, "cli": self.program, "cwd": str(self.cwd), **config})
+        async with open_server(settings, [self.events.append], environ=self.environ) as server:
+            yield server
+
+    @property
+    def ended(self) -> list[RunEnded]:
+        return [event for event in self.events if isinstance(event, RunEnded)]
+
+
+@asynccontextmanager
+async def open_backend(name: str, folder: Path) -> AsyncIterator[Backend]:
+    """Open the `fake` or the `real` CLI; the real one gets an API stub and a home of its own."""
+    cwd = folder / "work"
+    cwd.mkdir()
+    if name == "fake":
+        yield Backend("fake", str(fake_program(folder)), FAKE_ENV, cwd)
+        return
+    async with open_messages_api() as api:
+        environ = {
+            "PATH": os.environ["PATH"],
+            "HOME": str(folder),
+            "CLAUDE_CONFIG_DIR": str(folder / "config"),
+            "ANTHROPIC_BASE_URL": api.url,
+            "ANTHROPIC_API_KEY": "dummy",
+            **QUIET,
+        }
+        yield Backend("real", str(real_cli()), environ, cwd, api)
+
+
+@attrs.frozen
+class Said:
+    """All that a client was told."""
+
+    frames: list[str]
+    code: int
+    reason: str
+
+    @property
+    def objects(self) -> list[dict[str, object]]:
+        return [json.loads(frame) for frame in self.frames]
+
+    def of_type(self, kind: str) -> list[dict[str, object]]:
+        return [said for said in self.objects if said.get("type") == kind]
+
+    @property
+    def errors(self) -> list[dict[str, object]]:
+        return [said for said in self.objects if "error" in said and "type" not in said]
+
+
+@asynccontextmanager
+async def connect(server: Server, query: str = "") -> AsyncIterator[WebSocketConnection]:
+    async with open_websocket_url(
+        f"ws://127.0.0.1:{server.port}/ws/claude{query}", max_message_size=2**27, message_queue_size=10000
+    ) as socket:
+        try:
+            yield socket
+        finally:
+            await socket.aclose()
+            await socket._stream.aclose()  # the library's client leaves it open after a close from the server
+
+
+async def listen(socket: WebSocketConnection, frames: list[str] | None = None) -> Said:
+    """Read to the close."""
+    frames = [] if frames is None else frames
+    try:
+        while True:
+            frames.append(await socket.get_message())
+    except ConnectionClosed as end:
+        return Said(frames, end.reason.code, end.reason.reason or "")
+
+
+async def ask(server: Server, prompt: str, query: str = "", **options: object) -> Said:
+    """Send one prompt and read to the close."""
+    async with connect(server, query) as socket:
+        await socket.send_message(json.dumps({"prompt": prompt, "meta": "TEST-1", **options}))
+        return await listen(socket)
+
+
+async def send_raw(server: Server, *messages: str | bytes) -> Said:
+    """Send messages as they are and read to the close."""
+    async with connect(server) as socket:
+        for message in messages:
+            await socket.send_message(message)
+        return await listen(socket)
+
+
+# -- what is left -----------------------------------------------------------------------------------------------------
+
+
+def marked(server: Server | None = None) -> list[int]:
+    """Return the processes that bear a run's mark."""
+    found = []
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            try:
+                if b"TRIO_CLAUDE_RUN=" in (entry / "environ").read_bytes():
+                    found.append(int(entry.name))
+            except OSError:
+                continue
+    return found
+
+
+def alive(pid: int) -> bool:
+    try:
+        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+    return state not in "ZX"
+
+
+def descriptors() -> set[str]:
+    return {f"{fd}:{os.readlink(f'/proc/self/fd/{fd}')}" for fd in os.listdir("/proc/self/fd") if _open(fd)}
+
+
+def _open(fd: str) -> bool:
+    return os.path.islink(f"/proc/self/fd/{fd}")
+
+
+@contextmanager
+def short_folder() -> Iterator[Path]:
+    """A folder whose path leaves room for the CLI's sockets."""
+    with tempfile.TemporaryDirectory(prefix="tct-", dir="/tmp") as folder:
+        yield Path(folder)
+
+
+async def until(check: object, seconds: float = 5) -> None:
+    """Wait until `check()` is true. Raises trio.TooSlowError."""
+    with trio.fail_after(seconds):
+        while not check():  # type: ignore[operator]
+            await trio.sleep(0.01)

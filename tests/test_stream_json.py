@@ -1,0 +1,121 @@
+"""Rule: lines come out whole, in order, as they went in; only bytes that are not UTF-8 are replaced, and counted."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from trio_claude import stream_json
+from trio_claude.messages import Options
+from trio_claude.stream_json import LineSplitter, LineTooLong, Sign
+
+CHUNKS = st.lists(st.binary(max_size=40).map(lambda data: data.replace(b"b", b"\n")), max_size=20)
+
+
+def split(chunks: list[bytes], limit: int = 1000) -> tuple[list[bytes], int]:
+    splitter = LineSplitter(limit)
+    lines = [line for chunk in chunks for line in splitter.feed(chunk)]
+    return [*lines, *splitter.finish()], splitter.encoding_errors
+
+
+@given(CHUNKS)
+def test_lines_are_those_of_the_whole_stream(chunks: list[bytes]) -> None:
+    whole = b"".join(chunks)
+    expected = whole.split(b"\n")
+    if not expected[-1]:
+        expected.pop()
+    lines, _ = split(chunks)
+    assert lines == [line.decode(errors="replace").encode() for line in expected]
+
+
+@given(st.text(), st.integers(1, 7))
+def test_text_survives_any_cut(text: str, step: int) -> None:
+    data = text.encode("utf-8", "replace") + b"\n"
+    lines, errors = split([data[at : at + step] for at in range(0, len(data), step)])
+    assert (b"\n".join(lines) + b"\n", errors) == (data, 0)
+
+
+def test_bad_bytes_are_replaced_and_counted_by_line() -> None:
+    assert split([b"ok\n\xff\xfe\nfine \xe2\x82", b"\xac\n\xe2\n"]) == (
+        [b"ok", "\ufffd\ufffd".encode(), "fine €".encode(), "\ufffd".encode()],
+        2,
+    )
+
+
+@pytest.mark.parametrize(
+    "chunks", [[b"x" * 11], [b"x" * 6, b"x" * 5], [b"a\n" + b"x" * 11 + b"\nb"], [b"x" * 6, b"x" * 5 + b"\n"]]
+)
+def test_a_line_over_the_limit_is_refused(chunks: list[bytes]) -> None:
+    with pytest.raises(LineTooLong, match="over 10 bytes"):
+        split(chunks, limit=10)
+
+
+def test_a_line_of_exactly_the_limit_passes() -> None:
+    assert split([b"x" * 4, b"x" * 6 + b"\n"], limit=10) == ([b"x" * 10], 0)
+
+
+@pytest.mark.parametrize(
+    ("line", "sign"),
+    [
+        ({"duration": 1, "type": "result", "is_error": False, "result": "x"}, Sign(result=True)),
+        ({"type": "result", "subtype": "success", "is_error": True, "result": "API Error"}, Sign(result=True, error="API Error")),
+        ({"type": "result", "is_error": True, "subtype": "error_max_turns", "errors": ["Reached"]}, Sign(result=True, error="Reached")),
+        ({"type": "system", "subtype": "api_retry", "error_status": 401}, Sign(unauthorized=True)),
+        ({"type": "system", "subtype": "api_retry", "error_status": 403}, Sign(unauthorized=True)),
+        ({"type": "system", "subtype": "permission_denied", "tool_name": "Bash"}, Sign(denied_tool="Bash")),
+    ],
+)  # fmt: skip
+def test_signs_are_read_whatever_the_order_of_keys(line: dict[str, object], sign: Sign) -> None:
+    turned = dict(reversed(line.items()))
+    assert stream_json.signs([json.dumps(line).encode(), json.dumps(turned).encode()]) == [sign, sign]
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        b'{"type":"system","subtype":"api_retry","error_status":429}',
+        b'"result"',
+        b'{"result":',
+        b'{"type":"user","x":"result"}',
+        b"[" * 5000 + b'"result"',
+    ],
+)
+def test_other_lines_are_no_signs(line: bytes) -> None:
+    assert stream_json.signs([line]) == []
+
+
+def test_a_prompt_is_composed_by_the_client() -> None:
+    line = stream_json.user_line("/model x\n@/etc/passwd")
+    assert line.count(b"\n") == 1
+    assert json.loads(line) == {
+        "type": "user", "message": {"role": "user", "content": "/model x\n@/etc/passwd"}, "client_composed": True,
+    }  # fmt: skip
+
+
+def test_every_option_is_one_word() -> None:
+    options = Options(model="haiku", max_turns=3, effort="low", partial=True, json_schema={"a": 1}, max_budget_usd=0.5)
+    words = stream_json.arguments(options, "approve", cli_settings=False, system_files={"system_prompt": "/t/p"})
+    assert {"--model=haiku", "--max-turns=3", "--effort=low", "--max-budget-usd=0.5", '--json-schema={"a":1}'} <= set(
+        words
+    )
+    assert {
+        "--system-prompt-file=/t/p",
+        "--include-partial-messages",
+        "--setting-sources=",
+        "--strict-mcp-config",
+    } <= set(words)
+
+
+def test_settings_files_are_read_only_if_the_operator_says_so() -> None:
+    words = stream_json.arguments(Options(), "chat", cli_settings=True, system_files={})
+    assert "--setting-sources=" not in words
+    assert "--tools=" in words
+
+
+def test_what_has_no_flag_goes_by_the_environment() -> None:
+    assert stream_json.environment(Options(temperature=0.5, max_output_tokens=100)) == {
+        "CLAUDE_CODE_EXTRA_BODY": '{"temperature":0.5}', "CLAUDE_CODE_MAX_OUTPUT_TOKENS": "100",
+    }  # fmt: skip

@@ -55,7 +55,9 @@ async def test_partial_gives_token_deltas(cli: Backend) -> None:
 async def test_a_bash_tool_is_used(cli: Backend) -> None:
     async with cli.serve() as server:
         said = await ask(server, directive("bash", cmd="echo from-the-tool"))
-    names = [block["name"] for one in said.of_type("message") for block in one["content"] if block["type"] == "tool_use"]  # type: ignore[attr-defined]
+    names = [
+        block["name"] for one in said.of_type("message") for block in one["content"] if block["type"] == "tool_use"
+    ]  # type: ignore[attr-defined]
     assert names == ["Bash"]
     assert "from-the-tool" in json.dumps(said.of_type("user"))
     assert said.code == 1000
@@ -65,7 +67,9 @@ async def test_a_denied_tool_is_explained(cli: Backend) -> None:
     async with cli.serve() as server:
         said = await ask(server, directive("bash", cmd="touch made-by-the-tool"))
     told = [str(one["info"]) for one in said.objects[1:] if "info" in one]
-    assert told == ["Bash was denied: profile approve asks first, and nobody can answer here; profile unattended allows it"]
+    assert told == [
+        "Bash was denied: profile approve asks first, and nobody can answer here; profile unattended allows it"
+    ]
     assert not (cli.cwd / "made-by-the-tool").exists()
     assert said.code == 1000
 
@@ -156,7 +160,9 @@ async def test_the_temporary_folder_of_a_run_is_removed(cli: Backend) -> None:
 
 async def test_the_prompt_is_not_in_the_arguments(cli: Backend) -> None:
     async with cli.serve() as server, connect(server) as socket:
-        await socket.send_message(json.dumps({"prompt": directive("slow", n=200, ms=50, x="WORD-OF-MINE"), "meta": "T"}))
+        await socket.send_message(
+            json.dumps({"prompt": directive("slow", n=200, ms=50, x="WORD-OF-MINE"), "meta": "T"})
+        )
         with pytest.raises(ConnectionClosed):  # noqa: PT012 - reads until a line came, then looks, then leaves
             while "init" not in await socket.get_message():
                 pass

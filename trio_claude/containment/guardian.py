@@ -19,6 +19,7 @@ The wire is a SOCK_SEQPACKET socket, one bounded JSON object a packet.
 
 from __future__ import annotations
 
+import array
 import ctypes
 import errno
 import gc
@@ -284,6 +285,16 @@ class Supervisor:
 # -- the zygote -------------------------------------------------------------------------------------------------------
 
 
+def receive(sock: socket.socket) -> tuple[bytes, list[int]]:
+    """Return the next packet and its descriptors, closed on exec (which `socket.recv_fds` forgets). Raises OSError."""
+    packet, extra, _, _ = sock.recvmsg(PACKET_LIMIT, socket.CMSG_LEN(4 * DESCRIPTORS), MSG_CMSG_CLOEXEC)
+    pipes = array.array("i")
+    for level, kind, data in extra:
+        if (level, kind) == (socket.SOL_SOCKET, socket.SCM_RIGHTS):
+            pipes.frombytes(data[: len(data) - len(data) % pipes.itemsize])
+    return packet, list(pipes)
+
+
 class Zygote:
     """Forks a supervisor for each job, and ends what a lost supervisor orphans."""
 
@@ -328,7 +339,7 @@ class Zygote:
     def serve(self) -> bool:
         """Take one job; return False where the server is gone."""
         try:
-            packet, pipes, _, _ = socket.recv_fds(self.control, PACKET_LIMIT, DESCRIPTORS, MSG_CMSG_CLOEXEC)
+            packet, pipes = receive(self.control)
         except OSError:
             return False
         if not packet:
@@ -404,6 +415,7 @@ def main(control: int, server_pid: int) -> None:
         signal.signal(number, signal.SIG_IGN)
     server = os.pidfd_open(server_pid)
     os.set_inheritable(control, False)
+    os.close(int(sys.argv[0].rpartition("/")[2]))  # this file, from which we were read
     rename(b"trio-claude-zyg")
     prctl(PR_SET_DUMPABLE, 0)
     prctl(PR_SET_NO_NEW_PRIVS, 1)

@@ -47,7 +47,10 @@ class Packets:
 
     def send(self, packet: dict[str, Any], descriptors: tuple[int, ...] = ()) -> None:
         """Send one packet without waiting. Raises OSError."""
-        socket.send_fds(self._socket, [json.dumps(packet).encode()], descriptors)
+        data = json.dumps(packet).encode()
+        if len(data) > PACKET_LIMIT:
+            raise OSError(errno.EMSGSIZE, os.strerror(errno.EMSGSIZE))
+        socket.send_fds(self._socket, [data], descriptors)
 
     async def wait_sendable(self) -> None:
         """Wait until the socket takes a packet."""

@@ -1,0 +1,105 @@
+"""Fakes in memory, for tests on virtual time: a containment without processes."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+
+import trio
+from trio.testing import MemoryReceiveStream, MemorySendStream, memory_stream_one_way_pair
+
+from trio_claude.containment import Contained, Containment, Job
+from trio_claude.events import Receipt
+
+
+class FakeProcess(Contained):
+    """A CLI whose life is in the test's hands."""
+
+    def __init__(self, job: Job) -> None:
+        self.job = job
+        self.pid = 4711
+        self.signals: list[int] = []
+        self.prompts, self.stdin = self._inward()
+        self.stdout, self.say = self._outward()
+        self.stderr, self.complain = self._outward()
+        self._exited = trio.Event()
+        self._ended_at: float | None = None
+        self.alone_at_exit = True
+
+    @staticmethod
+    def _inward() -> tuple[MemoryReceiveStream, MemorySendStream]:
+        send, receive = memory_stream_one_way_pair()
+        return receive, send
+
+    @staticmethod
+    def _outward() -> tuple[MemoryReceiveStream, MemorySendStream]:
+        send, receive = memory_stream_one_way_pair()
+        return receive, send
+
+    def exit(self, status: int) -> None:
+        """End with `status`, closing both pipes."""
+        self.status = status
+        self._exited.set()
+        self.say.close()
+        self.complain.close()
+
+    @property
+    def ended(self) -> bool:
+        return self._ended_at is not None
+
+    async def wait_exit(self) -> int:
+        await self._exited.wait()
+        assert self.status is not None
+        return self.status
+
+    @property
+    def alone(self) -> bool:
+        return self.alone_at_exit
+
+    def send_signal(self, number: int) -> None:
+        self.signals.append(number)
+
+    def end(self) -> None:
+        if self._ended_at is None:
+            self._ended_at = trio.current_time()
+        if self.status is None:
+            self.exit(-9)
+
+    async def wait_gone(self) -> Receipt:
+        await trio.lowlevel.checkpoint()
+        assert self._ended_at is not None
+        return Receipt(seen=1, killed=int(self.status == -9), survivors=0, ms=0.0, containment="fake")
+
+
+class FakeContainment(Containment):
+    """Starts `FakeProcess`es and keeps them all."""
+
+    mode = "fake"
+    detail = "no processes"
+
+    def __init__(self) -> None:
+        self.started: list[FakeProcess] = []
+        self.live = 0
+        self.changed = trio.Event()
+
+    def start(self, job: Job) -> AbstractAsyncContextManager[Contained]:
+        return self._start(job)
+
+    @asynccontextmanager
+    async def _start(self, job: Job) -> AsyncIterator[Contained]:
+        process = FakeProcess(job)
+        self.live += 1
+        try:
+            await trio.lowlevel.checkpoint()
+            self.started.append(process)
+            self.changed.set()
+            yield process
+        finally:
+            process.end()
+            with trio.CancelScope(shield=True):
+                await process.wait_gone()
+            self.live -= 1
+
+    async def wait_started(self) -> FakeProcess:
+        await self.changed.wait()
+        return self.started[-1]

@@ -1,0 +1,259 @@
+"""Rule: when a run is over, nothing that descends from it exists, and the receipt says what was counted."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+import trio
+from harness import alive, descriptors, until
+
+from trio_claude.containment import Contained, Containment, Job, open_containment
+from trio_claude.errors import ContainmentUnavailable, SpawnFailed
+from trio_claude.events import Event, GuardianLost, Receipt
+
+ENV = {"PATH": os.environ["PATH"], "TRIO_CLAUDE_RUN": "test:1"}
+TREE = """
+sleep 60 &
+setsid sleep 60 &
+setsid sh -c "setsid sleep 60 & exit 0"
+sh -c "trap '' TERM HUP INT; sleep 60" &
+setsid sh -c "trap '' TERM HUP INT; env -i sleep 60 & exit 0"
+sleep .2
+echo ready
+exec sleep 60
+"""
+TREE_SIZE = 7
+
+
+def shell(script: str, **more: object) -> Job:
+    return Job(**{"argv": ("/bin/sh", "-c", script), "env": ENV, "cwd": "/", **more})  # type: ignore[arg-type]
+
+
+@pytest.fixture
+def events() -> list[Event]:
+    return []
+
+
+@pytest.fixture
+async def supervisors(events: list[Event]) -> AsyncIterator[Containment]:
+    async with open_containment("supervisor", events.append) as containment:
+        yield containment
+
+
+async def read_all(stream: trio.abc.ReceiveStream) -> bytes:
+    return b"".join([bytes(chunk) async for chunk in stream])
+
+
+async def test_a_quiet_run(supervisors: Containment) -> None:
+    async with supervisors.start(shell("cat; echo err >&2; exit 7")) as process:
+        await process.stdin.send_all(b"words")
+        await process.stdin.aclose()
+        assert (await read_all(process.stdout), await read_all(process.stderr)) == (b"words", b"err\n")
+        assert await process.wait_exit() == 7
+        assert process.alone
+        receipt = await process.wait_gone()
+    assert (receipt.killed, receipt.survivors, receipt.containment) == (0, 0, "supervisor")
+
+
+async def test_a_hostile_tree_is_gone(supervisors: Containment) -> None:
+    async with supervisors.start(shell(TREE)) as process:
+        assert await process.stdout.receive_some() == b"ready\n"
+        process.end()
+        receipt = await process.wait_gone()
+        assert await process.wait_exit() == -9
+    assert receipt.seen >= TREE_SIZE
+    assert (receipt.killed, receipt.survivors) == (TREE_SIZE, 0)
+
+
+async def test_leaving_the_context_is_the_kill(supervisors: Containment) -> None:
+    with trio.move_on_after(0.5):
+        async with supervisors.start(shell("sleep 60 & echo $!; sleep 60")) as process:
+            child = int(await process.stdout.receive_some())
+            await trio.sleep_forever()
+    assert not alive(child)
+    assert not alive(process.pid)
+
+
+async def test_daemons_left_by_a_good_end_are_killed(supervisors: Containment) -> None:
+    async with supervisors.start(shell("setsid sleep 60 >/dev/null 2>&1 & echo $!")) as process:
+        child = int(await process.stdout.receive_some())
+        assert await process.wait_exit() == 0
+        assert not process.alone
+        receipt = await _end(process)
+    assert not alive(child)
+    assert receipt.survivors == 0
+
+
+async def _end(process: Contained) -> Receipt:
+    process.end()
+    return await process.wait_gone()
+
+
+async def test_a_signal_reaches_the_cli_alone(supervisors: Containment) -> None:
+    script = "trap 'echo got; exit 3' INT; echo ready; while :; do sleep .05; done"
+    async with supervisors.start(shell(script)) as process:
+        await process.stdout.receive_some()
+        process.send_signal(signal.SIGINT)
+        assert await process.wait_exit() == 3
+
+
+@pytest.mark.parametrize(
+    ("job", "told"),
+    [
+        (Job(argv=("/nope",), env=ENV, cwd="/"), "not found"),
+        (Job(argv=("/etc/passwd",), env=ENV, cwd="/"), "not executable"),
+        (Job(argv=("/bin/true",), env=ENV, cwd="/nope"), "working directory"),
+        (Job(argv=("/bin/true", "x" * 140_000), env=ENV, cwd="/"), "E2BIG"),
+        (Job(argv=("/bin/true", *["y" * 100_000] * 3), env=ENV, cwd="/"), "EMSGSIZE"),
+        (Job(argv=("/bin/true",), env=ENV, cwd="/", limits={"RLIMIT_NOPE": 1}), "RLIMIT_NOPE"),
+    ],
+)
+async def test_a_failed_start_says_why(supervisors: Containment, job: Job, told: str) -> None:
+    before = descriptors()
+    with pytest.raises(SpawnFailed, match=told):
+        async with supervisors.start(job):
+            pytest.fail("started")  # pragma: no cover
+    assert descriptors() == before
+
+
+async def test_no_descriptor_is_inherited_or_kept(supervisors: Containment) -> None:
+    before = descriptors()
+    async with supervisors.start(shell("ls /proc/self/fd")) as process:
+        assert set((await read_all(process.stdout)).split()) == {b"0", b"1", b"2", b"3"}
+    assert descriptors() == before
+
+
+async def test_a_cli_gets_no_new_privileges_and_a_private_mask(supervisors: Containment) -> None:
+    script = "grep NoNewPrivs /proc/self/status; umask; cat /proc/self/oom_score_adj; ps -o sid= -p $$; echo $$"
+    async with supervisors.start(shell(script)) as process:
+        words = (await read_all(process.stdout)).split()
+    assert words[:4] == [b"NoNewPrivs:", b"1", b"0077", b"500"]
+    assert words[4] == words[5]
+
+
+async def test_resource_limits_are_set(supervisors: Containment) -> None:
+    async with supervisors.start(shell("ulimit -n", limits={"RLIMIT_NOFILE": 64})) as process:
+        assert await read_all(process.stdout) == b"64\n"
+
+
+async def test_guardians_do_not_look_like_python(supervisors: Containment) -> None:
+    async with supervisors.start(shell("sleep 60")) as process:
+        guardian = _parent(process.pid)
+        for pid in (guardian, _parent(guardian)):
+            assert b"python" not in Path(f"/proc/{pid}/cmdline").read_bytes()
+            assert Path(f"/proc/{pid}/comm").read_text().startswith("trio-claude-")
+
+
+def _parent(pid: int) -> int:
+    return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+
+
+async def test_a_stopped_supervisor_is_woken(supervisors: Containment) -> None:
+    async with supervisors.start(shell("kill -STOP $PPID; echo done; sleep 60")) as process:
+        await process.stdout.receive_some()
+        process.end()
+        with trio.fail_after(9):
+            receipt = await process.wait_gone()
+    assert receipt.survivors == 0
+    assert not alive(process.pid)
+
+
+async def test_a_killed_supervisor_is_replaced_by_the_zygote(supervisors: Containment) -> None:
+    script = "setsid env -i sleep 60 & echo $!; sleep 0.2; kill -KILL $PPID; sleep 60"
+    async with supervisors.start(shell(script)) as process:
+        child = int(await process.stdout.receive_some())
+        with pytest.raises(trio.BrokenResourceError):
+            await process.wait_exit()
+        receipt = await process.wait_gone()
+    assert receipt.survivors == 0
+    assert not alive(child)
+    assert not alive(process.pid)
+
+
+async def test_a_killed_zygote_is_replaced_and_its_runs_live_on(supervisors: Containment, events: list[Event]) -> None:
+    async with supervisors.start(shell("read line; echo $line")) as process:
+        os.kill(_parent(_parent(process.pid)), signal.SIGKILL)
+        await until(lambda: GuardianLost("zygote") in events)
+        async with supervisors.start(shell("echo second")) as second:
+            assert await read_all(second.stdout) == b"second\n"
+        await process.stdin.send_all(b"first\n")
+        assert await process.stdout.receive_some() == b"first\n"
+        assert await process.wait_exit() == 0
+        assert (await process.wait_gone()).survivors == 0
+
+
+async def test_a_stopped_zygote_is_woken(supervisors: Containment) -> None:
+    async with supervisors.start(shell("ps -o ppid= -p $PPID; sleep 60")) as process:
+        zygote = int(await process.stdout.receive_some())
+        os.kill(zygote, signal.SIGSTOP)
+        with trio.fail_after(4):
+            async with supervisors.start(shell("echo second")) as second:
+                assert await read_all(second.stdout) == b"second\n"
+
+
+SERVER = """
+import os, sys, trio
+from trio_claude.containment import Job, open_containment
+async def main():
+    async with open_containment("supervisor", lambda _: None) as containment:
+        job = Job(argv=("/bin/sh", "-c", sys.argv[1]), env={**os.environ, "TRIO_CLAUDE_RUN": "x:1"}, cwd="/")
+        async with containment.start(job) as process:
+            await process.stdout.receive_some()
+            if sys.argv[2] == "fork" and not os.fork():
+                import time; time.sleep(8); os._exit(0)
+            print(process.pid, flush=True)
+            await trio.sleep_forever()
+trio.run(main)
+"""
+
+
+@pytest.mark.parametrize("how", ["plain", "fork"])
+async def test_a_killed_server_leaves_nothing(how: str) -> None:
+    """Also where a forked copy of the server still holds the lifeline."""
+    before = _sleepers()
+    async with trio.open_nursery() as nursery:
+        server = await nursery.start(
+            lambda task_status: trio.run_process(
+                [sys.executable, "-c", SERVER, TREE.replace("sleep 60", "sleep 59"), how],
+                stdout=-1, check=False, task_status=task_status,
+            )
+        )  # fmt: skip
+        cli = int(await server.stdout.receive_some())
+        assert alive(cli)
+        assert len(_sleepers() - before) >= 6
+        server.kill()
+        await until(lambda: not _sleepers() - before, 3)
+        assert not alive(cli)
+
+
+def _sleepers() -> set[int]:
+    return {int(entry.name) for entry in Path("/proc").iterdir() if entry.name.isdigit() and _sleeps(entry)}
+
+
+def _sleeps(entry: Path) -> bool:
+    try:
+        return (entry / "cmdline").read_bytes() == b"sleep\x0059\x00"
+    except OSError:
+        return False
+
+
+async def test_a_group_says_that_it_can_prove_nothing() -> None:
+    async with open_containment("group", lambda _: None) as containment:
+        async with containment.start(shell("setsid sleep 60 & echo $!; sleep 60")) as process:
+            child = int(await process.stdout.receive_some())
+            process.end()
+            receipt = await process.wait_gone()
+    assert (receipt.survivors, receipt.containment) == (None, "group")
+    assert not alive(child)
+
+
+async def test_a_named_mode_that_can_not_be_had_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "platform", "darwin")
+    with pytest.raises(ContainmentUnavailable, match="needs Linux"):
+        async with open_containment("supervisor", lambda _: None):
+            pytest.fail("opened")  # pragma: no cover

@@ -1,0 +1,271 @@
+"""Rule: the first decision ends a run; it ends with its process; what its pipes hold then is read. On virtual time."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import AsyncIterator, Awaitable, Callable
+from pathlib import Path
+
+import attrs
+import pytest
+import trio
+from fakes import FakeContainment, FakeProcess
+from harness import FAKE_ENV
+
+from trio_claude.config import Config
+from trio_claude.errors import PeerGone, Reason
+from trio_claude.events import Event, Outcome, RunEnded, RunStarted
+from trio_claude.messages import Options, Prompt
+from trio_claude.run import Run
+from trio_claude.workplace import Workplace
+
+RESULT = b'{"type":"result","is_error":false}\n'
+
+
+class Keeper:
+    """A sink that keeps everything."""
+
+    def __init__(self) -> None:
+        self.said: list[bytes] = []
+        self.complaints: list[str] = []
+        self.denials: list[str] = []
+        self.gone = False
+        self.pace = 0.0
+
+    async def lines(self, lines: list[bytes]) -> None:
+        if self.gone:
+            raise PeerGone("left")
+        await trio.sleep(self.pace)
+        self.said += lines
+
+    async def stderr(self, lines: list[str]) -> None:
+        await trio.lowlevel.checkpoint()
+        self.complaints += lines
+
+    def denied(self, tool: str) -> None:
+        self.denials.append(tool)
+
+
+@attrs.define
+class Stage:
+    workplace: Workplace
+    containment: FakeContainment
+    sink: Keeper = attrs.Factory(Keeper)
+    events: list[Event] = attrs.Factory(list)
+
+    def run(self, timeout: float = 300, **options: object) -> Run:
+        prompt = Prompt(prompt="hi", meta="T", options=Options(**options))  # type: ignore[arg-type]
+        return Run(prompt, self.workplace, self.containment, self.events.append, timeout)
+
+    async def play(self, script: Callable[[FakeProcess], Awaitable[None]], run: Run | None = None) -> Outcome:
+        """Execute a run while `script` is its CLI."""
+        run = run or self.run()
+        outcomes: list[Outcome] = []
+        async with trio.open_nursery() as nursery:
+
+            async def act() -> None:
+                await script(await self.containment.wait_started())
+
+            nursery.start_soon(act)
+            outcomes.append(await run.execute(self.sink))
+        assert self.containment.live == 0
+        return outcomes[0]
+
+
+@pytest.fixture
+async def stage(folder: Path) -> AsyncIterator[Stage]:
+    config = Config(cli="/bin/true", cwd=str(folder), max_line=1024)
+    async with Workplace.open(config, "test", FAKE_ENV) as workplace:
+        yield Stage(workplace, FakeContainment())
+
+
+async def test_a_good_end(stage: Stage) -> None:
+    async def script(cli: FakeProcess) -> None:
+        assert json.loads(await cli.prompts.receive_some())["message"]["content"] == "hi"
+        assert await cli.prompts.receive_some() == b""
+        await cli.say.send_all(b"one\ntwo\n")
+        await cli.complain.send_all(b"oh\nno")
+        cli.exit(0)
+
+    outcome = await stage.play(script)
+    assert (outcome.reason, outcome.exit_status, outcome.lines, outcome.error) == (Reason.EXIT, 0, 2, None)
+    assert (stage.sink.said, stage.sink.complaints) == ([b"one", b"two"], ["oh", "no"])
+    assert [type(event) for event in stage.events] == [RunStarted, RunEnded]
+
+
+async def test_300_seconds_end_a_silent_run(stage: Stage, autojump_clock: trio.testing.MockClock) -> None:
+    began = trio.current_time()
+
+    async def script(cli: FakeProcess) -> None:
+        await trio.sleep(299)
+        assert not cli.ended
+
+    outcome = await stage.play(script)
+    assert trio.current_time() - began == pytest.approx(300)
+    assert (outcome.reason, outcome.error) == (Reason.DEADLINE, "timed out after 300 s")
+
+
+async def test_the_deadline_holds_while_the_sink_waits(stage: Stage, autojump_clock: trio.testing.MockClock) -> None:
+    stage.sink.pace = 10_000
+
+    async def script(cli: FakeProcess) -> None:
+        await cli.say.send_all(b"line\n")
+        cli.exit(0)
+
+    assert (await stage.play(script)).reason is Reason.DEADLINE
+
+
+async def test_the_end_of_stdout_is_not_the_end(stage: Stage, autojump_clock: trio.testing.MockClock) -> None:
+    async def script(cli: FakeProcess) -> None:
+        cli.say.close()
+        await trio.sleep(50)
+        assert not cli.ended
+        cli.exit(0)
+
+    assert (await stage.play(script)).reason is Reason.EXIT
+
+
+async def test_pipes_that_a_descendant_holds_are_read_until_they_are_quiet(
+    stage: Stage, autojump_clock: trio.testing.MockClock
+) -> None:
+    async def script(cli: FakeProcess) -> None:
+        cli.alone_at_exit = False
+        cli.status = 0
+        cli._exited.set()
+        for number in range(5):
+            await trio.sleep(0.05)
+            await cli.say.send_all(b"tail %d\n" % number)
+        await trio.sleep(0.3)
+        assert cli.ended
+        cli.say.close()
+        cli.complain.close()
+
+    outcome = await stage.play(script)
+    assert (outcome.reason, len(stage.sink.said)) == (Reason.EXIT, 5)
+
+
+async def test_a_descendant_that_never_falls_quiet_is_cut_off(
+    stage: Stage, autojump_clock: trio.testing.MockClock
+) -> None:
+    async def script(cli: FakeProcess) -> None:
+        began = trio.current_time()
+        cli.alone_at_exit = False
+        cli.status = 0
+        cli._exited.set()
+        while not cli.ended:
+            await trio.sleep(0.05)
+            await cli.say.send_all(b"more\n")
+        assert trio.current_time() - began == pytest.approx(2, abs=0.2)
+        cli.say.close()
+        cli.complain.close()
+
+    assert (await stage.play(script)).reason is Reason.EXIT
+
+
+async def test_a_cli_that_lives_on_after_its_result(stage: Stage, autojump_clock: trio.testing.MockClock) -> None:
+    async def script(cli: FakeProcess) -> None:
+        await cli.say.send_all(RESULT)
+        await trio.sleep(4.9)
+        assert not cli.ended
+        await trio.sleep(0.2)
+        assert cli.ended
+
+    outcome = await stage.play(script)
+    assert (outcome.reason, outcome.after_result, outcome.error) == (Reason.EXIT, True, None)
+
+
+async def test_a_refused_key_ends_the_run_after_its_line(stage: Stage) -> None:
+    line = b'{"type":"system","subtype":"api_retry","error_status":401}'
+
+    async def script(cli: FakeProcess) -> None:
+        await cli.say.send_all(line + b"\n")
+
+    outcome = await stage.play(script)
+    assert (outcome.reason, stage.sink.said) == (Reason.UNAUTHORIZED, [line])
+
+
+async def test_a_sink_that_fails_ends_the_run(stage: Stage) -> None:
+    stage.sink.gone = True
+
+    async def script(cli: FakeProcess) -> None:
+        await cli.say.send_all(b"line\n")
+
+    assert (await stage.play(script)).reason is Reason.DISCONNECTED
+
+
+async def test_a_line_over_the_limit_ends_the_run(stage: Stage) -> None:
+    async def script(cli: FakeProcess) -> None:
+        await cli.say.send_all(b"x" * 1025)
+
+    outcome = await stage.play(script)
+    assert (outcome.reason, outcome.error) == (Reason.FAILED, "the CLI said a line over 1024 bytes")
+
+
+async def test_the_first_decision_wins(stage: Stage) -> None:
+    run = stage.run()
+
+    async def script(cli: FakeProcess) -> None:
+        run.stop(Reason.DRAINED, "going down")
+        run.stop(Reason.DISCONNECTED)
+        await trio.lowlevel.checkpoint()
+
+    outcome = await stage.play(script, run)
+    assert (outcome.reason, outcome.error) == (Reason.DRAINED, "going down")
+
+
+async def test_a_failure_tells_the_last_words(stage: Stage) -> None:
+    async def script(cli: FakeProcess) -> None:
+        await cli.complain.send_all(b"error: unknown option\n\n")
+        cli.exit(1)
+
+    assert (await stage.play(script)).error == "the CLI exited with status 1: error: unknown option"
+
+
+async def test_a_results_error_is_the_runs_error(stage: Stage) -> None:
+    async def script(cli: FakeProcess) -> None:
+        await cli.say.send_all(b'{"type":"result","is_error":true,"result":"API Error: 400"}\n')
+        cli.exit(1)
+
+    assert (await stage.play(script)).error == "the CLI exited with status 1: API Error: 400"
+
+
+async def test_a_cli_that_reads_nothing_is_no_error(stage: Stage) -> None:
+    async def script(cli: FakeProcess) -> None:
+        cli.prompts.close()
+        await cli.say.send_all(b"line\n")
+        cli.exit(0)
+
+    assert (await stage.play(script)).reason is Reason.EXIT
+
+
+async def test_denied_tools_are_told(stage: Stage) -> None:
+    async def script(cli: FakeProcess) -> None:
+        await cli.say.send_all(b'{"type":"system","subtype":"permission_denied","tool_name":"Bash"}\n')
+        cli.exit(0)
+
+    await stage.play(script)
+    assert stage.sink.denials == ["Bash"]
+
+
+async def test_the_runs_folder_and_files(stage: Stage) -> None:
+    async def script(cli: FakeProcess) -> None:
+        env, argv = cli.job.env, cli.job.argv
+        flag = next(word for word in argv if word.startswith("--system-prompt-file="))
+        file = Path(flag.partition("=")[2])
+        assert (file.read_text(), file.stat().st_mode & 0o777) == ("be brief", 0o600)
+        assert file.parent == Path(env["TMPDIR"])
+        assert len(env["TMPDIR"]) <= 60
+        assert env["TRIO_CLAUDE_RUN"].startswith("test:")
+        cli.exit(0)
+
+    await stage.play(script, stage.run(system_prompt="be brief"))
+    assert list(stage.workplace.tmp.iterdir()) == []
+
+
+async def test_a_long_stderr_line_is_cut(stage: Stage) -> None:
+    async def script(cli: FakeProcess) -> None:
+        await cli.complain.send_all(b"y" * 200_000)
+        cli.exit(0)
+
+    await stage.play(script)
+    assert "".join(stage.sink.complaints) == "y" * 200_000

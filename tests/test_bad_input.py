@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import trio
-from harness import Backend, ask, connect, directive, listen, marked, send_raw, until
+from harness import Backend, ask, connect, directive, listen, send_raw, until
 
 GOOD = json.dumps({"prompt": "hi", "meta": "T"})
 
@@ -141,7 +141,7 @@ async def test_the_eighth_message_ends_the_run(fake: Backend) -> None:
         said = await send_raw(server, json.dumps({"prompt": directive("silent"), "meta": "T"}), *["more"] * 8)
     assert said.objects.count({"error": "one prompt per connection"}) == 8
     assert (said.code, said.reason.split(";")[0]) == (1008, "one prompt per connection")
-    assert marked() == []
+    assert fake.left() == []
 
 
 async def test_a_draining_server_closes_with_1012(fake: Backend) -> None:
@@ -159,7 +159,7 @@ async def test_a_draining_server_closes_with_1012(fake: Backend) -> None:
         ended = await listen(running)
         assert (ended.objects[-1], ended.code) == ({"error": "server shutting down"}, 1012)
         assert ended.reason.startswith("drained; ")
-    assert marked() == []
+    assert fake.left() == []
 
 
 async def test_ten_megabytes_without_a_newline_are_one_line(fake: Backend) -> None:
@@ -174,7 +174,7 @@ async def test_a_line_over_the_limit_ends_the_run(fake: Backend) -> None:
         said = await ask(server, directive("nonewline", bytes=10_000_000))
     assert said.errors[-1]["error"] == "the CLI said a line over 1000000 bytes"
     assert said.code == 1011
-    assert marked() == []
+    assert fake.left() == []
 
 
 async def test_bytes_that_are_no_utf8_are_replaced_and_counted(fake: Backend) -> None:
@@ -189,7 +189,7 @@ async def test_a_cli_that_closes_stdout_and_lives_on_ends_at_its_deadline(fake: 
     async with fake.serve(timeout=1) as server:
         said = await ask(server, directive("closeout"))
     assert (said.code, said.reason.split(";")[0]) == (1011, "timed out")
-    assert marked() == []
+    assert fake.left() == []
 
 
 async def test_a_grandchild_that_holds_stdout_does_not_hold_the_run(fake: Backend) -> None:
@@ -198,7 +198,7 @@ async def test_a_grandchild_that_holds_stdout_does_not_hold_the_run(fake: Backen
             said = await ask(server, directive("tree", kinds=["hold_stdout", "setsid"], seconds=60, then="exit"))
     assert said.code == 1000
     assert fake.ended[0].outcome.receipt.killed >= 2
-    assert marked() == []
+    assert fake.left() == []
 
 
 async def test_stderr_lines_are_frames_of_their_own(fake: Backend) -> None:
@@ -213,7 +213,7 @@ async def test_a_cli_deaf_to_signals_is_ended_all_the_same(fake: Backend) -> Non
         said = await ask(server, directive("silent", ignore_term=True))
     assert said.code == 1011
     assert " 0 left, " in said.reason
-    assert marked() == []
+    assert fake.left() == []
 
 
 async def test_an_unknown_workspace_root_is_refused(fake: Backend) -> None:

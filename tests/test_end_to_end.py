@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import trio
-from harness import Backend, alive, ask, connect, directive, listen, marked, open_backend, until
+from harness import Backend, alive, ask, connect, directive, listen, open_backend, until
 from trio_websocket import ConnectionClosed
 
 BOTH = [pytest.param("fake"), pytest.param("real", marks=pytest.mark.real_cli)]
@@ -100,7 +100,7 @@ async def test_a_reset_in_mid_stream_is_survived_until_the_deadline(cli: Backend
     assert len([one for one in said.of_type("system") if one.get("subtype") == "api_retry"]) >= 1
     assert said.errors[-1] == {"error": "timed out after 3 s"}
     assert (said.code, said.reason.split(";")[0]) == (1011, "timed out")
-    assert marked() == []
+    assert cli.left() == []
 
 
 async def test_the_deadline_ends_a_silent_run(cli: Backend) -> None:
@@ -109,7 +109,7 @@ async def test_the_deadline_ends_a_silent_run(cli: Backend) -> None:
     assert said.errors == [{"error": "timed out after 3 s"}]
     assert said.code == 1011
     assert cli.ended[0].outcome.receipt.survivors == 0
-    assert marked() == []
+    assert cli.left() == []
 
 
 async def test_a_client_that_leaves_takes_its_tools_along(cli: Backend) -> None:
@@ -121,20 +121,20 @@ async def test_a_client_that_leaves_takes_its_tools_along(cli: Backend) -> None:
                 await until(lambda: (cli.cwd / "pid").exists() and (cli.cwd / "pid").read_text().strip(), 20)
                 tool = int((cli.cwd / "pid").read_text())
                 assert alive(tool)
-                assert len(marked()) >= 6
+                assert len(cli.left()) >= 6
         await until(lambda: cli.ended)
         assert not alive(tool)
     receipt = cli.ended[0].outcome.receipt
     assert (receipt.survivors, receipt.seen >= 6) == (0, True)
-    assert marked() == []
+    assert cli.left() == []
 
 
 async def test_what_a_finished_tool_left_is_gone_after_a_good_end(cli: Backend) -> None:
     async with cli.serve(cli_args="--allowed-tools=Bash") as server:
-        said = await ask(server, directive("bash", cmd=f"({DAEMONS}) >/dev/null 2>&1; echo done"))
+        said = await ask(server, directive("bash", cmd=f"{{ {DAEMONS} }} >/dev/null 2>&1; echo done"))
     assert (said.code, said.reason.split(";")[0]) == (1000, "exit 0")
     assert cli.ended[0].outcome.receipt.killed >= 5
-    assert marked() == []
+    assert cli.left() == []
 
 
 async def test_the_working_directory_and_its_settings(cli: Backend) -> None:
@@ -166,7 +166,7 @@ async def test_the_prompt_is_not_in_the_arguments(cli: Backend) -> None:
         with pytest.raises(ConnectionClosed):  # noqa: PT012 - reads until a line came, then looks, then leaves
             while "init" not in await socket.get_message():
                 pass
-            words = [Path(f"/proc/{pid}/cmdline").read_bytes() for pid in marked()]
+            words = [Path(f"/proc/{pid}/cmdline").read_bytes() for pid in cli.left()]
             assert words
             assert not any(b"WORD-OF-MINE" in word for word in words)
             await socket.aclose()

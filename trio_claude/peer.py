@@ -22,6 +22,7 @@ from trio_websocket import ConnectionClosed, WebSocketConnection, wrap_server_st
 from .config import Config
 from .errors import CloseCode, PeerGone
 from .messages import clip
+from .upgrade import Handshake
 
 RECEIVE_SIZE: Final = 65536
 """Bytes read at a time; trio-websocket's own 4,096 cost two thirds of its speed."""
@@ -144,9 +145,11 @@ class Wire(trio.abc.Stream):
     `send_timeout` seconds breaks the connection. A cancelled write leaves its rest to be sent before anything else.
     """
 
-    def __init__(self, sock: socket.socket, prefix: bytes, config: Config) -> None:
+    def __init__(self, sock: socket.socket, handshake: bytes, early: bytes, config: Config) -> None:
         self._socket = sock
-        self._prefix = prefix
+        self._handshake = handshake
+        self._early = early
+        self.accepted = trio.Event()
         self._config = config
         self._guard = FrameGuard(config.max_message, config.max_frames)
         self._lock = trio.StrictFIFOLock()
@@ -164,11 +167,13 @@ class Wire(trio.abc.Stream):
 
     async def receive_some(self, max_bytes: int | None = None) -> bytes:
         """Return what the client sent, empty at its end."""
-        if self._prefix:
+        if self._handshake:
             await trio.lowlevel.checkpoint()
-            prefix, self._prefix = self._prefix, b""
-            return prefix
-        data = await self._receive(max_bytes or RECEIVE_SIZE)
+            handshake, self._handshake = self._handshake, b""
+            return handshake
+        await self.accepted.wait()  # the library looks at nothing that comes before its answer
+        data, self._early = self._early, b""
+        data = data or await self._receive(max_bytes or RECEIVE_SIZE)
         self.heard = trio.current_time()
         if wrong := self._guard.feed(data):
             self.post(close_frame(CloseCode.TOO_LONG, wrong))
@@ -367,7 +372,7 @@ class Peer:
         self._listener: Listener | None = None
         self._unheard: list[str | bytes] = []
         self._on_left: Callable[[], None] | None = None
-        self._left = False
+        self._gone = trio.Event()
         self._reason = ""
 
     def listen(self, on_message: Listener, on_left: Callable[[], None]) -> None:
@@ -376,7 +381,7 @@ class Peer:
         waiting, self._unheard = self._unheard, []
         for message in waiting:
             on_message(message)
-        if self._left:
+        if self._gone.is_set():
             on_left()
 
     async def send(self, lines: list[bytes]) -> None:
@@ -395,11 +400,12 @@ class Peer:
     async def close(self, code: CloseCode, reason: str) -> None:
         """Close with a code, waiting for the client's answer for at most `close_timeout` seconds, then reset."""
         self._reason = clip(reason)
-        with trio.move_on_after(self._config.close_timeout, shield=True):
-            await self._ws.aclose(int(code), self._reason)
-        if self._wire.writing:
+        with contextlib.suppress(trio.BrokenResourceError):
+            self._wire.post(close_frame(code, self._reason))
+        with trio.move_on_after(self._config.close_timeout, shield=True) as patience:
+            await self._gone.wait()
+        if patience.cancelled_caught:
             self._wire.abort()
-        await self._wire.aclose()
 
     def drop(self) -> None:
         """Reset the connection."""
@@ -427,7 +433,7 @@ class Peer:
             self._wire.abort()
 
     def _leave(self) -> None:
-        self._left = True
+        self._gone.set()
         if self._on_left:
             self._on_left()
 
@@ -453,7 +459,7 @@ class Peer:
 
 
 async def _serve_library(
-    wire: Wire, subprotocol: str | None, config: Config, task_status: trio.TaskStatus[WebSocketConnection]
+    wire: Wire, handshake: Handshake, config: Config, task_status: trio.TaskStatus[WebSocketConnection]
 ) -> None:
     """Run trio-websocket on the wire until its reader ends; whatever it raises ends just this connection."""
     try:
@@ -461,22 +467,24 @@ async def _serve_library(
             request = await wrap_server_stream(
                 nursery, wire, max_message_size=config.max_message, receive_buffer_size=RECEIVE_SIZE
             )
-            task_status.started(await request.accept(subprotocol=subprotocol))
+            ws = await request.accept(subprotocol=handshake.subprotocol)
+            wire.accepted.set()
+            task_status.started(ws)
     except* Exception:
         wire.abort()
 
 
 @asynccontextmanager
-async def accept(sock: socket.socket, handshake: bytes, subprotocol: str | None, config: Config) -> AsyncIterator[Peer]:
+async def accept(sock: socket.socket, handshake: Handshake, config: Config) -> AsyncIterator[Peer]:
     """Answer a checked handshake and yield the client; leaving the context ends the connection.
 
     Raises `PeerGone` where the client left before the answer.
     """
-    wire = Wire(sock, handshake, config)
+    wire = Wire(sock, handshake.data, handshake.early, config)
     try:
         async with trio.open_nursery() as nursery:
             try:
-                ws = await nursery.start(_serve_library, wire, subprotocol, config)
+                ws = await nursery.start(_serve_library, wire, handshake, config)
             except RuntimeError:
                 raise PeerGone("the client left in the handshake") from None
             peer = Peer(wire, ws, config)
@@ -487,4 +495,4 @@ async def accept(sock: socket.socket, handshake: bytes, subprotocol: str | None,
             yield peer
             nursery.cancel_scope.cancel()
     finally:
-        wire.abort()
+        await wire.aclose()

@@ -28,6 +28,11 @@ KEEP_ALIVE = 75.0
 REQUESTS_LIMIT = 1000
 """Requests on one connection."""
 
+LINGER = 1.0
+"""Seconds that a refused client gets to read its answer while it still sends."""
+LINGER_READS = 64
+"""Reads of 16 KiB that are dropped meanwhile."""
+
 _KEY = re.compile(rb"[A-Za-z0-9+/]{22}==")
 _TOKEN = re.compile(rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")
 _LOOPBACK = ("localhost", "127.0.0.1", "[::1]")
@@ -57,10 +62,11 @@ class Response:
 
 @attrs.frozen
 class Handshake:
-    """A checked WebSocket handshake, as it goes to the library."""
+    """A checked WebSocket handshake: `data` goes to the library, `early` is what the client sent behind its head."""
 
     request: Request
     data: bytes
+    early: bytes
     subprotocol: str | None
 
 
@@ -108,8 +114,9 @@ async def serve_http(sock: socket.socket, site: Site, config: Config) -> Handsha
 
 async def _serve_request(sock: socket.socket, conn: h11.Connection, site: Site, config: Config) -> Handshake | bool:
     """Serve one request; return a handshake, or whether the connection goes on."""
+    request = None
     try:
-        request = await _read_request(sock, conn)
+        request = await _read_request(sock, conn, config.head_limit)
         if request is None:
             return False
         check_host(request, config)
@@ -125,20 +132,21 @@ async def _serve_request(sock: socket.socket, conn: h11.Connection, site: Site, 
         response = refusal_response(HttpRefusal(error.error_status_hint, "bad-request", "this is not HTTP"))
     except HttpRefusal as refusal:
         response = refusal_response(refusal)
-    await _send(sock, conn, response)
+    await _send(sock, conn, response, head_only=request is not None and request.method == "HEAD")
     if conn.our_state is not h11.DONE or conn.their_state is not h11.DONE:
         return False
     conn.start_next_cycle()
     return True
 
 
-async def _read_request(sock: socket.socket, conn: h11.Connection) -> Request | None:
+async def _read_request(sock: socket.socket, conn: h11.Connection, limit: int) -> Request | None:
     """Return the next request with its body, None at the client's end."""
     head, body = None, bytearray()
     while True:
         event = await _next_event(sock, conn)
         if isinstance(event, h11.Request):
             head = event
+            _check_size(event, limit)
             if _wants_upgrade(event):
                 return _request(event, b"")
         elif isinstance(event, h11.Data):
@@ -149,6 +157,13 @@ async def _read_request(sock: socket.socket, conn: h11.Connection) -> Request | 
             return _request(head, bytes(body))
         else:
             return None
+
+
+def _check_size(head: h11.Request, limit: int) -> None:
+    """Refuse a head over the limit; h11 looks only while a head is incomplete. Raises `HttpRefusal`."""
+    size = len(head.target) + sum(len(name) + len(value) + 4 for name, value in head.headers)
+    if size > limit:
+        raise HttpRefusal(431, "head-too-large", f"a request head takes at most {limit} bytes")
 
 
 def _wants_upgrade(head: h11.Request) -> bool:
@@ -193,7 +208,7 @@ async def _receive(sock: socket.socket) -> bytes:
             continue
 
 
-async def _send(sock: socket.socket, conn: h11.Connection, response: Response) -> None:
+async def _send(sock: socket.socket, conn: h11.Connection, response: Response, *, head_only: bool = False) -> None:
     """Send an answer whole. Raises OSError, or trio.ClosedResourceError."""
     headers = [("Content-Type", response.content_type), ("Content-Length", str(len(response.body)))]
     if response.status >= 400:
@@ -205,8 +220,21 @@ async def _send(sock: socket.socket, conn: h11.Connection, response: Response) -
         headers=[*headers, *_ALWAYS, *response.headers],
         reason=http.HTTPStatus(response.status).phrase.encode(),
     )
-    data = (conn.send(head) or b"") + (conn.send(h11.Data(data=response.body)) or b"")
+    data = conn.send(head) or b""
+    if not head_only:
+        data += conn.send(h11.Data(data=response.body)) or b""
     await _send_all(sock, data + (conn.send(h11.EndOfMessage()) or b""))
+    if response.status >= 400:
+        await _linger(sock)
+
+
+async def _linger(sock: socket.socket) -> None:
+    """Let a refused client read its answer: a close with its bytes unread would be a reset."""
+    sock.shutdown(socket.SHUT_WR)
+    with trio.move_on_after(LINGER):
+        for _ in range(LINGER_READS):
+            if not await _receive(sock):
+                return
 
 
 async def _send_all(sock: socket.socket, data: bytes) -> None:
@@ -241,7 +269,7 @@ def check_origin(request: Request, config: Config) -> None:
     raise HttpRefusal(403, "origin", "this Origin may not come in; the operator can allow it with --allow-origin")
 
 
-def check_upgrade(request: Request, trailing: bytes) -> Handshake | None:
+def check_upgrade(request: Request, early: bytes) -> Handshake | None:
     """Return the handshake in a request, None where it asks for no upgrade. Raises `HttpRefusal`."""
     headers = request.headers
     if headers.get("upgrade", "").strip().lower() != "websocket":
@@ -256,10 +284,10 @@ def check_upgrade(request: Request, trailing: bytes) -> Handshake | None:
     offered = _tokens(headers.get("sec-websocket-protocol", ""), lower=False)
     if not all(_TOKEN.fullmatch(token.encode("latin-1")) for token in offered):
         raise HttpRefusal(400, "bad-handshake", "Sec-WebSocket-Protocol takes tokens")
-    return _rewrite(request, key, offered, trailing)
+    return _rewrite(request, key, offered, early)
 
 
-def _rewrite(request: Request, key: bytes, offered: list[str], trailing: bytes) -> Handshake:
+def _rewrite(request: Request, key: bytes, offered: list[str], early: bytes) -> Handshake:
     """Return a handshake of our own words: no byte of a client's header goes on but the checked key."""
     subprotocol = SUBPROTOCOL if SUBPROTOCOL in offered else None
     lines = [
@@ -271,7 +299,7 @@ def _rewrite(request: Request, key: bytes, offered: list[str], trailing: bytes) 
         b"Sec-WebSocket-Key: " + key,
         *([b"Sec-WebSocket-Protocol: " + SUBPROTOCOL.encode()] if subprotocol else []),
     ]
-    return Handshake(request, b"\r\n".join(lines) + b"\r\n\r\n" + trailing, subprotocol)
+    return Handshake(request, b"\r\n".join(lines) + b"\r\n\r\n", early, subprotocol)
 
 
 def _tokens(value: str, *, lower: bool = True) -> list[str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
+import secrets
 import sys
 import tempfile
 from collections.abc import AsyncIterator, Iterator
@@ -60,12 +61,19 @@ class Backend:
     cwd: Path
     api: MessagesApi | None = None
     events: list[Event] = attrs.Factory(list)
+    mark: str = attrs.Factory(lambda: secrets.token_hex(8))
 
     @asynccontextmanager
     async def serve(self, **config: object) -> AsyncIterator[Server]:
         settings = Config(**{"port": 0, "cli": self.program, "cwd": str(self.cwd), **config})
-        async with open_server(settings, [self.events.append], environ=self.environ) as server:
+        settings = attrs.evolve(settings, env=(*settings.env, "TCT_BACKEND"))
+        environ = {**self.environ, "TCT_BACKEND": self.mark}
+        async with open_server(settings, [self.events.append], environ=environ) as server:
             yield server
+
+    def left(self) -> list[int]:
+        """Return the processes of all runs so far that still exist, but for those that cleared their environment."""
+        return bearing(f"TCT_BACKEND={self.mark}")
 
     @property
     def ended(self) -> list[RunEnded]:
@@ -152,17 +160,16 @@ async def send_raw(server: Server, *messages: str | bytes) -> Said:
 # -- what is left -----------------------------------------------------------------------------------------------------
 
 
-def marked(server: Server | None = None) -> list[int]:
-    """Return the processes that bear a run's mark."""
-    found = []
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdigit():
-            try:
-                if b"TRIO_CLAUDE_RUN=" in (entry / "environ").read_bytes():
-                    found.append(int(entry.name))
-            except OSError:
-                continue
-    return found
+def bearing(variable: str) -> list[int]:
+    """Return the processes that have `variable` in their environment."""
+    return [int(entry.name) for entry in Path("/proc").iterdir() if entry.name.isdigit() and _bears(entry, variable)]
+
+
+def _bears(entry: Path, variable: str) -> bool:
+    try:
+        return variable.encode() in (entry / "environ").read_bytes().split(b"\0")
+    except OSError:
+        return False
 
 
 def alive(pid: int) -> bool:

@@ -54,11 +54,8 @@ def shape(value: object, path: str = "") -> dict[str, str]:
     kinds: dict[str, str] = {path: kind_of(value)}
     if isinstance(value, dict):
         for key, inner in value.items():
-            name = (
-                "MODEL"
-                if path.lower().replace("_", "").startswith(".modelusage") and inner and "claude" in key
-                else key
-            )
+            by_model = path in (".modelUsage", ".model_usage_since_last_result")
+            name = "MODEL" if by_model else key
             kinds |= shape(inner, f"{path}.{name}")
     elif isinstance(value, list) and value:
         kinds |= shape(value[0], f"{path}[]")

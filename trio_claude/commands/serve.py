@@ -11,7 +11,6 @@ import trio
 from .options import config_options, read_config
 from .serving import run_server
 
-
 EXAMPLES = r"""Examples:
   trio-claude serve
   trio-claude serve --port 0 --profile chat --timeout 60

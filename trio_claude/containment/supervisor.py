@@ -62,8 +62,8 @@ class Packets:
             try:
                 await trio.lowlevel.wait_readable(self._socket)
                 packet = self._socket.recv(PACKET_LIMIT)
-            except BlockingIOError:
-                continue
+            except (BlockingIOError, ConnectionResetError):
+                continue  # a reset says that the other end left our last order unread; what it said before is still there
             except (OSError, trio.ClosedResourceError):
                 return None
             return json.loads(packet) if packet else None

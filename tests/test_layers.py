@@ -1,0 +1,124 @@
+"""The import table: a room imports only the rooms that its row names, and each row names rows above it only."""
+
+from __future__ import annotations
+
+import ast
+import statistics
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import trio_claude
+
+PACKAGE = Path(trio_claude.__file__).parent
+TABLE: dict[str, set[str]] = {
+    # words
+    "errors": set(),
+    "events": {"errors"},
+    "config": {"errors"},
+    "messages": {"errors", "events"},
+    # rules: no await, no trio, no clock
+    "admission": {"errors"},
+    "stream_json": {"messages"},
+    # hands: each owns exactly one outside thing
+    "containment": {"errors", "events"},
+    "upgrade": {"errors", "config"},
+    "peer": {"errors", "config", "messages", "upgrade"},
+    "logs": {"events"},
+    # wiring
+    "workplace": {"errors", "config", "messages", "stream_json", "containment"},
+    "run": {"errors", "events", "messages", "stream_json", "containment", "workplace"},
+    "runs": {"errors", "events", "messages", "admission", "containment", "workplace", "run"},
+    "api": {"errors", "containment", "upgrade", "workplace", "runs"},
+    "connection": {"errors", "events", "config", "messages", "peer", "upgrade", "run", "runs"},
+    "server": {"errors", "events", "config", "containment", "peer", "upgrade", "workplace", "runs", "api", "connection"},
+    # faces
+    "client": {"errors"},
+    "testing": set(),
+    "commands": {
+        "errors", "events", "config", "messages", "containment", "logs", "workplace", "run", "server", "client", "testing",
+        "__init__",
+    },
+    "__main__": {"commands"},
+    "__init__": {"errors", "events", "config", "server", "client"},
+}  # fmt: skip
+ASYNC_FREE = ("errors", "events", "config", "messages", "admission", "stream_json")
+OWNERS = {"trio_websocket": {"peer"}, "wsproto": set(), "h11": {"upgrade", "testing"}, "httpx_ws": {"client"}}
+"""Outside libraries and the rooms that may import them."""
+STDLIB_ONLY = ("containment/guardian.py", "testing/fake_cli.py")
+
+
+def modules() -> Iterator[tuple[str, Path]]:
+    for path in sorted(PACKAGE.rglob("*.py")):
+        yield path.relative_to(PACKAGE).parts[0].removesuffix(".py"), path
+
+
+def imports(path: Path) -> Iterator[tuple[str, str]]:
+    """Yield (kind, name): the package's own rooms, and outside top-level modules."""
+    depth = len(path.relative_to(PACKAGE).parts)
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (("outside", alias.name.partition(".")[0]) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and not node.level:
+            yield "outside", (node.module or "").partition(".")[0]
+        elif isinstance(node, ast.ImportFrom) and node.level == depth:
+            names = [node.module] if node.module else [alias.name for alias in node.names]
+            yield from (("room", str(name).partition(".")[0]) for name in names)
+
+
+def test_the_table_is_a_tower() -> None:
+    above: set[str] = set()
+    for room, allowed in TABLE.items():
+        assert allowed <= above | {"__init__"}, f"{room} names a row below it: {allowed - above}"
+        above.add(room)
+
+
+def test_every_module_has_its_row() -> None:
+    assert {room for room, _ in modules()} == set(TABLE)
+
+
+@pytest.mark.parametrize(("room", "path"), list(modules()), ids=lambda value: str(value))
+def test_imports_follow_the_table(room: str, path: Path) -> None:
+    rooms = {name if name in TABLE else "__init__" for kind, name in imports(path) if kind == "room"} - {room}
+    assert rooms <= TABLE[room], f"{path.name} imports {rooms - TABLE[room]}"
+    for kind, name in imports(path):
+        if kind == "outside" and name in OWNERS:
+            assert room in OWNERS[name], f"{path.name} must not import {name}"
+
+
+@pytest.mark.parametrize("room", ASYNC_FREE)
+def test_words_and_rules_never_wait(room: str) -> None:
+    tree = ast.parse((PACKAGE / f"{room}.py").read_text())
+    assert not [node for node in ast.walk(tree) if isinstance(node, ast.AsyncFunctionDef | ast.Await)]
+    assert not {"trio", "time", "datetime"} & {name for _, name in imports(PACKAGE / f"{room}.py")}
+
+
+@pytest.mark.parametrize("name", STDLIB_ONLY)
+def test_what_runs_without_site_packages_imports_none(name: str) -> None:
+    import sys
+
+    outside = {module for kind, module in imports(PACKAGE / name) if kind == "outside"}
+    assert outside <= sys.stdlib_module_names
+    assert not [module for kind, module in imports(PACKAGE / name) if kind == "room"]
+
+
+def functions() -> Iterator[tuple[str, int]]:
+    for _, path in modules():
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+                yield f"{path.name}:{node.name}", (node.end_lineno or 0) - node.lineno + 1
+
+
+def test_functions_are_short() -> None:
+    lengths = sorted(length for _, length in functions())
+    assert statistics.median(lengths) <= 8
+    assert lengths[int(len(lengths) * 0.9)] <= 25
+    assert not [name for name, length in functions() if length > 50]
+
+
+def test_every_module_opens_with_its_duty() -> None:
+    for _, path in modules():
+        text = ast.get_docstring(ast.parse(path.read_text()))
+        assert text, path
+        assert text.split("\n")[0].endswith((".", "`.", ":")), path

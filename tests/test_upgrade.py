@@ -1,0 +1,168 @@
+"""Rule: a head is answered, refused with the right status, or handed over rewritten; nothing else gets through."""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import json
+
+import pytest
+import trio
+from harness import Backend
+from hypothesis import given
+from hypothesis import strategies as st
+
+from trio_claude.config import Config
+from trio_claude.errors import HttpRefusal
+from trio_claude.server import Server
+from trio_claude.upgrade import Request, check_host, check_origin, check_upgrade
+
+KEY = base64.b64encode(b"0123456789abcdef").decode()
+UPGRADE = {
+    "host": "localhost:3000", "upgrade": "websocket", "connection": "keep-alive, Upgrade", "sec-websocket-version": "13",
+    "sec-websocket-key": KEY,
+}  # fmt: skip
+
+
+def head(path: str = "/ws/claude", method: str = "GET", **changed: str | None) -> bytes:
+    headers = {**UPGRADE, **{name.replace("_", "-"): value for name, value in changed.items()}}
+    lines = [f"{method} {path} HTTP/1.1", *(f"{name}: {value}" for name, value in headers.items() if value is not None)]
+    return "\r\n".join(lines).encode("latin-1") + b"\r\n\r\n"
+
+
+async def exchange(server: Server, data: bytes, *, eof: bool = True) -> bytes:
+    """Send bytes and read to the end."""
+    stream = await trio.open_tcp_stream("127.0.0.1", server.port)
+    async with stream:
+        await stream.send_all(data)
+        if eof:
+            await stream.send_eof()
+        answer = b""
+        with trio.fail_after(10), contextlib.suppress(trio.BrokenResourceError):
+            async for chunk in stream:
+                answer += chunk
+        return answer
+
+
+def status(answer: bytes) -> int:
+    return int(answer.split(b" ", 2)[1])
+
+
+@pytest.mark.parametrize(
+    ("data", "expected"),
+    [
+        (head(), 101),
+        (head(path="/ws/claude?frames=verbatim"), 101),
+        (head(origin="http://localhost:3000"), 101),
+        (head(host="127.0.0.1"), 101),
+        (head(host="[::1]:3000"), 101),
+        (head(path="/elsewhere"), 404),
+        (head(upgrade=None, connection=None), 426),
+        (head(origin="http://evil.example"), 403),
+        (head(origin="http://localhost:3001"), 403),
+        (head(origin="https://localhost:3000"), 403),
+        (head(origin="null"), 403),
+        (head(host="evil.example"), 403),
+        (head(host="localhost.evil.example"), 403),
+        (head(host="b\xfccher.example"), 403),
+        (head(host="xn--\xff.example"), 403),
+        (head(host=None), 400),
+        (head(method="POST"), 400),
+        (head(connection="keep-alive"), 400),
+        (head(sec_websocket_version="8"), 426),
+        (head(sec_websocket_key="short"), 400),
+        (head(sec_websocket_key=None), 400),
+        (head(sec_websocket_protocol="a, b\xff"), 400),
+        (head(connection="Upgrade, \xff"), 101),
+        (head(sec_websocket_extensions="permessage-deflate; \xff"), 101),
+        (b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n", 200),
+        (b"HEAD / HTTP/1.1\r\nHost: localhost\r\n\r\n", 200),
+        (b"GET /ws-demo.html HTTP/1.1\r\nHost: localhost\r\n\r\n", 200),
+        (b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n", 200),
+        (b"GET /readyz HTTP/1.1\r\nHost: localhost\r\n\r\n", 200),
+        (b"GET /../../etc/passwd HTTP/1.1\r\nHost: localhost\r\n\r\n", 404),
+        (b"POST / HTTP/1.1\r\nHost: localhost\r\nContent-Length: 2\r\n\r\nhi", 405),
+        (b"POST / HTTP/1.1\r\nHost: localhost\r\nContent-Length: 70000\r\n\r\n" + b"x" * 70000, 413),
+        (b"GET http://localhost/ HTTP/1.1\r\nHost: localhost\r\n\r\n", 400),
+        (b"GET / HTTP/1.1\r\nHost: localhost\r\nHost: evil\r\n\r\n", 400),
+        (b"GET / HTTP/1.1\r\nHost: localhost\r\nX: " + b"y" * 20000 + b"\r\n\r\n", 431),
+        (b"\x16\x03\x01\x02\x00garbage\r\n\r\n", 400),
+        (b"nonsense\r\n\r\n", 400),
+    ],
+)
+async def test_each_head_gets_its_status(fake: Backend, data: bytes, expected: int) -> None:
+    async with fake.serve() as server:
+        assert status(await exchange(server, data)) == expected
+
+
+async def test_only_our_subprotocol_is_echoed(fake: Backend) -> None:
+    async with fake.serve() as server:
+        answer = await exchange(server, head(sec_websocket_protocol="other, trio-claude.v1, bearer.c2VjcmV0"))
+        assert b"sec-websocket-protocol: trio-claude.v1\r\n" in answer.lower()
+        assert b"bearer" not in answer
+        assert b"websocket-protocol" not in (await exchange(server, head(sec_websocket_protocol="other"))).lower()
+
+
+async def test_frames_sent_with_the_handshake_are_not_lost(fake: Backend) -> None:
+    frame = b"\x81\x82\0\0\0\0{}"
+    async with fake.serve() as server:
+        answer = await exchange(server, head() + frame, eof=False)
+    assert b"prompt is missing" in answer
+
+
+async def test_a_slow_head_is_ended(fake: Backend) -> None:
+    async with fake.serve(head_timeout=0.2) as server:
+        assert status(await exchange(server, b"GET / HT", eof=False)) == 408
+
+
+async def test_a_silent_client_is_ended(fake: Backend) -> None:
+    async with fake.serve(head_timeout=0.2) as server:
+        assert status(await exchange(server, b"", eof=False)) == 408
+
+
+async def test_requests_are_kept_alive_and_pipelined(fake: Backend) -> None:
+    request = b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n"
+    async with fake.serve() as server:
+        assert (await exchange(server, request * 3)).count(b'{"ok": true}') == 3
+
+
+async def test_every_answer_is_safe(fake: Backend) -> None:
+    async with fake.serve() as server:
+        page = await exchange(server, b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n")
+        missing = await exchange(server, b"GET /nope HTTP/1.1\r\nHost: localhost\r\n\r\n")
+    assert b"default-src 'none'; script-src 'self'" in page
+    assert b"X-Content-Type-Options: nosniff" in page
+    assert b"X-Content-Type-Options: nosniff" in missing
+    assert json.loads(missing.partition(b"\r\n\r\n")[2])["code"] == "not-found"
+
+
+async def test_readiness_says_what_is_missing(fake: Backend) -> None:
+    async with fake.serve(cli="/nope") as server:
+        answer = await exchange(server, b"GET /readyz HTTP/1.1\r\nHost: localhost\r\n\r\n")
+    assert status(answer) == 503
+    assert json.loads(answer.partition(b"\r\n\r\n")[2])["cli"] is False
+
+
+def test_named_hosts_and_origins_may_come_in() -> None:
+    config = Config(allow_host=("claude.example",), allow_origin=("https://app.example",))
+    request = Request("GET", "/", {}, {"host": "claude.example", "origin": "https://app.example"})
+    check_host(request, config)
+    check_origin(request, config)
+
+
+HEADERS = st.dictionaries(
+    st.sampled_from([*UPGRADE, "origin", "sec-websocket-protocol"]), st.text(st.characters(max_codepoint=255))
+)
+
+
+@given(HEADERS, st.sampled_from(["GET", "POST"]))
+def test_any_headers_are_accepted_or_refused_with_our_error(headers: dict[str, str], method: str) -> None:
+    request = Request(method, "/ws/claude", {}, {**UPGRADE, **headers})
+    try:
+        check_host(request, Config())
+        check_origin(request, Config())
+        handshake = check_upgrade(request, b"")
+    except HttpRefusal as refusal:
+        assert 400 <= refusal.status < 500
+        return
+    assert handshake is None or handshake.data.decode("ascii").startswith("GET / HTTP/1.1\r\nHost: localhost\r\n")

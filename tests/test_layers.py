@@ -22,9 +22,10 @@ TABLE: dict[str, set[str]] = {
     "admission": {"errors"},
     "stream_json": {"messages"},
     # hands: each owns exactly one outside thing
-    "containment": {"errors", "events"},
+    "services": set(),
+    "containment": {"errors", "events", "services"},
     "upgrade": {"errors", "config"},
-    "peer": {"errors", "config", "messages", "upgrade"},
+    "peer": {"errors", "config", "messages", "services", "upgrade"},
     "logs": {"events"},
     # wiring
     "workplace": {"errors", "config", "messages", "stream_json", "containment"},
@@ -32,7 +33,7 @@ TABLE: dict[str, set[str]] = {
     "runs": {"errors", "events", "messages", "admission", "containment", "workplace", "run"},
     "api": {"errors", "containment", "upgrade", "workplace", "runs"},
     "connection": {"errors", "events", "config", "messages", "peer", "upgrade", "run", "runs"},
-    "server": {"errors", "events", "config", "containment", "peer", "upgrade", "workplace", "runs", "api", "connection"},
+    "server": {"errors", "events", "config", "containment", "peer", "upgrade", "workplace", "runs", "services", "api", "connection"},
     # faces
     "client": {"errors"},
     "testing": set(),

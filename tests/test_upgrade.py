@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import base64
 import contextlib
 import json
 
 import pytest
 import trio
-from harness import Backend
+from harness import UPGRADE, Backend, head
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -16,18 +15,6 @@ from trio_claude.config import Config
 from trio_claude.errors import HttpRefusal
 from trio_claude.server import Server
 from trio_claude.upgrade import Request, check_host, check_origin, check_upgrade
-
-KEY = base64.b64encode(b"0123456789abcdef").decode()
-UPGRADE = {
-    "host": "localhost:3000", "upgrade": "websocket", "connection": "keep-alive, Upgrade", "sec-websocket-version": "13",
-    "sec-websocket-key": KEY,
-}  # fmt: skip
-
-
-def head(path: str = "/ws/claude", method: str = "GET", **changed: str | None) -> bytes:
-    headers = {**UPGRADE, **{name.replace("_", "-"): value for name, value in changed.items()}}
-    lines = [f"{method} {path} HTTP/1.1", *(f"{name}: {value}" for name, value in headers.items() if value is not None)]
-    return "\r\n".join(lines).encode("latin-1") + b"\r\n\r\n"
 
 
 async def exchange(server: Server, data: bytes, *, eof: bool = True) -> bytes:

@@ -168,6 +168,8 @@ def load(flags: Mapping[str, Any], file: Path | None = None) -> Config:
     loaders = [*files, ts.EnvLoader(ENV_PREFIX), ts.loaders.DictLoader(dict(flags))]
     try:
         return ts.load_settings(Config, loaders, converter=converter)
+    except ts.exceptions.ConfigFileLoadError as error:
+        raise ConfigError(f"{file}: {error}") from error
     except ts.exceptions.TsError as error:
         raise ConfigError("; ".join(_leaves(error))) from error
 

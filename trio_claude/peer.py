@@ -22,6 +22,7 @@ from trio_websocket import ConnectionClosed, WebSocketConnection, wrap_server_st
 from .config import Config
 from .errors import CloseCode, PeerGone
 from .messages import clip
+from .services import open_services
 from .upgrade import Handshake
 
 RECEIVE_SIZE: Final = 65536
@@ -482,7 +483,7 @@ async def accept(sock: socket.socket, handshake: Handshake, config: Config) -> A
     """
     wire = Wire(sock, handshake.data, handshake.early, config)
     try:
-        async with trio.open_nursery() as nursery:
+        async with open_services() as nursery:
             try:
                 ws = await nursery.start(_serve_library, wire, handshake, config)
             except RuntimeError:
@@ -493,6 +494,5 @@ async def accept(sock: socket.socket, handshake: Handshake, config: Config) -> A
             nursery.start_soon(peer._read)
             nursery.start_soon(peer._beat)
             yield peer
-            nursery.cancel_scope.cancel()
     finally:
         await wire.aclose()

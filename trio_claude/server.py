@@ -1,6 +1,6 @@
 """Listeners, drain and shut-down order; the only place where observers are plugged in.
 
-Order of opening: containment, workplace, listeners; of closing: listeners, runs, connections, workplace, containment.
+Order of opening: listeners, workplace, containment; of closing: listeners, runs, connections, containment, workplace.
 This module must never handle a signal or touch the process's logging or environment: an embedder owns those.
 """
 
@@ -26,6 +26,7 @@ from .errors import ConfigError
 from .events import Crashed, Listening, Observer, fan_out
 from .peer import NOTSENT_LOWAT
 from .runs import Runs
+from .services import open_services
 from .upgrade import Site
 from .workplace import Workplace
 
@@ -48,7 +49,8 @@ class Server:
     port: int
     runs: Runs
     _listening: trio.CancelScope
-    _idle: trio.Event = attrs.Factory(trio.Event)
+    closed: trio.Event = attrs.Factory(trio.Event)
+    """Set when the last connection has ended after a drain."""
 
     @property
     def url(self) -> str:
@@ -76,19 +78,20 @@ async def open_server(
     async with contextlib.AsyncExitStack() as stack:
         for listener in listeners:
             stack.callback(listener.close)
-        containment = await stack.enter_async_context(open_containment(config.containment, observer))
         workplace = await stack.enter_async_context(
             Workplace.open(config, secrets.token_hex(8), os.environ if environ is None else environ)
         )
+        containment = await stack.enter_async_context(open_containment(config.containment, observer))
         runs = Runs(workplace, containment, observer)
         site = Site(Api(workplace, containment, runs, notice).answer, frozenset({DOOR}))
         server = Server(config.host, listeners[0].getsockname()[1], runs, trio.CancelScope())
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(_accept_all, server, listeners, Household(config, runs, site, observer))
+        async with open_services() as services:
+            services.start_soon(_accept_all, server, listeners, Household(config, runs, site, observer))
             observer(Listening(server.url))
             yield server
             await server.drain(0)
-            nursery.cancel_scope.deadline = trio.current_time() + FINISH_TIMEOUT
+            with trio.move_on_after(FINISH_TIMEOUT):
+                await server.closed.wait()
 
 
 async def serve(
@@ -152,6 +155,7 @@ async def _accept_all(server: Server, listeners: list[socket.socket], household:
                     accepting.start_soon(_accept, listener, slots, connections, household)
         for listener in listeners:
             listener.close()
+    server.closed.set()
 
 
 async def _accept(listener: socket.socket, slots: trio.Semaphore, nursery: trio.Nursery, household: Household) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import importlib.util
 import json
 import os
@@ -29,6 +30,20 @@ QUIET = {
     "CLAUDE_CODE_DISABLE_NONESSENTIAL_TRAFFIC": "1",
 }
 FAKE_ENV = {"PATH": os.environ["PATH"], "HOME": "/nonexistent"}
+
+
+KEY = base64.b64encode(b"0123456789abcdef").decode()
+UPGRADE = {
+    "host": "localhost:3000", "upgrade": "websocket", "connection": "keep-alive, Upgrade", "sec-websocket-version": "13",
+    "sec-websocket-key": KEY,
+}  # fmt: skip
+
+
+def head(path: str = "/ws/claude", method: str = "GET", **changed: str | None) -> bytes:
+    """Return a handshake, changed here and there."""
+    headers = {**UPGRADE, **{name.replace("_", "-"): value for name, value in changed.items()}}
+    lines = [f"{method} {path} HTTP/1.1", *(f"{name}: {value}" for name, value in headers.items() if value is not None)]
+    return "\r\n".join(lines).encode("latin-1") + b"\r\n\r\n"
 
 
 def directive(do: str, **more: object) -> str:

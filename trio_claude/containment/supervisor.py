@@ -26,6 +26,7 @@ import trio
 
 from ..errors import SpawnFailed
 from ..events import GuardianLost, Observer, Receipt
+from ..services import open_services
 from . import marks
 from .base import MARK, PROOF_TIMEOUT, START_TIMEOUT, Contained, Containment, Job
 from .guardian import PACKET_LIMIT
@@ -63,7 +64,7 @@ class Packets:
                 await trio.lowlevel.wait_readable(self._socket)
                 packet = self._socket.recv(PACKET_LIMIT)
             except (BlockingIOError, ConnectionResetError):
-                continue  # a reset says that the other end left our last order unread; what it said before is still there
+                continue  # a reset says that our last order was left unread; what was said before is still there
             except (OSError, trio.ClosedResourceError):
                 return None
             return json.loads(packet) if packet else None
@@ -319,14 +320,11 @@ class SupervisorContainment(Containment):
     async def open(cls, observer: Observer) -> AsyncIterator[SupervisorContainment]:
         """Start the zygote. Raises OSError, or trio.TooSlowError where it does not answer."""
         containment = cls(observer)
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(containment._keep_zygote)
+        async with open_services() as services:
+            services.start_soon(containment._keep_zygote)
             with trio.fail_after(START_TIMEOUT):
                 await containment._ready.wait()
-            try:
-                yield containment
-            finally:
-                nursery.cancel_scope.cancel()
+            yield containment
 
     async def _keep_zygote(self) -> None:
         """Keep one zygote alive."""

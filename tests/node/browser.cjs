@@ -1,0 +1,76 @@
+// Lead a real Chromium through one page and print what was seen there as one JSON object.
+// Usage: node browser.cjs CHROMIUM PROFILE SCENE URL [JSON]
+"use strict";
+const { chromium } = require("playwright-core");
+
+const WAIT_MS = 30_000;
+const ARGS = [
+  "--no-sandbox",
+  "--disable-gpu",
+  "--disable-quic",
+  "--no-first-run",
+  "--disable-background-networking",
+  "--disable-component-update",
+  "--disable-sync",
+];
+
+const scenes = {
+  // Fill in the form of the demonstration page, send it, and read the page once the connection is closed.
+  async demo(page, { prompt, meta }) {
+    const text = (selector) => page.locator(selector).innerText();
+    const title = await page.title();
+    await page.fill("#prompt", prompt);
+    await page.fill("#meta", meta);
+    await page.click("#send");
+    await page.waitForFunction(() => document.getElementById("state").textContent.startsWith("closed"));
+    return {
+      title,
+      answer: await text("#answer"),
+      state: await text("#state"),
+      frames: await page.locator("#frames > div").allInnerTexts(),
+      canSend: await page.isEnabled("#send"),
+      canStop: await page.isEnabled("#stop"),
+    };
+  },
+
+  // Call the hook's `connect` for each prompt, the next one as soon as the CLI's first line came; read to the last close.
+  async hook(page, prompts) {
+    await page.waitForFunction(() => globalThis.connect);
+    for (const { prompt, meta } of prompts) {
+      const known = await page.evaluate(() => globalThis.frames.length);
+      await page.evaluate(([prompt, meta]) => globalThis.connect(prompt, meta), [prompt, meta]);
+      await page.waitForFunction((n) => globalThis.frames.slice(n).some((frame) => frame.includes('"init"')), known);
+    }
+    await page.waitForFunction(
+      () =>
+        globalThis.frames.some((frame) => frame.includes('"type":"result"')) &&
+        document.getElementById("connected").textContent === "false",
+    );
+    return page.evaluate(() => ({ frames: globalThis.frames, shown: globalThis.shown }));
+  },
+};
+
+async function main([executablePath, profile, scene, url, input]) {
+  const errors = [];
+  const context = await chromium.launchPersistentContext(profile, { executablePath, headless: true, args: ARGS });
+  try {
+    const [page] = context.pages();
+    page.setDefaultTimeout(WAIT_MS);
+    page.on("console", (said) => said.type() === "error" && errors.push(said.text()));
+    page.on("pageerror", (error) => errors.push(String(error)));
+    page.on("requestfailed", (request) => errors.push(`${request.url()}: ${request.failure().errorText}`));
+    await page.goto(url);
+    const seen = await scenes[scene](page, input && JSON.parse(input));
+    process.stdout.write(JSON.stringify({ ...seen, errors }));
+  } catch (error) {
+    process.stderr.write(errors.map((said) => `the page said: ${said}\n`).join(""));
+    throw error;
+  } finally {
+    await context.close();
+  }
+}
+
+main(process.argv.slice(2)).catch((error) => {
+  process.stderr.write(`${error.stack}\n`);
+  process.exitCode = 1;
+});

@@ -1,0 +1,194 @@
+"""The command line as a user meets it: real processes, their words and exit statuses."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import pytest
+import trio
+from harness import Backend, alive, bearing, directive, listen, until
+from trio_websocket import open_websocket_url
+
+PROGRAM = [sys.executable, "-m", "trio_claude"]
+
+
+def environ(fake: Backend) -> dict[str, str]:
+    return {**fake.environ, "TRIO_CLAUDE_CLI": fake.program, "LC_TEST": fake.mark, "TRIO_CLAUDE_CWD": str(fake.cwd)}
+
+
+async def trio_claude(*words: str, env: dict[str, str] | None = None) -> subprocess.CompletedProcess[bytes]:
+    with trio.fail_after(60):
+        return await trio.run_process(
+            [*PROGRAM, *words], env=env, capture_stdout=True, capture_stderr=True, check=False, cwd="/"
+        )
+
+
+@asynccontextmanager
+async def serving(*words: str, env: dict[str, str]) -> AsyncIterator[tuple[trio.Process, str]]:
+    """Start `trio-claude serve` and yield it with its address."""
+    async with trio.open_nursery() as nursery:
+        process = await nursery.start(
+            lambda task_status: trio.run_process(
+                [*PROGRAM, *words], env=env, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, check=False, cwd="/",
+                task_status=task_status,
+            )
+        )  # fmt: skip
+        told = b""
+        with trio.fail_after(30):
+            while b"listening on " not in told or not told.endswith(b"\n"):
+                told += await process.stdout.receive_some()
+        yield process, told.decode().rpartition("listening on ")[2].strip()
+        if process.returncode is None:
+            process.terminate()
+            with trio.fail_after(30):
+                await process.wait()
+
+
+@pytest.mark.parametrize("words", [[], ["serve"], ["ask"], ["demo"], ["doctor"]])
+async def test_every_command_has_help(words: list[str]) -> None:
+    told = await trio_claude(*words, "--help")
+    assert told.returncode == 0
+    assert b"Usage: trio-claude" in told.stdout
+
+
+async def test_serve_and_ask(fake: Backend) -> None:
+    async with serving("serve", "--port", "0", env=environ(fake)) as (_, url):
+        told = await trio_claude("ask", "hello", "--url", url, "--meta", "TASK-1")
+        assert (told.returncode, told.stdout) == (0, b"Hello from stub.\n")
+        assert told.stderr.startswith(b"[1000 exit 0; 1 process, 0 left, ")
+        lines = (await trio_claude("ask", "hello", "--url", url, "--json")).stdout.splitlines()
+        assert [json.loads(line)["type"] for line in lines] == ["system", "assistant", "result"]
+        tool = await trio_claude("ask", directive("bash", cmd="touch x"), "--url", url)
+        assert b'[Bash] {"command": "touch x"' in tool.stdout
+        assert b"Bash was denied" in tool.stderr
+
+
+@pytest.mark.parametrize(
+    ("prompt", "words", "status", "told"),
+    [
+        (directive("exit", status=3), [], 1, b"error: the CLI exited with status 3"),
+        ("hello", ["--meta", "lower"], 2, b"error: meta must match"),
+        (directive("silent"), ["--timeout", "0.3"], 1, b"error: timed out after 0.3 s"),
+    ],
+)
+async def test_asks_exit_status_is_the_close_codes(
+    fake: Backend, prompt: str, words: list[str], status: int, told: bytes
+) -> None:
+    async with fake.serve() as server:
+        answer = await trio_claude("ask", prompt, "--url", server.url, *words)
+    assert answer.returncode == status
+    assert told in answer.stderr
+
+
+async def test_ask_says_that_nobody_is_there() -> None:
+    told = await trio_claude("ask", "hello", "--url", "http://127.0.0.1:1")
+    assert told.returncode == 69
+    assert b"is `trio-claude serve` running?" in told.stderr
+
+
+async def test_the_first_sigterm_drains_and_the_status_is_0(fake: Backend) -> None:
+    async with serving("serve", "--port", "0", env=environ(fake)) as (process, url):
+        async with open_websocket_url(f"{url.replace('http', 'ws')}/ws/claude") as socket:
+            await socket.send_message(json.dumps({"prompt": directive("slow", n=20, ms=40), "meta": "T"}))
+            while "init" not in await socket.get_message():
+                pass
+            process.terminate()
+            said = await listen(socket)
+            await socket._stream.aclose()
+        assert said.code == 1000
+        with trio.fail_after(10):
+            assert await process.wait() == 0
+
+
+@pytest.mark.parametrize("signals", [[signal.SIGTERM, signal.SIGTERM], [signal.SIGINT]])
+async def test_a_second_sigterm_or_sigint_ends_now(fake: Backend, signals: list[signal.Signals]) -> None:
+    async with serving("serve", "--port", "0", env=environ(fake)) as (process, url):
+        async with open_websocket_url(f"{url.replace('http', 'ws')}/ws/claude") as socket:
+            await socket.send_message(json.dumps({"prompt": directive("silent"), "meta": "T"}))
+            await until(lambda: bearing(f"LC_TEST={fake.mark}"), 10)
+            for number in signals:
+                process.send_signal(number)
+                await trio.sleep(0.3)
+            said = await listen(socket)
+            await socket._stream.aclose()
+        assert said.code == 1012
+        with trio.fail_after(10):
+            assert await process.wait() == 0
+        assert not [pid for pid in bearing(f"LC_TEST={fake.mark}") if alive(pid)]
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["--port", "99999"], b"port must be from 0 to 65535"),
+        (["--profile", "root"], b"profile must be one of"),
+        (["--host", "0.0.0.0"], b"no authentication"),
+        (["--config", "/nope"], b"no such config file"),
+        (["--cwd", "/nope"], b"cwd is no folder"),
+    ],
+)
+async def test_serve_names_what_is_wrong(fake: Backend, words: list[str], told: bytes) -> None:
+    answer = await trio_claude("serve", *words, env=environ(fake))
+    assert answer.returncode == 2
+    assert answer.stderr.startswith(b"trio-claude: ")
+    assert told in answer.stderr
+
+
+async def test_serve_says_that_its_port_is_busy(fake: Backend) -> None:
+    async with fake.serve() as server:
+        answer = await trio_claude("serve", "--port", str(server.port), env=environ(fake))
+    assert answer.returncode == 2
+    assert b"Address already in use" in answer.stderr
+
+
+async def test_doctor_names_what_it_found(fake: Backend) -> None:
+    told = await trio_claude("doctor", "--json", "--port", "0", env={**environ(fake), "ANTHROPIC_API_KEY": "s3cret"})
+    checks = {check["name"]: check for check in json.loads(told.stdout)}
+    assert told.returncode == 0
+    assert "2.1.330 (Fake Claude)" in checks["cli"]["found"]
+    assert checks["login"]["found"] == "an API key (ANTHROPIC_API_KEY)"
+    assert checks["containment"]["found"].startswith("supervisor")
+    assert b"s3cret" not in told.stdout
+
+
+async def test_doctor_says_what_is_missing(fake: Backend) -> None:
+    told = await trio_claude("doctor", "--port", "0", env={**environ(fake), "TRIO_CLAUDE_CLI": "/nope"})
+    assert told.returncode == 1
+    assert b"MISSING cli: /nope" in told.stdout
+
+
+async def test_a_live_check_makes_one_run(fake: Backend) -> None:
+    told = await trio_claude("doctor", "--live", "--json", "--port", "0", env=environ(fake))
+    assert json.loads(told.stdout)[-1]["found"].startswith("exit; 1 process, 0 left, ")
+
+
+@pytest.mark.real_cli
+async def test_the_demo_answers_with_the_real_cli_and_takes_the_next_port(fake: Backend) -> None:
+    async with fake.serve() as busy, serving("demo", "--port", str(busy.port), env=dict(os.environ)) as (_, url):
+        assert url != busy.url
+        told = await trio_claude("ask", "hello", "--url", url)
+        assert (told.returncode, told.stdout) == (0, b"Hello from stub.\n")
+
+
+async def test_the_log_has_one_line_an_event_and_no_prompt(fake: Backend, folder: Path) -> None:
+    log = folder / "log"
+    with log.open("wb") as file:
+        process = await trio.lowlevel.open_process(
+            [*PROGRAM, "serve", "--port", "0"], env=environ(fake), stdout=subprocess.PIPE, stderr=file, cwd="/"
+        )
+        url = (await process.stdout.receive_some()).decode().rpartition("listening on ")[2].strip()
+        await trio_claude("ask", "a-secret-prompt", "--url", url)
+        process.terminate()
+        assert await process.wait() == 0
+        await process.stdout.aclose()
+    events = [json.loads(line) for line in log.read_text().splitlines()]
+    names = [event["event"] for event in events]
+    assert names == ["ContainmentReady", "Listening", "ConnectionOpened", "RunStarted", "RunEnded", "ConnectionClosed"]
+    assert "a-secret-prompt" not in log.read_text()

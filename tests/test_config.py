@@ -1,0 +1,75 @@
+"""Rule: every setting is declared once, checked once, and wrong ones are named with what they take."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import attrs
+import pytest
+
+from trio_claude.config import Config, load
+from trio_claude.errors import ConfigError
+from trio_claude.server import check_config
+
+
+def toml(folder: Path, text: str) -> Path:
+    file = folder / "server.toml"
+    file.write_text(text)
+    return file
+
+
+def test_the_defaults_are_those_of_the_contract() -> None:
+    config = Config()
+    assert (config.host, config.port, config.timeout, config.profile) == ("127.0.0.1", 3000, 300, "approve")
+    assert (config.head_limit, config.head_timeout, config.first_message_timeout) == (16384, 5, 120)
+    assert (config.max_message, config.max_line, config.close_timeout) == (65536, 16 * 1024 * 1024, 2)
+    assert (config.ping_interval, config.ping_timeout, config.send_timeout) == (10, 10, 120)
+    assert (config.result_grace, config.drain_timeout, config.queue_timeout) == (5, 30, 30)
+    assert config.run_slots >= 1
+
+
+def test_flags_beat_the_environment_and_that_beats_the_file(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TRIO_CLAUDE_PORT", "2")
+    monkeypatch.setenv("TRIO_CLAUDE_TIMEOUT", "20")
+    monkeypatch.setenv("TRIO_CLAUDE_ALLOW_HOST", "a.example,b.example")
+    config = load({"port": 1}, toml(folder, "port = 3\ntimeout = 30\nmax_runs = 40\n"))
+    assert (config.port, config.timeout, config.max_runs) == (1, 20, 40)
+    assert config.allow_host == ("a.example", "b.example")
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("prot = 1", "prot"),
+        ("port = 99999", "port must be from 0 to 65535"),
+        ("port = 'x'", "port"),
+        ("timeout = 0", "timeout must be from 0.01 to 86400 s"),
+        ("profile = 'root'", "profile must be one of chat, approve, edit, unattended"),
+        ("allow_options = ['sudo']", "allow_options names 'sudo'"),
+        ("allow_origin = ['example.com']", "allow_origin takes scheme://host"),
+        ('cli_args = "\'"', "cli_args can't be split"),
+        ("containment = 'none'", "containment must be one of"),
+        ("port = ", "server.toml"),
+    ],
+)
+def test_a_wrong_setting_is_named(folder: Path, text: str, told: str) -> None:
+    with pytest.raises(ConfigError, match=told):
+        load({}, toml(folder, text))
+
+
+def test_a_missing_file_is_named() -> None:
+    with pytest.raises(ConfigError, match="no such config file: /nope"):
+        load({}, Path("/nope"))
+
+
+def test_every_setting_says_what_it_is() -> None:
+    assert all(field.metadata["help"] for field in attrs.fields(Config))
+
+
+@pytest.mark.parametrize(
+    ("settings", "told"),
+    [({"host": "0.0.0.0"}, "no authentication"), ({"profile": "unattended"}, "--allow-unattended")],
+)
+def test_what_would_be_unsafe_is_refused(settings: dict[str, str], told: str) -> None:
+    with pytest.raises(ConfigError, match=told):
+        check_config(Config(**settings))

@@ -1,0 +1,187 @@
+"""Rule: one write path; the reader never waits for a write; nothing follows a close; a client that is gone is noticed."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import struct
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import pytest
+import trio
+from harness import Backend, connect, directive, head, listen, until
+from hypothesis import given
+from hypothesis import strategies as st
+from trio_websocket import ConnectionClosed
+from wsproto.frame_protocol import FrameProtocol, Opcode
+
+from trio_claude.peer import FrameGuard, encode
+from trio_claude.server import Server
+
+SILENT = json.dumps({"prompt": directive("silent"), "meta": "T"})
+FLOOD = json.dumps({"prompt": directive("lines", n=2_000_000, size=500), "meta": "T"})
+
+
+def masked(opcode: int, payload: bytes, *, fin: bool = True) -> bytes:
+    size = len(payload)
+    length = bytes((0x80 | size,)) if size < 126 else struct.pack("!BH", 0x80 | 126, size)
+    return bytes((opcode | (0x80 if fin else 0),)) + length + b"\0\0\0\0" + payload
+
+
+@asynccontextmanager
+async def raw(server: Server) -> AsyncIterator[trio.SocketStream]:
+    """Open a WebSocket by hand; yield its stream behind the head of the answer."""
+    async with await trio.open_tcp_stream("127.0.0.1", server.port) as stream:
+        await stream.send_all(head())
+        answer = b""
+        while b"}" not in answer:
+            answer += await stream.receive_some()
+        yield stream
+
+
+async def read_frames(stream: trio.SocketStream) -> list[tuple[Opcode, object]]:
+    """Read frames to the end of the stream."""
+    protocol, found = FrameProtocol(client=True, extensions=[]), []
+    with trio.fail_after(10), contextlib.suppress(trio.BrokenResourceError):
+        async for chunk in stream:
+            protocol.receive_bytes(chunk)
+            found += [(frame.opcode, frame.payload) for frame in protocol.received_frames()]
+    return found
+
+
+@given(st.lists(st.text().map(str.encode), max_size=8), st.integers(0, 70_000))
+def test_frames_are_what_a_client_reads(lines: list[bytes], size: int) -> None:
+    protocol = FrameProtocol(client=True, extensions=[])
+    protocol.receive_bytes(encode([*lines, b"x" * size]))
+    frames = list(protocol.received_frames())
+    assert [str(frame.payload).encode() for frame in frames if frame.message_finished] == [*lines, b"x" * size]
+
+
+def test_a_large_frame_has_a_long_head() -> None:
+    assert encode([b"x" * 65536])[:10] == b"\x81\x7f" + struct.pack("!Q", 65536)
+
+
+@given(st.lists(st.binary(max_size=300), min_size=1, max_size=5), st.integers(1, 50))
+def test_the_guard_counts_any_cut_of_the_stream(payloads: list[bytes], step: int) -> None:
+    data = b"".join(masked(1, payload) for payload in payloads)
+    guard = FrameGuard(max_message=300, max_frames=1)
+    assert [guard.feed(data[at : at + step]) for at in range(0, len(data), step)] == [None] * -(-len(data) // step)
+
+
+@given(st.binary(max_size=400))
+def test_the_guard_takes_any_bytes(data: bytes) -> None:
+    told = FrameGuard(max_message=100, max_frames=3).feed(data)
+    assert told is None or told.startswith("message ")
+
+
+async def test_a_quiet_client_that_answers_pings_stays(fake: Backend) -> None:
+    async with fake.serve(ping_interval=0.1, ping_timeout=0.1, timeout=1.5) as server, connect(server) as socket:
+        await socket.send_message(SILENT)
+        assert (await listen(socket)).reason.startswith("timed out")
+
+
+async def test_a_client_that_answers_no_ping_is_dropped(fake: Backend) -> None:
+    async with fake.serve(ping_interval=0.2, ping_timeout=0.2) as server, raw(server) as stream:
+        await stream.send_all(masked(1, SILENT.encode()))
+        await until(lambda: fake.ended, 5)
+    assert fake.ended[0].outcome.reason == "disconnected"
+    assert fake.ended[0].outcome.receipt.survivors == 0
+
+
+async def test_a_client_that_reads_nothing_stops_the_cli_and_is_dropped_in_the_end(fake: Backend) -> None:
+    async with fake.serve(send_timeout=0.5) as server, raw(server) as stream:
+        await stream.send_all(masked(1, FLOOD.encode()))
+        began = time.monotonic()
+        await until(lambda: fake.ended, 8)
+        assert time.monotonic() - began > 0.4
+    assert fake.ended[0].outcome.reason == "disconnected"
+    assert fake.ended[0].outcome.lines < 1_000_000
+
+
+async def test_a_client_that_reads_nothing_is_not_dropped_for_want_of_pongs(fake: Backend) -> None:
+    async with fake.serve(ping_interval=0.1, ping_timeout=0.1) as server, raw(server) as stream:
+        await stream.send_all(masked(1, FLOOD.encode()))
+        await until(lambda: server.runs.statistics().live, 5)
+        await trio.sleep(1.5)
+        assert not fake.ended
+
+
+async def test_leaving_is_seen_behind_a_flood_of_pings_and_messages(fake: Backend) -> None:
+    """A client that reads nothing, pings, and sends more, then leaves: acted on at once."""
+    async with fake.serve() as server, raw(server) as stream:
+        await stream.send_all(masked(1, FLOOD.encode()))
+        await until(lambda: server.runs.statistics().live, 5)
+        await trio.sleep(0.3)
+        await stream.send_all(masked(9, b"ping") * 1000 + masked(1, b"{}") * 3)
+        await trio.sleep(0.2)
+        assert not fake.ended
+        left = time.monotonic()
+        await stream.send_all(masked(8, b"\x03\xe8"))
+        await until(lambda: fake.ended, 5)
+        assert time.monotonic() - left < 1
+    assert fake.ended[0].outcome.reason == "disconnected"
+
+
+@pytest.mark.parametrize(
+    ("frames", "code"),
+    [
+        (b"\x81\x02{}", 1002),
+        (masked(3, b""), 1002),
+        (masked(9, b"x" * 126), 1002),
+        (masked(0, b"x"), 1002),
+        (masked(1, b"\xff"), 1007),
+        (masked(1, b"a", fin=False) + masked(1, b"b"), 1002),
+        (b"\xf1\x80\0\0\0\0", 1002),
+    ],
+)
+async def test_protocol_errors_get_their_close_code(fake: Backend, frames: bytes, code: int) -> None:
+    async with fake.serve() as server, raw(server) as stream:
+        await stream.send_all(frames)
+        said = await read_frames(stream)
+    assert said[-1][0] is Opcode.CLOSE
+    assert said[-1][1][0] == code  # type: ignore[index]
+
+
+async def test_a_ping_gets_its_pong(fake: Backend) -> None:
+    async with fake.serve() as server, raw(server) as stream:
+        await stream.send_all(masked(9, b"one") + masked(8, b"\x03\xe8"))
+        said = await read_frames(stream)
+    assert [opcode for opcode, _ in said] == [Opcode.PONG, Opcode.CLOSE]
+    assert bytes(said[0][1]) == b"one"  # type: ignore[call-overload]
+
+
+async def test_a_ping_that_crosses_our_close_ends_nothing_else(fake: Backend) -> None:
+    async with fake.serve() as server, connect(server) as other, raw(server) as stream:
+        await stream.send_all(masked(1, b"nonsense") + masked(9, b"crossing") * 3)
+        said = await read_frames(stream)
+        assert [opcode for opcode, _ in said if opcode is Opcode.CLOSE] == [Opcode.CLOSE]
+        await other.send_message("nonsense")
+        assert (await listen(other)).code == 1008
+
+
+async def test_a_reset_in_mid_run_ends_the_run(fake: Backend) -> None:
+    async with fake.serve() as server, raw(server) as stream:
+        await stream.send_all(masked(1, SILENT.encode()))
+        await until(lambda: server.runs.statistics().live, 5)
+        stream.setsockopt(1, 13, struct.pack("ii", 1, 0))
+        await stream.aclose()
+        await until(lambda: fake.ended, 5)
+    assert fake.ended[0].outcome.reason == "disconnected"
+
+
+async def test_no_line_is_lost_to_a_slow_reader(fake: Backend) -> None:
+    async with fake.serve() as server:
+        async with connect(server) as socket:
+            await socket.send_message(json.dumps({"prompt": directive("lines", n=20_000, size=300), "meta": "T"}))
+            numbers = []
+            with pytest.raises(ConnectionClosed):
+                while True:
+                    frame = json.loads(await socket.get_message())
+                    if frame.get("type") == "fake":
+                        numbers.append(frame["n"])
+                        if frame["n"] % 2000 == 0:
+                            await trio.sleep(0.02)
+        assert numbers == sorted(numbers)
+        assert len(numbers) == len(set(numbers)) == 20_000

@@ -1,0 +1,33 @@
+"""Rule: the linters and type checkers find nothing, with the settings of pyproject.toml."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["ruff", "check", "--no-cache", "."],
+        ["ruff", "format", "--no-cache", "--check", "."],
+        ["mypy", "--cache-dir", "/dev/null"],
+    ],
+    ids=lambda words: "-".join(words[:2]),
+)
+def test_nothing_is_found(words: list[str]) -> None:
+    told = subprocess.run([sys.executable, "-m", *words], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert told.returncode == 0, told.stdout + told.stderr
+
+
+def test_nothing_committed_names_a_registry() -> None:
+    names = ["pypi" + ".org", "pythonhosted" + ".org", "registry" + ".npmjs", "deb" + ".debian"]
+    for path in ROOT.rglob("*"):
+        if path.is_file() and not {".git", ".venv", "node_modules", ".hypothesis"} & set(path.parts):
+            data = path.read_bytes()
+            assert not [name for name in names if name.encode() in data], path

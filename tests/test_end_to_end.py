@@ -163,7 +163,7 @@ async def test_the_prompt_is_not_in_the_arguments(cli: Backend) -> None:
         await socket.send_message(
             json.dumps({"prompt": directive("slow", n=200, ms=50, x="WORD-OF-MINE"), "meta": "T"})
         )
-        with pytest.raises(ConnectionClosed):  # noqa: PT012 - reads until a line came, then looks, then leaves
+        with pytest.raises(ConnectionClosed):
             while "init" not in await socket.get_message():
                 pass
             words = [Path(f"/proc/{pid}/cmdline").read_bytes() for pid in cli.left()]

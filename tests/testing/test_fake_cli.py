@@ -57,7 +57,7 @@ def alive(pid: int) -> bool:
 
 async def wait_gone(*pids: int) -> None:
     with trio.fail_after(PATIENCE):
-        while any(alive(pid) for pid in pids):  # noqa: ASYNC110 - nothing tells of a stranger's end
+        while any(alive(pid) for pid in pids):
             await trio.sleep(0.01)
 
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -26,8 +28,10 @@ def test_importing_the_package_loads_nothing_heavy() -> None:
 
 
 def test_the_public_types_are_complete() -> None:
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"  # it asks the first python there
     told = subprocess.run(
         [sys.executable, "-m", "pyright", "--verifytypes", "trio_claude", "--ignoreexternal"],
-        capture_output=True, text=True, check=False,
+        capture_output=True, text=True, check=False, cwd="/", env={**os.environ, "PATH": path},
     )  # fmt: skip
     assert told.returncode == 0, told.stdout
+    assert "Path of py.typed file" in told.stdout

@@ -93,7 +93,7 @@ class FrameGuard:
         self._skip = 0
         self._frames = 0
         self._size = 0
-        self.saw_close = False
+        self.saw_close: bool = False
 
     def feed(self, data: bytes) -> str | None:
         """Take in bytes of the stream; return what is wrong with the message, where something is."""
@@ -150,7 +150,7 @@ class Wire(trio.abc.Stream):
         self._socket = sock
         self._handshake = handshake
         self._early = early
-        self.accepted = trio.Event()
+        self.accepted: trio.Event = trio.Event()
         self._config = config
         self._guard = FrameGuard(config.max_message, config.max_frames)
         self._lock = trio.StrictFIFOLock()
@@ -160,9 +160,9 @@ class Wire(trio.abc.Stream):
         self._closing = False
         self.start_flush: Callable[[], None] = lambda: None
         self.why_closed: Callable[[], Closed | None] = lambda: None
-        self.heard = trio.current_time()
+        self.heard: float = trio.current_time()
         self.close_sent: int | None = None
-        self.broken = False
+        self.broken: bool = False
 
     # reading
 

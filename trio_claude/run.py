@@ -64,7 +64,7 @@ class Run:
     def __init__(
         self, prompt: Prompt, workplace: Workplace, containment: Containment, observer: Observer, timeout: float
     ) -> None:
-        self.id = secrets.token_hex(16)
+        self.id: str = secrets.token_hex(16)
         self.prompt = prompt
         self._workplace = workplace
         self._containment = containment

@@ -50,7 +50,7 @@ class LineSplitter:
         self._limit = limit
         self._rest: list[bytes] = []
         self._rest_size = 0
-        self.encoding_errors = 0
+        self.encoding_errors: int = 0
 
     def feed(self, chunk: bytes) -> list[bytes]:
         """Return the lines that `chunk` completes."""

@@ -17,6 +17,7 @@ class FakeProcess(Contained):
 
     def __init__(self, job: Job) -> None:
         self.job = job
+        self.status = None
         self.pid = 4711
         self.signals: list[int] = []
         self.prompts, self.stdin = self._inward()

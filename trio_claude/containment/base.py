@@ -47,7 +47,7 @@ class Contained(abc.ABC):
     stdout: trio.abc.ReceiveStream
     stderr: trio.abc.ReceiveStream
 
-    status: int | None = None
+    status: int | None
     """The CLI's exit status once it is known, negative for a signal."""
 
     @abc.abstractmethod

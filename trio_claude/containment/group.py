@@ -30,11 +30,18 @@ SWEEPS = 3
 class Grouped(Contained):
     """A CLI in a process group of its own."""
 
+    pid: int
+    status: int | None
+    stdin: PipeWriter
+    stdout: PipeReader
+    stderr: PipeReader
+
     def __init__(self, process: subprocess.Popen[bytes], mark: str) -> None:
         assert process.stdin
         assert process.stdout
         assert process.stderr
         self.pid = process.pid
+        self.status = None
         self.stdin, self.stdout, self.stderr = self._ends = (
             PipeWriter(os.dup(process.stdin.fileno())),
             PipeReader(os.dup(process.stdout.fileno())),

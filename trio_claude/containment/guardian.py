@@ -190,8 +190,8 @@ class Supervisor:
         self.pipes = pipes
         self.lifeline = lifeline
         self.server = server
-        self.count = Count()
-        self.cli = 0
+        self.count: Count = Count()
+        self.cli: int = 0
 
     def run(self) -> None:
         """Start the CLI, wait for its end or for the order to end it, and leave nothing."""
@@ -303,7 +303,9 @@ class Zygote:
         self.server = server
         self.supervisors: set[int] = set()
         self.lost: list[int] = []
-        self.count = Count()
+        self.count: Count = Count()
+        self.wake: int
+        self.wake_writer: int
         self.wake, self.wake_writer = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
 
     def run(self) -> None:

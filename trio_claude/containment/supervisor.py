@@ -94,9 +94,9 @@ class Zygote:
     def __init__(self) -> None:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         ours.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 2 * PACKET_LIMIT)
-        self.control = Packets(ours)
-        self.process = _exec_guardian(theirs)
-        self.alive = True
+        self.control: Packets = Packets(ours)
+        self.process: subprocess.Popen[bytes] = _exec_guardian(theirs)
+        self.alive: bool = True
         self._lost: dict[int, Swept] = {}
         self._news = trio.Condition()
 
@@ -169,6 +169,12 @@ def _exec_guardian(control: socket.socket) -> subprocess.Popen[bytes]:
 
 class Supervised(Contained):
     """A CLI below its supervisor."""
+
+    pid: int
+    status: int | None
+    stdin: PipeWriter
+    stdout: PipeReader
+    stderr: PipeReader
 
     def __init__(self, zygote: Zygote, lifeline: Packets, ends: tuple[int, int, int], mark: str) -> None:
         self.pid = 0

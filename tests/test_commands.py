@@ -87,8 +87,9 @@ async def test_asks_exit_status_is_the_close_codes(
     assert told in answer.stderr
 
 
-async def test_ask_says_that_nobody_is_there() -> None:
-    told = await trio_claude("ask", "hello", "--url", "http://127.0.0.1:1")
+@pytest.mark.parametrize("url", ["http://127.0.0.1:1", "http://127.0.0.1:x1", "nonsense://x", "127.0.0.1:1/x"])
+async def test_ask_says_that_nobody_is_there(url: str) -> None:
+    told = await trio_claude("ask", "hello", "--url", url)
     assert told.returncode == 69
     assert b"is `trio-claude serve` running?" in told.stderr
 

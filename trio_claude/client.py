@@ -59,18 +59,18 @@ class Answer:
         self.notes: list[dict[str, Any]] = []
         self.ended: Ended | None = None
 
-    def __aiter__(self) -> AsyncIterator[str]:
-        return self._lines()
+    def __aiter__(self) -> Answer:
+        return self
 
-    async def _lines(self) -> AsyncIterator[str]:
+    async def __anext__(self) -> str:
         while (text := await self._receive()) is not None:
             note = _gateway_note(text)
             if note is None:
-                yield text
-                continue
+                return text
             self._error = note.get("error", self._error)
             if len(self.notes) < self.NOTES:
                 self.notes.append(note)
+        raise StopAsyncIteration
 
     async def _receive(self) -> str | None:
         """Return the next frame, None at the end."""
@@ -120,7 +120,7 @@ async def ask(prompt: str, *, meta: str, url: str = "http://127.0.0.1:3000", **o
             socket = await connection.__aenter__()
         except WebSocketUpgradeError as error:
             raise ConnectFailed(f"{url} refused: HTTP {error.response.status_code}") from error
-        except (httpx.HTTPError, HTTPXWSException, OSError) as error:
+        except (httpx.InvalidURL, httpx.HTTPError, HTTPXWSException, OSError) as error:
             raise ConnectFailed(f"can't reach {url}: {error}") from error
         try:
             await socket.send_text(json.dumps({"prompt": prompt, "meta": meta, **options}))

@@ -113,7 +113,7 @@ async def test_a_second_sigterm_or_sigint_ends_now(fake: Backend, signals: list[
     async with serving("serve", "--port", "0", env=environ(fake)) as (process, url):
         async with open_websocket_url(f"{url.replace('http', 'ws')}/ws/claude") as socket:
             await socket.send_message(json.dumps({"prompt": directive("silent"), "meta": "T"}))
-            await until(lambda: bearing(f"LC_TEST={fake.mark}"), 10)
+            await until(lambda: set(bearing(f"LC_TEST={fake.mark}")) - {process.pid}, 10)
             for number in signals:
                 process.send_signal(number)
                 await trio.sleep(0.3)

@@ -129,7 +129,9 @@ async def test_no_descriptor_is_inherited_or_kept(supervisors: Containment) -> N
 
 
 async def test_a_cli_gets_no_new_privileges_and_a_private_mask(supervisors: Containment) -> None:
-    script = "grep NoNewPrivs /proc/self/status; umask; cat /proc/self/oom_score_adj; ps -o sid= -p $$; echo $$"
+    script = (
+        "grep NoNewPrivs /proc/self/status; umask; cat /proc/self/oom_score_adj; cut -d' ' -f6 /proc/$$/stat; echo $$"
+    )
     async with supervisors.start(shell(script)) as process:
         words = (await read_all(process.stdout)).split()
     assert words[:4] == [b"NoNewPrivs:", b"1", b"0077", b"500"]
@@ -188,7 +190,7 @@ async def test_a_killed_zygote_is_replaced_and_its_runs_live_on(supervisors: Con
 
 
 async def test_a_stopped_zygote_is_woken(supervisors: Containment) -> None:
-    async with supervisors.start(shell("ps -o ppid= -p $PPID; sleep 60")) as process:
+    async with supervisors.start(shell("cut -d' ' -f4 /proc/$PPID/stat; sleep 60")) as process:
         zygote = int(await process.stdout.receive_some())
         os.kill(zygote, signal.SIGSTOP)
         with trio.fail_after(4):

@@ -23,8 +23,8 @@ from . import marks
 from .base import MARK, PROOF_TIMEOUT, Contained, Containment, Job
 from .pipes import PipeReader, PipeWriter
 
-SWEEPS = 3
-"""Looks for marked processes after the kill; what forks meanwhile is found by a later one."""
+SWEEPS = 50
+"""Looks for marked processes after the kill, until one finds none; what forks meanwhile is found by a later one."""
 
 
 class Grouped(Contained):

@@ -123,3 +123,9 @@ def test_every_module_opens_with_its_duty() -> None:
         text = ast.get_docstring(ast.parse(path.read_text()))
         assert text, path
         assert text.split("\n")[0].endswith((".", "`.", ":")), path
+
+
+def test_modules_are_of_a_size_to_read() -> None:
+    lengths = sorted(len(path.read_text().splitlines()) for _, path in modules())
+    assert lengths[len(lengths) // 2] <= 250
+    assert lengths[-1] <= 450

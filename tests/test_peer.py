@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from trio_websocket import ConnectionClosed
 from wsproto.frame_protocol import FrameProtocol, Opcode
 
-from trio_claude.peer import FrameGuard, encode
+from trio_claude.peer.frames import FrameGuard, encode
 from trio_claude.server import Server
 
 SILENT = json.dumps({"prompt": directive("silent"), "meta": "T"})

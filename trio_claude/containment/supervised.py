@@ -1,0 +1,178 @@
+"""The server's side of one run: its pipes, its lifeline, and the proof that nothing is left.
+
+The proof comes from the run's supervisor, else from the zygote that adopts what a lost supervisor orphans. This module
+must never claim what neither has said.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import math
+import os
+import signal
+from typing import Any
+
+import trio
+
+from ..errors import SpawnFailed
+from ..events import Receipt
+from . import marks
+from .base import PROOF_TIMEOUT, Contained
+from .pipes import PipeReader, PipeWriter
+from .zygote import Packets, Zygote
+
+CONTINUE_GRACE = 0.5
+"""Seconds that a guardian gets to answer after a SIGCONT, in case a run had stopped it."""
+
+
+class Supervised(Contained):
+    """A CLI below its supervisor."""
+
+    pid: int
+    status: int | None
+    stdin: PipeWriter
+    stdout: PipeReader
+    stderr: PipeReader
+
+    def __init__(self, zygote: Zygote, lifeline: Packets, ends: tuple[int, int, int], mark: str) -> None:
+        self.pid = 0
+        self._ends = PipeWriter(ends[0]), PipeReader(ends[1]), PipeReader(ends[2])
+        self.stdin, self.stdout, self.stderr = self._ends
+        self._zygote = zygote
+        self._lifeline = lifeline
+        self._mark = mark
+        self._guardian = 0
+        self._pidfd = -1
+        self.status = None
+        self._alone = False
+        self._failure = ""
+        self._gone: dict[str, Any] | None = None
+        self._receipt: Receipt | None = None
+        self._decided = math.inf
+
+    async def wait_started(self) -> None:
+        """Wait for the CLI's pid. Raises `SpawnFailed`."""
+        while not self.pid:
+            if not await self._follow():
+                raise SpawnFailed("the guardian of this run was lost while it started")
+            if self._failure:
+                raise SpawnFailed(self._failure)
+
+    @property
+    def guarded(self) -> bool:
+        """Whether the zygote has forked this run's supervisor."""
+        return bool(self._guardian)
+
+    async def wait_exit(self) -> int:
+        """Wait for the CLI's own end; return its exit status, negative for a signal."""
+        while self.status is None:
+            if not await self._follow():
+                raise trio.BrokenResourceError("the supervisor of this run was lost")
+        return self.status
+
+    @property
+    def alone(self) -> bool:
+        """Whether the CLI left no descendant when it ended."""
+        return self._alone
+
+    def send_signal(self, number: int) -> None:
+        """Send a signal to the CLI alone."""
+        with contextlib.suppress(OSError):
+            self._lifeline.send({"signal": number})
+
+    def end(self) -> None:
+        """Begin to end the whole tree."""
+        self._decided = min(self._decided, trio.current_time())
+        with contextlib.suppress(OSError):
+            self._lifeline.send({"end": True})
+
+    async def wait_gone(self) -> Receipt:
+        """Wait for the supervisor's proof, else for the zygote's, else say that there is none."""
+        if self._receipt is None:
+            self._decided = min(self._decided, trio.current_time())
+            self._receipt = await self._prove()
+        return self._receipt
+
+    async def _prove(self) -> Receipt:
+        with trio.move_on_after(PROOF_TIMEOUT):
+            await self._wait_proof()
+        if self._gone is None:
+            await self._insist()
+        if self._gone is not None:
+            return self._count(self._gone["seen"], self._gone["killed"], 0)
+        return await self._orphaned()
+
+    async def _follow(self) -> bool:
+        """Take in one packet; return False when the supervisor is gone."""
+        packet = await self._lifeline.receive()
+        if packet is None:
+            return False
+        if "guardian" in packet:
+            self._guardian = packet["guardian"]
+            with contextlib.suppress(ProcessLookupError):
+                self._pidfd = os.pidfd_open(self._guardian)
+        if "failed" in packet:
+            self._failure = why(packet["failed"], packet["what"])
+            self._gone = {"seen": 0, "killed": 0}
+        if "exit" in packet:
+            self.status = packet["exit"]
+            self._alone = packet["alone"]
+            self._decided = min(self._decided, trio.current_time())
+        if "gone" in packet:
+            self._gone = packet
+        self.pid = packet.get("started", self.pid)
+        return True
+
+    async def _wait_proof(self) -> None:
+        while self._gone is None and await self._follow():
+            pass
+
+    async def _insist(self) -> None:
+        """Wake a supervisor that a run has stopped; failing that, kill it so that the zygote takes over."""
+        for number in (signal.SIGCONT, signal.SIGKILL):
+            if self._pidfd < 0 or self._gone is not None:
+                return
+            try:
+                signal.pidfd_send_signal(self._pidfd, number)
+            except ProcessLookupError:
+                return
+            with trio.move_on_after(CONTINUE_GRACE):
+                await self._wait_proof()
+
+    async def _orphaned(self) -> Receipt:
+        """Get the proof from the zygote below which a lost supervisor's orphans are; sweep by mark where it is gone."""
+        swept = None
+        with trio.move_on_after(PROOF_TIMEOUT):
+            swept = await self._zygote.wait_swept(self._guardian) if self._guardian else None
+        if swept:
+            return self._count(max(swept.seen, 1), swept.killed, 0)
+        found, killed = marks.kill(self._mark)
+        await trio.sleep(0.05)
+        left = len(marks.find(self._mark))
+        return self._count(max(found, 1), killed, left or None)
+
+    def _count(self, seen: int, killed: int, survivors: int | None) -> Receipt:
+        ms = (trio.current_time() - self._decided) * 1000
+        return Receipt(seen=seen, killed=killed, survivors=survivors, ms=round(ms, 3), containment="supervisor")
+
+    def close(self) -> None:
+        """Give up the pipes, and the lifeline, whose end is the order to end everything."""
+        for end in self._ends:
+            end.close()
+        self._lifeline.close()
+        if self._pidfd >= 0:
+            os.close(self._pidfd)
+            self._pidfd = -1
+
+
+def why(number: int, what: str) -> str:
+    """Return an error number as a sentence for a person."""
+    name = errno.errorcode.get(number, str(number))
+    if what == "exec" and number == errno.ENOENT:
+        return "the CLI was not found: pip install 'trio-claude[claude]' or --cli PATH"
+    if what == "exec" and number == errno.EACCES:
+        return "the CLI is not executable: chmod +x it, or name another with --cli PATH"
+    if what == "cwd":
+        return f"the working directory can't be entered: {os.strerror(number)}"
+    return f"the CLI could not be started: {what}: {os.strerror(number)} ({name})"

@@ -1,0 +1,151 @@
+"""The server's side of the zygote: starting it, hearing it, replacing it when it is lost.
+
+This module must never wait for the zygote without a bound, and never let it inherit anything of the server's.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import attrs
+import trio
+
+from .guardian import PACKET_LIMIT
+
+GUARDIAN = Path(__file__).with_name("guardian.py")
+
+
+class Packets:
+    """Our end of a SOCK_SEQPACKET socket: bounded JSON objects."""
+
+    def __init__(self, sock: socket.socket) -> None:
+        sock.setblocking(False)
+        self._socket = sock
+
+    def send(self, packet: dict[str, Any], descriptors: tuple[int, ...] = ()) -> None:
+        """Send one packet without waiting. Raises OSError."""
+        data = json.dumps(packet).encode()
+        if len(data) > PACKET_LIMIT:
+            raise OSError(errno.EMSGSIZE, os.strerror(errno.EMSGSIZE))
+        socket.send_fds(self._socket, [data], descriptors)
+
+    async def wait_sendable(self) -> None:
+        """Wait until the socket takes a packet."""
+        await trio.lowlevel.wait_writable(self._socket)
+
+    async def receive(self) -> dict[str, Any] | None:
+        """Return the next packet, None when the other end is gone."""
+        while True:
+            try:
+                await trio.lowlevel.wait_readable(self._socket)
+                packet = self._socket.recv(PACKET_LIMIT)
+            except (BlockingIOError, ConnectionResetError):
+                continue  # a reset says that our last order was left unread; what was said before is still there
+            except (OSError, trio.ClosedResourceError):
+                return None
+            return json.loads(packet) if packet else None
+
+    def close(self) -> None:
+        """Close now; a waiting `receive` gets None."""
+        if self._socket.fileno() >= 0:
+            trio.lowlevel.notify_closing(self._socket)
+            self._socket.close()
+
+
+@attrs.frozen
+class Swept:
+    """What a zygote counted below a lost supervisor."""
+
+    seen: int
+    killed: int
+
+
+class Zygote:
+    """One zygote process.
+
+    Resource handling: owns the process and the control socket; `close` gives both up, upon which the zygote stays just
+    until the runs below it are gone. Error handling: a zygote that can't be started raises OSError.
+    """
+
+    def __init__(self) -> None:
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        ours.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 2 * PACKET_LIMIT)
+        self.control: Packets = Packets(ours)
+        self.process: subprocess.Popen[bytes] = _exec_guardian(theirs)
+        self.alive: bool = True
+        self._lost: dict[int, Swept] = {}
+        self._news = trio.Condition()
+
+    async def follow(self, ready: trio.Event) -> None:
+        """Hear what the zygote says until it is gone."""
+        try:
+            while packet := await self.control.receive():
+                if "ready" in packet:
+                    ready.set()
+                for pid in packet.get("swept", ()):
+                    self._lost[pid] = Swept(packet["seen"], packet["killed"])
+                async with self._news:
+                    self._news.notify_all()
+        finally:
+            self.alive = False
+            with trio.CancelScope(shield=True):
+                async with self._news:
+                    self._news.notify_all()
+
+    async def wait_swept(self, guardian: int) -> Swept | None:
+        """Wait until the orphans of `guardian` are gone; None where the zygote is gone itself."""
+        async with self._news:
+            while guardian not in self._lost:
+                if not self.alive:
+                    return None
+                await self._news.wait()
+        return self._lost.pop(guardian)
+
+    def wake(self) -> None:
+        """Continue a zygote that a run may have stopped."""
+        self.process.send_signal(signal.SIGCONT)
+
+    def kill(self) -> None:
+        """End a zygote that does not answer; its supervisors live on."""
+        self.process.send_signal(signal.SIGKILL)
+
+    async def wait_exit(self) -> None:
+        """Wait for the zygote's own end."""
+        descriptor = os.pidfd_open(self.process.pid)
+        try:
+            await trio.lowlevel.wait_readable(descriptor)
+            self.process.wait()
+        finally:
+            os.close(descriptor)
+
+    def close(self) -> None:
+        """Give the zygote up."""
+        self.control.close()
+
+
+def _exec_guardian(control: socket.socket) -> subprocess.Popen[bytes]:
+    """Start the zygote, under a name of its own and with nothing of our environment."""
+    source = os.open(GUARDIAN, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        return subprocess.Popen(
+            ["trio-claude-zygote", "-s", "-S", "-P", f"/dev/fd/{source}", str(control.fileno()), str(os.getpid())],
+            executable=getattr(sys, "_base_executable", sys.executable),
+            env={"PYTHONHOME": f"{sys.base_prefix}:{sys.base_exec_prefix}", "LC_ALL": "C.UTF-8"},
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            pass_fds=(source, control.fileno()),
+            cwd="/",
+            start_new_session=True,
+        )
+    finally:
+        os.close(source)
+        control.close()

@@ -1,0 +1,171 @@
+"""The client at the other end: the only user of trio-websocket.
+
+Rule 1: there is one write path, `Wire`, for every byte that goes out. Rule 2: the reader never waits for a write, so that
+a client which reads nothing is still heard. Rule 3: no exception of trio-websocket or of the socket leaves this room; the
+client is gone, and `on_left` says so.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from typing import Final
+
+import trio
+from trio_websocket import ConnectionClosed, WebSocketConnection, wrap_server_stream
+
+from ..config import Config
+from ..errors import CloseCode, PeerGone
+from ..messages import clip
+from ..services import open_services
+from ..upgrade import Handshake
+from .frames import PING, TEXT, close_frame, encode, head
+from .wire import RECEIVE_SIZE, Closed, Wire
+
+NOTSENT_LOWAT: Final = 128 * 1024
+"""Unsent bytes that the kernel holds for us before a write waits (TCP_NOTSENT_LOWAT)."""
+
+__all__ = ["NOTSENT_LOWAT", "Closed", "Peer", "accept"]
+
+Listener = Callable[[str | bytes], None]
+
+
+class Peer:
+    """A connected client.
+
+    Resource handling: lives in the context that `accept` gives, which owns the connection and its tasks. Error
+    handling: `send` raises `PeerGone`; all else that goes wrong with the client is told by `on_left`, once.
+    """
+
+    def __init__(self, wire: Wire, socket_: WebSocketConnection, config: Config) -> None:
+        self._wire = wire
+        self._ws = socket_
+        self._config = config
+        self._listener: Listener | None = None
+        self._unheard: list[str | bytes] = []
+        self._on_left: Callable[[], None] | None = None
+        self._gone = trio.Event()
+        self._reason = ""
+
+    def listen(self, on_message: Listener, on_left: Callable[[], None]) -> None:
+        """Hear each message, and that the client left. Both are called in the reader and must not wait."""
+        self._listener, self._on_left = on_message, on_left
+        waiting, self._unheard = self._unheard, []
+        for message in waiting:
+            on_message(message)
+        if self._gone.is_set():
+            on_left()
+
+    async def send(self, lines: list[bytes]) -> None:
+        """Send each line as a text frame; waits while the client does not read. Raises `PeerGone`."""
+        try:
+            await self._wire.send_frames(encode(lines))
+        except (trio.BrokenResourceError, trio.ClosedResourceError) as error:
+            raise PeerGone(str(error)) from error
+
+    def post(self, text: str) -> None:
+        """Say something that must not wait behind data; it goes out when the client takes it."""
+        data = text.encode("utf-8", "replace")
+        with contextlib.suppress(trio.BrokenResourceError):
+            self._wire.post(head(TEXT, len(data)) + data)
+
+    async def close(self, code: CloseCode, reason: str) -> None:
+        """Close with a code, waiting for the client's answer for at most `close_timeout` seconds, then reset."""
+        self._reason = clip(reason)
+        with contextlib.suppress(trio.BrokenResourceError):
+            self._wire.post(close_frame(code, self._reason))
+        with trio.move_on_after(self._config.close_timeout, shield=True) as patience:
+            await self._gone.wait()
+        if patience.cancelled_caught:
+            self._wire.abort()
+
+    def drop(self) -> None:
+        """Reset the connection."""
+        self._wire.abort()
+
+    @property
+    def closed(self) -> Closed:
+        """How the connection ended, or would end now."""
+        return Closed(self._wire.close_sent, self._reason)
+
+    async def _read(self) -> None:
+        """Hear messages until the client is gone."""
+        try:
+            while True:
+                self._hear(await self._ws.get_message())
+        except ConnectionClosed:
+            self._leave()
+
+    def _hear(self, message: str | bytes) -> None:
+        if self._listener:
+            self._listener(message)
+        elif len(self._unheard) < 8:
+            self._unheard.append(message)
+        else:
+            self._wire.abort()
+
+    def _leave(self) -> None:
+        self._gone.set()
+        if self._on_left:
+            self._on_left()
+
+    async def _beat(self) -> None:
+        """Ping a quiet client; drop one that answers nothing. While a write is pending the write's own limit holds."""
+        interval, timeout = self._config.ping_interval, self._config.ping_timeout
+        while True:
+            await trio.sleep_until(self._wire.heard + interval)
+            asked = trio.current_time()
+            if self._wire.writing:
+                await trio.sleep(interval)
+            elif asked >= self._wire.heard + interval:
+                with contextlib.suppress(trio.BrokenResourceError):
+                    self._wire.post(head(PING, 0))
+                await trio.sleep(timeout)
+                if self._wire.heard < asked and not self._wire.writing:
+                    self._wire.abort()
+
+    async def _flush(self) -> None:
+        """Send what `post` could not send at once."""
+        with contextlib.suppress(trio.BrokenResourceError, trio.ClosedResourceError):
+            await self._wire.flush()
+
+
+async def _serve_library(
+    wire: Wire, handshake: Handshake, config: Config, task_status: trio.TaskStatus[WebSocketConnection]
+) -> None:
+    """Run trio-websocket on the wire until its reader ends; whatever it raises ends just this connection."""
+    try:
+        async with trio.open_nursery() as nursery:
+            request = await wrap_server_stream(
+                nursery, wire, max_message_size=config.max_message, receive_buffer_size=RECEIVE_SIZE
+            )
+            ws = await request.accept(subprotocol=handshake.subprotocol)
+            wire.accepted.set()
+            task_status.started(ws)
+    except* Exception:
+        wire.abort()
+
+
+@asynccontextmanager
+async def accept(sock: socket.socket, handshake: Handshake, config: Config) -> AsyncIterator[Peer]:
+    """Answer a checked handshake and yield the client; leaving the context ends the connection.
+
+    Raises `PeerGone` where the client left before the answer.
+    """
+    wire = Wire(sock, handshake.data, handshake.early, config)
+    try:
+        async with open_services() as nursery:
+            try:
+                ws = await nursery.start(_serve_library, wire, handshake, config)
+            except RuntimeError:
+                raise PeerGone("the client left in the handshake") from None
+            peer = Peer(wire, ws, config)
+            wire.start_flush = lambda: nursery.start_soon(peer._flush)
+            wire.why_closed = lambda: Closed(ws.closed.code, ws.closed.reason or "") if ws.closed else None
+            nursery.start_soon(peer._read)
+            nursery.start_soon(peer._beat)
+            yield peer
+    finally:
+        await wire.aclose()

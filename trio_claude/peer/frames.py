@@ -1,0 +1,106 @@
+"""WebSocket frames: ours as bytes, a client's counted. Pure: no socket, no wait."""
+
+from __future__ import annotations
+
+import struct
+from typing import Final
+
+from ..messages import clip
+
+KEPT_HEADS: Final = 65536
+"""Frame heads of lengths below this are kept for the next frame of that length (at most 4 MiB of them)."""
+TEXT, CLOSE, PING, PONG = 0x81, 0x88, 0x89, 0x8A
+"""First bytes of whole frames."""
+
+
+class _Heads(dict[int, bytes]):
+    """Frame heads of text frames by length; those that recur are kept."""
+
+    def __missing__(self, size: int) -> bytes:
+        found = head(TEXT, size)
+        if size < KEPT_HEADS:
+            self[size] = found
+        return found
+
+
+def head(opcode: int, size: int) -> bytes:
+    """Return the head of an unmasked frame."""
+    if size < 126:
+        return bytes((opcode, size))
+    return struct.pack("!BBH", opcode, 126, size) if size < 65536 else struct.pack("!BBQ", opcode, 127, size)
+
+
+_heads = _Heads().__getitem__
+
+
+def close_frame(code: int, reason: str) -> bytes:
+    """Return a close frame."""
+    payload = struct.pack("!H", code) + clip(reason).encode()
+    return head(CLOSE, len(payload)) + payload
+
+
+def encode(lines: list[bytes]) -> bytes:
+    """Return one text frame for each of `lines`, which are UTF-8."""
+    parts = [b""] * (2 * len(lines))
+    parts[0::2] = map(_heads, map(len, lines))
+    parts[1::2] = lines
+    return b"".join(parts)
+
+
+class FrameGuard:
+    """Counts a client's frames before the library buffers them.
+
+    A message over `max_message` bytes or in more than `max_frames` frames is named at its first excess byte.
+    """
+
+    def __init__(self, max_message: int, max_frames: int) -> None:
+        self._max_message = max_message
+        self._max_frames = max_frames
+        self._head = bytearray()
+        self._skip = 0
+        self._frames = 0
+        self._size = 0
+        self.saw_close: bool = False
+
+    def feed(self, data: bytes) -> str | None:
+        """Take in bytes of the stream; return what is wrong with the message, where something is."""
+        at = 0
+        while at < len(data):
+            if self._skip:
+                step = min(self._skip, len(data) - at)
+                self._skip -= step
+                at += step
+                continue
+            self._head.append(data[at])
+            at += 1
+            if (size := self._payload()) is not None and (wrong := self._frame(size)):
+                return wrong
+        return None
+
+    def _payload(self) -> int | None:
+        """Return the payload's length once the frame's head is whole."""
+        head = self._head
+        if len(head) < 2:
+            return None
+        short, mask = head[1] & 127, 4 if head[1] & 128 else 0
+        extra = {126: 2, 127: 8}.get(short, 0)
+        if len(head) < 2 + extra + mask:
+            return None
+        return int.from_bytes(head[2 : 2 + extra], "big") if extra else short
+
+    def _frame(self, size: int) -> str | None:
+        first = self._head[0]
+        self._head.clear()
+        self._skip = size
+        self.saw_close = self.saw_close or first & 15 == 8
+        if first & 8:
+            return None
+        self._frames += 1
+        self._size += size
+        if self._size > self._max_message:
+            return f"message over {self._max_message} bytes"
+        if self._frames > self._max_frames:
+            return f"message in more than {self._max_frames} frames"
+        if first & 0x80:
+            self._frames = self._size = 0
+        return None

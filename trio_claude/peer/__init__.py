@@ -1,8 +1,8 @@
 """The client at the other end: the only user of trio-websocket.
 
-Rule 1: there is one write path, `Wire`, for every byte that goes out. Rule 2: the reader never waits for a write, so that
-a client which reads nothing is still heard. Rule 3: no exception of trio-websocket or of the socket leaves this room; the
-client is gone, and `on_left` says so.
+Rule 1: there is one write path, `Wire`, for every byte that goes out. Rule 2: the reader never waits for a write, so
+that a client which reads nothing is still heard. Rule 3: no exception of trio-websocket or of the socket leaves this
+room; the client is gone, and `on_left` says so.
 """
 
 from __future__ import annotations

@@ -33,7 +33,7 @@ TABLE: dict[str, set[str]] = {
     "runs": {"errors", "events", "messages", "admission", "containment", "workplace", "run"},
     "api": {"errors", "containment", "upgrade", "workplace", "runs"},
     "connection": {"errors", "events", "config", "messages", "peer", "upgrade", "run", "runs"},
-    "server": {"errors", "events", "config", "containment", "peer", "upgrade", "workplace", "runs", "services", "api", "connection"},
+    "server": {"errors", "events", "config", "admission", "containment", "peer", "upgrade", "workplace", "runs", "services", "api", "connection"},
     # faces
     "client": {"errors"},
     "testing": set(),

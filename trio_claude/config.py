@@ -134,6 +134,8 @@ class Config:
     send_timeout: float = _option(120.0, "a write to a client may stand still", low=0.05, high=3600, unit="s")
     close_timeout: float = _option(2.0, "a close handshake may take, then RST", low=0.05, high=60, unit="s")
     max_connections: int = _option(4096, "connections at once", low=1, high=MIB, unit="connections")
+    max_handshakes: int = _option(1024, "connections without a request yet", low=1, high=MIB, unit="connections")
+    max_handshakes_per_address: int = _option(512, "of them from one address", low=1, high=MIB, unit="connections")
 
     @property
     def cli_arguments(self) -> list[str]:

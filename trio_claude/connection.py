@@ -8,6 +8,7 @@ and owning it.
 from __future__ import annotations
 
 import socket
+from collections.abc import Callable
 
 import attrs
 import trio
@@ -37,11 +38,13 @@ class Household:
     observer: Observer
 
 
-async def serve_connection(sock: socket.socket, address: str, household: Household) -> None:
-    """Serve one client to its end. Never raises but for a cancellation from outside."""
+async def serve_connection(
+    sock: socket.socket, address: str, household: Household, on_request: Callable[[], None] = lambda: None
+) -> None:
+    """Serve one client to its end; `on_request` hears of its first request. Never raises but for a cancellation."""
     try:
         with household.runs.until_drain():
-            handshake = await serve_http(sock, household.site, household.config)
+            handshake = await serve_http(sock, household.site, household.config, on_request)
         if handshake is not None:
             await _serve_websocket(sock, address, handshake, household)
     except* (OSError, Draining, PeerGone, trio.BrokenResourceError, trio.ClosedResourceError):

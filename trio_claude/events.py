@@ -113,6 +113,14 @@ class RunEnded:
 
 
 @attrs.frozen
+class Strained:
+    """Something ran out: `what` names it; `over` says that there is enough again. Told at each change only."""
+
+    what: str
+    over: bool
+
+
+@attrs.frozen
 class GuardianLost:
     """A helper process of the containment died or stopped answering and was replaced."""
 
@@ -135,6 +143,7 @@ Event: TypeAlias = (
     | Refused
     | RunStarted
     | RunEnded
+    | Strained
     | GuardianLost
     | Crashed
 )

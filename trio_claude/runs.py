@@ -22,10 +22,11 @@ from .workplace import Workplace
 
 @attrs.frozen
 class Statistics:
-    """How many runs live now and how many wait for a slot."""
+    """How many runs live now, how many wait for a slot, and how many of the slots are taken."""
 
     live: int
     waiting: int
+    taken: int
     slots: int
 
 
@@ -101,7 +102,12 @@ class Runs:
     def statistics(self) -> Statistics:
         """Return what goes on now."""
         slots = self._slots.statistics()
-        return Statistics(live=len(self._live), waiting=slots.tasks_waiting, slots=int(slots.total_tokens))
+        return Statistics(
+            live=len(self._live),
+            waiting=slots.tasks_waiting,
+            taken=int(slots.borrowed_tokens),
+            slots=int(slots.total_tokens),
+        )
 
     def stop_all(self, reason: Reason, error: str) -> None:
         """Ask every live run to end, now."""

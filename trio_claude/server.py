@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import resource
 import secrets
 import socket
 import sys
@@ -18,12 +19,13 @@ from contextlib import asynccontextmanager
 import attrs
 import trio
 
+from .admission import Doorstep
 from .api import Api
 from .config import Config
 from .connection import DOOR, Household, serve_connection
 from .containment import open_containment
 from .errors import ConfigError
-from .events import Crashed, Listening, Observer, fan_out
+from .events import Listening, Observer, Refused, Strained, fan_out
 from .peer import NOTSENT_LOWAT
 from .runs import Runs
 from .services import open_services
@@ -38,6 +40,10 @@ ACCEPT_PAUSE = 0.1
 """Seconds without accepting where the process or the machine has no descriptor left."""
 FINISH_TIMEOUT = 10.0
 """Seconds that connections get, once all runs are over, to hear their close."""
+DESCRIPTORS_A_CONNECTION = 8
+"""Descriptors that a connection with a run holds: socket, pipes, lifeline and guardian, both ends while it starts."""
+DESCRIPTORS_KEPT = 64
+"""Descriptors kept back for everything else."""
 _EXHAUSTED = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
 
 
@@ -86,7 +92,7 @@ async def open_server(
         site = Site(Api(workplace, containment, runs, notice).answer, frozenset({DOOR}))
         server = Server(config.host, listeners[0].getsockname()[1], runs, trio.CancelScope())
         async with open_services() as services:
-            services.start_soon(_accept_all, server, listeners, Household(config, runs, site, observer))
+            await services.start(_accept_all, server, listeners, Household(config, runs, site, observer))
             observer(Listening(server.url))
             yield server
             await server.drain(0)
@@ -145,48 +151,87 @@ def _bind(listener: socket.socket, address: object) -> None:
     listener.listen(BACKLOG)
 
 
-async def _accept_all(server: Server, listeners: list[socket.socket], household: Household) -> None:
+async def _accept_all(
+    server: Server, listeners: list[socket.socket], household: Household, task_status: trio.TaskStatus[None]
+) -> None:
     """Accept on every listener until the server drains, then close them; the connections live on."""
-    slots = trio.Semaphore(household.config.max_connections)
     async with trio.open_nursery() as connections:
+        gate = Gate(household, connections)
+        task_status.started()
         with server._listening:
             async with trio.open_nursery() as accepting:
                 for listener in listeners:
-                    accepting.start_soon(_accept, listener, slots, connections, household)
+                    accepting.start_soon(gate.accept, listener)
         for listener in listeners:
             listener.close()
     server.closed.set()
 
 
-async def _accept(listener: socket.socket, slots: trio.Semaphore, nursery: trio.Nursery, household: Household) -> None:
-    """Accept connections, each with a slot of its own."""
-    while True:
-        await trio.lowlevel.wait_readable(listener)
-        for _ in range(ACCEPT_BATCH):
-            await slots.acquire()
-            try:
-                sock, address = listener.accept()
-            except OSError as error:
-                slots.release()
-                if error.errno in _EXHAUSTED:
-                    household.observer(Crashed("accept", error))
-                    await trio.sleep(ACCEPT_PAUSE)
-                break
-            nursery.start_soon(_serve_slot, sock, address, slots, household)
+class Gate:
+    """Lets connections in, never more than the process has descriptors for, with some kept back for starting runs."""
+
+    def __init__(self, household: Household, connections: trio.Nursery) -> None:
+        config = household.config
+        self._household = household
+        self._connections = connections
+        self._slots = trio.Semaphore(min(config.max_connections, _descriptor_slots()))
+        self._doorstep = Doorstep(config.max_handshakes, config.max_handshakes_per_address)
+        self._strained = False
+
+    async def accept(self, listener: socket.socket) -> None:
+        """Accept connections, each with a slot of its own."""
+        while True:
+            await trio.lowlevel.wait_readable(listener)
+            for _ in range(ACCEPT_BATCH):
+                await self._slots.acquire()
+                try:
+                    sock, address = listener.accept()
+                except OSError as error:
+                    self._slots.release()
+                    await self._pause(error)
+                    break
+                self._strain(on=False)
+                self._let_in(sock, address[0], address[1])
+
+    def _let_in(self, sock: socket.socket, host: str, port: int) -> None:
+        """Serve a connection, or turn it away where too many stand on the doorstep already."""
+        if not self._doorstep.enter(host):
+            sock.close()
+            self._slots.release()
+            self._household.observer(Refused(0, "too many connections without a request"))
+            return
+        self._connections.start_soon(self._serve, sock, host, port)
+
+    async def _serve(self, sock: socket.socket, host: str, port: int) -> None:
+        """Serve one connection and give its places back."""
+        standing = contextlib.ExitStack()
+        standing.callback(self._doorstep.leave, host)
+        try:
+            sock.setblocking(False)
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            if sys.platform == "linux":
+                sock.setsockopt(socket.IPPROTO_TCP, _TCP_NOTSENT_LOWAT, NOTSENT_LOWAT)
+            await serve_connection(sock, f"{host}:{port}", self._household, standing.close)
+        finally:
+            standing.close()
+            self._slots.release()
+
+    async def _pause(self, error: OSError) -> None:
+        """Wait where descriptors or memory have run out; a client that left before it was accepted is no matter."""
+        if error.errno in _EXHAUSTED:
+            self._strain(on=True)
+            await trio.sleep(ACCEPT_PAUSE)
+
+    def _strain(self, *, on: bool) -> None:
+        if on != self._strained:
+            self._strained = on
+            self._household.observer(Strained("descriptors", over=not on))
 
 
-async def _serve_slot(
-    sock: socket.socket, address: tuple[str, int], slots: trio.Semaphore, household: Household
-) -> None:
-    """Serve one connection and give its slot back."""
-    try:
-        sock.setblocking(False)
-        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        if sys.platform == "linux":
-            sock.setsockopt(socket.IPPROTO_TCP, _TCP_NOTSENT_LOWAT, NOTSENT_LOWAT)
-        await serve_connection(sock, f"{address[0]}:{address[1]}", household)
-    finally:
-        slots.release()
+def _descriptor_slots() -> int:
+    """Return how many connections the process has descriptors for."""
+    limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    return max(1, (limit - DESCRIPTORS_KEPT) // DESCRIPTORS_A_CONNECTION)
 
 
 _TCP_NOTSENT_LOWAT = 25

@@ -91,8 +91,12 @@ class Site:
     doors: frozenset[str]
 
 
-async def serve_http(sock: socket.socket, site: Site, config: Config) -> Handshake | None:
+async def serve_http(
+    sock: socket.socket, site: Site, config: Config, on_request: Callable[[], None] = lambda: None
+) -> Handshake | None:
     """Answer plain requests until the client leaves; return a WebSocket handshake if one comes to one of the doors.
+
+    `on_request` is called once the first request, good or bad, was read.
 
     The head's limits hold for each request. Raises OSError where the connection breaks.
     """
@@ -103,6 +107,7 @@ async def serve_http(sock: socket.socket, site: Site, config: Config) -> Handsha
                 await _wait_bytes(sock, conn)
                 patience.deadline = trio.current_time() + config.head_timeout
             outcome = await _serve_request(sock, conn, site, config)
+            on_request()
             if outcome is not True:
                 return outcome or None
         if patience.cancelled_caught:

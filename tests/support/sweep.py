@@ -176,7 +176,7 @@ async def sweep(folder: Path, cancel_at: int | None = None, fault_at: int | None
             nursery.cancel_scope.cancel()
         assert containment.live == 0, "a process is left"
         assert all(process.ended for process in containment.started), "a process was not ended"
-        assert runs.statistics() == attrs.evolve(runs.statistics(), live=0, waiting=0), "a run is left"
+        assert runs.statistics() == attrs.evolve(runs.statistics(), live=0, waiting=0, taken=0), "a run is left"
         assert not list(workplace.tmp.iterdir()), "a folder is left"
     assert ends, "the client saw no end"
     assert set(os.listdir("/proc/self/fd")) == before, "a descriptor is left"

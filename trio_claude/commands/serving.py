@@ -5,6 +5,8 @@ First SIGTERM drains, a second one, or SIGINT, ends now; the exit status is 0 af
 
 from __future__ import annotations
 
+import contextlib
+import resource
 import signal
 from collections.abc import AsyncIterator, Mapping
 
@@ -18,10 +20,18 @@ from ..server import Server, open_server
 
 async def run_server(config: Config, *, environ: Mapping[str, str] | None = None, notice: str = "") -> None:
     """Serve until a signal; print where, once connections are accepted."""
+    _raise_descriptor_limit()
     with open_log() as log, trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
         async with open_server(config, [log], environ=environ, notice=notice) as server:
             click.echo(f"listening on {server.url}")
             await _serve_until_signal(server, config, signals)
+
+
+def _raise_descriptor_limit() -> None:
+    """Take as many descriptors as the system gives us; the process is ours."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with contextlib.suppress(OSError, ValueError):
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
 async def _serve_until_signal(server: Server, config: Config, signals: AsyncIterator[int]) -> None:

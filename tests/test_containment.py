@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import trio
-from harness import alive, descriptors, until
+from harness import alive, bearing, descriptors, until
 
 from trio_claude.containment import Contained, Containment, Job, open_containment
 from trio_claude.errors import ContainmentUnavailable, SpawnFailed
@@ -30,6 +30,10 @@ exec sleep 60
 TREE_SIZE = 7
 
 
+def marked(name: str) -> dict[str, str]:
+    return {**ENV, "MARK": name}
+
+
 def shell(script: str, **more: object) -> Job:
     return Job(**{"argv": ("/bin/sh", "-c", script), "env": ENV, "cwd": "/", **more})  # type: ignore[arg-type]
 
@@ -41,7 +45,14 @@ def events() -> list[Event]:
 
 @pytest.fixture
 async def supervisors(events: list[Event]) -> AsyncIterator[Containment]:
+    """The mode in which a run can see its guardians and attack them."""
     async with open_containment("supervisor", events.append) as containment:
+        yield containment
+
+
+@pytest.fixture(params=["supervisor", "namespace"])
+async def guarded(request: pytest.FixtureRequest, events: list[Event]) -> AsyncIterator[Containment]:
+    async with open_containment(request.param, events.append) as containment:
         yield containment
 
 
@@ -49,19 +60,19 @@ async def read_all(stream: trio.abc.ReceiveStream) -> bytes:
     return b"".join([bytes(chunk) async for chunk in stream])
 
 
-async def test_a_quiet_run(supervisors: Containment) -> None:
-    async with supervisors.start(shell("cat; echo err >&2; exit 7")) as process:
+async def test_a_quiet_run(guarded: Containment) -> None:
+    async with guarded.start(shell("cat; echo err >&2; exit 7")) as process:
         await process.stdin.send_all(b"words")
         await process.stdin.aclose()
         assert (await read_all(process.stdout), await read_all(process.stderr)) == (b"words", b"err\n")
         assert await process.wait_exit() == 7
         assert process.alone
         receipt = await process.wait_gone()
-    assert (receipt.killed, receipt.survivors, receipt.containment) == (0, 0, "supervisor")
+    assert (receipt.killed, receipt.survivors, receipt.containment) == (0, 0, guarded.mode)
 
 
-async def test_a_hostile_tree_is_gone(supervisors: Containment) -> None:
-    async with supervisors.start(shell(TREE)) as process:
+async def test_a_hostile_tree_is_gone(guarded: Containment) -> None:
+    async with guarded.start(shell(TREE)) as process:
         assert await process.stdout.receive_some() == b"ready\n"
         process.end()
         receipt = await process.wait_gone()
@@ -70,23 +81,24 @@ async def test_a_hostile_tree_is_gone(supervisors: Containment) -> None:
     assert (receipt.killed, receipt.survivors) == (TREE_SIZE, 0)
 
 
-async def test_leaving_the_context_is_the_kill(supervisors: Containment) -> None:
+async def test_leaving_the_context_is_the_kill(guarded: Containment) -> None:
     with trio.move_on_after(0.5):
-        async with supervisors.start(shell("sleep 60 & echo $!; sleep 60")) as process:
-            child = int(await process.stdout.receive_some())
+        async with guarded.start(shell("sleep 60 & echo $!; sleep 60", env=marked("leaving"))) as process:
+            await process.stdout.receive_some()
+            assert len(bearing("MARK=leaving")) >= 2
             await trio.sleep_forever()
-    assert not alive(child)
     assert not alive(process.pid)
+    assert not bearing("MARK=leaving")
 
 
-async def test_daemons_left_by_a_good_end_are_killed(supervisors: Containment) -> None:
-    async with supervisors.start(shell("setsid sleep 60 >/dev/null 2>&1 & echo $!")) as process:
-        child = int(await process.stdout.receive_some())
+async def test_daemons_left_by_a_good_end_are_killed(guarded: Containment) -> None:
+    async with guarded.start(shell("setsid sleep 60 >/dev/null 2>&1 & sleep .1", env=marked("daemon"))) as process:
         assert await process.wait_exit() == 0
         assert not process.alone
+        assert bearing("MARK=daemon")
         receipt = await _end(process)
-    assert not alive(child)
-    assert receipt.survivors == 0
+    assert not bearing("MARK=daemon")
+    assert (receipt.killed, receipt.survivors) == (1, 0)
 
 
 async def _end(process: Contained) -> Receipt:
@@ -94,9 +106,9 @@ async def _end(process: Contained) -> Receipt:
     return await process.wait_gone()
 
 
-async def test_a_signal_reaches_the_cli_alone(supervisors: Containment) -> None:
+async def test_a_signal_reaches_the_cli_alone(guarded: Containment) -> None:
     script = "trap 'echo got; exit 3' INT; echo ready; while :; do sleep .05; done"
-    async with supervisors.start(shell(script)) as process:
+    async with guarded.start(shell(script)) as process:
         await process.stdout.receive_some()
         process.send_signal(signal.SIGINT)
         assert await process.wait_exit() == 3
@@ -113,17 +125,17 @@ async def test_a_signal_reaches_the_cli_alone(supervisors: Containment) -> None:
         (Job(argv=("/bin/true",), env=ENV, cwd="/", limits={"RLIMIT_NOPE": 1}), "RLIMIT_NOPE"),
     ],
 )
-async def test_a_failed_start_says_why(supervisors: Containment, job: Job, told: str) -> None:
+async def test_a_failed_start_says_why(guarded: Containment, job: Job, told: str) -> None:
     before = descriptors()
     with pytest.raises(SpawnFailed, match=told):
-        async with supervisors.start(job):
+        async with guarded.start(job):
             pytest.fail("started")  # pragma: no cover
     assert descriptors() == before
 
 
-async def test_no_descriptor_is_inherited_or_kept(supervisors: Containment) -> None:
+async def test_no_descriptor_is_inherited_or_kept(guarded: Containment) -> None:
     before = descriptors()
-    async with supervisors.start(shell("ls /proc/self/fd")) as process:
+    async with guarded.start(shell("ls /proc/self/fd")) as process:
         assert set((await read_all(process.stdout)).split()) == {b"0", b"1", b"2", b"3"}
     assert descriptors() == before
 
@@ -138,8 +150,8 @@ async def test_a_cli_gets_no_new_privileges_and_a_private_mask(supervisors: Cont
     assert words[4] == words[5]
 
 
-async def test_resource_limits_are_set(supervisors: Containment) -> None:
-    async with supervisors.start(shell("ulimit -n", limits={"RLIMIT_NOFILE": 64})) as process:
+async def test_resource_limits_are_set(guarded: Containment) -> None:
+    async with guarded.start(shell("ulimit -n", limits={"RLIMIT_NOFILE": 64})) as process:
         assert await read_all(process.stdout) == b"64\n"
 
 
@@ -242,6 +254,59 @@ def _sleeps(entry: Path) -> bool:
         return (entry / "cmdline").read_bytes() == b"sleep\x0059\x00"
     except OSError:
         return False
+
+
+async def test_a_run_in_a_namespace_sees_no_guardian_and_has_no_capability() -> None:
+    async with open_containment("namespace", lambda _: None) as containment:
+        script = (
+            "ls -d /proc/[0-9]*; cat /proc/1/comm; grep CapEff /proc/self/status; kill -9 -1; kill -9 1; echo alive"
+        )
+        async with containment.start(shell(script)) as process:
+            words = (await read_all(process.stdout)).split()
+    assert {b"/proc/1", b"/proc/2"} <= set(words)
+    assert len([word for word in words if word.startswith(b"/proc/")]) <= 4
+    assert b"trio-claude-ini" in words
+    assert words[words.index(b"CapEff:") + 1] == b"0" * 16
+    assert words[-1] == b"alive"
+
+
+async def test_a_bind_is_seen_by_the_run_alone(folder: Path) -> None:
+    (folder / "shared").mkdir()
+    (folder / "own").mkdir()
+    job = shell("echo private >shared/file", cwd=str(folder), binds=((str(folder / "own"), str(folder / "shared")),))
+    async with open_containment("namespace", lambda _: None) as containment, containment.start(job) as process:
+        assert await process.wait_exit() == 0
+    assert ((folder / "own" / "file").read_text(), list((folder / "shared").iterdir())) == ("private\n", [])
+
+
+async def test_a_killed_supervisor_takes_its_namespace_along() -> None:
+    async with open_containment("namespace", lambda _: None) as containment:
+        script = "setsid env -i /bin/sleep 60 & sleep 60 & echo; sleep 60"
+        async with containment.start(shell(script, env=marked("orphan"))) as process:
+            await process.stdout.receive_some()
+            os.kill(_parent(_parent(process.pid)), signal.SIGKILL)
+            await until(lambda: not alive(process.pid), 2)
+            receipt = await process.wait_gone()
+    assert receipt.survivors == 0
+    assert not bearing("MARK=orphan")
+
+
+async def test_what_can_not_be_had_is_done_without_and_said(
+    monkeypatch: pytest.MonkeyPatch, events: list[Event]
+) -> None:
+    """Where namespaces are refused, `auto` falls back and says so, and `namespace` refuses to start."""
+    from trio_claude.containment.supervisor import SupervisorContainment
+
+    async def refused(_self: object) -> str:
+        return "namespaces are refused here"
+
+    monkeypatch.setattr(SupervisorContainment, "probe", refused)
+    async with open_containment("auto", events.append) as containment:
+        assert containment.mode == "supervisor"
+        assert "no namespaces: namespaces are refused here" in containment.detail
+    with pytest.raises(ContainmentUnavailable, match="refused here"):
+        async with open_containment("namespace", events.append):
+            pytest.fail("opened")
 
 
 async def test_a_group_says_that_it_can_prove_nothing() -> None:

@@ -11,14 +11,11 @@ import re
 import shlex
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import attrs
 
 from .errors import ConfigError
-
-Profile = Literal["chat", "approve", "edit", "unattended"]
-ContainmentMode = Literal["auto", "supervisor", "group"]
 
 KIB = 1024
 MIB = 1024 * KIB
@@ -113,8 +110,8 @@ class Config:
     allow_host: tuple[str, ...] = _option((), "further Host names under which this server is reached")
     containment: str = attrs.field(
         default="auto",
-        validator=_one_of(("auto", "supervisor", "group")),
-        metadata={"help": "how a run's processes are held together: auto, supervisor or group", "unit": ""},
+        validator=_one_of(("auto", "namespace", "supervisor", "group")),
+        metadata={"help": "how a run's processes are held together: auto, namespace, supervisor or group", "unit": ""},
     )
 
     timeout: float = _option(300.0, "a run may last, from the CLI's start", low=0.01, high=86400, unit="s")

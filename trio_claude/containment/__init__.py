@@ -33,6 +33,10 @@ async def open_containment(mode: str, observer: Observer) -> AsyncIterator[Conta
         raise ContainmentUnavailable(f"containment {mode!r} needs Linux; this is {sys.platform}")
     from .supervisor import SupervisorContainment
 
-    async with SupervisorContainment.open(observer) as containment:
+    async with SupervisorContainment.open(observer, namespace=mode != "supervisor") as containment:
+        if (why := await containment.probe()) and mode != "auto":
+            raise ContainmentUnavailable(f"containment {mode!r} can't be had here: {why}")
+        if why:
+            containment.weaken(why)
         observer(ContainmentReady(containment.mode, containment.detail))
         yield containment

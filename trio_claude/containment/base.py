@@ -26,13 +26,15 @@ PROOF_TIMEOUT = 5.0
 class Job:
     """One CLI to start: an absolute program path first in `argv`, its whole environment, its working directory.
 
-    `limits` holds resource limits by their names in `resource`.
+    `limits` holds resource limits by their names in `resource`. `binds` holds pairs of folders; where the containment
+    has a mount namespace, the run sees the first of a pair in place of the second.
     """
 
     argv: tuple[str, ...]
     env: Mapping[str, str]
     cwd: str
     limits: Mapping[str, int] = attrs.Factory(dict)
+    binds: tuple[tuple[str, str], ...] = ()
 
 
 class Contained(abc.ABC):

@@ -9,12 +9,18 @@ site-packages. 2: a guardian holds no pipe of a run and no descriptor that it do
 `waitpid` answers ECHILD, whatever happened to the server. 4: it never waits for anything without also watching for
 the server's end. 5: its name says nothing of Python, so that an agent's `pkill python` does not hit it.
 
+With `namespace` in its job a supervisor puts the CLI into a PID and mount namespace of its own, below an init of ours:
+the run sees none of its guardians, and when the init ends, the kernel ends everything in the namespace.
+
 The wire is a SOCK_SEQPACKET socket, one bounded JSON object a packet.
-    server -> zygote      {"argv", "env", "cwd", "limits"} with the descriptors stdin, stdout, stderr, lifeline
+    server -> zygote      {"argv", "env", "cwd", "limits", "namespace", "binds"}
+                          with the descriptors stdin, stdout, stderr, lifeline
     zygote -> server      {"ready": pid}, {"swept": [supervisor, ...], "seen": n, "killed": n}
     supervisor -> server  {"guardian": pid}; {"started": pid} or {"failed": errno, "what": text};
                           {"exit": status, "alone": bool}; {"gone": true, "seen": n, "killed": n}
     server -> supervisor  {"signal": n} to the CLI, {"end": true} to everything; end-of-file means {"end": true}
+    init -> supervisor    {"cli": true} from the CLI's own process; {"started": true} or {"failed": errno, "what": text};
+                          {"exit": status, "left": bool}
 """
 
 from __future__ import annotations
@@ -24,11 +30,13 @@ import ctypes
 import errno
 import gc
 import json
+import mmap
 import os
 import resource
 import select
 import signal
 import socket
+import struct
 import sys
 import time
 from typing import Any, NoReturn
@@ -45,6 +53,12 @@ PR_SET_NAME = 15
 PR_SET_DUMPABLE = 4
 PR_SET_CHILD_SUBREAPER = 36
 PR_SET_NO_NEW_PRIVS = 38
+PR_CAPBSET_DROP = 24
+CLONE_NEWNS, CLONE_NEWPID, CLONE_NEWUSER = 0x00020000, 0x20000000, 0x10000000
+MS_BIND, MS_REC, MS_PRIVATE, MS_NOSUID, MS_NODEV, MS_NOEXEC = 4096, 16384, 1 << 18, 2, 4, 8
+CAPABILITY_VERSION = 0x20080522
+CAPABILITIES = 64
+CREDENTIALS = struct.Struct("iII")
 MSG_CMSG_CLOEXEC = 0x40000000
 OOM_SCORE = 500
 """Added to the CLI's badness, so that the kernel out of memory ends a run before it ends a guardian or the server."""
@@ -56,6 +70,13 @@ def prctl(option: int, value: Any) -> None:
     """Set one attribute of this process. Raises OSError."""
     if _libc.prctl(option, value, 0, 0, 0):
         raise OSError(ctypes.get_errno(), "prctl")
+
+
+def call(name: str, *words: Any) -> None:
+    """Call a function of the C library. Raises OSError."""
+    if getattr(_libc, name)(*words):
+        number = ctypes.get_errno()
+        raise OSError(number, f"{name}: {os.strerror(number)}")
 
 
 def rename(name: bytes) -> None:
@@ -182,10 +203,130 @@ def become_cli(job: dict[str, Any], pipes: list[int], report: int) -> NoReturn:
     os._exit(127)
 
 
+class Space:
+    """A PID and mount namespace for one CLI, with an init of ours that ends when its supervisor does."""
+
+    def __init__(self) -> None:
+        self.report: socket.socket
+        self.report, self.theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self.report.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
+        self.counter = mmap.mmap(-1, 8)
+        self.cli: int = 0
+        self.settled: int | None = None
+
+    def follow(self) -> dict[str, Any]:
+        """Wait, in the supervisor, for the CLI's start or its failure."""
+        self.theirs.close()
+        while packet := self.hear():
+            if "failed" in packet or "started" in packet:
+                return packet
+        return {"failed": errno.EPERM, "what": "namespace"}
+
+    def hear(self) -> dict[str, Any]:
+        """Return the next packet, empty at the end; the kernel tells the CLI's pid as it is out here."""
+        try:
+            packet, extra, _, _ = self.report.recvmsg(PACKET_LIMIT, socket.CMSG_SPACE(CREDENTIALS.size))
+        except OSError:
+            return {}
+        said = json.loads(packet) if packet else {}
+        if "cli" in said:
+            self.cli = CREDENTIALS.unpack(extra[0][2])[0]
+        return said  # type: ignore[no-any-return]
+
+    def reaped(self) -> int:
+        """Return how many processes the init has reaped, up to the moment of `settle`."""
+        return int.from_bytes(self.counter[:8], "little") if self.settled is None else self.settled
+
+    def settle(self) -> None:
+        """Fix the count, before what still lives is counted: nothing is counted twice."""
+        self.settled = self.reaped()
+
+    def enter(self, job: dict[str, Any], pipes: list[int]) -> NoReturn:
+        """Make the namespaces, in a child of the supervisor's, and leave the init behind in them."""
+        what = "namespace"
+        try:
+            self.report.close()
+            prctl(PR_SET_DUMPABLE, 1)
+            unshare()
+            if os.fork():
+                os._exit(0)
+            rename(b"trio-claude-ini")
+            what = "mount"
+            mount_all(job["binds"])
+            what = "capabilities"
+            drop_capabilities()
+            prctl(PR_SET_DUMPABLE, 0)
+            self.be_init(job, pipes)
+        except OSError as error:
+            self.theirs.send(json.dumps({"failed": error.errno, "what": what}).encode())
+        finally:
+            os._exit(1)
+
+    def be_init(self, job: dict[str, Any], pipes: list[int]) -> None:
+        """Start the CLI and reap, until nothing is left here or the supervisor is gone."""
+        wake, wake_writer = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+        signal.set_wakeup_fd(wake_writer, warn_on_full_buffer=False)
+        reader, writer = os.pipe2(os.O_CLOEXEC)
+        cli = os.fork()
+        if not cli:
+            self.theirs.send(b'{"cli": true}')
+            become_cli(job, pipes, writer)
+        os.close(writer)
+        for pipe in pipes:
+            os.close(pipe)
+        self.theirs.send(os.read(reader, 4096) or b'{"started": true}')
+        poll = select.poll()
+        poll.register(wake, select.POLLIN)
+        poll.register(self.theirs, select.POLLIN)
+        left = True
+        while left and not any(descriptor != wake for descriptor, _ in poll.poll()):
+            left = self.reap(wake, cli)
+
+    def reap(self, wake: int, cli: int) -> bool:
+        """Reap, in the init; report the CLI's exit; return whether any process is left."""
+        os.read(wake, 4096)
+        ended, left = Count().reap()
+        self.counter[:8] = (self.reaped() + len(ended)).to_bytes(8, "little")
+        if cli in ended:
+            status = os.waitstatus_to_exitcode(ended[cli])
+            self.theirs.send(json.dumps({"exit": status, "left": left}).encode())
+        return left
+
+
+def unshare() -> None:
+    """Leave the PID and mount namespaces, by way of a user namespace where that is not allowed otherwise."""
+    uid, gid = os.getuid(), os.getgid()
+    try:
+        call("unshare", CLONE_NEWNS | CLONE_NEWPID)
+    except PermissionError:
+        call("unshare", CLONE_NEWUSER | CLONE_NEWNS | CLONE_NEWPID)
+        for name, text in (("setgroups", "deny"), ("uid_map", f"{uid} {uid} 1"), ("gid_map", f"{gid} {gid} 1")):
+            with open(f"/proc/self/{name}", "w") as file:
+                file.write(text)
+
+
+def mount_all(binds: list[list[str]]) -> None:
+    """Show the namespace's own processes in /proc, and put each bind's source over its target."""
+    call("mount", b"none", b"/", None, MS_REC | MS_PRIVATE, None)
+    call("mount", b"proc", b"/proc", b"proc", MS_NOSUID | MS_NODEV | MS_NOEXEC, None)
+    for source, target in binds:
+        call("mount", os.fsencode(source), os.fsencode(target), None, MS_BIND, None)
+
+
+def drop_capabilities() -> None:
+    """Give up every capability, for good, also as root."""
+    for number in range(CAPABILITIES):
+        if _libc.prctl(PR_CAPBSET_DROP, number, 0, 0, 0):
+            break
+    header = (ctypes.c_uint32 * 2)(CAPABILITY_VERSION, 0)
+    call("capset", header, (ctypes.c_uint32 * 6)())
+
+
 class Supervisor:
     """Holds one CLI and everything that comes of it."""
 
     def __init__(self, job: dict[str, Any], pipes: list[int], lifeline: socket.socket, server: int) -> None:
+        self.space: Space | None = Space() if job["namespace"] else None
         self.job = job
         self.pipes = pipes
         self.lifeline = lifeline
@@ -204,35 +345,57 @@ class Supervisor:
             return
         if self.watch(wake):
             self.sweep()
-        self.say({"gone": True, "seen": len(self.count.seen), "killed": len(self.count.killed)})
+        more = self.space.reaped() if self.space else 0
+        self.say({"gone": True, "seen": len(self.count.seen) + more, "killed": len(self.count.killed)})
 
     def start(self) -> bool:
         """Start the CLI; tell the server its pid, or why there is none."""
         self.say({"guardian": os.getpid()})
+        failure = self.start_within(self.space) if self.space else self.start_here()
+        for pipe in self.pipes:
+            os.close(pipe)
+        if failure:
+            self.say(failure)
+            self.sweep()
+            return False
+        self.say({"started": self.cli})
+        return True
+
+    def start_here(self) -> dict[str, Any] | None:
+        """Start the CLI as a child of ours; return why it could not be."""
         reader, writer = os.pipe2(os.O_CLOEXEC)
         self.cli = os.fork()
         if not self.cli:
             become_cli(self.job, self.pipes, writer)
         os.close(writer)
-        for pipe in self.pipes:
-            os.close(pipe)
         failure = os.read(reader, 4096)
         os.close(reader)
         if failure:
-            os.waitpid(self.cli, 0)
-            self.say(json.loads(failure))
-            return False
+            self.cli = 0
+            return json.loads(failure)  # type: ignore[no-any-return]
         self.count.seen.add(self.cli)
-        self.say({"started": self.cli})
-        return True
+        return None
+
+    def start_within(self, space: Space) -> dict[str, Any] | None:
+        """Start the CLI in a namespace of its own; return why it could not be."""
+        if not os.fork():
+            space.enter(self.job, self.pipes)
+        packet = space.follow()
+        if "failed" in packet:
+            return packet
+        self.cli = space.cli
+        return None
 
     def watch(self, wake: int) -> bool:
         """Serve the server's orders until it is time to end; return whether any process is left."""
         poll = select.poll()
-        for descriptor in (wake, self.lifeline.fileno(), self.server):
+        inner = self.space.report.fileno() if self.space else -1
+        for descriptor in (wake, self.lifeline.fileno(), self.server, *([inner] if self.space else [])):
             poll.register(descriptor, select.POLLIN)
         while True:
             ready = {descriptor for descriptor, _ in poll.poll()}
+            if inner in ready and not self.hear(self.space):
+                poll.unregister(inner)
             if wake in ready and not self.collect(wake):
                 return False
             if self.server in ready:
@@ -240,9 +403,22 @@ class Supervisor:
             if self.lifeline.fileno() in ready and not self.obey():
                 return True
 
+    def hear(self, space: Space | None) -> bool:
+        """Pass on what the namespace's init says; return False at its end."""
+        packet = space.hear() if space else {}
+        if "exit" in packet:
+            self.cli = 0
+            self.say({"exit": packet["exit"], "alone": not packet["left"]})
+        return bool(packet)
+
     def collect(self, wake: int) -> bool:
         """Reap; report the CLI's exit; return whether any process is left."""
         os.read(wake, 4096)
+        if self.space:
+            _, left = Count().reap()
+            if not left:
+                self.hear(self.space)
+            return left
         ended, left = self.count.reap()
         if self.cli in ended:
             status = os.waitstatus_to_exitcode(ended[self.cli])
@@ -263,6 +439,9 @@ class Supervisor:
 
     def sweep(self) -> None:
         """Kill until `waitpid` proves that nothing is left."""
+        if self.space:
+            self.sweep_space(self.space)
+            return
         while True:
             taken = self.count.kill(descendants(children(os.getpid())))
             ended, left = self.count.reap(block=bool(taken))
@@ -273,6 +452,19 @@ class Supervisor:
                 return
             if not taken:
                 time.sleep(SWEEP_PAUSE)
+
+    def sweep_space(self, space: Space) -> None:
+        """Kill the namespace's init, upon which the kernel kills all in it; `waitpid` returns when that is done."""
+        space.settle()
+        mine = children(os.getpid())
+        living = [pid for pid in descendants(mine) if pid not in mine and state_of(pid)[:1] != ["Z"]]
+        self.count.seen.update(living)
+        self.count.killed.update(living)
+        Count().kill(mine)
+        while Count().reap(block=True)[1]:
+            Count().kill(children(os.getpid()))
+        if self.cli:
+            self.say({"exit": -signal.SIGKILL, "alone": False})
 
     def say(self, packet: dict[str, Any]) -> None:
         """Tell the server; it may be gone."""

@@ -35,13 +35,14 @@ class Supervised(Contained):
     stdout: PipeReader
     stderr: PipeReader
 
-    def __init__(self, zygote: Zygote, lifeline: Packets, ends: tuple[int, int, int], mark: str) -> None:
+    def __init__(self, zygote: Zygote, lifeline: Packets, ends: tuple[int, int, int], mark: str, mode: str) -> None:
         self.pid = 0
         self._ends = PipeWriter(ends[0]), PipeReader(ends[1]), PipeReader(ends[2])
         self.stdin, self.stdout, self.stderr = self._ends
         self._zygote = zygote
         self._lifeline = lifeline
         self._mark = mark
+        self._mode = mode
         self._guardian = 0
         self._pidfd = -1
         self.status = None
@@ -154,7 +155,7 @@ class Supervised(Contained):
 
     def _count(self, seen: int, killed: int, survivors: int | None) -> Receipt:
         ms = (trio.current_time() - self._decided) * 1000
-        return Receipt(seen=seen, killed=killed, survivors=survivors, ms=round(ms, 3), containment="supervisor")
+        return Receipt(seen=seen, killed=killed, survivors=survivors, ms=round(ms, 3), containment=self._mode)
 
     def close(self) -> None:
         """Give up the pipes, and the lifeline, whose end is the order to end everything."""

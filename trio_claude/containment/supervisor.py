@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shutil
 import socket
 from collections.abc import AsyncIterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from typing import Any
 
 import trio
 
@@ -21,34 +23,53 @@ from .base import MARK, PROOF_TIMEOUT, START_TIMEOUT, Contained, Containment, Jo
 from .supervised import CONTINUE_GRACE, Supervised, why
 from .zygote import Packets, Zygote
 
+DETAILS = {
+    "supervisor": "a supervisor process for each run",
+    "namespace": "a supervisor process for each run, which is in a PID and mount namespace without capabilities",
+}
 RESTART_PAUSE = 0.05
 """Seconds between the loss of a zygote and the next one, so that a machine without memory is not flogged."""
 
 
 class SupervisorContainment(Containment):
-    """Containment by a supervisor process for each run.
+    """Containment by a supervisor process for each run, with `namespace` also in a PID and mount namespace of its own.
 
     Resource handling: `open` keeps one zygote alive and starts the next when it dies; leaving it ends every run.
     """
 
-    mode = "supervisor"
-    detail = "a supervisor process for each run"
-
-    def __init__(self, observer: Observer) -> None:
+    def __init__(self, observer: Observer, *, namespace: bool) -> None:
+        self.mode: str = "namespace" if namespace else "supervisor"
+        self.detail: str = DETAILS[self.mode]
+        self._namespace = namespace
         self._observer = observer
         self._zygote: Zygote | None = None
         self._ready = trio.Event()
 
     @classmethod
     @asynccontextmanager
-    async def open(cls, observer: Observer) -> AsyncIterator[SupervisorContainment]:
+    async def open(cls, observer: Observer, *, namespace: bool = False) -> AsyncIterator[SupervisorContainment]:
         """Start the zygote. Raises OSError, or trio.TooSlowError where it does not answer."""
-        containment = cls(observer)
+        containment = cls(observer, namespace=namespace)
         async with open_services() as services:
             services.start_soon(containment._keep_zygote)
             with trio.fail_after(START_TIMEOUT):
                 await containment._ready.wait()
             yield containment
+
+    async def probe(self) -> str | None:
+        """Run a program that does nothing; return why it could not be started, None where it could."""
+        try:
+            async with self.start(Job(argv=(shutil.which("true") or "/bin/true",), env={}, cwd="/")) as process:
+                await process.wait_exit()
+        except SpawnFailed as error:
+            return str(error)
+        return None
+
+    def weaken(self, why: str) -> None:
+        """Do without namespaces, and say why."""
+        self._namespace = False
+        self.mode = "supervisor"
+        self.detail = f"{DETAILS[self.mode]}; no namespaces: {why}"
 
     async def _keep_zygote(self) -> None:
         """Keep one zygote alive."""
@@ -75,10 +96,10 @@ class SupervisorContainment(Containment):
         zygote = self._zygote
         if zygote is None or not zygote.alive:
             raise SpawnFailed("no zygote answers; the next one is being started")
-        theirs, process = _open_run(zygote, job)
+        theirs, process = _open_run(zygote, job, self.mode)
         try:
             try:
-                await _hand_over(zygote, job, theirs)
+                await _hand_over(zygote, _packet(job, namespace=self._namespace), theirs)
             finally:
                 for descriptor in theirs:
                     os.close(descriptor)
@@ -88,7 +109,19 @@ class SupervisorContainment(Containment):
             await _finish(process)
 
 
-def _open_run(zygote: Zygote, job: Job) -> tuple[list[int], Supervised]:
+def _packet(job: Job, *, namespace: bool) -> dict[str, Any]:
+    """Return what the zygote is told of a job."""
+    return {
+        "argv": job.argv,
+        "env": dict(job.env),
+        "cwd": job.cwd,
+        "limits": dict(job.limits),
+        "namespace": namespace,
+        "binds": job.binds,
+    }
+
+
+def _open_run(zygote: Zygote, job: Job, mode: str) -> tuple[list[int], Supervised]:
     """Open a run's pipes and lifeline; return the guardian's ends and the owner of ours. Raises `SpawnFailed`."""
     with contextlib.ExitStack() as undo:
         try:
@@ -98,7 +131,7 @@ def _open_run(zygote: Zygote, job: Job) -> tuple[list[int], Supervised]:
             raise SpawnFailed(why(error.errno or 0, "pipes")) from error
         undo.pop_all()
     (stdin, our_stdin), (our_stdout, stdout), (our_stderr, stderr) = pairs
-    process = Supervised(zygote, Packets(ours), (our_stdin, our_stdout, our_stderr), job.env.get(MARK, "\0"))
+    process = Supervised(zygote, Packets(ours), (our_stdin, our_stdout, our_stderr), job.env.get(MARK, "\0"), mode)
     return [stdin, stdout, stderr, theirs.detach()], process
 
 
@@ -108,9 +141,8 @@ def _pair(undo: contextlib.ExitStack, pair: tuple[int, int]) -> tuple[int, int]:
     return pair
 
 
-async def _hand_over(zygote: Zygote, job: Job, descriptors: list[int]) -> None:
-    """Give the job to the zygote. Raises `SpawnFailed`."""
-    packet = {"argv": job.argv, "env": dict(job.env), "cwd": job.cwd, "limits": dict(job.limits)}
+async def _hand_over(zygote: Zygote, packet: dict[str, Any], descriptors: list[int]) -> None:
+    """Give a job to the zygote. Raises `SpawnFailed`."""
     with trio.move_on_after(START_TIMEOUT):
         while True:
             try:

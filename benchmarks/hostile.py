@@ -1,0 +1,272 @@
+"""Hostile clients by the thousand against a server in a process of its own.
+
+    python benchmarks/hostile.py --connections 10000 --families all --seed N
+
+The families are those of `tests/support/hostile.py`; `--families` takes names or patterns with commas between. The
+server has the default limits and the fake CLI. Between the hostile connections come polite ones, whose answers are
+checked word by word. Families that start a CLI come up for a quarter as often as the others.
+
+The exit status is 0 where the server lived, every polite client was answered rightly, nothing crashed inside, and
+descriptors, tasks, runs and their processes are back to what they were before the first connection. Memory is printed
+only: its growth since the warm-up, which takes the first 1,000 connections beyond `--connections`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import fnmatch
+import json
+import os
+import random
+import secrets
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from pathlib import Path
+
+import attrs
+import trio
+import trio.testing
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "support"))
+
+from harness import FAKE_ENV, ask, bearing, fake_program, send_raw, short_folder
+from hostile import CRASHES, FAMILIES, RUNS
+
+from trio_claude.config import Config
+from trio_claude.events import Crashed, Event
+from trio_claude.server import open_server
+
+WARM_UP = 1000
+AT_ONCE = 48
+"""Hostile connections at once."""
+POLITE_EVERY = 25
+"""Hostile connections between two polite ones."""
+RUN_EVERY = 8
+"""Polite connections of which one gets a prompt answered; the others hear a wrong message refused."""
+RARE = 0.25
+"""How often families that start a CLI come up, by the others' measure."""
+SETTLE = 15.0
+"""Seconds in which everything must be given back at the end."""
+SHOWN = 5
+"""Wrong answers and crashes that are printed."""
+
+
+# -- the server's process ---------------------------------------------------------------------------------------------
+
+
+async def serve(mark: str) -> None:
+    """Serve until stdin ends; tell on stdout what goes on, for each line on stdin."""
+    crashes: list[str] = []
+
+    def observe(event: Event) -> None:
+        if isinstance(event, Crashed):
+            crashes.append(f"{event.where}: {event.error!r}")
+
+    with short_folder() as folder:
+        config = Config(port=0, cli=str(fake_program(folder)), cwd=str(folder), env=("TCT_BACKEND",))
+        environ = {**FAKE_ENV, "TCT_BACKEND": mark}
+        async with open_server(config, [observe], environ=environ) as server:
+            await trio.testing.wait_all_tasks_blocked()
+            async for _ in trio.lowlevel.FdStream(os.dup(0)):
+                runs = server.runs.statistics()
+                told = {
+                    "port": server.port,
+                    "tasks": trio.lowlevel.current_statistics().tasks_living,
+                    "runs": runs.live + runs.waiting,
+                    "crashes": len(crashes),
+                    "first_crashes": crashes[:SHOWN],
+                }
+                print(json.dumps(told), flush=True)
+
+
+@attrs.frozen
+class State:
+    """What the server holds."""
+
+    port: int
+    descriptors: int
+    tasks: int
+    runs: int
+    crashes: int
+    first_crashes: list[str]
+    resident: int
+
+    def holds(self) -> tuple[int, int, int]:
+        """Return what must come back to what it was."""
+        return self.descriptors, self.tasks, self.runs
+
+
+class Target:
+    """The server under attack, as a child."""
+
+    def __init__(self, mark: str) -> None:
+        words = [sys.executable, __file__, "--server", mark]
+        self._process = subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+
+    async def look(self) -> State:
+        """Ask the server what it holds. Raises OSError or ValueError where it is dead."""
+        told = await trio.to_thread.run_sync(self._ask)
+        folder = Path(f"/proc/{self._process.pid}")
+        resident = int((folder / "status").read_text().partition("VmRSS:")[2].split()[0])
+        return State(descriptors=len(list((folder / "fd").iterdir())), resident=resident, **told)
+
+    def _ask(self) -> dict[str, object]:
+        assert self._process.stdin
+        assert self._process.stdout
+        self._process.stdin.write(b"\n")
+        self._process.stdin.flush()
+        told: dict[str, object] = json.loads(self._process.stdout.readline())
+        return told
+
+    @property
+    def dead(self) -> bool:
+        """Whether the server has ended."""
+        return self._process.poll() is not None
+
+    def stop(self) -> None:
+        """End the server by the end of its stdin, and by force if it does not follow."""
+        assert self._process.stdin
+        self._process.stdin.close()
+        try:
+            self._process.wait(20)
+        except subprocess.TimeoutExpired:
+            self._process.send_signal(signal.SIGKILL)
+            self._process.wait()
+
+
+# -- the clients ------------------------------------------------------------------------------------------------------
+
+
+class Assault:
+    """Hostile connections, so many at once, with polite ones between."""
+
+    def __init__(self, target: Target, port: int, names: list[str], seed: str) -> None:
+        self.port = port
+        self.right = 0
+        self.wrong: list[str] = []
+        self.count: Counter[str] = Counter()
+        self._target = target
+        self._names = names
+        self._weights = [RARE if name in RUNS else 1.0 for name in names]
+        self._rng = random.Random(seed)
+        self._polite = 0
+
+    async def rage(self, connections: int) -> None:
+        """Make so many hostile connections; stops where the server is dead."""
+        slots = trio.CapacityLimiter(AT_ONCE)
+        async with trio.open_nursery() as nursery:
+            for number in range(connections):
+                if self._target.dead:
+                    return
+                if number % POLITE_EVERY == 0:
+                    nursery.start_soon(self._be_polite)
+                name = self._rng.choices(self._names, self._weights)[0]
+                self.count[name] += 1
+                ticket = object()
+                await slots.acquire_on_behalf_of(ticket)
+                nursery.start_soon(self._connect, name, random.Random(self._rng.getrandbits(64)), slots, ticket)
+
+    async def _connect(self, name: str, rng: random.Random, slots: trio.CapacityLimiter, ticket: object) -> None:
+        try:
+            await FAMILIES[name](self.port, rng)
+        finally:
+            slots.release_on_behalf_of(ticket)
+
+    async def _be_polite(self) -> None:
+        self._polite += 1
+        try:
+            with trio.fail_after(30):
+                wrong = await (self._prompt() if self._polite % RUN_EVERY == 0 else self._refused())
+        except Exception as error:
+            wrong = repr(error)
+        if wrong:
+            self.wrong.append(wrong)
+        else:
+            self.right += 1
+
+    async def _prompt(self) -> str:
+        """Have a prompt answered; return what is wrong with the answer."""
+        said = await ask(self, "hi")  # type: ignore[arg-type]
+        good = said.code == 1000 and [result["result"] for result in said.of_type("result")] == ["Hello from stub."]
+        return "" if good else repr(said)[-500:]
+
+    async def _refused(self) -> str:
+        """Have a wrong message refused; return what is wrong with the refusal."""
+        said = await send_raw(self, "{}")  # type: ignore[arg-type]
+        good = said.code == 1008 and said.objects == [{"info": "send {prompt,meta}"}, {"error": "prompt is missing"}]
+        return "" if good else repr(said)[-500:]
+
+
+async def settled(target: Target, before: State) -> State:
+    """Return what the server holds once it is what it was, or at the end of `SETTLE`."""
+    ends = trio.current_time() + SETTLE
+    while (state := await target.look()).holds() != before.holds() and trio.current_time() < ends:
+        await trio.sleep(0.2)
+    return state
+
+
+async def attack(connections: int, names: list[str], seed: str) -> bool:
+    """Attack a server and print what came of it; return whether it stood."""
+    mark = secrets.token_hex(8)
+    target = Target(mark)
+    try:
+        before = await target.look()
+        assault = Assault(target, before.port, names, seed)
+        await assault.rage(WARM_UP)
+        warm = await settled(target, before)
+        began = time.monotonic()
+        await assault.rage(connections)
+        seconds = time.monotonic() - began
+        after = await settled(target, before)
+    except (OSError, ValueError):
+        print(f"seed {seed}: the server died")
+        return False
+    finally:
+        target.stop()
+    left = len(bearing(f"TCT_BACKEND={mark}"))
+    print(f"seed                  {seed}")
+    print(f"connections           {WARM_UP} + {connections} of {len(names)} families, {len(assault.count)} seen")
+    print(f"connections/s         {connections / seconds:.0f}")
+    print("server deaths         0")
+    print(f"crashes               {after.crashes}")
+    print(f"polite, right/wrong   {assault.right}/{len(assault.wrong)}")
+    print(f"descriptors           {before.descriptors} -> {after.descriptors}")
+    print(f"tasks                 {before.tasks} -> {after.tasks}")
+    print(f"runs and processes    {after.runs} and {left} left")
+    print(f"memory, KiB           {warm.resident} -> {after.resident}: {after.resident - warm.resident:+d}")
+    for text in [*assault.wrong[:SHOWN], *after.first_crashes]:
+        print(f"  {text}")
+    crashed = after.crashes > 0 and not CRASHES
+    return not (assault.wrong or crashed or left or after.holds() != before.holds())
+
+
+def chosen(patterns: str) -> list[str]:
+    """Return the families that patterns name."""
+    wanted = ["*"] if patterns == "all" else patterns.split(",")
+    return [name for name in FAMILIES if any(fnmatch.fnmatch(name, pattern) for pattern in wanted)]
+
+
+def main() -> int:
+    """Run the command line; return the exit status."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--connections", type=int, default=10_000, help="hostile connections behind the warm-up")
+    parser.add_argument("--families", default="all", help="names or patterns, commas between")
+    parser.add_argument("--seed", default=secrets.token_hex(4), help="what the connections follow from")
+    parser.add_argument("--list", action="store_true", help="print the families and end")
+    parser.add_argument("--server", help=argparse.SUPPRESS)
+    words = parser.parse_args()
+    if words.server:
+        trio.run(serve, words.server)
+        return 0
+    names = chosen(words.families)
+    if words.list or not names:
+        print("\n".join(f"{name:30} {FAMILIES[name].__doc__}" for name in names or FAMILIES))
+        return 0 if names else 2
+    return 0 if trio.run(attack, words.connections, names, words.seed) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

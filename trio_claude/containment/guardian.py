@@ -19,7 +19,7 @@ The wire is a SOCK_SEQPACKET socket, one bounded JSON object a packet.
     supervisor -> server  {"guardian": pid}; {"started": pid} or {"failed": errno, "what": text};
                           {"exit": status, "alone": bool}; {"gone": true, "seen": n, "killed": n}
     server -> supervisor  {"signal": n} to the CLI, {"end": true} to everything; end-of-file means {"end": true}
-    init -> supervisor    {"cli": true} from the CLI's own process; {"started": true} or {"failed": errno, "what": text};
+    init -> supervisor    {"cli": true}, from the CLI's process; {"started": true} or {"failed": errno, "what": text};
                           {"exit": status, "left": bool}
 """
 
@@ -231,7 +231,7 @@ class Space:
         said = json.loads(packet) if packet else {}
         if "cli" in said:
             self.cli = CREDENTIALS.unpack(extra[0][2])[0]
-        return said  # type: ignore[no-any-return]
+        return dict(said)
 
     def reaped(self) -> int:
         """Return how many processes the init has reaped, up to the moment of `settle`."""

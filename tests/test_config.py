@@ -8,8 +8,9 @@ import attrs
 import pytest
 
 from trio_claude.config import Config, load
+from trio_claude.engine import open_engine
 from trio_claude.errors import ConfigError
-from trio_claude.server import check_config
+from trio_claude.server import open_server
 
 
 def toml(folder: Path, text: str) -> Path:
@@ -66,10 +67,15 @@ def test_every_setting_says_what_it_is() -> None:
     assert all(field.metadata["help"] for field in attrs.fields(Config))
 
 
-@pytest.mark.parametrize(
-    ("settings", "told"),
-    [({"host": "0.0.0.0"}, "no authentication"), ({"profile": "unattended"}, "--allow-unattended")],
-)
-def test_what_would_be_unsafe_is_refused(settings: dict[str, str], told: str) -> None:
-    with pytest.raises(ConfigError, match=told):
-        check_config(Config(**settings))
+async def test_what_would_be_unsafe_is_refused() -> None:
+    with pytest.raises(ConfigError, match="no authentication"):
+        async with open_server(Config(host="0.0.0.0")):
+            pytest.fail("opened")
+    with pytest.raises(ConfigError, match="--allow-unattended"):
+        async with open_engine(Config(profile="unattended")):
+            pytest.fail("opened")
+
+
+def test_limits_are_named_as_the_system_names_them() -> None:
+    assert Config().limits == {"RLIMIT_CORE": 0}
+    assert Config(limit_open_files=64, limit_cpu=9).limits == {"RLIMIT_CORE": 0, "RLIMIT_NOFILE": 64, "RLIMIT_CPU": 9}

@@ -38,7 +38,7 @@ class Keeper:
         await trio.sleep(self.pace)
         self.said += lines
 
-    async def stderr(self, lines: list[str]) -> None:
+    async def stderr_lines(self, lines: list[str]) -> None:
         await trio.lowlevel.checkpoint()
         self.complaints += lines
 
@@ -75,7 +75,7 @@ class Stage:
 @pytest.fixture
 async def stage(folder: Path) -> AsyncIterator[Stage]:
     config = Config(cli="/bin/true", cwd=str(folder), max_line=1024)
-    async with Workplace.open(config, "test", FAKE_ENV) as workplace:
+    async with Workplace.open(config, FAKE_ENV) as workplace:
         yield Stage(workplace, FakeContainment())
 
 
@@ -255,11 +255,11 @@ async def test_the_runs_folder_and_files(stage: Stage) -> None:
         assert (file.read_text(), file.stat().st_mode & 0o777) == ("be brief", 0o600)
         assert file.parent == Path(env["TMPDIR"])
         assert len(env["TMPDIR"]) <= 60
-        assert env["TRIO_CLAUDE_RUN"].startswith("test:")
+        assert env["TRIO_CLAUDE_RUN"].startswith(f"{stage.workplace.server}:")
         cli.exit(0)
 
     await stage.play(script, stage.run(system_prompt="be brief"))
-    assert list(stage.workplace.tmp.iterdir()) == []
+    assert [entry.name for entry in stage.workplace.tmp.iterdir()] == ["lock"]
 
 
 async def test_a_long_stderr_line_is_cut(stage: Stage) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from pathlib import Path
 
@@ -9,8 +10,12 @@ import pytest
 
 from trio_claude.config import Config
 from trio_claude.errors import ConfigError, SpawnFailed
-from trio_claude.messages import Options
-from trio_claude.workplace import Workplace, find_cli, inherited
+from trio_claude.messages import Options, Prompt
+from trio_claude.workplace import Workplace, find_cli, find_user, inherited
+
+
+def prompt(meta: str = "T", **options: object) -> Prompt:
+    return Prompt(prompt="hi", meta=meta, options=Options(**options))  # type: ignore[arg-type]
 
 
 def test_only_named_variables_are_inherited() -> None:
@@ -40,25 +45,25 @@ def test_no_cli_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
 
 async def test_a_working_directory_that_is_none_is_refused() -> None:
     with pytest.raises(ConfigError, match="cwd is no folder"):
-        async with Workplace.open(Config(cli="sh", cwd="/nope"), "s", {}):
+        async with Workplace.open(Config(cli="sh", cwd="/nope"), {}):
             pytest.fail("opened")
 
 
 async def test_folders_are_gone_whatever_a_run_left_in_them(folder: Path) -> None:
-    async with Workplace.open(Config(cli="sh", cwd=str(folder)), "s", {}) as workplace:
-        async with workplace.job("a" * 32, Options()) as job:
+    async with Workplace.open(Config(cli="sh", cwd=str(folder)), {}) as workplace:
+        async with workplace.job("a" * 32, prompt(), binds=True) as job:
             inner = Path(job.env["TMPDIR"]) / "deep" / "er"
             inner.mkdir(parents=True)
             (inner / "file").write_text("x")
-        assert list(workplace.tmp.iterdir()) == []
+        assert [entry.name for entry in workplace.tmp.iterdir()] == ["lock"]
     assert not workplace.tmp.exists()
 
 
 async def test_a_workspace_that_is_a_link_is_refused(folder: Path) -> None:
     (folder / "escape").symlink_to("/etc")
-    async with Workplace.open(Config(cli="sh", cwd=str(folder), workspaces=str(folder)), "s", {}) as workplace:
+    async with Workplace.open(Config(cli="sh", cwd=str(folder), workspaces=str(folder)), {}) as workplace:
         with pytest.raises(SpawnFailed, match="not a folder of its own"):
-            async with workplace.job("a" * 32, Options(workspace="escape")):
+            async with workplace.job("a" * 32, prompt(workspace="escape"), binds=False):
                 pytest.fail("opened")
 
 
@@ -73,3 +78,44 @@ async def test_two_runs_never_hold_one_session(folder: Path) -> None:
                 pytest.fail("held twice")
     with locks.hold("s"):
         pass
+
+
+async def test_a_run_in_a_namespace_has_a_list_of_sessions_of_its_own(folder: Path) -> None:
+    config = Config(cli="sh", cwd=str(folder))
+    async with Workplace.open(config, {"CLAUDE_CONFIG_DIR": str(folder / "config")}) as workplace:
+        async with workplace.job("a" * 32, prompt(), binds=True) as job:
+            assert job.binds == ((f"{job.env['TMPDIR']}/sessions", str(folder / "config" / "sessions")),)
+        async with workplace.job("b" * 32, prompt(), binds=False) as job:
+            assert job.binds == ()
+
+
+async def test_what_a_killed_cli_left_in_the_list_of_sessions_is_removed(folder: Path) -> None:
+    sessions = folder / "sessions"
+    sessions.mkdir()
+    for name in ("77.json", "77.key", "78.json"):
+        (sessions / name).write_text("")
+    async with Workplace.open(Config(cli="sh", cwd=str(folder)), {"CLAUDE_CONFIG_DIR": str(folder)}) as workplace:
+        workplace.forget(77)
+        workplace.forget(79)
+    assert [entry.name for entry in sessions.iterdir()] == ["78.json"]
+
+
+async def test_a_working_directory_for_each_meta(folder: Path) -> None:
+    async with Workplace.open(Config(cli="sh", cwd=f"{folder}/{{meta}}"), {}) as workplace:
+        async with workplace.job("a" * 32, prompt("TASK-1"), binds=False) as job:
+            assert job.cwd == f"{folder}/TASK-1"
+            assert Path(job.cwd).stat().st_mode & 0o777 == 0o700
+    with pytest.raises(ConfigError, match="cwd is no folder: /nope"):
+        async with Workplace.open(Config(cli="sh", cwd="/nope/{meta}"), {}):
+            pytest.fail("opened")
+
+
+def test_a_user_is_found_or_named() -> None:
+    if os.getuid():
+        with pytest.raises(ConfigError, match="only root"):
+            find_user("nobody")
+        return
+    assert find_user("") is None
+    assert find_user("nobody") == find_user("65534")
+    with pytest.raises(ConfigError, match="there is no user nonsense"):
+        find_user("nonsense")

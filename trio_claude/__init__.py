@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from .client import Answer, Ended, ask
     from .config import Config
+    from .embed import OpenRun, open_run
+    from .engine import Engine, open_engine
     from .errors import Reason, TrioClaudeError
     from .events import Outcome, Receipt
     from .server import Server, open_server, serve
@@ -20,6 +22,8 @@ __all__ = [
     "Answer",
     "Config",
     "Ended",
+    "Engine",
+    "OpenRun",
     "Outcome",
     "Reason",
     "Receipt",
@@ -27,6 +31,8 @@ __all__ = [
     "TrioClaudeError",
     "__version__",
     "ask",
+    "open_engine",
+    "open_run",
     "open_server",
     "serve",
 ]
@@ -35,12 +41,16 @@ _HOMES = {
     "Answer": "client",
     "Config": "config",
     "Ended": "client",
+    "Engine": "engine",
+    "OpenRun": "embed",
     "Outcome": "events",
     "Reason": "errors",
     "Receipt": "events",
     "Server": "server",
     "TrioClaudeError": "errors",
     "ask": "client",
+    "open_engine": "engine",
+    "open_run": "embed",
     "open_server": "server",
     "serve": "server",
 }

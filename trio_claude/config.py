@@ -98,7 +98,9 @@ class Config:
     )
     allow_unattended: bool = _option(default=False, text="let profile unattended run without a sandbox")
     cli_settings: bool = _option(default=False, text="let the CLI read the operator's settings files and their hooks")
-    cwd: str = _option("", "folder in which the CLI works; empty: where the server was started")
+    cwd: str = _option(
+        "", "folder in which the CLI works; {meta} stands for a run's; empty: where the server was started"
+    )
     workspaces: str = _option("", "folder whose sub-folders clients may name as `workspace`; empty: none")
     env: tuple[str, ...] = _option((), "further names or patterns of variables that the CLI inherits")
     allow_options: tuple[str, ...] = attrs.field(
@@ -113,6 +115,12 @@ class Config:
         validator=_one_of(("auto", "namespace", "supervisor", "group")),
         metadata={"help": "how a run's processes are held together: auto, namespace, supervisor or group", "unit": ""},
     )
+
+    user: str = _option("", "user whom the CLI becomes; only root can say so")
+    limit_open_files: int = _option(0, "a process of a run may open; 0: as the server", unit="files")
+    limit_processes: int = _option(0, "the run's user may have; 0: as the server", unit="processes")
+    limit_file_size: int = _option(0, "a file that a run writes; 0: as the server", unit="bytes")
+    limit_cpu: int = _option(0, "CPU that a process of a run may use; 0: as the server", unit="s")
 
     timeout: float = _option(300.0, "a run may last, from the CLI's start", low=0.01, high=86400, unit="s")
     result_grace: float = _option(5.0, "a CLI may live on after its result", high=3600, unit="s")
@@ -138,6 +146,17 @@ class Config:
     def cli_arguments(self) -> list[str]:
         """Return `cli_args` split as a shell would."""
         return shlex.split(self.cli_args)
+
+    @property
+    def limits(self) -> dict[str, int]:
+        """Return the resource limits of a run's processes, by their names in `resource`; never a core dump."""
+        named = {
+            "RLIMIT_NOFILE": self.limit_open_files,
+            "RLIMIT_NPROC": self.limit_processes,
+            "RLIMIT_FSIZE": self.limit_file_size,
+            "RLIMIT_CPU": self.limit_cpu,
+        }
+        return {"RLIMIT_CORE": 0, **{name: value for name, value in named.items() if value}}
 
     @property
     def run_slots(self) -> int:

@@ -154,7 +154,15 @@ def parse_prompt(raw: str | bytes, allowed: tuple[str, ...], max_timeout: float)
         if key not in message:
             raise BadMessage(f"{key} is missing")
         core[key] = message.pop(key)
-    return attrs.evolve(_structure(core, Prompt), options=parse_options(message, allowed, max_timeout))
+    return make_prompt(core["prompt"], core["meta"], message, allowed, max_timeout)
+
+
+def make_prompt(
+    prompt: str, meta: str, options: dict[str, Any], allowed: tuple[str, ...], max_timeout: float
+) -> Prompt:
+    """Return a prompt out of values that may be of any type. Raises `BadMessage`."""
+    core = _structure({"prompt": prompt, "meta": meta}, Prompt)
+    return attrs.evolve(core, options=parse_options(options, allowed, max_timeout))
 
 
 def parse_options(message: dict[str, Any], allowed: tuple[str, ...], max_timeout: float) -> Options:

@@ -36,11 +36,22 @@ class Sink(Protocol):
     async def lines(self, lines: list[bytes]) -> None:
         """Take whole stdout lines, in order. Raises `PeerGone`."""
 
-    async def stderr(self, lines: list[str]) -> None:
+    async def stderr_lines(self, lines: list[str]) -> None:
         """Take stderr lines. Raises `PeerGone`."""
 
     def denied(self, tool: str) -> None:
         """Hear that the CLI denied a tool because nobody could be asked. Must not wait."""
+
+
+LADDERS: dict[Reason, tuple[tuple[int, float], ...]] = {
+    Reason.STOPPED: ((signal.SIGINT, 1.0), (signal.SIGTERM, 1.0)),
+    Reason.DRAINED: ((signal.SIGTERM, 1.0),),
+}
+"""How a run is asked to end before its tree is killed: signals to the CLI, each with its grace in seconds.
+
+SIGINT keeps the partial answer, SIGTERM loses it. Every other reason kills the tree at once: nobody is left to hear an
+answer, or the run has had its time.
+"""
 
 
 @attrs.frozen
@@ -51,6 +62,11 @@ class _Decision:
     error: str | None = None
     drain: bool = False
     after_result: bool = False
+
+    @property
+    def ladder(self) -> tuple[tuple[int, float], ...]:
+        """The polite steps before the kill."""
+        return LADDERS.get(self.reason, ()) if self.drain else ()
 
 
 class Run:
@@ -79,16 +95,18 @@ class Run:
         self._result_error: str | None = None
         self._last_stderr = ""
 
-    def stop(self, reason: Reason, error: str | None = None) -> None:
-        """End the run, now, unless something else has ended it. Returns at once."""
-        self._decide(_Decision(reason, error))
+    def stop(self, reason: Reason, error: str | None = None, *, now: bool = False) -> None:
+        """End the run by its reason's ladder, or `now` by the kill alone, unless it has ended. Returns at once."""
+        if now and self._decision is not None:
+            self._scope.cancel()
+        self._decide(_Decision(reason, error, drain=not now and reason in LADDERS))
 
     async def execute(self, sink: Sink) -> Outcome:
         """Run the CLI to its end, whatever that is; its tree is dealt with when this returns."""
         began = trio.current_time()
         try:
             async with (
-                self._workplace.job(self.id, self.prompt.options) as job,
+                self._workplace.job(self.id, self.prompt, binds=self._containment.binds) as job,
                 self._containment.start(job) as process,
             ):
                 self._observer(RunStarted(self.id, self.prompt.meta, process.pid))
@@ -108,6 +126,7 @@ class Run:
         process.end()
         with trio.CancelScope(shield=True):
             receipt = await process.wait_gone()
+        self._workplace.forget(process.pid)
         return self._outcome(self._decision or self._exit_decision(process.status), receipt, process.status)
 
     async def _converse(self, process: Contained, sink: Sink) -> None:
@@ -129,11 +148,21 @@ class Run:
         """Wait for the CLI's end; then see to it that the pipes end too, whoever holds them."""
         with self._grace:
             await process.wait_exit()
-        if self._grace.cancelled_caught:
+        if process.status is None:
             self._decide(_Decision(Reason.EXIT, drain=True, after_result=True))
+            await self._descend(process)
         elif not process.alone:
             await self._wait_quiet()
         process.end()
+
+    async def _descend(self, process: Contained) -> None:
+        """Ask the CLI to end, step by step, until it has."""
+        assert self._decision
+        for number, grace in self._decision.ladder:
+            process.send_signal(number)
+            with trio.move_on_after(grace):
+                await process.wait_exit()
+                return
 
     async def _wait_quiet(self) -> None:
         """Wait until pipes that descendants hold have been quiet for a while, at most `DRAIN_LIMIT` seconds."""
@@ -193,14 +222,13 @@ class Run:
         if lines:
             texts = [line.decode(errors="replace") for line in lines]
             self._last_stderr = next((text for text in reversed(texts) if text.strip()), self._last_stderr)[:200]
-            await sink.stderr(texts)
+            await sink.stderr_lines(texts)
 
     def _decide(self, decision: _Decision) -> None:
         """Keep the first decision; one that wants no more output stops the readers."""
         if self._decision is None:
             self._decision = decision
-            if not decision.drain:
-                self._scope.cancel()
+            (self._grace if decision.drain else self._scope).cancel()
 
     def _exit_decision(self, status: int | None) -> _Decision:
         """Return what the CLI's own end means."""

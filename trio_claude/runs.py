@@ -54,18 +54,19 @@ class Runs:
         """Wait for a slot and yield a run that holds it."""
         config = self._workplace.config
         timeout = prompt.options.timeout or config.timeout
+        holder = object()
         with self._sessions.hold(prompt.options.resume):
-            await self._wait_slot(config.queue_timeout)
+            await self._wait_slot(holder, config.queue_timeout)
             try:
                 run = Run(prompt, self._workplace, self._containment, self._observer, timeout)
                 with self._registered(run):
                     yield run
             finally:
-                self._slots.release_on_behalf_of(trio.lowlevel.current_task())
+                self._slots.release_on_behalf_of(holder)
 
-    async def _wait_slot(self, patience: float) -> None:
+    async def _wait_slot(self, holder: object, patience: float) -> None:
         with self.until_drain(), trio.move_on_after(patience) as waiting:
-            await self._slots.acquire_on_behalf_of(trio.lowlevel.current_task())
+            await self._slots.acquire_on_behalf_of(holder)
         if waiting.cancelled_caught:
             raise Busy(f"no slot came free within {patience:g} s", retry_after=patience)
 
@@ -109,10 +110,10 @@ class Runs:
             slots=int(slots.total_tokens),
         )
 
-    def stop_all(self, reason: Reason, error: str) -> None:
-        """Ask every live run to end, now."""
+    def stop_all(self, reason: Reason, error: str, *, now: bool) -> None:
+        """End every live run, by the reason's ladder or `now`."""
         for run in list(self._live.values()):
-            run.stop(reason, error)
+            run.stop(reason, error, now=now)
 
     async def drain(self, patience: float) -> None:
         """Take no new run; let the live ones end for `patience` seconds, then end them."""
@@ -121,5 +122,5 @@ class Runs:
             scope.cancel()
         with trio.move_on_after(patience):
             await self._empty.wait()
-        self.stop_all(Reason.DRAINED, "server shutting down")
+        self.stop_all(Reason.DRAINED, "server shutting down", now=not patience)
         await self._empty.wait()

@@ -1,6 +1,6 @@
 """Listeners, drain and shut-down order; the only place where observers are plugged in.
 
-Order of opening: listeners, workplace, containment; of closing: listeners, runs, connections, containment, workplace.
+Order of opening: listeners, engine; of closing: listeners, runs, connections, engine.
 This module must never handle a signal or touch the process's logging or environment: an embedder owns those.
 """
 
@@ -8,9 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import os
 import resource
-import secrets
 import socket
 import sys
 from collections.abc import AsyncIterator, Iterable, Mapping
@@ -23,14 +21,13 @@ from .admission import Doorstep
 from .api import Api
 from .config import Config
 from .connection import DOOR, Household, serve_connection
-from .containment import open_containment
+from .engine import open_engine
 from .errors import ConfigError
-from .events import Listening, Observer, Refused, Strained, fan_out
+from .events import Listening, Observer, Refused, Strained
 from .peer import NOTSENT_LOWAT
 from .runs import Runs
 from .services import open_services
 from .upgrade import Site
-from .workplace import Workplace
 
 BACKLOG = 4096
 """Connections that the kernel holds before they are accepted."""
@@ -78,22 +75,18 @@ async def open_server(
     CLIs inherit from `environ`, this process's own by default; `notice` is shown on the page. Raises `ConfigError`
     where the configuration can't be used on this machine.
     """
-    observer = fan_out(observers)
-    check_config(config)
+    check_host(config)
     listeners = await _listen(config)
     async with contextlib.AsyncExitStack() as stack:
         for listener in listeners:
             stack.callback(listener.close)
-        workplace = await stack.enter_async_context(
-            Workplace.open(config, secrets.token_hex(8), os.environ if environ is None else environ)
-        )
-        containment = await stack.enter_async_context(open_containment(config.containment, observer))
-        runs = Runs(workplace, containment, observer)
-        site = Site(Api(workplace, containment, runs, notice).answer, frozenset({DOOR}))
-        server = Server(config.host, listeners[0].getsockname()[1], runs, trio.CancelScope())
+        engine = await stack.enter_async_context(open_engine(config, observers, environ=environ))
+        site = Site(Api(engine.workplace, engine.containment, engine.runs, notice).answer, frozenset({DOOR}))
+        household = Household(config, engine.runs, site, engine.observer)
+        server = Server(config.host, listeners[0].getsockname()[1], engine.runs, trio.CancelScope())
         async with open_services() as services:
-            await services.start(_accept_all, server, listeners, Household(config, runs, site, observer))
-            observer(Listening(server.url))
+            await services.start(_accept_all, server, listeners, household)
+            engine.observer(Listening(server.url))
             yield server
             await server.drain(0)
             with trio.move_on_after(FINISH_TIMEOUT):
@@ -112,14 +105,10 @@ async def serve(
         await trio.sleep_forever()
 
 
-def check_config(config: Config) -> None:
-    """Refuse what would be unsafe here. Raises `ConfigError`."""
+def check_host(config: Config) -> None:
+    """Refuse to listen where everyone could come in. Raises `ConfigError`."""
     if config.host not in ("127.0.0.1", "localhost", "::1"):
         raise ConfigError(f"host: {config.host} is not a loopback address, and this server has no authentication yet")
-    if config.profile == "unattended" and not config.allow_unattended:
-        raise ConfigError(
-            "profile: unattended lets the CLI do everything unasked; say --allow-unattended if you mean it"
-        )
 
 
 async def _listen(config: Config) -> list[socket.socket]:
@@ -211,6 +200,9 @@ class Gate:
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             if sys.platform == "linux":
                 sock.setsockopt(socket.IPPROTO_TCP, _TCP_NOTSENT_LOWAT, NOTSENT_LOWAT)
+                sock.setsockopt(
+                    socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, int(self._household.config.send_timeout * 1000)
+                )
             await serve_connection(sock, f"{host}:{port}", self._household, standing.close)
         finally:
             standing.close()

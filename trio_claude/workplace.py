@@ -1,18 +1,19 @@
 """What a run finds when it starts: program, arguments, environment, folders.
 
-Duty: turn a configuration and a client's options into a `Job`, and own the run's temporary folder. This module must
+Duty: turn a configuration and a client's prompt into a `Job`, and own the run's temporary folder. This module must
 never start a process, and never let a client name a path.
 """
 
 from __future__ import annotations
 
+import contextlib
 import fnmatch
 import importlib.util
 import os
+import pwd
 import shutil
-import tempfile
 from collections.abc import AsyncIterator, Iterable, Mapping
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 from pathlib import Path
 
 import attrs
@@ -22,7 +23,8 @@ from . import stream_json
 from .config import Config
 from .containment import MARK, Job
 from .errors import ConfigError, SpawnFailed
-from .messages import Options
+from .leftovers import open_home, remove
+from .messages import Options, Prompt
 
 INHERITED = (
     "PATH",
@@ -47,8 +49,10 @@ INHERITED = (
     "IS_SANDBOX",
 )
 """Variables that a CLI inherits. All others stay with the server."""
-TMP_LIMIT = 60
-"""Bytes of a run's TMPDIR: the CLI makes sockets below it, whose paths Linux takes to 107 bytes."""
+KEPT_BACK = ("XDG_RUNTIME_DIR", "CLAUDE_CODE_TMPDIR")
+"""Variables that would move the CLI's sockets out of the run's own folder, where two runs could meet."""
+RUN_NAME = 12
+"""Characters of a run's id in its folder's name."""
 
 
 def find_cli(config: Config) -> Path:
@@ -71,7 +75,21 @@ def find_cli(config: Config) -> Path:
 def inherited(environ: Mapping[str, str], more: Iterable[str]) -> dict[str, str]:
     """Return what of `environ` a CLI inherits."""
     patterns = [*INHERITED, *more]
-    return {name: value for name, value in environ.items() if any(fnmatch.fnmatchcase(name, one) for one in patterns)}
+    named = {name: value for name, value in environ.items() if any(fnmatch.fnmatchcase(name, one) for one in patterns)}
+    return {name: value for name, value in named.items() if name not in KEPT_BACK or name in more}
+
+
+def find_user(name: str) -> tuple[int, int] | None:
+    """Return the ids of the user whom the CLI becomes, None for the server's own. Raises `ConfigError`."""
+    if not name:
+        return None
+    if os.getuid():
+        raise ConfigError("user: only root can start the CLI as another user")
+    try:
+        entry = pwd.getpwuid(int(name)) if name.isdigit() else pwd.getpwnam(name)
+    except KeyError:
+        raise ConfigError(f"user: there is no user {name}") from None
+    return entry.pw_uid, entry.pw_gid
 
 
 @attrs.frozen
@@ -85,47 +103,52 @@ class Workplace:
     program: str
     environ: Mapping[str, str]
     cwd: str
+    user: tuple[int, int] | None
     tmp: Path
     server: str
 
     @classmethod
     @asynccontextmanager
-    async def open(cls, config: Config, server: str, environ: Mapping[str, str]) -> AsyncIterator[Workplace]:
+    async def open(cls, config: Config, environ: Mapping[str, str]) -> AsyncIterator[Workplace]:
         """Look for the CLI and make the temporary folder; `environ` is what runs inherit from. Raises `ConfigError`."""
-        program = find_cli(config)
-        cwd = Path(config.cwd or ".").absolute()
-        if not await trio.Path(cwd).is_dir():
-            raise ConfigError(f"cwd is no folder: {cwd}")
-        tmp = Path(tempfile.mkdtemp(prefix="tcl-", dir=_short_tmp()))
-        try:
-            yield cls(config, str(program), inherited(environ, config.env), str(cwd), tmp, server)
-        finally:
-            with trio.CancelScope(shield=True):
-                await _remove(tmp)
+        program, user = find_cli(config), find_user(config.user)
+        cwd = str(Path(config.cwd or ".").absolute())
+        root = cwd.partition("{meta}")[0].rpartition("/")[0] if "{meta}" in cwd else cwd
+        if not await trio.Path(root).is_dir():
+            raise ConfigError(f"cwd is no folder: {root}")
+        async with open_home() as home:
+            if user:
+                home.folder.chmod(0o711)
+            yield cls(config, str(program), inherited(environ, config.env), cwd, user, home.folder, home.server)
 
     @asynccontextmanager
-    async def job(self, run: str, options: Options) -> AsyncIterator[Job]:
+    async def job(self, run: str, prompt: Prompt, *, binds: bool) -> AsyncIterator[Job]:
         """Yield the job of one run; its temporary folder is gone when the context is left.
 
-        Raises `SpawnFailed` where the folder can't be made.
+        Raises `SpawnFailed` where a folder can't be made.
         """
-        folder = self.tmp / run[:12]
+        folder = self.tmp / run[:RUN_NAME]
         try:
             folder.mkdir(mode=0o700)
-            yield self._job(run, options, folder)
+            job = self._job(run, prompt, folder, binds=binds)
         except OSError as error:
-            raise SpawnFailed(f"the run's temporary folder can't be used: {error.strerror}") from error
+            await remove(folder)
+            raise SpawnFailed(f"the run's folders can't be used: {error.strerror} ({error.filename})") from error
+        try:
+            yield job
         finally:
             with trio.CancelScope(shield=True):
-                await _remove(folder)
+                await remove(folder)
 
-    def _job(self, run: str, options: Options, folder: Path) -> Job:
-        config = self.config
-        files = {}
-        for name in ("system_prompt", "append_system_prompt"):
-            if text := getattr(options, name):
-                files[name] = str(folder / name)
-                _write_private(folder / name, text)
+    def forget(self, pid: int) -> None:
+        """Remove what a killed CLI has left in the folder that all its sessions share."""
+        for name in (f"{pid}.json", f"{pid}.key"):
+            with contextlib.suppress(OSError):
+                (self._sessions() / name).unlink()
+
+    def _job(self, run: str, prompt: Prompt, folder: Path, *, binds: bool) -> Job:
+        config, options = self.config, prompt.options
+        files = self._system_files(options, folder)
         words = stream_json.arguments(options, config.profile, cli_settings=config.cli_settings, system_files=files)
         env = {
             **self.environ,
@@ -134,36 +157,61 @@ class Workplace:
             MARK: f"{self.server}:{run}",
         }
         argv = (self.program, *words, *config.cli_arguments)
-        return Job(argv=argv, env=env, cwd=self._folder(options.workspace))
+        pairs = self._own_sessions(folder) if binds else ()
+        if self.user:
+            _give(folder, self.user)
+        cwd = self._folder(prompt)
+        return Job(argv=argv, env=env, cwd=cwd, limits=config.limits, binds=pairs, user=self.user)
 
-    def _folder(self, workspace: str | None) -> str:
+    def _system_files(self, options: Options, folder: Path) -> dict[str, str]:
+        """Write the system prompts where only the CLI reads them; return the paths by option name."""
+        files = {}
+        for name in ("system_prompt", "append_system_prompt"):
+            if text := getattr(options, name):
+                files[name] = str(folder / name)
+                _write_private(folder / name, text)
+        return files
+
+    def _sessions(self) -> Path:
+        """Return the folder in which CLIs list themselves by pid."""
+        home = Path(self.environ.get("HOME", "/"))
+        return Path(self.environ.get("CLAUDE_CONFIG_DIR") or home / ".claude") / "sessions"
+
+    def _own_sessions(self, folder: Path) -> tuple[tuple[str, str], ...]:
+        """Give a run that lives in a PID namespace a list of its own: every CLI has the same pid there."""
+        try:
+            self._sessions().mkdir(parents=True, exist_ok=True)
+        except OSError:
+            return ()  # the CLI can't write there either
+        own = folder / "sessions"
+        own.mkdir(mode=0o700)
+        return ((str(own), str(self._sessions())),)
+
+    def _folder(self, prompt: Prompt) -> str:
         """Return the working directory of a run. Raises `SpawnFailed`."""
-        if workspace is None:
-            return self.cwd
-        if not self.config.workspaces:
+        workspace = prompt.options.workspace
+        if workspace is not None and not self.config.workspaces:
             raise SpawnFailed("workspace: this server has no workspaces")
-        folder = Path(self.config.workspaces).absolute() / workspace
+        if workspace is not None:
+            return self._make(Path(self.config.workspaces).absolute() / workspace)
+        return self._make(Path(self.cwd.format(meta=prompt.meta))) if "{meta}" in self.cwd else self.cwd
+
+    def _make(self, folder: Path) -> str:
+        """Make a working directory; a link could lead anywhere. Raises `SpawnFailed`."""
         folder.mkdir(mode=0o700, exist_ok=True)
         if folder.is_symlink():
             raise SpawnFailed("workspace: not a folder of its own")
+        if self.user:
+            _give(folder, self.user)
         return str(folder)
 
 
-def _short_tmp() -> str:
-    """Return the folder for temporary folders; /tmp where the system's own makes paths too long for sockets."""
-    usual = tempfile.gettempdir()
-    return usual if len(os.fsencode(usual)) + len("/tcl-xxxxxxxx/") + 12 <= TMP_LIMIT else "/tmp"  # noqa: S108
+def _give(folder: Path, user: tuple[int, int]) -> None:
+    """Make a folder, and what is in it, another user's."""
+    for path in (*folder.iterdir(), folder):
+        os.chown(path, *user, follow_symlinks=False)
 
 
 def _write_private(path: Path, text: str) -> None:
     with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600), "w") as file:  # noqa: PTH123
         file.write(text)
-
-
-async def _remove(folder: Path) -> None:
-    """Remove a folder; at once where it is empty, else in a thread."""
-    try:
-        folder.rmdir()
-    except OSError:
-        with suppress(OSError):
-            await trio.to_thread.run_sync(lambda: shutil.rmtree(folder, ignore_errors=True), abandon_on_cancel=False)

@@ -77,6 +77,7 @@ class FakeContainment(Containment):
 
     mode = "fake"
     detail = "no processes"
+    binds = False
 
     def __init__(self) -> None:
         self.started: list[FakeProcess] = []

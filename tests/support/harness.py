@@ -61,7 +61,7 @@ def real_cli() -> Path | None:
 
 def fake_program(folder: Path) -> Path:
     program = folder / "fake-claude"
-    program.write_text(f'#!/bin/sh\nexec "{sys.executable}" -I -S "{fake_cli.__file__}" "$@"\n')
+    program.write_text(f'#!/bin/sh\nexec "{sys.executable}" -I -S "{fake_cli.FOLDER}" "$@"\n')
     program.chmod(0o755)
     return program
 

@@ -24,7 +24,7 @@ from trio_claude.testing.messages_api import open_messages_api
 pytestmark = pytest.mark.real_cli
 
 Json = dict[str, Any]
-FAKE = [sys.executable, "-I", "-S", str(fake_cli.__file__)]
+FAKE = [sys.executable, "-I", "-S", fake_cli.FOLDER]
 STREAM = ["-p", "--input-format", "stream-json", "--output-format", "stream-json", "--verbose"]
 STRICT = ["--setting-sources=", "--strict-mcp-config"]
 PATIENCE = 60
@@ -88,6 +88,25 @@ def differences(scenario: str, real: list[Json], fake: list[Json]) -> list[str]:
             if pair[0] != pair[1] and not tolerated(f"{scenario}:{name}:{path}"):
                 found.append(f"{name} {path}: real {pair[0]}, fake {pair[1]}")
     return found
+
+
+END = (
+    "subtype",
+    "is_error",
+    "terminal_reason",
+    "stop_reason",
+    "num_turns",
+    "result",
+    "api_error_status",
+    "result_index",
+)
+
+
+def end_of(lines: list[Json]) -> Json:
+    """Return what the last result says of how it ended; texts, for what is no result's is no end."""
+    if label(lines[-1]).partition("/")[0] != "result":
+        return {}
+    return {name: lines[-1].get(name) for name in END}
 
 
 def tolerated(where: str) -> bool:
@@ -299,7 +318,10 @@ SCENARIOS: dict[str, tuple[list[str], Script]] = {
     "401": ([], to_the_first_retry),
     "403": ([], turn(do="err", status=403)),
     "404": (PARTIAL, turn(do="err", status=404)),
+    "529": ([], turn(do="err", status=529)),
     "429": ([], turn(do="err", status=429, retry_after=1, times=1)),
+    "miderr": ([], turn(do="miderr")),
+    "miderr-partial": (PARTIAL, turn(do="miderr", n=3, text="asked again")),
     "background": (ALLOWED, a_task_in_the_background),
     "structured": (["--json-schema={}"], turn(do="tool", name="StructuredOutput", input={"a": "b"})),
     "max-turns": (["--max-turns=1"], turn(do="bash", cmd="echo hi", rounds=3)),
@@ -315,6 +337,8 @@ SCENARIOS: dict[str, tuple[list[str], Script]] = {
 @pytest.mark.parametrize("scenario", SCENARIOS)
 async def test_the_fake_speaks_as_the_real_one(real: list[str], version: str, home: Path, scenario: str) -> None:
     flags, script = SCENARIOS[scenario]
-    found = differences(scenario, *await hear_both(real, home, flags, script))
+    theirs, ours = await hear_both(real, home, flags, script)
+    found = differences(scenario, theirs, ours)
+    found += [f"real ends {end_of(theirs)}, fake {end_of(ours)}"] * (end_of(theirs) != end_of(ours))
     report = "\n  ".join(found)
     assert not found, f"the fake of {fake_cli.VERSION} differs from {version} in {scenario}:\n  {report}"

@@ -20,9 +20,12 @@ import pytest
 import trio
 
 from trio_claude.testing import fake_cli
+from trio_claude.testing.fake_cli.permission import BAD_VERDICT, is_harmless
+from trio_claude.testing.fake_cli.shell import descendants
+from trio_claude.testing.fake_cli.wire import new_uuid
 
 Json = dict[str, Any]
-FAKE = [sys.executable, "-I", "-S", str(fake_cli.__file__)]
+FAKE = [sys.executable, "-I", "-S", fake_cli.FOLDER]
 STREAM = ["-p", "--input-format", "stream-json", "--output-format", "stream-json", "--verbose"]
 PATIENCE = 20
 PARTIAL = "--include-partial-messages"
@@ -211,18 +214,35 @@ def trees() -> Iterator[list[int]]:
 # ---- Starting ----
 
 
+SOURCES = [*Path(fake_cli.FOLDER).glob("*.py"), Path(fake_cli.FOLDER).with_name("model.py")]
+
+
 def test_it_imports_little() -> None:
     """Start-up time is the price of every test that uses it."""
-    tree = ast.parse(Path(str(fake_cli.__file__)).read_text())
-    imported = {alias.name for node in tree.body if isinstance(node, ast.Import) for alias in node.names}
-    assert imported == {"json", "os", "re", "select", "signal", "sys", "time"}
-    assert "socket" not in Path(str(fake_cli.__file__)).read_text().replace("messaging_socket_path", "").split("import")
+    nodes = [node for path in SOURCES for node in ast.parse(path.read_text()).body]
+    imported = {alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names}
+    assert imported == {"enum", "importlib", "json", "os", "re", "select", "signal", "sys", "time"}
+    assert not [
+        path for path in SOURCES if "socket" in path.read_text().replace("messaging_socket_path", "").split("import")
+    ]
+
+
+def test_starting_it_loads_nothing_slow(place: Place) -> None:
+    done = place.run_bare("--version", program=[FAKE[0], "-X", "importtime", *FAKE[1:]])
+    loaded = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines()}
+    assert not loaded & {"typing", "pathlib", "subprocess", "socket", "dataclasses", "trio_claude"}
 
 
 @pytest.mark.parametrize("program", [FAKE, [sys.executable, "-m", "trio_claude.testing.fake_cli"]])
 def test_each_way_to_start_it(place: Place, program: list[str]) -> None:
-    env = {"PYTHONPATH": str(Path(str(fake_cli.__file__)).parents[2])}
+    env = {"PYTHONPATH": str(Path(fake_cli.FOLDER).parents[2])}
     assert place.run_bare("--version", program=program, **env).stdout == b"2.1.330 (Fake Claude)\n"
+
+
+def test_as_a_folder_it_needs_no_package(place: Place) -> None:
+    """Where nothing is installed, and whatever the working directory holds."""
+    (place.cwd / "testing.py").write_text("raise SystemExit('not this')")
+    assert place.run(say("hi")).texts == ["Hello from stub."]
 
 
 def test_main_takes_arguments(capfd: pytest.CaptureFixture[str]) -> None:
@@ -247,7 +267,7 @@ def test_the_flags_of_a_server_are_accepted(place: Place) -> None:
         PARTIAL,
         "--permission-prompt-tool",
         "stdio",
-        f"--session-id={fake_cli.new_uuid()}",
+        f"--session-id={new_uuid()}",
         "--max-turns=3",
         f"--system-prompt-file={prompt_file}",
         f"--append-system-prompt-file={prompt_file}",
@@ -276,7 +296,6 @@ def test_the_flags_of_a_server_are_accepted(place: Place) -> None:
         (["--permission-mode=x"], "error: option '--permission-mode <mode>' argument 'x' is invalid. Allowed choices "),
         (["--max-turns=x"], "error: option '--max-turns <turns>' argument 'x' is invalid. must be a number\n"),
         (["--session-id=x"], "Error: Invalid session ID. Must be a valid UUID.\n"),
-        (["--system-prompt-file=/nope"], "Error: System prompt file not found: /nope\n"),
         (["--model"], "error: option '--model <value>' argument missing\n"),
     ],
 )
@@ -298,15 +317,8 @@ def test_root_may_not_bypass_permissions(place: Place) -> None:
     assert (done.status, "cannot be used with root" in done.stderr) == (1, True)
 
 
-def test_odd_values_are_only_warned_of(place: Place) -> None:
-    done = place.run(say("hi"), flags=("--effort=x", "--model=foo"))
-    assert done.status == 0
-    assert "Unknown --effort value 'x'" in done.stderr
-    assert '[claude-code:unrecognized_model] {"model":"foo","query_source":"sdk"}\n' in done.stderr
-
-
 def test_session_ids(place: Place) -> None:
-    session = fake_cli.new_uuid()
+    session = new_uuid()
     assert place.run(say("hi"), flags=(f"--session-id={session}",)).result["session_id"] == session
     assert place.run(say("hi"), flags=(f"--resume={session}",)).result["session_id"] == session
     assert place.run(say("hi"), flags=(f"--resume={session}", "--fork-session")).result["session_id"] != session
@@ -430,11 +442,9 @@ def test_bash_has_its_own_session_and_keeps_off_stdout(place: Place) -> None:
     assert not Path(stdout).exists()
 
 
-def test_a_big_output_goes_to_a_file(place: Place) -> None:
+def test_a_big_output_is_cut(place: Place) -> None:
     result = place.run(say({"do": "bash", "cmd": "seq 1 20000"}), flags=ALLOWED).tool_results[0]
-    assert result["message"]["content"][0]["content"].startswith("<persisted-output>\nOutput too large (106.3KB)")
     assert len(result["tool_use_result"]["stdout"]) == 30_000
-    assert Path(result["tool_use_result"]["persistedOutputPath"]).stat().st_size == 108_894
 
 
 def test_a_background_command_gets_a_turn_when_it_ends(place: Place) -> None:
@@ -452,11 +462,6 @@ def test_a_command_over_its_time_goes_on_in_the_background(place: Place) -> None
     assert done.tool_results[0]["tool_use_result"]["timedOutAfterMs"] == 200
     assert "result_index" in done.result
     assert done.result["result_index"] == 1
-
-
-def test_a_command_of_some_seconds_is_reported_as_a_task(place: Place) -> None:
-    lines = place.run(say({"do": "bash", "cmd": "sleep 3.2"}), flags=ALLOWED).lines
-    assert kinds(lines)[3:6] == ["system/task_started", "system/task_notification", "user"]
 
 
 def test_other_tools(place: Place) -> None:
@@ -514,7 +519,7 @@ def test_max_budget(place: Place) -> None:
     ],
 )
 def test_harmless_commands(command: str, harmless: bool) -> None:
-    assert fake_cli.is_harmless(command) is harmless
+    assert is_harmless(command) is harmless
 
 
 @pytest.mark.parametrize(
@@ -585,8 +590,8 @@ async def test_what_is_asked(talk: Opener) -> None:
         ({"behavior": "allow"}, "x", 0),
         ({"behavior": "allow", "updatedInput": {"command": "echo changed"}}, "changed", 0),
         ({"behavior": "deny", "message": "policy says no"}, "policy says no", 1),
-        ({"behavior": "deny"}, fake_cli.BAD_VERDICT, 1),
-        (None, fake_cli.BAD_VERDICT, 1),
+        ({"behavior": "deny"}, BAD_VERDICT, 1),
+        (None, BAD_VERDICT, 1),
     ],
 )
 async def test_an_answer_is_heeded(talk: Opener, response: Json | None, content: str, denials: int) -> None:
@@ -733,7 +738,7 @@ async def test_an_interrupt_ends_the_tools_tree(talk: Opener, trees: list[int]) 
         await live.read_until("assistant")
         await live.read_until("assistant")
         await trio.sleep(0.3)
-        trees += fake_cli.descendants(live.process.pid) - {live.process.pid}
+        trees += descendants(live.process.pid) - {live.process.pid}
         assert len(trees) >= 3
         await live.send(control("interrupt"))
         lines = await live.read_until("result")
@@ -777,7 +782,7 @@ async def test_signals_end_the_tools_tree_but_no_daemon(
         await live.read_until("assistant")
         await live.read_until("assistant")
         await trio.sleep(0.3)
-        below = fake_cli.descendants(live.process.pid) - {live.process.pid}
+        below = descendants(live.process.pid) - {live.process.pid}
         daemon = int((place.cwd / "daemon").read_text())
         trees += [*below, daemon]
         started = trio.current_time()
@@ -888,8 +893,6 @@ async def test_control_requests(talk: Opener) -> None:
         assert (await ask("set_permission_mode", mode="plan"))["response"] == {"mode": "plan"}
         assert (await live.read_until("status"))[-1]["permissionMode"] == "plan"
         assert (await ask("set_permission_mode", mode="x"))["error_code"] == "invalid_mode"
-        assert (await ask("mcp_status"))["response"] == {"mcpServers": []}
-        assert "response" not in await ask("set_max_thinking_tokens")
         unknown = await ask("no_such_thing")
         assert unknown["error"] == "Unsupported control request subtype: no_such_thing"
         assert (unknown["subtype"], unknown["error_code"]) == ("error", "unsupported_request")

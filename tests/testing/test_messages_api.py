@@ -21,8 +21,7 @@ import h11
 import pytest
 import trio
 
-from trio_claude.testing import messages_api
-from trio_claude.testing.messages_api import Ending, MessagesApi, find_directive, open_messages_api
+from trio_claude.testing.messages_api import Ending, MessagesApi, connection, find_directive, open_messages_api, replies
 
 Json = dict[str, Any]
 PATIENCE = 10
@@ -352,10 +351,19 @@ async def test_unstreamed_it_is_one_message(client: Client) -> None:
     assert [block["type"] for block in answer.json["content"]] == ["thinking", "text"]
 
 
-async def test_unstreamed_errors(client: Client, api: MessagesApi) -> None:
-    answer = await client.ask(conversation({"do": "miderr"}, stream=False))
-    assert (answer.status, answer.json["error"]["type"]) == (500, "overloaded_error")
-    await client.send(json.dumps(conversation({"do": "stall"}, stream=False)).encode(), "POST", "/v1/messages")
+@pytest.mark.parametrize("do", ["miderr", "reset", "stall"])
+@pytest.mark.parametrize(("fields", "text"), [({}, "non-stream answer"), ({"text": "mine"}, "mine")])
+async def test_what_breaks_off_comes_whole_unstreamed(client: Client, do: str, fields: Json, text: str) -> None:
+    """The CLI asks so when a stream has broken, and takes what it gets."""
+    answer = await client.ask(conversation({"do": do, **fields}, stream=False))
+    assert (answer.status, answer.headers["content-type"]) == (200, "application/json")
+    assert [block["text"] for block in answer.json["content"]] == [text]
+    assert answer.json["stop_reason"] == "end_turn"
+
+
+async def test_unstreamed_silence_and_errors(client: Client, api: MessagesApi) -> None:
+    assert (await client.ask(conversation({"do": "err", "status": 500}, stream=False))).status == 500
+    await client.send(json.dumps(conversation({"do": "hang"}, stream=False)).encode(), "POST", "/v1/messages")
     await api.wait_open_streams(1)
 
 
@@ -474,7 +482,7 @@ async def test_a_bad_request_is_refused(api: MessagesApi, data: bytes, status: b
 
 
 async def test_a_body_that_grows_over_the_limit_is_refused(api: MessagesApi, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(messages_api, "MAX_BODY_BYTES", 1000)
+    monkeypatch.setattr(connection, "MAX_BODY_BYTES", 1000)
     chunked = HEAD + b"transfer-encoding: chunked\r\n\r\n"
     answer = await talk(api, chunked + b"800\r\n" + b"x" * 2048 + b"\r\n" + b"800\r\n")
     assert answer.startswith(b"HTTP/1.1 413")
@@ -551,7 +559,7 @@ async def test_a_bug_in_an_answer_costs_one_connection(monkeypatch: pytest.Monke
 
     async with open_messages_api() as api:
         with monkeypatch.context() as patch:
-            patch.setattr(messages_api, "find_directive", fail)
+            patch.setattr(replies, "find_directive", fail)
             async with connect(api) as client:
                 with pytest.raises(h11.RemoteProtocolError):
                     await client.ask(conversation())

@@ -72,7 +72,7 @@ def environment(home: Path, api: str) -> dict[str, str]:
 def write_fake(folder: Path) -> Path:
     """Write a program that is the stand-in; return its path."""
     program = folder / "fake-claude"
-    program.write_text(f'#!/bin/sh\nexec "{sys.executable}" -I -S "{fake_cli.__file__}" "$@"\n')
+    program.write_text(f'#!/bin/sh\nexec "{sys.executable}" -I -S "{fake_cli.FOLDER}" "$@"\n')
     program.chmod(0o700)
     return program
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import resource
-import secrets
 import socket
 import subprocess
 import sys
@@ -19,10 +18,9 @@ import trio
 
 from ..config import Config
 from ..containment import open_containment
+from ..embed import open_run
 from ..errors import ConfigError, TrioClaudeError
-from ..messages import Prompt
-from ..run import Run
-from ..workplace import Workplace, find_cli
+from ..workplace import find_cli
 from .options import config_options, read_config
 
 VERSION_TIMEOUT = 20.0
@@ -141,30 +139,13 @@ def _limits(config: Config) -> Check:
     )
 
 
-class _Listener:
-    """Takes a live run's output and keeps nothing of it."""
-
-    async def lines(self, lines: list[bytes]) -> None:
-        """Take lines."""
-
-    async def stderr(self, lines: list[str]) -> None:
-        """Take stderr lines."""
-
-    def denied(self, tool: str) -> None:
-        """Hear of a denied tool."""
-
-
 async def _live(config: Config) -> Check:
     """Make one real, cent-sized run."""
-    prompt = Prompt(prompt="Say ok.", meta="DOCTOR")
     config = attrs.evolve(config, profile="chat", cli_args=f"{config.cli_args} --max-budget-usd={LIVE_BUDGET}")
     found = Check("live", ok=False, found="not tried")
     try:
-        async with (
-            open_containment(config.containment, lambda _: None) as containment,
-            Workplace.open(config, secrets.token_hex(8), os.environ) as workplace,
-        ):
-            outcome = await Run(prompt, workplace, containment, lambda _: None, LIVE_TIMEOUT).execute(_Listener())
+        async with open_run("Say ok.", meta="DOCTOR", config=config, timeout=LIVE_TIMEOUT) as run:
+            outcome = await run.wait()
             told = f"{outcome.error or outcome.reason.value}; {outcome.receipt}"
             found = Check("live", ok=outcome.error is None, found=told)
     except* TrioClaudeError as group:

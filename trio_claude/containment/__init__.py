@@ -13,8 +13,9 @@ from contextlib import asynccontextmanager
 from ..errors import ContainmentUnavailable
 from ..events import ContainmentReady, Observer
 from .base import MARK, Contained, Containment, Job
+from .marks import kill as kill_marked
 
-__all__ = ["MARK", "Contained", "Containment", "Job", "open_containment"]
+__all__ = ["MARK", "Contained", "Containment", "Job", "kill_marked", "open_containment"]
 
 
 @asynccontextmanager

@@ -35,6 +35,8 @@ class Job:
     cwd: str
     limits: Mapping[str, int] = attrs.Factory(dict)
     binds: tuple[tuple[str, str], ...] = ()
+    user: tuple[int, int] | None = None
+    """The user and group that the CLI becomes; only root can say so."""
 
 
 class Contained(abc.ABC):
@@ -79,6 +81,8 @@ class Containment(abc.ABC):
 
     mode: str
     detail: str
+    binds: bool
+    """Whether a job's `binds` are carried out."""
 
     @abc.abstractmethod
     def start(self, job: Job) -> AbstractAsyncContextManager[Contained]:

@@ -88,8 +88,8 @@ class Grouped(Contained):
     async def _sweep(self) -> Receipt:
         seen = killed = 1
         for _ in range(SWEEPS if Path("/proc/self/environ").exists() else 0):
-            found, ended = marks.kill(self._mark)
-            seen, killed = seen + found, killed + ended
+            found = marks.kill(self._mark)
+            seen, killed = seen + found, killed + found
             if not found:
                 break
             await trio.sleep(0.01)
@@ -106,6 +106,7 @@ class GroupContainment(Containment):
     """Containment by group and mark."""
 
     mode = "group"
+    binds = False
     detail = "a process group and a mark in the environment: weaker, survivors can't be proven"
 
     def start(self, job: Job) -> AbstractAsyncContextManager[Contained]:

@@ -13,7 +13,7 @@ With `namespace` in its job a supervisor puts the CLI into a PID and mount names
 the run sees none of its guardians, and when the init ends, the kernel ends everything in the namespace.
 
 The wire is a SOCK_SEQPACKET socket, one bounded JSON object a packet.
-    server -> zygote      {"argv", "env", "cwd", "limits", "namespace", "binds"}
+    server -> zygote      {"argv", "env", "cwd", "limits", "namespace", "binds", "user"}
                           with the descriptors stdin, stdout, stderr, lifeline
     zygote -> server      {"ready": pid}, {"swept": [supervisor, ...], "seen": n, "killed": n}
     supervisor -> server  {"guardian": pid}; {"started": pid} or {"failed": errno, "what": text};
@@ -178,6 +178,15 @@ def apply_limits(limits: dict[str, int]) -> None:
         resource.setrlimit(getattr(resource, name), (value, value))
 
 
+def become_user(user: list[int] | None) -> None:
+    """Become another user, where the job says so, and give up what capabilities a namespace gave us."""
+    if user:
+        os.setgroups([])
+        os.setgid(user[1])
+        os.setuid(user[0])
+    prctl(PR_SET_DUMPABLE, 1)
+
+
 def become_cli(job: dict[str, Any], pipes: list[int], report: int) -> NoReturn:
     """Turn this fresh child into the CLI, or write the error number to `report`."""
     what = "exec"
@@ -192,6 +201,8 @@ def become_cli(job: dict[str, Any], pipes: list[int], report: int) -> NoReturn:
             signal.signal(number, signal.SIG_DFL)
         signal.pthread_sigmask(signal.SIG_SETMASK, [])
         apply_limits(job["limits"])
+        what = "user"
+        become_user(job["user"])
         what = "cwd"
         os.chdir(job["cwd"])
         what = "exec"
@@ -254,7 +265,7 @@ class Space:
             what = "mount"
             mount_all(job["binds"])
             what = "capabilities"
-            drop_capabilities()
+            bound_capabilities()
             prctl(PR_SET_DUMPABLE, 0)
             self.be_init(job, pipes)
         except OSError as error:
@@ -271,6 +282,7 @@ class Space:
         if not cli:
             self.theirs.send(b'{"cli": true}')
             become_cli(job, pipes, writer)
+        drop_capabilities()
         os.close(writer)
         for pipe in pipes:
             os.close(pipe)
@@ -313,11 +325,15 @@ def mount_all(binds: list[list[str]]) -> None:
         call("mount", os.fsencode(source), os.fsencode(target), None, MS_BIND, None)
 
 
-def drop_capabilities() -> None:
-    """Give up every capability, for good, also as root."""
+def bound_capabilities() -> None:
+    """See to it that no program started from here on has any capability, also as root."""
     for number in range(CAPABILITIES):
         if _libc.prctl(PR_CAPBSET_DROP, number, 0, 0, 0):
             break
+
+
+def drop_capabilities() -> None:
+    """Give up the capabilities that we have."""
     header = (ctypes.c_uint32 * 2)(CAPABILITY_VERSION, 0)
     call("capset", header, (ctypes.c_uint32 * 6)())
 

@@ -19,10 +19,9 @@ def find(prefix: str) -> list[int]:
     return [int(entry.name) for entry in Path("/proc").iterdir() if entry.name.isdigit() and _bears(entry, wanted)]
 
 
-def kill(prefix: str) -> tuple[int, int]:
-    """Send SIGKILL to the processes whose mark begins with `prefix`; return how many were found and killed."""
-    found = find(prefix)
-    return len(found), sum(_kill(pid) for pid in found if pid != os.getpid())
+def kill(prefix: str) -> int:
+    """Send SIGKILL to the processes whose mark begins with `prefix`; return how many took it."""
+    return sum(_kill(pid) for pid in find(prefix) if pid != os.getpid())
 
 
 def _bears(entry: Path, wanted: bytes) -> bool:

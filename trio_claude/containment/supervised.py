@@ -60,6 +60,10 @@ class Supervised(Contained):
             if self._failure:
                 raise SpawnFailed(self._failure)
 
+    def wake(self) -> None:
+        """Continue a supervisor that the run may have stopped."""
+        self._signal_guardian(signal.SIGCONT)
+
     @property
     def guarded(self) -> bool:
         """Whether the zygote has forked this run's supervisor."""
@@ -132,14 +136,20 @@ class Supervised(Contained):
     async def _insist(self) -> None:
         """Wake a supervisor that a run has stopped; failing that, kill it so that the zygote takes over."""
         for number in (signal.SIGCONT, signal.SIGKILL):
-            if self._pidfd < 0 or self._gone is not None:
-                return
-            try:
-                signal.pidfd_send_signal(self._pidfd, number)
-            except ProcessLookupError:
+            if self._gone is not None or not self._signal_guardian(number):
                 return
             with trio.move_on_after(CONTINUE_GRACE):
                 await self._wait_proof()
+
+    def _signal_guardian(self, number: int) -> bool:
+        """Send a signal to the supervisor; return whether it is there."""
+        if self._pidfd < 0:
+            return False
+        try:
+            signal.pidfd_send_signal(self._pidfd, number)
+        except ProcessLookupError:
+            return False
+        return True
 
     async def _orphaned(self) -> Receipt:
         """Get the proof from the zygote below which a lost supervisor's orphans are; sweep by mark where it is gone."""
@@ -148,10 +158,10 @@ class Supervised(Contained):
             swept = await self._zygote.wait_swept(self._guardian) if self._guardian else None
         if swept:
             return self._count(max(swept.seen, 1), swept.killed, 0)
-        found, killed = marks.kill(self._mark)
+        killed = marks.kill(self._mark)
         await trio.sleep(0.05)
         left = len(marks.find(self._mark))
-        return self._count(max(found, 1), killed, left or None)
+        return self._count(max(killed, 1), killed, left or None)
 
     def _count(self, seen: int, killed: int, survivors: int | None) -> Receipt:
         ms = (trio.current_time() - self._decided) * 1000

@@ -40,7 +40,7 @@ class SupervisorContainment(Containment):
     def __init__(self, observer: Observer, *, namespace: bool) -> None:
         self.mode: str = "namespace" if namespace else "supervisor"
         self.detail: str = DETAILS[self.mode]
-        self._namespace = namespace
+        self.binds: bool = namespace
         self._observer = observer
         self._zygote: Zygote | None = None
         self._ready = trio.Event()
@@ -67,7 +67,7 @@ class SupervisorContainment(Containment):
 
     def weaken(self, why: str) -> None:
         """Do without namespaces, and say why."""
-        self._namespace = False
+        self.binds = False
         self.mode = "supervisor"
         self.detail = f"{DETAILS[self.mode]}; no namespaces: {why}"
 
@@ -99,7 +99,7 @@ class SupervisorContainment(Containment):
         theirs, process = _open_run(zygote, job, self.mode)
         try:
             try:
-                await _hand_over(zygote, _packet(job, namespace=self._namespace), theirs)
+                await _hand_over(zygote, _packet(job, namespace=self.binds), theirs)
             finally:
                 for descriptor in theirs:
                     os.close(descriptor)
@@ -118,6 +118,7 @@ def _packet(job: Job, *, namespace: bool) -> dict[str, Any]:
         "limits": dict(job.limits),
         "namespace": namespace,
         "binds": job.binds,
+        "user": job.user,
     }
 
 
@@ -159,8 +160,8 @@ async def _wait_started(zygote: Zygote, process: Supervised) -> None:
     """Wait until the CLI runs; wake, then replace, a zygote that a run has stopped. Raises `SpawnFailed`."""
     with trio.move_on_after(CONTINUE_GRACE):
         return await process.wait_started()
-    if not process.guarded:
-        zygote.wake()
+    zygote.wake()
+    process.wake()
     with trio.move_on_after(START_TIMEOUT - CONTINUE_GRACE):
         return await process.wait_started()
     if not process.guarded:

@@ -1,0 +1,144 @@
+"""Rule: a run inside another program has the same containment; cancelling the program's nursery is the kill."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import signal
+from collections.abc import AsyncIterator
+
+import pytest
+import trio
+from harness import Backend, alive, descriptors, directive, until
+from sweep import Stepper
+
+import trio_claude
+from trio_claude import Config, Engine, open_engine, open_run
+from trio_claude.errors import BadMessage, Busy, ConfigError, Reason
+
+
+@pytest.fixture
+async def engine(fake: Backend) -> AsyncIterator[Engine]:
+    config = Config(cli=fake.program, cwd=str(fake.cwd), env=("TCT_BACKEND",), max_runs=2, queue_timeout=0.2)
+    async with open_engine(config, [fake.events.append], environ={**fake.environ, "TCT_BACKEND": fake.mark}) as engine:
+        yield engine
+
+
+async def test_lines_and_an_outcome(engine: Engine) -> None:
+    async with open_run(directive("stderr", text="oh") + "hello", engine=engine) as run:
+        kinds = [json.loads(line)["type"] async for line in run]
+    assert kinds[0] == "system"
+    assert kinds[-1] == "result"
+    assert run.outcome is not None
+    assert (run.outcome.reason, run.outcome.receipt.survivors, run.stderr) == (Reason.EXIT, 0, ["oh"])
+
+
+async def test_an_engine_of_its_own(fake: Backend) -> None:
+    async with open_run("hello", config=Config(cli=fake.program)) as run:
+        assert (await run.wait()).exit_status == 0
+
+
+async def test_stop_keeps_the_partial_answer(engine: Engine) -> None:
+    async with open_run(directive("slow", n=1000, ms=20), engine=engine) as run:
+        lines = []
+        async for line in run:
+            lines.append(json.loads(line))
+            run.stop()
+    assert run.outcome is not None
+    assert run.outcome.reason is Reason.STOPPED
+    assert lines[-1]["type"] == "result"
+
+
+async def test_a_cli_deaf_to_every_signal_is_ended_all_the_same(engine: Engine) -> None:
+    async with open_run(directive("slow", n=1000, ms=20, ignore_term=True), engine=engine) as run:
+        async for _ in run:
+            break
+        run.stop()
+        with trio.fail_after(6):
+            outcome = await run.wait()
+    assert (outcome.signal, outcome.receipt.survivors) == (signal.SIGKILL, 0)
+
+
+async def test_leaving_early_is_the_kill(engine: Engine, fake: Backend) -> None:
+    async with open_run(
+        directive("tree", kinds=["setsid", "double_fork", "ignore_term"], seconds=60, then="stay"), engine=engine
+    ) as run:
+        async for line in run:
+            if "pids" in line:
+                break
+        assert len(fake.left()) >= 4
+    assert fake.left() == []
+
+
+async def test_cancelled_at_every_step(engine: Engine, fake: Backend) -> None:
+    """The zygote is warm; each pass starts real processes."""
+
+    async def one(at: int | None) -> int:
+        stepper = Stepper(trio.CancelScope(), at)
+        trio.lowlevel.add_instrument(stepper)
+        try:
+            with stepper.scope:
+                async with open_run("hello", engine=engine) as run:
+                    async for _ in run:
+                        pass
+        finally:
+            trio.lowlevel.remove_instrument(stepper)
+        return stepper.steps
+
+    steps = await one(None)
+    before, tasks = descriptors(), trio.lowlevel.current_statistics().tasks_living
+    for step in range(1, steps + 3):
+        await one(step)
+        assert descriptors() == before, f"cancelled at step {step}"
+        assert trio.lowlevel.current_statistics().tasks_living == tasks
+        assert engine.runs.statistics().taken == 0
+    assert fake.left() == []
+
+
+async def test_what_breaks_the_contract_is_refused(engine: Engine) -> None:
+    for arguments in (
+        {"prompt": ""},
+        {"prompt": "hi", "meta": "lower"},
+        {"prompt": "hi", "max_turns": "7"},
+        {"prompt": "hi", "nope": 1},
+    ):
+        with pytest.raises(BadMessage):
+            async with open_run(engine=engine, **arguments):  # type: ignore[arg-type]
+                pytest.fail("opened")
+
+
+async def test_no_slot_is_busy(engine: Engine) -> None:
+    async with open_run(directive("silent"), engine=engine), open_run(directive("silent"), engine=engine):
+        with pytest.raises(Busy):
+            async with open_run("hello", engine=engine):
+                pytest.fail("opened")
+
+
+async def test_no_cli_is_a_config_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda _: None)
+    monkeypatch.setattr("shutil.which", lambda _: None)
+    with pytest.raises(ConfigError, match="claude not found"):
+        async with open_run("hello"):
+            pytest.fail("opened")
+
+
+async def test_the_programs_own_world_is_left_alone(fake: Backend) -> None:
+    handlers = {number: signal.getsignal(number) for number in signal.Signals if number not in (9, 19)}
+    environ, logger, mask = dict(os.environ), list(logging.getLogger().handlers), os.umask(0o022)
+    async with open_run("hello", config=Config(cli=fake.program)) as run:
+        await run.wait()
+    assert {number: signal.getsignal(number) for number in handlers} == handlers
+    assert (dict(os.environ), list(logging.getLogger().handlers), os.umask(mask)) == (environ, logger, 0o022)
+
+
+async def test_a_body_that_fails_is_heard_and_the_run_is_ended(engine: Engine, fake: Backend) -> None:
+    with pytest.raises(KeyError):
+        async with open_run(directive("silent"), engine=engine):
+            await until(fake.left)
+            raise KeyError("mine")
+    assert not [pid for pid in fake.left() if alive(pid)]
+
+
+def test_the_names_are_public() -> None:
+    assert {"open_run", "open_engine", "OpenRun", "Engine"} <= set(trio_claude.__all__)

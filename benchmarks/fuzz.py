@@ -29,24 +29,25 @@ except ImportError:
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "support"))
 
-with atheris.instrument_imports(include=["trio_claude", "h11", "wsproto", "trio_websocket"]):
+INSTRUMENTED = ["trio_claude", "h11", "wsproto", "trio_websocket"]
+
+with atheris.instrument_imports(include=INSTRUMENTED) if "--child" in sys.argv else contextlib.nullcontext():
     import h11
     import trio
     import trio.testing
     import wsproto
+    from harness import head
+    from hostile import GOOD, frame
     from trio_websocket import ConnectionClosed, HandshakeError
-    from wsproto.frame_protocol import CloseReason, FrameProtocol, Opcode
 
     from trio_claude.api import PAGES
     from trio_claude.config import OPTIONS, Config
     from trio_claude.errors import BadMessage, CloseCode, HttpRefusal, PeerGone
     from trio_claude.messages import parse_prompt
     from trio_claude.peer import Wire, accept
+    from trio_claude.peer.frames import CLOSE, PING, PONG, TEXT
     from trio_claude.stream_json import user_line
     from trio_claude.upgrade import Handshake, Request, Response, Site, check_upgrade, json_response, serve_http
-
-from harness import head
-from hostile import GOOD, frame
 
 GONE = (OSError, PeerGone, trio.BrokenResourceError, trio.ClosedResourceError)
 """What `connection` takes for a client that left."""
@@ -56,8 +57,6 @@ CONFIG = Config(max_message=1024, max_frames=8, ping_interval=3600, head_limit=2
 INPUT_LIMIT = 4096
 SLOW = 20
 """Seconds after which one input is a finding."""
-SHOWN = 400
-"""Bytes of an input that are printed in hex."""
 
 
 class Finding(Exception):
@@ -67,14 +66,21 @@ class Finding(Exception):
 # -- one input --------------------------------------------------------------------------------------------------------
 
 
+TOLD = re.compile(
+    r"message (is not JSON|must be) .{1,200}|message is not JSON: .{1,200}|(unknown|duplicate) key ['\"].{0,500}['\"]"
+    r"|-?\w+ (is missing|is not a JSON number|is not allowed by this server|(must|holds) .{1,400})"
+)
+"""What a `BadMessage` says: the field and the limit."""
+
+
 def try_messages(data: bytes) -> None:
     """Parse a message; the first byte says whether it is binary."""
     text = data[1:].decode(errors="replace")
     try:
         prompt = parse_prompt(data[1:] if data[:1] == b"b" else text, OPTIONS, 300.0)
     except BadMessage as error:
-        if "\n" in str(error) or len(str(error).encode()) > 1000:
-            raise Finding(f"an error no client should read: {error!r}") from error
+        if not TOLD.fullmatch(str(error)):
+            raise Finding(f"an error that does not say what is wrong: {error!r}") from error
         return
     user_line(prompt.prompt)
 
@@ -114,21 +120,20 @@ def try_frames(data: bytes) -> None:
     check_frames(frames)
 
 
+CLOSES = re.compile(rb"(\x03[\xe8-\xf6].*|[\x0b-\x13].*)?", re.DOTALL)
+"""What a close of ours holds: nothing where the client's holds nothing, else a code that may be sent."""
+
+
 def check_frames(data: bytes) -> None:
     """Raise a Finding unless data is whole frames, at most one of them a close, and that the last."""
-    protocol = FrameProtocol(client=True, extensions=[])
-    protocol.receive_bytes(data)
-    try:
-        frames = list(protocol.received_frames())
-    except Exception as error:
-        raise Finding(f"frames that a client can't read: {error!r}: {data[-80:]!r}") from error
-    closes = [place for place, found in enumerate(frames, 1) if found.opcode is Opcode.CLOSE]
-    if closes not in ([], [len(frames)]):
-        raise Finding(f"something follows a close: {frames!r:.200}")
-    if closes and not isinstance(frames[-1].payload, tuple):
-        raise Finding(f"a close without a code: {frames[-1]!r}")
-    if closes and frames[-1].payload[0] is CloseReason.INTERNAL_ERROR:
-        raise Finding(f"closed for an internal error: {frames[-1]!r}")
+    at, closed = 0, False
+    while at < len(data):
+        first, size = data[at], data[at + 1] if at + 1 < len(data) else 255
+        if closed or first not in (TEXT, CLOSE, PING, PONG) or size > 125 or at + 2 + size > len(data):
+            raise Finding(f"{'behind a close' if closed else 'no frame'}: {data[at : at + 80]!r}")
+        if first == CLOSE and not CLOSES.fullmatch(data[at + 2 : at + 2 + size]):
+            raise Finding(f"a close that says nothing: {data[at : at + 80]!r}")
+        closed, at = first == CLOSE, at + 2 + size
 
 
 def good_handshake() -> Handshake:
@@ -224,6 +229,7 @@ async def speak(sock: socket.socket, data: bytes, said: bytearray) -> None:
             if number < pieces - 1:
                 await trio.testing.wait_all_tasks_blocked()
         sock.shutdown(socket.SHUT_WR)
+    with contextlib.suppress(OSError):
         while True:
             await trio.lowlevel.wait_readable(sock)
             if not (got := sock.recv(65536)):
@@ -268,8 +274,22 @@ SEEDS: dict[str, list[bytes]] = {
         b'{"prompt":"x","meta":"T","system_prompt":"s","max_budget_usd":0.5,"temperature":1,"max_output_tokens":9}',
         b"[" * 3000,
         b'{"a":NaN,"a":1}',
+        b'{"prompt":"x","meta":"T","max_turns":1' + b"0" * 400 + b"}",
     ],
 }
+
+WORDS: dict[str, list[str]] = {
+    "head": [
+        "HTTP/1.1", "HEAD ", "Host: ", "Upgrade: websocket", "Connection: Upgrade", "Transfer-Encoding: chunked",
+        "xn--", "Content-Length: ", "Expect: 100-continue", "Origin: ", "/ws/claude", "Sec-WebSocket-Key: ",
+    ],
+    "frames": ["\x81\x80", "\x88\x82", "\x89\x80", "\x8a\x80", "\x00\x80", "\xff", "\x7f", "\x7e", "\x03\xe8"],
+    "messages": [
+        "prompt", "meta", *OPTIONS, "1e999", "9" * 60, "NaN", "-Infinity", "\\ud800", "\\u0000",
+        "null", "true", '{"', '":', ',"',
+    ],
+}  # fmt: skip
+"""What the engine may put into an input."""
 
 
 class Hunt:
@@ -280,41 +300,54 @@ class Hunt:
         self._found: set[str] = set()
 
     def __call__(self, data: bytes) -> None:
+        """Try one input."""
         try:
             TARGETS[self._target](data)
         except Exception as error:
-            kind = f"{type(error).__name__}: {error}"[:60]
-            if kind not in self._found:
-                self._found.add(kind)
+            if (where := place(error)) not in self._found:
+                self._found.add(where)
                 told = "".join(traceback.format_exception(error))
-                print(f"FINDING {self._target}: {error!r:.200}\n  --replay {data.hex()}\n{told}", flush=True)
+                print(f"FINDING {self._target} in {where}\n  --replay {data.hex()}\n{told}", flush=True)
 
 
-def hunt(target: str, seconds: int, seed: int) -> None:
+def place(error: Exception) -> str:
+    """Return where the innermost error was raised."""
+    leaf = next(leaves(error))
+    *_, last = traceback.extract_tb(leaf.__traceback__)
+    return f"{Path(last.filename).name}:{last.lineno} {type(leaf).__name__} {str(leaf)[:16]}"
+
+
+def hunt(target: str, seconds: int, seed: int, folder: Path) -> None:
     """Fuzz one target; does not return, for the engine ends the process."""
-    with tempfile.TemporaryDirectory(prefix="fuzz-") as corpus:
-        for number, data in enumerate(SEEDS[target]):
-            (Path(corpus) / str(number)).write_bytes(b"\0" + data)
-            (Path(corpus) / f"{number}-pieces").write_bytes(b"\2" + data)
-        limits = [f"-max_total_time={seconds}", f"-seed={seed}", f"-max_len={INPUT_LIMIT}", f"-timeout={SLOW}"]
-        words = [sys.argv[0], corpus, *limits, "-print_final_stats=1", f"-artifact_prefix={corpus}-", "-verbosity=1"]
-        atheris.Setup(words, Hunt(target))
-        atheris.Fuzz()
+    corpus = folder / "corpus"
+    corpus.mkdir()
+    for number, data in enumerate(SEEDS[target]):
+        (corpus / str(number)).write_bytes(b"\0" + data)
+        (corpus / f"{number}-pieces").write_bytes(b"\2" + data)
+    words = folder / "words"
+    words.write_text("".join(f'"{escaped(word)}"\n' for word in WORDS[target]))
+    limits = [f"-max_total_time={seconds}", f"-seed={seed}", f"-max_len={INPUT_LIMIT}", f"-timeout={SLOW}"]
+    outputs = ["-print_final_stats=1", f"-artifact_prefix={folder}/", f"-dict={words}"]
+    atheris.Setup([sys.argv[0], str(corpus), *limits, *outputs], Hunt(target))
+    atheris.Fuzz()
+
+
+def escaped(word: str) -> str:
+    """Return a word as the engine's dictionaries spell it."""
+    return "".join(f"\\x{byte:02x}" for byte in word.encode("latin-1"))
 
 
 def fuzz(target: str, seconds: int, seed: int) -> bool:
     """Fuzz one target in a process of its own, print what came of it, and return whether nothing was found."""
     words = [sys.executable, __file__, "--target", target, "--seed", str(seed), "--child", str(seconds)]
-    told = subprocess.run(
-        words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, errors="replace", check=False
-    )
+    with tempfile.TemporaryDirectory(prefix="fuzz-") as folder:
+        told = subprocess.run([*words, folder], capture_output=True, text=True, errors="replace", check=False)
     count = re.search(r"number_of_executed_units:\s*(\d+)", told.stderr)
     edges = re.findall(r"cov: (\d+)", told.stderr)
     found = told.stdout.count("FINDING ") + (told.returncode != 0)
-    print(
-        f"{target:9} {seconds} s, {count[1] if count else '?'} executions, {edges[-1] if edges else '?'} edges, {found} findings"
-    )
-    print(told.stdout, end="")
+    executions, covered = count[1] if count else "?", edges[-1] if edges else "?"
+    print(f"{target:9} {seconds} s, {executions} executions, {covered} edges, {found} findings", flush=True)
+    print(told.stdout, end="", flush=True)
     if told.returncode:
         print(f"the engine ended with status {told.returncode}:\n{told.stderr[-2000:]}")
     return not found
@@ -327,17 +360,18 @@ def main() -> int:
     parser.add_argument("--minutes", type=float, default=1.0, help="for all targets together")
     parser.add_argument("--seed", type=int, default=1, help="of the engine")
     parser.add_argument("--replay", help="one input in hex")
-    parser.add_argument("--child", type=int, help=argparse.SUPPRESS)
+    parser.add_argument("--child", nargs=2, help=argparse.SUPPRESS)
     words = parser.parse_args()
     if words.child:
-        hunt(words.target, words.child, words.seed)
+        hunt(words.target, int(words.child[0]), words.seed, Path(words.child[1]))
     names = list(TARGETS) if words.target == "all" else [words.target]
     if words.replay is not None:
         for name in names:
             TARGETS[name](bytes.fromhex(words.replay))
         return 0
     seconds = max(1, round(words.minutes * 60 / len(names)))
-    return 0 if all([fuzz(name, seconds, words.seed) for name in names]) else 1
+    sound = [fuzz(name, seconds, words.seed) for name in names]
+    return 0 if all(sound) else 1
 
 
 if __name__ == "__main__":

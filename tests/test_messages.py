@@ -67,6 +67,10 @@ def test_a_good_message_is_taken_as_it_is() -> None:
         ({**GOOD, "max_turns": "7"}, "max_turns must be a whole number, not text"),
         ({**GOOD, "max_turns": True}, "max_turns must be a whole number, not true or false"),
         ({**GOOD, "max_turns": 0}, "max_turns must be from 1 to 1000"),
+        (
+            '{"prompt":"hi","meta":"T","max_turns":1' + "0" * 400 + "}",
+            "max_turns must be from 1 to 1000, not a number of 401 digits",
+        ),
         ({**GOOD, "temperature": 1.1}, "temperature must be from 0 to 1"),
         ({**GOOD, "timeout": 301}, "timeout must be at most 300"),
         ({**GOOD, "model": "--help"}, "model must match"),

@@ -75,6 +75,9 @@ def status(answer: bytes) -> int:
         (b"GET / HTTP/1.1\r\nHost: localhost\r\nX: " + b"y" * 20000 + b"\r\n\r\n", 431),
         (b"\x16\x03\x01\x02\x00garbage\r\n\r\n", 400),
         (b"nonsense\r\n\r\n", 400),
+        (b"HEAD x HTTP/1.1\r\nHost: localhost\r\n\r\n", 400),
+        (b"HEAD /nope HTTP/1.1\r\nHost: localhost\r\n\r\n", 404),
+        (b"HEAD / HTTP/1.1\r\nHost: localhost\r\nX: " + b"y" * 20000 + b"\r\n\r\n", 431),
     ],
 )
 async def test_each_head_gets_its_status(fake: Backend, data: bytes, expected: int) -> None:

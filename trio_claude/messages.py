@@ -15,7 +15,7 @@ from typing import Any, NoReturn, TypeVar
 
 import attrs
 import cattrs
-from cattrs.errors import AttributeValidationNote, ClassValidationError
+from cattrs.errors import AttributeValidationNote, ClassValidationError, ForbiddenExtraKeysError
 
 from .errors import BadMessage, CloseCode, Reason
 from .events import Outcome
@@ -74,9 +74,14 @@ def _shape(pattern: re.Pattern[str], limit: int) -> Check:
 def _range(low: float, high: float) -> Check:
     def check(_instance: object, field: attrs.Attribute[Any], value: float | None) -> None:
         if value is not None and not low <= value <= high:
-            raise BadMessage(f"{field.name} must be from {low:g} to {high:g}, not {value:g}")
+            raise BadMessage(f"{field.name} must be from {low:g} to {high:g}, not {_brief(value)}")
 
     return check
+
+
+def _brief(value: float) -> str:
+    """Return a number as it may stand in an error; JSON has integers of any size."""
+    return f"a number of {len(str(value))} digits" if isinstance(value, int) and abs(value) >= 10**18 else f"{value:g}"
 
 
 def _effort(_instance: object, field: attrs.Attribute[Any], value: str | None) -> None:
@@ -214,6 +219,8 @@ def _first(group: ClassValidationError) -> BadMessage:
     error = group.exceptions[0]
     if isinstance(error, BadMessage):
         return error
+    if not isinstance(error, TypeError | ForbiddenExtraKeysError):
+        raise error
     names = [note.name for note in getattr(error, "__notes__", ()) if isinstance(note, AttributeValidationNote)]
     return BadMessage(f"{names[0] if names else 'message'} {error}")
 

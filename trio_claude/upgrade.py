@@ -83,6 +83,22 @@ def refusal_response(refusal: HttpRefusal) -> Response:
     return json_response(refusal.status, {"error": str(refusal), "code": refusal.code}, refusal.headers)
 
 
+class _Http(h11.Connection):
+    """h11's server side, which knows whether the request in progress is a HEAD: also that one's refusal has no body."""
+
+    asks_head = False
+
+    def next_event(self) -> h11.Event | type[h11.NEED_DATA] | type[h11.PAUSED]:
+        event = super().next_event()
+        if isinstance(event, h11.Request):
+            self.asks_head = event.method == b"HEAD"
+        return event
+
+    def start_next_cycle(self) -> None:
+        super().start_next_cycle()
+        self.asks_head = False
+
+
 @attrs.frozen
 class Site:
     """What is served: `routes` answers plain requests, `doors` are the paths that take a WebSocket."""
@@ -100,7 +116,7 @@ async def serve_http(
 
     The head's limits hold for each request. Raises OSError where the connection breaks.
     """
-    conn = h11.Connection(h11.SERVER, max_incomplete_event_size=config.head_limit)
+    conn = _Http(h11.SERVER, max_incomplete_event_size=config.head_limit)
     for turn in range(REQUESTS_LIMIT):
         with trio.move_on_after(KEEP_ALIVE if turn else config.head_timeout) as patience:
             if turn:
@@ -117,9 +133,8 @@ async def serve_http(
     return None
 
 
-async def _serve_request(sock: socket.socket, conn: h11.Connection, site: Site, config: Config) -> Handshake | bool:
+async def _serve_request(sock: socket.socket, conn: _Http, site: Site, config: Config) -> Handshake | bool:
     """Serve one request; return a handshake, or whether the connection goes on."""
-    request = None
     try:
         request = await _read_request(sock, conn, config.head_limit)
         if request is None:
@@ -137,14 +152,14 @@ async def _serve_request(sock: socket.socket, conn: h11.Connection, site: Site, 
         response = refusal_response(HttpRefusal(error.error_status_hint, "bad-request", "this is not HTTP"))
     except HttpRefusal as refusal:
         response = refusal_response(refusal)
-    await _send(sock, conn, response, head_only=request is not None and request.method == "HEAD")
+    await _send(sock, conn, response)
     if conn.our_state is not h11.DONE or conn.their_state is not h11.DONE:
         return False
     conn.start_next_cycle()
     return True
 
 
-async def _read_request(sock: socket.socket, conn: h11.Connection, limit: int) -> Request | None:
+async def _read_request(sock: socket.socket, conn: _Http, limit: int) -> Request | None:
     """Return the next request with its body, None at the client's end."""
     head, body = None, bytearray()
     while True:
@@ -190,7 +205,7 @@ def _request(head: h11.Request, body: bytes) -> Request:
     return Request(head.method.decode("ascii"), path, dict(parse_qsl(query)), headers, body)
 
 
-async def _next_event(sock: socket.socket, conn: h11.Connection) -> object:
+async def _next_event(sock: socket.socket, conn: _Http) -> object:
     while True:
         event = conn.next_event()
         if event is not h11.NEED_DATA:
@@ -198,7 +213,7 @@ async def _next_event(sock: socket.socket, conn: h11.Connection) -> object:
         conn.receive_data(await _receive(sock))
 
 
-async def _wait_bytes(sock: socket.socket, conn: h11.Connection) -> None:
+async def _wait_bytes(sock: socket.socket, conn: _Http) -> None:
     """Wait until a next request begins."""
     if not conn.trailing_data[0]:
         await trio.lowlevel.wait_readable(sock)
@@ -213,7 +228,7 @@ async def _receive(sock: socket.socket) -> bytes:
             continue
 
 
-async def _send(sock: socket.socket, conn: h11.Connection, response: Response, *, head_only: bool = False) -> None:
+async def _send(sock: socket.socket, conn: _Http, response: Response) -> None:
     """Send an answer whole. Raises OSError, or trio.ClosedResourceError."""
     headers = [("Content-Type", response.content_type), ("Content-Length", str(len(response.body)))]
     if response.status >= 400:
@@ -226,7 +241,7 @@ async def _send(sock: socket.socket, conn: h11.Connection, response: Response, *
         reason=http.HTTPStatus(response.status).phrase.encode(),
     )
     data = conn.send(head) or b""
-    if not head_only:
+    if not conn.asks_head:
         data += conn.send(h11.Data(data=response.body)) or b""
     await _send_all(sock, data + (conn.send(h11.EndOfMessage()) or b""))
     if response.status >= 400:

@@ -329,6 +329,22 @@ async def odd_request(client: Client, rng: Rng) -> None:
 
 
 @family
+async def refused_head(client: Client, rng: Rng) -> None:
+    """A HEAD that is refused, at its line, a header, its size or its body; the answer must have no body."""
+    heads = (
+        b"HEAD x HTTP/1.1\r\nHost: localhost\r\n\r\n",
+        b"HEAD / HTTP/1.1\r\nHost: localhost\r\nHost: localhost\r\n\r\n",
+        b"HEAD /" + b"x" * 17_000 + b" HTTP/1.1\r\nHost: localhost\r\n\r\n",
+        b"HEAD / HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n",
+        b"HEAD / HTTP/1.1\r\nHost: localhost\r\nContent-Length: 70000\r\n\r\n" + b"x" * 70_000,
+        b"HEAD /none HTTP/1.1\r\nHost: localhost\r\n\r\n",
+        head(method="HEAD"),
+    )
+    await client.say(rng.choice(heads))
+    await client.end(rng)
+
+
+@family
 async def chunked_body(client: Client, rng: Rng) -> None:
     """Bodies in chunks: good, cut, too long, with sizes that are none, with trailers, or on a handshake."""
     start = rng.choice((b"POST / HTTP/1.1\r\nHost: localhost\r\n", head().removesuffix(b"\r\n")))

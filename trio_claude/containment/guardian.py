@@ -219,9 +219,10 @@ class Space:
 
     def __init__(self) -> None:
         self.report: socket.socket
+        self.theirs: socket.socket
         self.report, self.theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self.report.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
-        self.counter = mmap.mmap(-1, 8)
+        self.counter: mmap.mmap = mmap.mmap(-1, 8)
         self.cli: int = 0
         self.settled: int | None = None
 

@@ -1,0 +1,82 @@
+"""Rule: what the documents show works, and their links lead somewhere."""
+
+from __future__ import annotations
+
+import re
+import textwrap
+from pathlib import Path
+
+import pytest
+import trio
+from harness import Backend
+
+import trio_claude
+
+ROOT = Path(__file__).parents[1]
+PAGES = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_lead_somewhere(page: Path) -> None:
+    for target in re.findall(r"\]\(([^)#]+)(?:#[^)]*)?\)", page.read_text()):
+        assert target.startswith("http") or (page.parent / target).exists(), target
+
+
+def samples(page: str) -> list[str]:
+    return re.findall(r"```python\n(.*?)```", (ROOT / page).read_text(), re.DOTALL)
+
+
+def named(page: str, name: str) -> str:
+    """Return the sample that defines `name`."""
+    return next(text for text in samples(page) if f"async def {name}(" in text)
+
+
+async def test_the_samples_of_embedding_run(
+    fake: Backend, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("trio_claude.workplace.find_cli", lambda _: Path(fake.program))
+    world: dict[str, object] = {}
+    exec(named("docs/embedding.md", "main").replace("trio.run(main)", ""), world)
+    await world["main"]()  # type: ignore[operator]
+    exec(named("docs/embedding.md", "many"), world)
+    await world["many"](["one", "two", "three"])  # type: ignore[operator]
+    nursery_sample = next(text for text in samples("docs/embedding.md") if "nursery.start(" in text)
+    source = f"async def served():\n{textwrap.indent(nursery_sample, '    ')}        nursery.cancel_scope.cancel()\n"
+    exec(source, world)
+    await world["served"]()  # type: ignore[operator]
+    told = capsys.readouterr().out
+    assert told.count(", 0 left, ") == 4
+    assert "http://127.0.0.1:" in told
+
+
+async def test_the_samples_of_the_readme_run(
+    fake: Backend, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("trio_claude.workplace.find_cli", lambda _: Path(fake.program))
+    world: dict[str, object] = {"trio": trio, "trio_claude": trio_claude}
+    inner = next(text for text in samples("README.md") if "open_run" in text)
+    exec(f"async def embedded():\n{textwrap.indent(inner, '    ')}", world)
+    await world["embedded"]()  # type: ignore[operator]
+    async with fake.serve() as server:
+        text = (
+            named("README.md", "main")
+            .replace("trio.run(main)", "")
+            .replace('meta="TASK-123"', f'meta="TASK-123", url="{server.url}"')
+        )
+        exec(text, world)
+        await world["main"]()  # type: ignore[operator]
+    told = capsys.readouterr().out
+    assert told.count('"type":"result"') == 2
+    assert "Ended(code=1000" in told
+
+
+def test_every_setting_of_the_contract_has_the_value_that_is_written() -> None:
+    config = trio_claude.Config()
+    page = (ROOT / "docs" / "protocol.md").read_text()
+    for text in (
+        f"`result_grace` ({config.result_grace:g} s)", f"no message in {config.first_message_timeout:g} s",
+        f"over {config.max_message // 1024} KiB, or in more than {config.max_frames} frames",
+        f"timed out after {config.timeout:g} s", f"`queue_timeout` ({config.queue_timeout:g} s)",
+        f"`send_timeout` ({config.send_timeout:g} s)", f"a line over {config.max_line // 2**20} MiB",
+    ):  # fmt: skip
+        assert text in page, text

@@ -77,7 +77,7 @@ class Answer:
         try:
             return await self._socket.receive_text()
         except WebSocketDisconnect as end:
-            self.ended = Ended(end.code, end.reason or "", self._error)
+            self.ended = Ended(int(end.code), end.reason or "", self._error)
         except HTTPXWSException as error:
             self.ended = Ended(1006, str(error) or "the connection broke", self._error)
         return None

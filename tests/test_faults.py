@@ -82,9 +82,9 @@ class Scene:
     fake: Backend
     bystander: int
 
-    def cli(self) -> int:
-        """Return the newest run's CLI."""
-        return [event.pid for event in self.fake.events if isinstance(event, RunStarted)][-1]
+    async def started(self, meta: str) -> int:
+        """Wait for the start of the run of that name; return its CLI."""
+        return await started(self.fake, meta)
 
     def receipt(self) -> Receipt:
         """Return the receipt of the run that ended last."""
@@ -96,6 +96,14 @@ class Scene:
         assert said.code == 1000, said
 
 
+async def started(fake: Backend, meta: str) -> int:
+    def found() -> list[int]:
+        return [event.pid for event in fake.events if isinstance(event, RunStarted) and event.meta == meta]
+
+    await until(found)
+    return found()[-1]
+
+
 @asynccontextmanager
 async def scene(fake: Backend, **config: object) -> AsyncIterator[Scene]:
     """Serve, with a run that is there all the time; in the end it has lost nothing, and nothing is left of any run."""
@@ -105,9 +113,7 @@ async def scene(fake: Backend, **config: object) -> AsyncIterator[Scene]:
         resting = descriptors()
         async with connect(server) as client:
             await client.send_message(json.dumps({"prompt": directive("silent"), "meta": "BYSTANDER"}))
-            await until(lambda: server.runs.statistics().live)
-            started = [event for event in fake.events if isinstance(event, RunStarted)]
-            made = Scene(server, fake, started[-1].pid)
+            made = Scene(server, fake, await started(fake, "BYSTANDER"))
             yield made
             await made.recover()
             assert alive(made.bystander)
@@ -121,24 +127,22 @@ async def scene(fake: Backend, **config: object) -> AsyncIterator[Scene]:
 
 @asynccontextmanager
 async def asking(scene: Scene, prompt: str) -> AsyncIterator[list[Said]]:
-    """Send a prompt and wait until its CLI runs; leaving waits for the answer, which is in the list then."""
+    """Send a prompt; leaving waits for the answer, which is in the list then."""
     said: list[Said] = []
     async with trio.open_nursery() as nursery:
 
         async def client() -> None:
-            said.append(await ask(scene.server, prompt))
+            said.append(await ask(scene.server, prompt, meta="VICTIM"))
 
-        before = scene.cli()
         nursery.start_soon(client)
-        await until(lambda: scene.cli() != before)
         yield said
 
 
 async def planted(scene: Scene) -> int:
-    """Wait until the newest run's tree stands; return its CLI."""
-    cli = scene.cli()
+    """Wait until the victim's tree stands; return its CLI."""
+    cli = await scene.started("VICTIM")
     mark = next(word for word in Path(f"/proc/{cli}/environ").read_bytes().split(b"\0") if b"TRIO_CLAUDE_RUN=" in word)
-    await until(lambda: len(bearing(mark.decode())) >= len(KINDS) + 1)
+    await until(lambda: len(bearing(mark.decode())) > len(KINDS))
     return cli
 
 
@@ -180,14 +184,13 @@ async def test_a_stopped_supervisor_holds_no_run(fake: Backend, mode: str, endin
     async with scene(fake, containment=mode) as stage:
         async with connect(stage.server) as client:
             options = {"timeout": 1.5} if ending == "deadline" else {}
-            await client.send_message(json.dumps({"prompt": TREE, "meta": "T", **options}))
-            await until(lambda: stage.cli() != stage.bystander)
+            await client.send_message(json.dumps({"prompt": TREE, "meta": "VICTIM", **options}))
             cli = await planted(stage)
             os.kill(supervisor(cli), signal.SIGSTOP)
             if ending == "deadline":
                 said = await listen(client)
                 assert (said.errors[-1]["error"], said.code) == ("timed out after 1.5 s", 1011)
-        await until(lambda: any(event.meta == "T" for event in fake.ended), 8)
+        await until(lambda: any(event.meta == "VICTIM" for event in fake.ended), 8)
         assert stage.receipt().survivors == 0
         assert not alive(cli)
 

@@ -92,7 +92,7 @@ async def test_a_run_in_a_namespace_has_a_list_of_sessions_of_its_own(folder: Pa
 async def test_what_a_killed_cli_left_in_the_list_of_sessions_is_removed(folder: Path) -> None:
     sessions = folder / "sessions"
     sessions.mkdir()
-    for name in ("77.json", "77.key", "78.json"):
+    for name in ("77.json", "77.f00d.key", "78.json"):
         (sessions / name).write_text("")
     async with Workplace.open(Config(cli="sh", cwd=str(folder)), {"CLAUDE_CONFIG_DIR": str(folder)}) as workplace:
         workplace.forget(77)

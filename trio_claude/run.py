@@ -126,7 +126,8 @@ class Run:
         process.end()
         with trio.CancelScope(shield=True):
             receipt = await process.wait_gone()
-        self._workplace.forget(process.pid)
+        if process.status is None or process.status < 0:
+            self._workplace.forget(process.pid)
         return self._outcome(self._decision or self._exit_decision(process.status), receipt, process.status)
 
     async def _converse(self, process: Contained, sink: Sink) -> None:

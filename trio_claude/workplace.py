@@ -142,9 +142,9 @@ class Workplace:
 
     def forget(self, pid: int) -> None:
         """Remove what a killed CLI has left in the folder that all its sessions share."""
-        for name in (f"{pid}.json", f"{pid}.key"):
-            with contextlib.suppress(OSError):
-                (self._sessions() / name).unlink()
+        with contextlib.suppress(OSError):
+            for path in self._sessions().glob(f"{pid}.*"):
+                path.unlink()
 
     def _job(self, run: str, prompt: Prompt, folder: Path, *, binds: bool) -> Job:
         config, options = self.config, prompt.options

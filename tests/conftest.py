@@ -22,6 +22,8 @@ def _missing(marker: str) -> str | None:
         return "Node.js and npm are not installed"
     if marker == "browser" and not shutil.which("chromium"):
         return "Chromium is not installed"
+    if marker == "sandbox" and not shutil.which("bwrap"):
+        return "bubblewrap is not installed"
     if marker == "netns" and (os.getuid() or not shutil.which("ip")):
         return "network namespaces need root and iproute2"
     if marker == "root" and os.getuid():
@@ -30,7 +32,7 @@ def _missing(marker: str) -> str | None:
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
-    for marker in ("real_cli", "node", "browser", "netns", "root"):
+    for marker in ("real_cli", "node", "browser", "netns", "root", "sandbox"):
         if item.get_closest_marker(marker) and (why := _missing(marker)):
             if REQUIRED:
                 pytest.fail(f"required in CI: {why}")

@@ -112,10 +112,12 @@ class Config:
     allow_host: tuple[str, ...] = _option((), "further Host names under which this server is reached")
     containment: str = attrs.field(
         default="auto",
-        validator=_one_of(("auto", "namespace", "supervisor", "group")),
-        metadata={"help": "how a run's processes are held together: auto, namespace, supervisor or group", "unit": ""},
+        validator=_one_of(("auto", "sandbox", "namespace", "supervisor", "group")),
+        metadata={"help": "how a run is held together: auto, sandbox, namespace, supervisor or group", "unit": ""},
     )
 
+    sandbox_read: tuple[str, ...] = _option((), "further paths that a run in a sandbox may read")
+    sandbox_network: bool = _option(default=True, text="a run in a sandbox has the network")
     user: str = _option("", "user whom the CLI becomes; only root can say so")
     limit_open_files: int = _option(0, "a process of a run may open; 0: as the server", unit="files")
     limit_processes: int = _option(0, "the run's user may have; 0: as the server", unit="processes")

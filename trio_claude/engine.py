@@ -40,12 +40,14 @@ async def open_engine(
     used on this machine.
     """
     config, observer = config or Config(), fan_out(observers)
-    if config.profile == "unattended" and not config.allow_unattended:
+    if config.profile == "unattended" and config.containment != "sandbox" and not config.allow_unattended:
         raise ConfigError(
             "profile: unattended lets the CLI do everything unasked; say --allow-unattended if you mean it"
         )
     async with (
         Workplace.open(config, os.environ if environ is None else environ) as workplace,
-        open_containment(config.containment, observer) as containment,
+        open_containment(
+            config.containment, observer, read=config.sandbox_read, network=config.sandbox_network
+        ) as containment,
     ):
         yield Engine(config, workplace, containment, Runs(workplace, containment, observer), observer)

@@ -161,7 +161,15 @@ class Workplace:
         if self.user:
             _give(folder, self.user)
         cwd = self._folder(prompt)
-        return Job(argv=argv, env=env, cwd=cwd, limits=config.limits, binds=pairs, user=self.user)
+        return Job(
+            argv=argv,
+            env=env,
+            cwd=cwd,
+            limits=config.limits,
+            binds=pairs,
+            user=self.user,
+            writable=(cwd, str(folder), *self._cli_state()),
+        )
 
     def _system_files(self, options: Options, folder: Path) -> dict[str, str]:
         """Write the system prompts where only the CLI reads them; return the paths by option name."""
@@ -172,10 +180,16 @@ class Workplace:
                 _write_private(folder / name, text)
         return files
 
+    def _cli_state(self) -> tuple[str, ...]:
+        """Return where the CLI keeps its settings, transcripts and login."""
+        if folder := self.environ.get("CLAUDE_CONFIG_DIR"):
+            return (folder,)
+        home = Path(self.environ.get("HOME", "/"))
+        return (str(home / ".claude"), str(home / ".claude.json"))
+
     def _sessions(self) -> Path:
         """Return the folder in which CLIs list themselves by pid."""
-        home = Path(self.environ.get("HOME", "/"))
-        return Path(self.environ.get("CLAUDE_CONFIG_DIR") or home / ".claude") / "sessions"
+        return Path(self._cli_state()[0]) / "sessions"
 
     def _own_sessions(self, folder: Path) -> tuple[tuple[str, str], ...]:
         """Give a run that lives in a PID namespace a list of its own: every CLI has the same pid there."""

@@ -111,7 +111,9 @@ def login(environ: Mapping[str, str]) -> str:
 async def _containment(config: Config) -> Check:
     found = Check("containment", ok=False, found="not tried")
     try:
-        async with open_containment(config.containment, lambda _: None) as containment:
+        async with open_containment(
+            config.containment, lambda _: None, read=config.sandbox_read, network=config.sandbox_network
+        ) as containment:
             found = Check("containment", ok=True, found=f"{containment.mode}: {containment.detail}")
     except* (TrioClaudeError, OSError, trio.TooSlowError) as group:
         found = Check("containment", ok=False, found=str(group.exceptions[0]))

@@ -37,6 +37,10 @@ class Job:
     binds: tuple[tuple[str, str], ...] = ()
     user: tuple[int, int] | None = None
     """The user and group that the CLI becomes; only root can say so."""
+    writable: tuple[str, ...] = ()
+    """Where a run may write; only a sandbox keeps it to that."""
+    depth: int = 0
+    """How many processes of a wrapper stand between the one that is started and the CLI."""
 
 
 class Contained(abc.ABC):

@@ -13,7 +13,7 @@ With `namespace` in its job a supervisor puts the CLI into a PID and mount names
 the run sees none of its guardians, and when the init ends, the kernel ends everything in the namespace.
 
 The wire is a SOCK_SEQPACKET socket, one bounded JSON object a packet.
-    server -> zygote      {"argv", "env", "cwd", "limits", "namespace", "binds", "user"}
+    server -> zygote      {"argv", "env", "cwd", "limits", "namespace", "binds", "user", "depth"}
                           with the descriptors stdin, stdout, stderr, lifeline
     zygote -> server      {"ready": pid}, {"swept": [supervisor, ...], "seen": n, "killed": n}
     supervisor -> server  {"guardian": pid}; {"started": pid} or {"failed": errno, "what": text};
@@ -451,8 +451,15 @@ class Supervisor:
             return False
         order = json.loads(packet) if packet else {"end": True}
         if "signal" in order and self.cli:
-            os.kill(self.cli, order["signal"])
+            os.kill(self.target(), order["signal"])
         return "end" not in order
+
+    def target(self) -> int:
+        """Return the CLI's pid, below the wrapper in which it may have been started."""
+        pid = self.cli
+        for _ in range(self.job["depth"]):
+            pid = (children(pid) or [pid])[0]
+        return pid
 
     def sweep(self) -> None:
         """Kill until `waitpid` proves that nothing is left."""

@@ -20,11 +20,13 @@ from ..errors import SpawnFailed
 from ..events import GuardianLost, Observer
 from ..services import open_services
 from .base import MARK, PROOF_TIMEOUT, START_TIMEOUT, Contained, Containment, Job
+from .sandbox import Sandbox
 from .supervised import CONTINUE_GRACE, Supervised, why
 from .zygote import Packets, Zygote
 
 DETAILS = {
     "supervisor": "a supervisor process for each run",
+    "sandbox": "a supervisor process for each run, which is in a bubblewrap sandbox and sees an allow-list of files",
     "namespace": "a supervisor process for each run, which is in a PID and mount namespace without capabilities",
 }
 RESTART_PAUSE = 0.05
@@ -32,24 +34,27 @@ RESTART_PAUSE = 0.05
 
 
 class SupervisorContainment(Containment):
-    """Containment by a supervisor process for each run, with `namespace` also in a PID and mount namespace of its own.
+    """Containment by a supervisor process for each run; `mode` says what is around the CLI beside it.
 
     Resource handling: `open` keeps one zygote alive and starts the next when it dies; leaving it ends every run.
     """
 
-    def __init__(self, observer: Observer, *, namespace: bool) -> None:
-        self.mode: str = "namespace" if namespace else "supervisor"
-        self.detail: str = DETAILS[self.mode]
-        self.binds: bool = namespace
+    def __init__(self, observer: Observer, mode: str, sandbox: Sandbox | None) -> None:
+        self.mode: str = mode
+        self.detail: str = DETAILS[mode]
+        self.binds: bool = mode != "supervisor"
+        self._sandbox = sandbox
         self._observer = observer
         self._zygote: Zygote | None = None
         self._ready = trio.Event()
 
     @classmethod
     @asynccontextmanager
-    async def open(cls, observer: Observer, *, namespace: bool = False) -> AsyncIterator[SupervisorContainment]:
+    async def open(
+        cls, observer: Observer, mode: str = "supervisor", sandbox: Sandbox | None = None
+    ) -> AsyncIterator[SupervisorContainment]:
         """Start the zygote. Raises OSError, or trio.TooSlowError where it does not answer."""
-        containment = cls(observer, namespace=namespace)
+        containment = cls(observer, mode, sandbox)
         async with open_services() as services:
             services.start_soon(containment._keep_zygote)
             with trio.fail_after(START_TIMEOUT):
@@ -87,7 +92,7 @@ class SupervisorContainment(Containment):
 
     def start(self, job: Job) -> AbstractAsyncContextManager[Contained]:
         """Start `job` below a supervisor of its own."""
-        return self._start(job)
+        return self._start(self._sandbox.wrap(job) if self._sandbox else job)
 
     @asynccontextmanager
     async def _start(self, job: Job) -> AsyncIterator[Contained]:
@@ -99,7 +104,7 @@ class SupervisorContainment(Containment):
         theirs, process = _open_run(zygote, job, self.mode)
         try:
             try:
-                await _hand_over(zygote, _packet(job, namespace=self.binds), theirs)
+                await _hand_over(zygote, _packet(job, namespace=self.mode == "namespace"), theirs)
             finally:
                 for descriptor in theirs:
                     os.close(descriptor)
@@ -119,6 +124,7 @@ def _packet(job: Job, *, namespace: bool) -> dict[str, Any]:
         "namespace": namespace,
         "binds": job.binds,
         "user": job.user,
+        "depth": job.depth,
     }
 
 

@@ -1,0 +1,122 @@
+"""Rule: in a sandbox a run sees an allow-list of files and its own processes, writes its own folders, and ends as anywhere."""
+
+from __future__ import annotations
+
+import json
+import signal
+from pathlib import Path
+
+import pytest
+from harness import Backend, ask, directive, real_cli
+
+from trio_claude.containment import Job, open_containment
+from trio_claude.errors import ContainmentUnavailable
+from trio_claude.testing import fake_cli
+
+pytestmark = pytest.mark.sandbox
+ENV = {"PATH": "/usr/bin:/bin", "TRIO_CLAUDE_RUN": "sandbox:1"}
+
+
+async def run(script: str, folder: Path, *, network: bool = True, read: tuple[str, ...] = ()) -> tuple[str, int]:
+    job = Job(argv=("/bin/sh", "-c", script), env=ENV, cwd=str(folder), writable=(str(folder),))
+    async with open_containment("sandbox", lambda _: None, network=network, read=read) as containment:
+        async with containment.start(job) as process:
+            said = b"".join([bytes(chunk) async for chunk in process.stdout])
+            status = await process.wait_exit()
+            process.end()
+            receipt = await process.wait_gone()
+    assert (receipt.survivors, receipt.containment) == (0, "sandbox")
+    return said.decode(), status
+
+
+async def test_files_and_processes_of_others_are_not_there(folder: Path) -> None:
+    (folder / "mine").write_text("x")
+    script = (
+        "ls /root /home /var /etc/shadow 2>/dev/null; ls /; ls /proc | grep -c '^[0-9]'; ls /tmp; cat mine; touch made"
+    )
+    said, status = await run(script, folder)
+    assert status == 0
+    assert not {"root", "home", "var", "srv", "work"} & set(said.split())
+    assert (folder / "made").exists()
+
+
+async def test_only_the_runs_own_folders_are_writable(folder: Path) -> None:
+    said, _ = await run(
+        "touch /usr/x /etc/x /bin/x 2>&1; touch inside && echo ok; touch /tmp/private && echo ok", folder
+    )
+    assert said.count("Read-only file system") == 2
+    assert said.count("ok") == 2
+    assert not Path("/tmp/private").exists()
+
+
+async def test_further_paths_can_be_read(folder: Path) -> None:
+    assert (await run(f"cat {__file__} | head -1; touch {__file__} || echo refused", folder, read=(__file__,)))[
+        0
+    ].endswith("refused\n")
+
+
+async def test_without_the_network(folder: Path) -> None:
+    assert (await run("cat /proc/net/dev | tail -n +3 | cut -d: -f1", folder, network=False))[0].split() == ["lo"]
+
+
+async def test_no_capability_and_no_way_to_remount(folder: Path) -> None:
+    said, _ = await run("grep CapEff /proc/self/status; mount -o remount,rw /usr 2>&1 || echo refused", folder)
+    assert "0000000000000000" in said
+    assert "refused" in said
+
+
+async def test_a_signal_reaches_the_cli_inside(folder: Path) -> None:
+    script = "trap 'echo got; exit 7' INT; echo ready; while :; do sleep .05; done"
+    job = Job(argv=("/bin/sh", "-c", script), env=ENV, cwd=str(folder), writable=(str(folder),))
+    async with open_containment("sandbox", lambda _: None) as containment, containment.start(job) as process:
+        assert await process.stdout.receive_some() == b"ready\n"
+        process.send_signal(signal.SIGINT)
+        assert await process.wait_exit() == 7
+
+
+async def test_a_hostile_tree_is_gone(folder: Path) -> None:
+    script = "setsid env -i /bin/sleep 60 & sh -c \"trap '' TERM; sleep 60; :\" & setsid sh -c 'sleep 60 & exit 0'; echo ready; sleep 60"
+    job = Job(argv=("/bin/sh", "-c", script), env=ENV, cwd=str(folder), writable=(str(folder),))
+    async with open_containment("sandbox", lambda _: None) as containment, containment.start(job) as process:
+        assert await process.stdout.receive_some() == b"ready\n"
+        process.end()
+        receipt = await process.wait_gone()
+    assert (receipt.survivors, receipt.killed >= 6) == (0, True)
+
+
+async def test_the_stand_in_answers_in_a_sandbox(fake: Backend) -> None:
+    import sys
+
+    read = (sys.prefix, sys.base_prefix, str(Path(fake_cli.FOLDER).parents[1]))
+    async with fake.serve(containment="sandbox", sandbox_read=read) as server:
+        said = await ask(
+            server, directive("tree", kinds=["setsid", "double_fork", "env_clear"], seconds=60, then="exit")
+        )
+    assert said.code == 1000
+    assert fake.ended[0].outcome.receipt.containment == "sandbox"
+
+
+@pytest.mark.real_cli
+async def test_the_real_cli_answers_and_its_tool_sees_nothing_of_others(real: Backend, folder: Path) -> None:
+    secret = folder / "secret-of-another"
+    secret.write_text("do not read")
+    command = f"cat {secret} /etc/shadow; ls /proc | grep -c '^[0-9]'; echo tool-done"
+    async with real.serve(containment="sandbox", cli_args="--allowed-tools=Bash") as server:
+        said = await ask(server, directive("bash", cmd=command))
+    told = json.dumps(said.of_type("user"))
+    assert said.code == 1000
+    assert "tool-done" in told
+    assert "do not read" not in told
+    assert str(real_cli())
+
+
+async def test_unattended_needs_a_sandbox_or_a_word(fake: Backend) -> None:
+    async with fake.serve(containment="sandbox", profile="unattended") as server:
+        assert server.port
+
+
+async def test_without_bubblewrap_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("shutil.which", lambda _: None)
+    with pytest.raises(ContainmentUnavailable, match="apt install bubblewrap"):
+        async with open_containment("sandbox", lambda _: None):
+            pytest.fail("opened")

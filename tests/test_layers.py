@@ -41,7 +41,7 @@ TABLE: dict[str, set[str]] = {
     "client": {"errors"},
     "testing": set(),
     "commands": {
-        "errors", "events", "config", "messages", "containment", "logs", "workplace", "embed", "server", "client", "testing",
+        "errors", "events", "config", "messages", "containment", "logs", "workplace", "engine", "embed", "server", "client", "testing",
         "__init__",
     },
     "__main__": {"commands"},

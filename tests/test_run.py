@@ -255,11 +255,11 @@ async def test_the_runs_folder_and_files(stage: Stage) -> None:
         assert (file.read_text(), file.stat().st_mode & 0o777) == ("be brief", 0o600)
         assert file.parent == Path(env["TMPDIR"])
         assert len(env["TMPDIR"]) <= 60
-        assert env["TRIO_CLAUDE_RUN"].startswith(f"{stage.workplace.server}:")
+        assert env["TRIO_CLAUDE_RUN"].startswith(f"{stage.workplace.home.server}:")
         cli.exit(0)
 
     await stage.play(script, stage.run(system_prompt="be brief"))
-    assert [entry.name for entry in stage.workplace.tmp.iterdir()] == ["lock"]
+    assert [entry.name for entry in stage.workplace.home.folder.iterdir()] == ["lock"]
 
 
 async def test_a_long_stderr_line_is_cut(stage: Stage) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from harness import Backend, ask, directive, real_cli
 
-from trio_claude.containment import Job, open_containment
+from trio_claude.containment import Job, Means, open_containment
 from trio_claude.errors import ContainmentUnavailable
 from trio_claude.testing import fake_cli
 
@@ -19,7 +19,7 @@ ENV = {"PATH": "/usr/bin:/bin", "TRIO_CLAUDE_RUN": "sandbox:1"}
 
 async def run(script: str, folder: Path, *, network: bool = True, read: tuple[str, ...] = ()) -> tuple[str, int]:
     job = Job(argv=("/bin/sh", "-c", script), env=ENV, cwd=str(folder), writable=(str(folder),))
-    async with open_containment("sandbox", lambda _: None, network=network, read=read) as containment:
+    async with open_containment("sandbox", lambda _: None, Means(network=network, read=read)) as containment:
         async with containment.start(job) as process:
             said = b"".join([bytes(chunk) async for chunk in process.stdout])
             status = await process.wait_exit()

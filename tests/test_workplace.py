@@ -55,8 +55,8 @@ async def test_folders_are_gone_whatever_a_run_left_in_them(folder: Path) -> Non
             inner = Path(job.env["TMPDIR"]) / "deep" / "er"
             inner.mkdir(parents=True)
             (inner / "file").write_text("x")
-        assert [entry.name for entry in workplace.tmp.iterdir()] == ["lock"]
-    assert not workplace.tmp.exists()
+        assert [entry.name for entry in workplace.home.folder.iterdir()] == ["lock"]
+    assert not workplace.home.folder.exists()
 
 
 async def test_a_workspace_that_is_a_link_is_refused(folder: Path) -> None:

@@ -118,6 +118,9 @@ class Config:
 
     sandbox_read: tuple[str, ...] = _option((), "further paths that a run in a sandbox may read")
     sandbox_network: bool = _option(default=True, text="a run in a sandbox has the network")
+    cgroup: str = _option("", "delegated cgroup v2 folder for runs; auto: the server's own group; empty: none")
+    memory_max: int = _option(0, "memory of a run, in its cgroup; 0: no limit", unit="bytes")
+    pids_max: int = _option(0, "processes of a run, in its cgroup; 0: no limit", unit="processes")
     user: str = _option("", "user whom the CLI becomes; only root can say so")
     limit_open_files: int = _option(0, "a process of a run may open; 0: as the server", unit="files")
     limit_processes: int = _option(0, "the run's user may have; 0: as the server", unit="processes")

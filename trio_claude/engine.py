@@ -12,7 +12,7 @@ from contextlib import asynccontextmanager
 import attrs
 
 from .config import Config
-from .containment import Containment, open_containment
+from .containment import Containment, Means, open_containment
 from .errors import ConfigError
 from .events import Observer, fan_out
 from .runs import Runs
@@ -28,6 +28,18 @@ class Engine:
     containment: Containment
     runs: Runs
     observer: Observer
+
+
+def means(config: Config, dead: tuple[str, ...] = ()) -> Means:
+    """Return what the containment is told of a configuration, and of dead servers whose groups it is to remove."""
+    return Means(
+        read=config.sandbox_read,
+        network=config.sandbox_network,
+        cgroup=config.cgroup,
+        memory_max=config.memory_max,
+        pids_max=config.pids_max,
+        dead=dead,
+    )
 
 
 @asynccontextmanager
@@ -46,8 +58,6 @@ async def open_engine(
         )
     async with (
         Workplace.open(config, os.environ if environ is None else environ) as workplace,
-        open_containment(
-            config.containment, observer, read=config.sandbox_read, network=config.sandbox_network
-        ) as containment,
+        open_containment(config.containment, observer, means(config, workplace.home.dead)) as containment,
     ):
         yield Engine(config, workplace, containment, Runs(workplace, containment, observer), observer)

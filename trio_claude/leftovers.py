@@ -30,22 +30,23 @@ SWEEPS = 100
 
 @attrs.frozen
 class Home:
-    """A server's folder, and the id by which its runs are marked."""
+    """A server's folder, the id by which its runs are marked, and the ids of the dead servers that were found."""
 
     folder: Path
     server: str
+    dead: tuple[str, ...]
 
 
 @asynccontextmanager
 async def open_home() -> AsyncIterator[Home]:
     """End and remove what dead servers left, then make a folder, lock it, and remove it in the end."""
     root = Path(_short_tmp())
-    await sweep(root)
+    dead = tuple(await sweep(root))
     folder = Path(tempfile.mkdtemp(prefix=PREFIX, dir=root))
     lock = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        yield Home(folder, folder.name.removeprefix(PREFIX))
+        yield Home(folder, folder.name.removeprefix(PREFIX), dead)
     finally:
         with trio.CancelScope(shield=True):
             await remove(folder)

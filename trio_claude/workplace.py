@@ -23,7 +23,7 @@ from . import stream_json
 from .config import Config
 from .containment import MARK, Job
 from .errors import ConfigError, SpawnFailed
-from .leftovers import open_home, remove
+from .leftovers import Home, open_home, remove
 from .messages import Options, Prompt
 
 INHERITED = (
@@ -96,7 +96,7 @@ def find_user(name: str) -> tuple[int, int] | None:
 class Workplace:
     """What all runs of one server share; made once, so that no run pays for a look at the disk.
 
-    Resource handling: `open` owns the folder `tmp`, in which each run has its own.
+    Resource handling: `open` owns the folder of `home`, in which each run has its own.
     """
 
     config: Config
@@ -104,8 +104,7 @@ class Workplace:
     environ: Mapping[str, str]
     cwd: str
     user: tuple[int, int] | None
-    tmp: Path
-    server: str
+    home: Home
 
     @classmethod
     @asynccontextmanager
@@ -119,7 +118,7 @@ class Workplace:
         async with open_home() as home:
             if user:
                 home.folder.chmod(0o711)
-            yield cls(config, str(program), inherited(environ, config.env), cwd, user, home.folder, home.server)
+            yield cls(config, str(program), inherited(environ, config.env), cwd, user, home)
 
     @asynccontextmanager
     async def job(self, run: str, prompt: Prompt, *, binds: bool) -> AsyncIterator[Job]:
@@ -127,7 +126,7 @@ class Workplace:
 
         Raises `SpawnFailed` where a folder can't be made.
         """
-        folder = self.tmp / run[:RUN_NAME]
+        folder = self.home.folder / run[:RUN_NAME]
         try:
             folder.mkdir(mode=0o700)
             job = self._job(run, prompt, folder, binds=binds)
@@ -154,7 +153,7 @@ class Workplace:
             **self.environ,
             **stream_json.environment(options),
             "TMPDIR": str(folder),
-            MARK: f"{self.server}:{run}",
+            MARK: f"{self.home.server}:{run}",
         }
         argv = (self.program, *words, *config.cli_arguments)
         pairs = self._own_sessions(folder) if binds else ()

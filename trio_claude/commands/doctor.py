@@ -19,6 +19,7 @@ import trio
 from ..config import Config
 from ..containment import open_containment
 from ..embed import open_run
+from ..engine import means
 from ..errors import ConfigError, TrioClaudeError
 from ..workplace import find_cli
 from .options import config_options, read_config
@@ -111,9 +112,7 @@ def login(environ: Mapping[str, str]) -> str:
 async def _containment(config: Config) -> Check:
     found = Check("containment", ok=False, found="not tried")
     try:
-        async with open_containment(
-            config.containment, lambda _: None, read=config.sandbox_read, network=config.sandbox_network
-        ) as containment:
+        async with open_containment(config.containment, lambda _: None, means(config)) as containment:
             found = Check("containment", ok=True, found=f"{containment.mode}: {containment.detail}")
     except* (TrioClaudeError, OSError, trio.TooSlowError) as group:
         found = Check("containment", ok=False, found=str(group.exceptions[0]))

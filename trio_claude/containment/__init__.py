@@ -12,26 +12,45 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
 
+import attrs
+
 from ..errors import ContainmentUnavailable
 from ..events import ContainmentReady, Observer
 from .base import MARK, Contained, Containment, Job
+from .cgroup import Cgroups
 from .marks import kill as kill_marked
 
 if TYPE_CHECKING:
     from .sandbox import Sandbox
 
-__all__ = ["MARK", "Contained", "Containment", "Job", "kill_marked", "open_containment"]
+__all__ = ["MARK", "Contained", "Containment", "Job", "Means", "kill_marked", "open_containment"]
+
+
+@attrs.frozen(kw_only=True)
+class Means:
+    """What a containment is told beside its mode.
+
+    `read` and `network` are for a sandbox. `cgroup` is a delegated folder of cgroup v2, "auto" for our own group, or empty
+    for none; `memory_max` (bytes) and `pids_max` (processes) need one. Groups of the servers in `dead` are removed.
+    """
+
+    read: tuple[str, ...] = ()
+    network: bool = True
+    cgroup: str = ""
+    memory_max: int = 0
+    pids_max: int = 0
+    dead: tuple[str, ...] = ()
 
 
 @asynccontextmanager
-async def open_containment(
-    mode: str, observer: Observer, *, read: tuple[str, ...] = (), network: bool = True
-) -> AsyncIterator[Containment]:
-    """Open the containment that `mode` names, or with "auto" the strongest that works here.
+async def open_containment(mode: str, observer: Observer, means: Means | None = None) -> AsyncIterator[Containment]:
+    """Open the containment that `mode` names, or with "auto" the strongest that works here, which is never a sandbox.
 
-    "auto" never takes a sandbox, which must be told what a run may `read` and whether it has the `network`. Raises
-    `ContainmentUnavailable` where a named mode can't be had.
+    Raises `ContainmentUnavailable` where a named mode, or a cgroup that is asked for, can't be had.
     """
+    means = means or Means()
+    if (means.memory_max or means.pids_max) and not means.cgroup:
+        raise ContainmentUnavailable('memory_max and pids_max need a cgroup: name a delegated one, or "auto"')
     if mode == "group" or (mode == "auto" and sys.platform != "linux"):
         from .group import GroupContainment
 
@@ -42,8 +61,10 @@ async def open_containment(
         raise ContainmentUnavailable(f"containment {mode!r} needs Linux; this is {sys.platform}")
     from .supervisor import SupervisorContainment
 
-    sandbox = _sandbox(read, network=network) if mode == "sandbox" else None
-    async with SupervisorContainment.open(observer, "namespace" if mode == "auto" else mode, sandbox) as containment:
+    sandbox = _sandbox(means.read, network=means.network) if mode == "sandbox" else None
+    cgroups = _cgroups(means) if means.cgroup else None
+    wanted = "namespace" if mode == "auto" else mode
+    async with SupervisorContainment.open(observer, wanted, sandbox, cgroups) as containment:
         if (why := await containment.probe()) and mode != "auto":
             raise ContainmentUnavailable(f"containment {mode!r} can't be had here: {why}")
         if why:
@@ -60,3 +81,11 @@ def _sandbox(read: tuple[str, ...], *, network: bool) -> Sandbox:
     if not program:
         raise ContainmentUnavailable("containment 'sandbox' needs bubblewrap: apt install bubblewrap")
     return Sandbox(program, read, network)
+
+
+def _cgroups(means: Means) -> Cgroups:
+    """Return where runs get their groups, without those of dead servers. Raises `ContainmentUnavailable`."""
+    cgroups = Cgroups.find(means.cgroup, means.memory_max, means.pids_max)
+    for server in means.dead:
+        cgroups.sweep(server)
+    return cgroups

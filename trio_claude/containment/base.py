@@ -39,6 +39,8 @@ class Job:
     """The user and group that the CLI becomes; only root can say so."""
     writable: tuple[str, ...] = ()
     """Where a run may write; only a sandbox keeps it to that."""
+    cgroup: str | None = None
+    """The folder of the control group that the CLI joins before it is the CLI."""
     depth: int = 0
     """How many processes of a wrapper stand between the one that is started and the CLI."""
 

@@ -13,7 +13,8 @@ With `namespace` in its job a supervisor puts the CLI into a PID and mount names
 the run sees none of its guardians, and when the init ends, the kernel ends everything in the namespace.
 
 The wire is a SOCK_SEQPACKET socket, one bounded JSON object a packet.
-    server -> zygote      {"argv", "env", "cwd", "limits", "namespace", "binds", "user", "depth"}
+    server -> zygote      {"argv", "env", "cwd", "limits", "namespace", "binds", "user", "depth",
+                          "cgroup"}
                           with the descriptors stdin, stdout, stderr, lifeline
     zygote -> server      {"ready": pid}, {"swept": [supervisor, ...], "seen": n, "killed": n}
     supervisor -> server  {"guardian": pid}; {"started": pid} or {"failed": errno, "what": text};
@@ -178,6 +179,13 @@ def apply_limits(limits: dict[str, int]) -> None:
         resource.setrlimit(getattr(resource, name), (value, value))
 
 
+def join(cgroup: str | None) -> None:
+    """Join a control group, where the job says so."""
+    if cgroup:
+        with open(f"{cgroup}/cgroup.procs", "w") as file:
+            file.write("0")
+
+
 def become_user(user: list[int] | None) -> None:
     """Become another user, where the job says so, and give up what capabilities a namespace gave us."""
     if user:
@@ -201,6 +209,8 @@ def become_cli(job: dict[str, Any], pipes: list[int], report: int) -> NoReturn:
             signal.signal(number, signal.SIG_DFL)
         signal.pthread_sigmask(signal.SIG_SETMASK, [])
         apply_limits(job["limits"])
+        what = "cgroup"
+        join(job["cgroup"])
         what = "user"
         become_user(job["user"])
         what = "cwd"

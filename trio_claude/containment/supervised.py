@@ -11,6 +11,7 @@ import errno
 import math
 import os
 import signal
+from collections.abc import Callable
 from typing import Any
 
 import trio
@@ -43,6 +44,8 @@ class Supervised(Contained):
         self._lifeline = lifeline
         self._mark = mark
         self._mode = mode
+        self.kill: Callable[[], None] = lambda: None
+        """What ends the tree beside the supervisor."""
         self._guardian = 0
         self._pidfd = -1
         self.status = None
@@ -89,6 +92,7 @@ class Supervised(Contained):
     def end(self) -> None:
         """Begin to end the whole tree."""
         self._decided = min(self._decided, trio.current_time())
+        self.kill()
         with contextlib.suppress(OSError):
             self._lifeline.send({"end": True})
 

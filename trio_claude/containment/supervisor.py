@@ -10,16 +10,18 @@ import contextlib
 import os
 import shutil
 import socket
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import Any
 
+import attrs
 import trio
 
 from ..errors import SpawnFailed
 from ..events import GuardianLost, Observer
 from ..services import open_services
 from .base import MARK, PROOF_TIMEOUT, START_TIMEOUT, Contained, Containment, Job
+from .cgroup import Cgroups
 from .sandbox import Sandbox
 from .supervised import CONTINUE_GRACE, Supervised, why
 from .zygote import Packets, Zygote
@@ -39,11 +41,12 @@ class SupervisorContainment(Containment):
     Resource handling: `open` keeps one zygote alive and starts the next when it dies; leaving it ends every run.
     """
 
-    def __init__(self, observer: Observer, mode: str, sandbox: Sandbox | None) -> None:
+    def __init__(self, observer: Observer, mode: str, sandbox: Sandbox | None, cgroups: Cgroups | None) -> None:
         self.mode: str = mode
         self.detail: str = DETAILS[mode]
         self.binds: bool = mode != "supervisor"
         self._sandbox = sandbox
+        self._cgroups = cgroups
         self._observer = observer
         self._zygote: Zygote | None = None
         self._ready = trio.Event()
@@ -51,10 +54,14 @@ class SupervisorContainment(Containment):
     @classmethod
     @asynccontextmanager
     async def open(
-        cls, observer: Observer, mode: str = "supervisor", sandbox: Sandbox | None = None
+        cls,
+        observer: Observer,
+        mode: str = "supervisor",
+        sandbox: Sandbox | None = None,
+        cgroups: Cgroups | None = None,
     ) -> AsyncIterator[SupervisorContainment]:
         """Start the zygote. Raises OSError, or trio.TooSlowError where it does not answer."""
-        containment = cls(observer, mode, sandbox)
+        containment = cls(observer, mode, sandbox, cgroups)
         async with open_services() as services:
             services.start_soon(containment._keep_zygote)
             with trio.fail_after(START_TIMEOUT):
@@ -92,16 +99,28 @@ class SupervisorContainment(Containment):
 
     def start(self, job: Job) -> AbstractAsyncContextManager[Contained]:
         """Start `job` below a supervisor of its own."""
-        return self._start(self._sandbox.wrap(job) if self._sandbox else job)
+        wrapped = self._sandbox.wrap(job) if self._sandbox else job
+        return self._start_grouped(wrapped, self._cgroups) if self._cgroups else self._start(wrapped)
 
     @asynccontextmanager
-    async def _start(self, job: Job) -> AsyncIterator[Contained]:
+    async def _start_grouped(self, job: Job, cgroups: Cgroups) -> AsyncIterator[Contained]:
+        """Start `job` in a control group of its own."""
+        group = cgroups.make(job.env.get(MARK, "unmarked").replace(":", "-"))
+        try:
+            async with self._start(attrs.evolve(job, cgroup=str(group)), lambda: cgroups.kill(group)) as process:
+                yield process
+        finally:
+            cgroups.remove(group)
+
+    @asynccontextmanager
+    async def _start(self, job: Job, kill: Callable[[], None] = lambda: None) -> AsyncIterator[Contained]:
         with trio.move_on_after(START_TIMEOUT):
             await self._ready.wait()
         zygote = self._zygote
         if zygote is None or not zygote.alive:
             raise SpawnFailed("no zygote answers; the next one is being started")
         theirs, process = _open_run(zygote, job, self.mode)
+        process.kill = kill
         try:
             try:
                 await _hand_over(zygote, _packet(job, namespace=self.mode == "namespace"), theirs)
@@ -125,6 +144,7 @@ def _packet(job: Job, *, namespace: bool) -> dict[str, Any]:
         "binds": job.binds,
         "user": job.user,
         "depth": job.depth,
+        "cgroup": job.cgroup,
     }
 
 

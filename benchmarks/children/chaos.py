@@ -10,6 +10,9 @@ Rule 1: those two are done only by a process that has verified that all it can r
 for this is started thousands of times.
 """
 
+# pathlib and contextlib cost milliseconds:
+# ruff: noqa: PTH110, PTH115, PTH123, PTH208, SIM105
+
 import os
 import select
 import signal
@@ -17,7 +20,7 @@ import sys
 import time
 
 LIFE = 100
-"""Seconds, by an alarm; what is stopped is ended by its keeper, and by the kernel when its process group is orphaned."""
+"""Seconds, by an alarm; what is stopped is ended by its keeper, or by the kernel once its process group is orphaned."""
 HOP = 0.002
 """Seconds that a generation of a comet lives."""
 GO_POLL = 0.005
@@ -258,6 +261,8 @@ def be_init(command):
     if not os.fork():
         os.dup2(os.open("/dev/null", os.O_RDONLY), 0)
         os.execvp(command[0], command)
+    os.close(1)
+    os.close(2)  # so that their end is the end of what was run
     poll = select.poll()
     poll.register(0, select.POLLIN)
     while not poll.poll(REAP_POLL):

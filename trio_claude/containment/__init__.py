@@ -30,7 +30,7 @@ __all__ = ["MARK", "Contained", "Containment", "Job", "Means", "kill_marked", "o
 class Means:
     """What a containment is told beside its mode.
 
-    `read` and `network` are for a sandbox. `cgroup` is a delegated folder of cgroup v2, "auto" for our own group, or empty
+    `read` and `network` are for a sandbox. `cgroup` is a delegated folder of cgroup v2, "auto" for our own group, empty
     for none; `memory_max` (bytes) and `pids_max` (processes) need one. Groups of the servers in `dead` are removed.
     """
 

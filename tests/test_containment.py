@@ -226,9 +226,9 @@ trio.run(main)
 """
 
 
-@pytest.mark.parametrize("how", ["plain", "fork"])
+@pytest.mark.parametrize("how", ["plain", "fork", "stopped supervisor", "stopped zygote"])
 async def test_a_killed_server_leaves_nothing(how: str) -> None:
-    """Also where a forked copy of the server still holds the lifeline."""
+    """Also where a forked copy of the server still holds the lifeline, and where a run has stopped a guardian."""
     before = _sleepers()
     async with trio.open_nursery() as nursery:
         server = await nursery.start(
@@ -240,9 +240,14 @@ async def test_a_killed_server_leaves_nothing(how: str) -> None:
         cli = int(await server.stdout.receive_some())
         assert alive(cli)
         await until(lambda: len(_sleepers() - before) >= 6)
+        supervisor = _parent(cli)
+        zygote = _parent(supervisor)
+        if how.startswith("stopped"):
+            os.kill(supervisor if how == "stopped supervisor" else zygote, signal.SIGSTOP)
         server.kill()
         await until(lambda: not _sleepers() - before, 3)
         assert not alive(cli)
+        await until(lambda: not alive(zygote), 3)
 
 
 def _sleepers() -> set[int]:

@@ -77,7 +77,7 @@ def test_the_guard_takes_any_bytes(data: bytes) -> None:
 
 
 async def test_a_quiet_client_that_answers_pings_stays(fake: Backend) -> None:
-    async with fake.serve(ping_interval=0.1, ping_timeout=0.1, timeout=1.5) as server, connect(server) as socket:
+    async with fake.serve(ping_interval=0.1, ping_timeout=1, timeout=2.5) as server, connect(server) as socket:
         await socket.send_message(SILENT)
         assert (await listen(socket)).reason.startswith("timed out")
 

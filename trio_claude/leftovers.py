@@ -94,4 +94,7 @@ async def remove(folder: Path) -> None:
             (folder / "sessions").rmdir()
         folder.rmdir()
     except OSError:
-        await trio.to_thread.run_sync(lambda: shutil.rmtree(folder, ignore_errors=True))
+        try:
+            await trio.to_thread.run_sync(lambda: shutil.rmtree(folder, ignore_errors=True))
+        except RuntimeError:  # no thread is to be had; better slow than left behind
+            shutil.rmtree(folder, ignore_errors=True)

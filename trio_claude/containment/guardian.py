@@ -47,6 +47,10 @@ PACKET_LIMIT = 192 * 1024
 DESCRIPTORS = 4
 SWEEP_PAUSE = 0.002
 """Seconds between two rounds of a sweep that finds processes which can't be killed."""
+OUTLIVE_GRACE = 5.0
+"""Seconds that supervisors get, once the server is gone, before the zygote does their work."""
+OUTLIVE_POLL = 0.05
+"""Seconds between two looks at the supervisors that are left then."""
 STRAY_POLL = 0.01
 """Seconds between two looks at orphans that are being ended."""
 
@@ -278,6 +282,7 @@ class Space:
             what = "capabilities"
             bound_capabilities()
             prctl(PR_SET_DUMPABLE, 0)
+            what = "fork"
             self.be_init(job, pipes)
         except OSError as error:
             self.theirs.send(json.dumps({"failed": error.errno, "what": what}).encode())
@@ -358,6 +363,7 @@ class Supervisor:
         self.pipes = pipes
         self.lifeline = lifeline
         self.server = server
+        self.zygote: int = os.getppid()
         self.count: Count = Count()
         self.cli: int = 0
 
@@ -372,13 +378,18 @@ class Supervisor:
             return
         if self.watch(wake):
             self.sweep()
+        if os.getppid() == self.zygote:
+            os.kill(self.zygote, signal.SIGCONT)  # a run may have stopped it, and nobody else may be left to wake it
         more = self.space.reaped() if self.space else 0
         self.say({"gone": True, "seen": len(self.count.seen) + more, "killed": len(self.count.killed)})
 
     def start(self) -> bool:
         """Start the CLI; tell the server its pid, or why there is none."""
         self.say({"guardian": os.getpid()})
-        failure = self.start_within(self.space) if self.space else self.start_here()
+        try:
+            failure = self.start_within(self.space) if self.space else self.start_here()
+        except OSError as error:
+            failure = {"failed": error.errno, "what": "fork"}
         for pipe in self.pipes:
             os.close(pipe)
         if failure:
@@ -553,12 +564,19 @@ class Zygote:
         self.outlive()
 
     def outlive(self) -> None:
-        """Stay, without a server, until no child is left."""
+        """Stay, without a server, until no child is left; wake supervisors that a run has stopped, then end them."""
         self.control.close()
         poll = select.poll()
         poll.register(self.wake, select.POLLIN)
+        patience = time.monotonic() + OUTLIVE_GRACE
         while self.collect():
-            poll.poll(self.pause())
+            self.urge(signal.SIGCONT if time.monotonic() < patience else signal.SIGKILL)
+            poll.poll(OUTLIVE_POLL * 1000)
+
+    def urge(self, number: int) -> None:
+        """Send a signal to every supervisor; they are our children, so their pids are theirs."""
+        for pid in self.supervisors:
+            os.kill(pid, number)
 
     def pause(self) -> float | None:
         """Return for how many milliseconds to wait at most."""

@@ -18,7 +18,7 @@ import attrs
 import trio
 
 from ..errors import SpawnFailed
-from ..events import GuardianLost, Observer
+from ..events import GuardianLost, Observer, Strained
 from ..services import open_services
 from .base import MARK, PROOF_TIMEOUT, START_TIMEOUT, Contained, Containment, Job
 from .cgroup import Cgroups
@@ -86,16 +86,27 @@ class SupervisorContainment(Containment):
     async def _keep_zygote(self) -> None:
         """Keep one zygote alive."""
         while True:
-            zygote = self._zygote = Zygote()
             try:
-                await zygote.follow(self._ready)
-            finally:
-                zygote.close()
-                self._ready = trio.Event()
-                with trio.move_on_after(PROOF_TIMEOUT, shield=True):
-                    await zygote.wait_exit()
-            self._observer(GuardianLost("zygote"))
+                self._zygote = Zygote()
+            except OSError as error:
+                if self._zygote is None:
+                    raise
+                self._observer(Strained(f"the next zygote: {error.strerror}", over=False))
+            else:
+                await self._follow_zygote(self._zygote)
+                self._observer(GuardianLost("zygote"))
             await trio.sleep(RESTART_PAUSE)
+
+    async def _follow_zygote(self, zygote: Zygote) -> None:
+        """Hear a zygote until it is gone, and give it up then."""
+        try:
+            await zygote.follow(self._ready)
+        finally:
+            zygote.close()
+            if self._ready.is_set():
+                self._ready = trio.Event()
+            with trio.move_on_after(2 * PROOF_TIMEOUT, shield=True):
+                await zygote.wait_exit()
 
     def start(self, job: Job) -> AbstractAsyncContextManager[Contained]:
         """Start `job` below a supervisor of its own."""

@@ -78,8 +78,12 @@ class Zygote:
     def __init__(self) -> None:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         ours.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 2 * PACKET_LIMIT)
+        try:
+            self.process: subprocess.Popen[bytes] = _exec_guardian(theirs)
+        except OSError:
+            ours.close()
+            raise
         self.control: Packets = Packets(ours)
-        self.process: subprocess.Popen[bytes] = _exec_guardian(theirs)
         self.alive: bool = True
         self._lost: dict[int, Swept] = {}
         self._news = trio.Condition()
@@ -119,6 +123,8 @@ class Zygote:
 
     async def wait_exit(self) -> None:
         """Wait for the zygote's own end."""
+        if self.process.poll() is not None:
+            return
         descriptor = os.pidfd_open(self.process.pid)
         try:
             await trio.lowlevel.wait_readable(descriptor)
@@ -127,25 +133,31 @@ class Zygote:
             os.close(descriptor)
 
     def close(self) -> None:
-        """Give the zygote up."""
+        """Give the zygote up; it may have been stopped."""
         self.control.close()
+        self.wake()
 
 
 def _exec_guardian(control: socket.socket) -> subprocess.Popen[bytes]:
-    """Start the zygote, under a name of its own and with nothing of our environment."""
-    source = os.open(GUARDIAN, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        return subprocess.Popen(
-            ["trio-claude-zygote", "-s", "-S", "-P", f"/dev/fd/{source}", str(control.fileno()), str(os.getpid())],
-            executable=getattr(sys, "_base_executable", sys.executable),
-            env={"PYTHONHOME": f"{sys.base_prefix}:{sys.base_exec_prefix}", "LC_ALL": "C.UTF-8"},
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-            pass_fds=(source, control.fileno()),
-            cwd="/",
-            start_new_session=True,
-        )
-    finally:
-        os.close(source)
-        control.close()
+    """Start the zygote, under a name of its own and with nothing of our environment. Raises OSError."""
+    with control:
+        source = os.open(GUARDIAN, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            return _exec(source, control)
+        finally:
+            os.close(source)
+
+
+def _exec(source: int, control: socket.socket) -> subprocess.Popen[bytes]:
+    """Start the zygote from its file's descriptor: no path that names Python shows in `ps`."""
+    return subprocess.Popen(
+        ["trio-claude-zygote", "-s", "-S", "-P", f"/dev/fd/{source}", str(control.fileno()), str(os.getpid())],
+        executable=getattr(sys, "_base_executable", sys.executable),
+        env={"PYTHONHOME": f"{sys.base_prefix}:{sys.base_exec_prefix}", "LC_ALL": "C.UTF-8"},
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        pass_fds=(source, control.fileno()),
+        cwd="/",
+        start_new_session=True,
+    )

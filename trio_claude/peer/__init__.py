@@ -122,8 +122,9 @@ class Peer:
             elif asked >= self._wire.heard + interval:
                 with contextlib.suppress(trio.BrokenResourceError):
                     self._wire.post(head(PING, 0))
-                await trio.sleep(timeout)
-                if self._wire.heard < asked and not self._wire.writing:
+                with trio.move_on_after(timeout) as patience:
+                    await self._wire.wait_heard()
+                if patience.cancelled_caught and not self._wire.writing:
                     self._wire.abort()
 
     async def _flush(self) -> None:

@@ -60,6 +60,7 @@ class Wire(trio.abc.Stream):
         self.start_flush: Callable[[], None] = lambda: None
         self.why_closed: Callable[[], Closed | None] = lambda: None
         self.heard: float = trio.current_time()
+        self._hearing: trio.Event | None = None
         self.close_sent: int | None = None
         self.broken: bool = False
 
@@ -75,10 +76,17 @@ class Wire(trio.abc.Stream):
         data, self._early = self._early, b""
         data = data or await self._receive(max_bytes or RECEIVE_SIZE)
         self.heard = trio.current_time()
+        if self._hearing is not None:
+            self._hearing.set()
         if wrong := self._guard.feed(data):
             self.post(close_frame(CloseCode.TOO_LONG, wrong))
             return b""
         return data
+
+    async def wait_heard(self) -> None:
+        """Wait until the client is heard again."""
+        self._hearing = trio.Event()
+        await self._hearing.wait()
 
     async def _receive(self, max_bytes: int) -> bytes:
         while True:

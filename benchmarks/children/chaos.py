@@ -11,7 +11,6 @@ for this is started thousands of times.
 """
 
 # pathlib and contextlib cost milliseconds:
-# ruff: noqa: PTH110, PTH115, PTH123, PTH208, SIM105
 
 import os
 import select

@@ -54,6 +54,7 @@ OUTLIVE_POLL = 0.05
 STRAY_POLL = 0.01
 """Seconds between two looks at orphans that are being ended."""
 
+PR_SET_PDEATHSIG = 1
 PR_SET_NAME = 15
 PR_SET_DUMPABLE = 4
 PR_SET_CHILD_SUBREAPER = 36
@@ -664,6 +665,7 @@ def main(control: int, server_pid: int) -> None:
     os.close(int(sys.argv[0].rpartition("/")[2]))  # this file, from which we were read
     rename(b"trio-claude-zyg")
     prctl(PR_SET_DUMPABLE, 0)
+    prctl(PR_SET_PDEATHSIG, signal.SIGCONT)  # a run may have stopped us, and then the server dies
     prctl(PR_SET_NO_NEW_PRIVS, 1)
     prctl(PR_SET_CHILD_SUBREAPER, 1)
     gc.collect()

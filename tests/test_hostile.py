@@ -1,6 +1,6 @@
 """Rule: whatever one client does, the others are served, nothing is left of it, and no exception is unforeseen.
 
-The short form; `python benchmarks/hostile.py` goes on with the same families for thousands of connections.
+The short form; `python benchmarks/hostile_clients.py` goes on with the same families for thousands of connections.
 """
 
 from __future__ import annotations

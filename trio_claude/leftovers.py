@@ -42,10 +42,11 @@ async def open_home() -> AsyncIterator[Home]:
     """End and remove what dead servers left, then make a folder, lock it, and remove it in the end."""
     root = Path(_short_tmp())
     dead = tuple(await sweep(root))
-    folder = Path(tempfile.mkdtemp(prefix=PREFIX, dir=root))
-    lock = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    hidden = Path(tempfile.mkdtemp(prefix=f".{PREFIX}", dir=root))
+    lock = os.open(hidden / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # before another server's sweep can see the folder
+    folder = hidden.rename(root / hidden.name[1:])
     try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         yield Home(folder, folder.name.removeprefix(PREFIX), dead)
     finally:
         with trio.CancelScope(shield=True):

@@ -85,6 +85,14 @@ def call(name: str, *words: Any) -> None:
         raise OSError(number, f"{name}: {os.strerror(number)}")
 
 
+def rouse(pid: int) -> None:
+    """Continue a guardian that a run may have stopped, where nobody else may be left to do it."""
+    try:
+        os.kill(pid, signal.SIGCONT)
+    except OSError:
+        pass
+
+
 def rename(name: bytes) -> None:
     """Set this process's name as `ps` and `pkill` see it (at most 15 bytes)."""
     prctl(PR_SET_NAME, ctypes.c_char_p(name))
@@ -380,7 +388,7 @@ class Supervisor:
         if self.watch(wake):
             self.sweep()
         if os.getppid() == self.zygote:
-            os.kill(self.zygote, signal.SIGCONT)  # a run may have stopped it, and nobody else may be left to wake it
+            rouse(self.zygote)
         more = self.space.reaped() if self.space else 0
         self.say({"gone": True, "seen": len(self.count.seen) + more, "killed": len(self.count.killed)})
 

@@ -49,6 +49,7 @@ class SupervisorContainment(Containment):
         self._cgroups = cgroups
         self._observer = observer
         self._zygote: Zygote | None = None
+        self._strained = False
         self._ready = trio.Event()
 
     @classmethod
@@ -87,15 +88,23 @@ class SupervisorContainment(Containment):
         """Keep one zygote alive."""
         while True:
             try:
-                self._zygote = Zygote()
-            except OSError as error:
+                zygote = Zygote()
+            except OSError:
                 if self._zygote is None:
                     raise
-                self._observer(Strained(f"the next zygote: {error.strerror}", over=False))
+                self._strain(on=True)
             else:
-                await self._follow_zygote(self._zygote)
+                self._zygote = zygote
+                self._strain(on=False)
+                await self._follow_zygote(zygote)
                 self._observer(GuardianLost("zygote"))
             await trio.sleep(RESTART_PAUSE)
+
+    def _strain(self, *, on: bool) -> None:
+        """Tell when no zygote can be started, and when one can be again."""
+        if on != self._strained:
+            self._strained = on
+            self._observer(Strained("what a zygote needs", over=not on))
 
     async def _follow_zygote(self, zygote: Zygote) -> None:
         """Hear a zygote until it is gone, and give it up then."""

@@ -83,6 +83,13 @@ class Zygote:
         except OSError:
             ours.close()
             raise
+        try:
+            self._pidfd = os.pidfd_open(self.process.pid)
+        except OSError:
+            ours.close()
+            self.process.kill()
+            self.process.wait()
+            raise
         self.control: Packets = Packets(ours)
         self.alive: bool = True
         self._lost: dict[int, Swept] = {}
@@ -123,14 +130,11 @@ class Zygote:
 
     async def wait_exit(self) -> None:
         """Wait for the zygote's own end."""
-        if self.process.poll() is not None:
-            return
-        descriptor = os.pidfd_open(self.process.pid)
         try:
-            await trio.lowlevel.wait_readable(descriptor)
+            await trio.lowlevel.wait_readable(self._pidfd)
             self.process.wait()
         finally:
-            os.close(descriptor)
+            os.close(self._pidfd)
 
     def close(self) -> None:
         """Give the zygote up; it may have been stopped."""

@@ -1,6 +1,6 @@
 """Hostile clients by the thousand against a server in a process of its own.
 
-    python benchmarks/hostile.py --connections 10000 --families all --seed N
+    python benchmarks/hostile_clients.py --connections 10000 --families all --seed N
 
 The families are those of `tests/support/hostile.py`; `--families` takes names or patterns with commas between. The
 server has the default limits and the fake CLI. Between the hostile connections come polite ones, whose answers are

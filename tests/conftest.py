@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import os
 import shutil
+import subprocess
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import pytest
-from harness import Backend, open_backend, real_cli, short_folder
+from harness import Backend, cgroup2, open_backend, real_cli, short_folder
 
 REQUIRED = os.environ.get("CI") == "true"
 """In CI a missing real part is a failure."""
+
+
+def _works(*words: str) -> bool:
+    return bool(shutil.which(words[0])) and subprocess.run(words, capture_output=True, check=False).returncode == 0
 
 
 def _missing(marker: str) -> str | None:
@@ -24,15 +29,17 @@ def _missing(marker: str) -> str | None:
         return "Chromium is not installed"
     if marker == "sandbox" and not shutil.which("bwrap"):
         return "bubblewrap is not installed"
-    if marker == "netns" and (os.getuid() or not shutil.which("ip")):
-        return "network namespaces need root and iproute2"
-    if marker == "root" and os.getuid():
-        return "this user is not root"
+    if marker == "netns" and not _works("unshare", "--net", "ip", "link"):
+        return "network namespaces need root's capabilities and iproute2"
+    if marker == "root" and (os.getuid() or not _works("unshare", "--mount", "true")):
+        return "this user is not root, or has not its capabilities"
+    if marker == "cgroup" and not any(os.access(place, os.W_OK) for place in cgroup2()):
+        return "there is no cgroup v2 hierarchy in which groups can be made"
     return None
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
-    for marker in ("real_cli", "node", "browser", "netns", "root", "sandbox"):
+    for marker in ("real_cli", "node", "browser", "netns", "root", "sandbox", "cgroup"):
         if item.get_closest_marker(marker) and (why := _missing(marker)):
             if REQUIRED:
                 pytest.fail(f"required in CI: {why}")

@@ -8,30 +8,20 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from harness import alive
+from harness import alive, cgroup2
 
 from trio_claude.containment import Job, Means, open_containment
 from trio_claude.containment.cgroup import Cgroups
 from trio_claude.errors import ContainmentUnavailable
 
-pytestmark = pytest.mark.root
+pytestmark = [pytest.mark.root, pytest.mark.cgroup]
 ENV = {"PATH": os.environ["PATH"], "TRIO_CLAUDE_RUN": "server:run"}
-
-
-def hierarchy() -> Path | None:
-    for line in Path("/proc/self/mounts").read_text().splitlines():
-        fields = line.split()
-        if fields[2] == "cgroup2":
-            return Path(fields[1])
-    return None
 
 
 @pytest.fixture
 def delegated() -> Iterator[Path]:
     """A group for the test, as an operator would delegate it."""
-    top = hierarchy()
-    assert top, "there is no cgroup v2 hierarchy here"
-    group = top / f"tct-{os.getpid()}"
+    group = cgroup2()[0] / f"tct-{os.getpid()}"
     group.mkdir()
     yield group
     group.rmdir()

@@ -27,15 +27,7 @@ SLOW = {"supervisor-stop"}
 COUNT = 64
 LONG = 2000
 
-
-@pytest.fixture(scope="module", autouse=True)
-def cgroup2() -> None:
-    try:
-        chaos.find_cgroup2()
-    except OSError as error:
-        if os.environ.get("CI") == "true":
-            pytest.fail(f"required in CI: a cgroup2 in which groups can be made: {error}")
-        pytest.skip(f"no cgroup2 in which groups can be made: {error}")
+pytestmark = pytest.mark.cgroup
 
 
 @pytest.mark.parametrize("mode", ["supervisor", "namespace"])

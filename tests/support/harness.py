@@ -210,6 +210,12 @@ def short_folder() -> Iterator[Path]:
         yield Path(folder)
 
 
+def cgroup2() -> list[Path]:
+    """Return where cgroup v2 is mounted."""
+    mounts = [line.split() for line in Path("/proc/self/mounts").read_text().splitlines()]
+    return [Path(fields[1]) for fields in mounts if fields[2] == "cgroup2"]
+
+
 async def until(check: object, seconds: float = 5) -> None:
     """Wait until `check()` is true. Raises trio.TooSlowError."""
     with trio.fail_after(seconds):

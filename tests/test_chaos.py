@@ -34,7 +34,7 @@ pytestmark = pytest.mark.cgroup
 def test_nothing_outlives_a_run(mode: str, folder: Path, long: bool) -> None:
     print(f"CHAOS_SEED={SEED}")
     if mode == "namespace" and not chaos.can_cage():
-        pytest.skip("no PID namespace can be made here")
+        (pytest.fail if os.environ.get("CI") == "true" else pytest.skip)("no PID namespace can be made here")
     names = [
         name for name, ending in chaos.ENDINGS.items() if mode not in ending.unpromised and (long or name not in SLOW)
     ]

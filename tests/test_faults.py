@@ -9,19 +9,30 @@ import contextlib
 import json
 import os
 import random
-import resource
 import secrets
 import signal
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
 import attrs
 import pytest
 import trio
-from harness import Backend, Said, alive, ask, bearing, connect, descriptors, directive, listen, until
+from harness import (
+    Backend,
+    Said,
+    alive,
+    ask,
+    bearing,
+    connect,
+    descriptors,
+    directive,
+    few_descriptors,
+    listen,
+    until,
+)
 
 from trio_claude.events import Crashed, GuardianLost, Receipt, RunEnded, RunStarted
 from trio_claude.server import Server
@@ -242,20 +253,6 @@ async def test_a_zygote_killed_while_it_starts_delays_nobody(fake: Backend) -> N
 
 
 # -- no descriptors ---------------------------------------------------------------------------------------------------
-
-
-@contextlib.contextmanager
-def few_descriptors(spare: int) -> Iterator[None]:
-    """Leave this process just `spare` descriptors."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    taken = {number for number in range(min(soft, 10_000)) if Path(f"/proc/self/fd/{number}").is_symlink()}
-    free = (number for number in range(soft) if number not in taken)
-    limit = [next(free) for _ in range(spare + 1)][-1]
-    resource.setrlimit(resource.RLIMIT_NOFILE, (limit, hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
 @MODES

@@ -4,34 +4,17 @@ from __future__ import annotations
 
 import contextlib
 import json
-import resource
 import socket
 import time
-from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 import trio
-from harness import Backend, ask, connect, descriptors, directive, listen, until
+from harness import Backend, ask, connect, descriptors, directive, few_descriptors, listen, until
 
 from trio_claude import Config, serve
 from trio_claude.admission import Doorstep
 from trio_claude.errors import ConfigError
 from trio_claude.events import Refused, Strained
-
-
-@contextlib.contextmanager
-def few_descriptors(spare: int) -> Iterator[None]:
-    """Leave this process just `spare` descriptors."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    taken = {number for number in range(min(soft, 10_000)) if Path(f"/proc/self/fd/{number}").is_symlink()}
-    free = (number for number in range(soft) if number not in taken)
-    limit = [next(free) for _ in range(spare + 1)][-1]
-    resource.setrlimit(resource.RLIMIT_NOFILE, (limit, hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
 def test_the_doorstep_counts_in_all_and_by_address() -> None:

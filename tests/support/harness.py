@@ -6,6 +6,7 @@ import base64
 import importlib.util
 import json
 import os
+import resource
 import secrets
 import sys
 import tempfile
@@ -208,6 +209,20 @@ def short_folder() -> Iterator[Path]:
     """A folder whose path leaves room for the CLI's sockets."""
     with tempfile.TemporaryDirectory(prefix="tct-", dir="/tmp") as folder:
         yield Path(folder)
+
+
+@contextmanager
+def few_descriptors(spare: int) -> Iterator[None]:
+    """Leave this process just `spare` descriptors."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    taken = {number for number in range(min(soft, 10_000)) if Path(f"/proc/self/fd/{number}").is_symlink()}
+    free = (number for number in range(soft) if number not in taken)
+    limit = [next(free) for _ in range(spare + 1)][-1]
+    resource.setrlimit(resource.RLIMIT_NOFILE, (limit, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
 def cgroup2() -> list[Path]:

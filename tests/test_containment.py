@@ -290,7 +290,7 @@ async def test_a_killed_supervisor_takes_its_namespace_along() -> None:
         script = "setsid env -i /bin/sleep 60 & sleep 60 & echo; sleep 60"
         async with containment.start(shell(script, env=marked("orphan"))) as process:
             await process.stdout.receive_some()
-            os.kill(_parent(_parent(process.pid)), signal.SIGKILL)
+            os.kill(_parent(process.pid), signal.SIGKILL)
             await until(lambda: not alive(process.pid), 2)
             receipt = await process.wait_gone()
     assert receipt.survivors == 0

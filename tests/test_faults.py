@@ -57,10 +57,9 @@ def name(pid: int) -> str:
 
 
 def supervisor(cli: int) -> int:
-    """Return the supervisor of a CLI, which in a namespace is not its parent."""
-    while name(cli) != "trio-claude-run":
-        cli = parent(cli)
-    return cli
+    """Return the supervisor of a CLI, which is its parent, and in a namespace the init."""
+    assert name(parent(cli)) in ("trio-claude-run", "trio-claude-ini")
+    return parent(cli)
 
 
 def zygotes() -> list[int]:

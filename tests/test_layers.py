@@ -23,6 +23,7 @@ TABLE: dict[str, set[str]] = {
     "stream_json": {"messages"},
     # hands: each owns exactly one outside thing
     "services": set(),
+    "turns": set(),
     "containment": {"errors", "events", "services"},
     "upgrade": {"errors", "config"},
     "peer": {"errors", "config", "messages", "services", "upgrade"},
@@ -30,8 +31,8 @@ TABLE: dict[str, set[str]] = {
     # wiring
     "leftovers": {"containment"},
     "workplace": {"errors", "config", "messages", "stream_json", "containment", "leftovers"},
-    "run": {"errors", "events", "messages", "stream_json", "containment", "workplace"},
-    "runs": {"errors", "events", "messages", "admission", "containment", "workplace", "run"},
+    "run": {"errors", "events", "messages", "stream_json", "turns", "containment", "workplace"},
+    "runs": {"errors", "events", "messages", "admission", "turns", "containment", "workplace", "run"},
     "engine": {"errors", "events", "config", "containment", "workplace", "runs"},
     "api": {"errors", "containment", "upgrade", "workplace", "runs"},
     "connection": {"errors", "events", "config", "messages", "peer", "upgrade", "run", "runs"},

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from trio_websocket import ConnectionClosed
 from wsproto.frame_protocol import FrameProtocol, Opcode
 
-from trio_claude.peer.frames import FrameGuard, encode
+from trio_claude.peer.frames import FRAMES_A_TURN, FrameGuard, encode
 from trio_claude.server import Server
 
 SILENT = json.dumps({"prompt": directive("silent"), "meta": "T"})
@@ -67,13 +67,22 @@ def test_a_large_frame_has_a_long_head() -> None:
 def test_the_guard_counts_any_cut_of_the_stream(payloads: list[bytes], step: int) -> None:
     data = b"".join(masked(1, payload) for payload in payloads)
     guard = FrameGuard(max_message=300, max_frames=1)
-    assert [guard.feed(data[at : at + step]) for at in range(0, len(data), step)] == [None] * -(-len(data) // step)
+    for at in range(0, len(data), step):
+        assert guard.feed(data[at : at + step]) == len(data[at : at + step])
+    assert guard.wrong is None
 
 
 @given(st.binary(max_size=400))
 def test_the_guard_takes_any_bytes(data: bytes) -> None:
-    told = FrameGuard(max_message=100, max_frames=3).feed(data)
-    assert told is None or told.startswith("message ")
+    guard = FrameGuard(max_message=100, max_frames=3)
+    assert guard.feed(data) <= len(data)
+    assert guard.wrong is None or guard.wrong.startswith("message ")
+
+
+def test_a_flood_of_small_frames_is_looked_at_in_turns() -> None:
+    ping = masked(9, b"")
+    guard = FrameGuard(max_message=100, max_frames=3)
+    assert guard.feed(ping * 1000) == FRAMES_A_TURN * len(ping)
 
 
 async def test_a_quiet_client_that_answers_pings_stays(fake: Backend) -> None:

@@ -17,6 +17,7 @@ from trio_claude.errors import PeerGone, Reason
 from trio_claude.events import Event, Outcome, RunEnded, RunStarted
 from trio_claude.messages import Options, Prompt
 from trio_claude.run import Run
+from trio_claude.turns import Turns
 from trio_claude.workplace import Workplace
 
 RESULT = b'{"type":"result","is_error":false}\n'
@@ -55,7 +56,7 @@ class Stage:
 
     def run(self, timeout: float = 300, **options: object) -> Run:
         prompt = Prompt(prompt="hi", meta="T", options=Options(**options))  # type: ignore[arg-type]
-        return Run(prompt, self.workplace, self.containment, self.events.append, timeout)
+        return Run(prompt, self.workplace, self.containment, self.events.append, timeout, Turns())
 
     async def play(self, script: Callable[[FakeProcess], Awaitable[None]], run: Run | None = None) -> Outcome:
         """Execute a run while `script` is its CLI."""

@@ -20,6 +20,7 @@ from .errors import PeerGone, Reason, SpawnFailed
 from .events import Observer, Outcome, Receipt, RunEnded, RunStarted
 from .messages import Prompt
 from .stream_json import LineSplitter, LineTooLong, Sign
+from .turns import BULK, Turns
 from .workplace import Workplace
 
 DRAIN_IDLE = 0.1
@@ -78,7 +79,13 @@ class Run:
     """
 
     def __init__(
-        self, prompt: Prompt, workplace: Workplace, containment: Containment, observer: Observer, timeout: float
+        self,
+        prompt: Prompt,
+        workplace: Workplace,
+        containment: Containment,
+        observer: Observer,
+        timeout: float,
+        turns: Turns,
     ) -> None:
         self.id: str = secrets.token_hex(16)
         self.prompt = prompt
@@ -86,6 +93,7 @@ class Run:
         self._containment = containment
         self._observer = observer
         self._timeout = timeout
+        self._turns = turns
         self._decision: _Decision | None = None
         self._scope = trio.CancelScope()
         self._splitter = LineSplitter(workplace.config.max_line)
@@ -185,6 +193,8 @@ class Run:
     async def _read_stdout(self, process: Contained, sink: Sink) -> None:
         while chunk := await process.stdout.receive_some():
             self._chunks += 1
+            if len(chunk) >= BULK:
+                await self._turns.wait(self)
             await self._take(self._splitter.feed(bytes(chunk)), sink)
         await self._take(self._splitter.finish(), sink)
 

@@ -17,6 +17,7 @@ from .errors import Busy, Draining, Reason
 from .events import Observer
 from .messages import Prompt
 from .run import Run
+from .turns import Turns
 from .workplace import Workplace
 
 
@@ -43,6 +44,7 @@ class Runs:
         self._observer = observer
         self._slots = trio.CapacityLimiter(workplace.config.run_slots)
         self._sessions = SessionLocks()
+        self._turns = Turns()
         self._live: dict[str, Run] = {}
         self._draining = False
         self._idle: set[trio.CancelScope] = set()
@@ -58,7 +60,7 @@ class Runs:
         with self._sessions.hold(prompt.options.resume):
             await self._wait_slot(holder, config.queue_timeout)
             try:
-                run = Run(prompt, self._workplace, self._containment, self._observer, timeout)
+                run = Run(prompt, self._workplace, self._containment, self._observer, timeout, self._turns)
                 with self._registered(run):
                     yield run
             finally:

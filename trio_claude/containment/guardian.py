@@ -42,18 +42,15 @@ from typing import Any, NoReturn
 
 PACKET_LIMIT = 192 * 1024
 """A packet in bytes: under the kernel's default socket buffer (208 KiB), over argv and environment of any real CLI."""
-ORDER_LIMIT = 4096
-"""A server's order to a supervisor, in bytes."""
+ORDER_LIMIT = 4096  # bytes of a server's order to a supervisor
 END = b'{"end": true}'
 DESCRIPTORS = 4
 SWEEP_PAUSE = 0.002
 """Seconds between two rounds of a sweep that finds processes which can't be killed."""
 OUTLIVE_GRACE = 5.0
 """Seconds that supervisors get, once the server is gone, before the zygote does their work."""
-OUTLIVE_POLL = 0.05
-"""Seconds between two looks at the supervisors that are left then."""
-STRAY_POLL = 0.01
-"""Seconds between two looks at orphans that are being ended."""
+OUTLIVE_POLL = 0.05  # seconds between two looks at the supervisors that are left then
+STRAY_POLL = 0.01  # seconds between two looks at orphans that are being ended
 WARM_UP = 12
 """Runs of nothing before the first fork: more than it takes CPython to specialise a function's code."""
 
@@ -276,9 +273,14 @@ def become_cli(job: dict[str, Any], pipes: list[int], report: int) -> NoReturn:
         for name, value in job["limits"].items():
             resource.setrlimit(getattr(resource, name), (value, value))
         what = "cgroup"
-        join(job["cgroup"])
+        if job["cgroup"]:
+            with open(f"{job['cgroup']}/cgroup.procs", "w") as file:
+                file.write("0")
         what = "user"
-        become_user(job["user"])
+        if job["user"]:
+            os.setgroups([])
+            os.setgid(job["user"][1])
+            os.setuid(job["user"][0])
         what = "cwd"
         os.chdir(job["cwd"])
         what = "exec"
@@ -288,21 +290,6 @@ def become_cli(job: dict[str, Any], pipes: list[int], report: int) -> NoReturn:
     except BaseException as error:
         os.write(report, json.dumps({"failed": errno.EINVAL, "what": f"{what}: {error}"}).encode())
     os._exit(127)
-
-
-def join(cgroup: str | None) -> None:
-    """Join a control group, where the job says so."""
-    if cgroup:
-        with open(f"{cgroup}/cgroup.procs", "w") as file:
-            file.write("0")
-
-
-def become_user(user: list[int] | None) -> None:
-    """Become another user, where the job says so."""
-    if user:
-        os.setgroups([])
-        os.setgid(user[1])
-        os.setuid(user[0])
 
 
 def offer_first(pid: int) -> None:
@@ -340,11 +327,6 @@ def bound_capabilities() -> None:
     for number in range(CAPABILITIES):
         if _libc.prctl(PR_CAPBSET_DROP, number, 0, 0, 0):
             break
-
-
-def drop_capabilities() -> None:
-    """Give up the capabilities that we have."""
-    call("capset", CAPABILITY_HEADER, NO_CAPABILITY)
 
 
 def first_child(proc: int) -> int:
@@ -401,6 +383,7 @@ class Supervisor:
 
     def start(self, user: tuple[int, int] | None) -> bool:
         """Start the CLI; tell the server its pid, or why there is none."""
+        started: dict[str, Any]
         try:
             if self.inside:
                 self.enter(user)
@@ -429,7 +412,7 @@ class Supervisor:
         self.step = "capabilities"
         bound_capabilities()
         if not self.job["user"]:
-            drop_capabilities()
+            call("capset", CAPABILITY_HEADER, NO_CAPABILITY)
 
     def start_cli(self) -> int:
         """Start the CLI; return its pid."""

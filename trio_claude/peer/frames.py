@@ -9,6 +9,8 @@ from ..messages import clip
 
 KEPT_HEADS: Final = 65536
 """Frame heads of lengths below this are kept for the next frame of that length (at most 4 MiB of them)."""
+FRAMES_A_TURN: Final = 64
+"""A client's frames that are looked at before other tasks get their turn; a flood of pings has 10,000 in a read."""
 TEXT, CLOSE, PING, PONG = 0x81, 0x88, 0x89, 0x8A
 """First bytes of whole frames."""
 
@@ -50,7 +52,7 @@ def encode(lines: list[bytes]) -> bytes:
 class FrameGuard:
     """Counts a client's frames before the library buffers them.
 
-    A message over `max_message` bytes or in more than `max_frames` frames is named at its first excess byte.
+    `wrong` names a message over `max_message` bytes or in more than `max_frames` frames, at its first excess byte.
     """
 
     def __init__(self, max_message: int, max_frames: int) -> None:
@@ -61,11 +63,12 @@ class FrameGuard:
         self._frames = 0
         self._size = 0
         self.saw_close: bool = False
+        self.wrong: str | None = None
 
-    def feed(self, data: bytes) -> str | None:
-        """Take in bytes of the stream; return what is wrong with the message, where something is."""
-        at = 0
-        while at < len(data):
+    def feed(self, data: bytes) -> int:
+        """Take in bytes of the stream, of at most `FRAMES_A_TURN` frames; return how many bytes those are."""
+        at = frames = 0
+        while at < len(data) and frames < FRAMES_A_TURN and not self.wrong:
             if self._skip:
                 step = min(self._skip, len(data) - at)
                 self._skip -= step
@@ -73,9 +76,10 @@ class FrameGuard:
                 continue
             self._head.append(data[at])
             at += 1
-            if (size := self._payload()) is not None and (wrong := self._frame(size)):
-                return wrong
-        return None
+            if (size := self._payload()) is not None:
+                self._frame(size)
+                frames += 1
+        return at
 
     def _payload(self) -> int | None:
         """Return the payload's length once the frame's head is whole."""
@@ -88,19 +92,18 @@ class FrameGuard:
             return None
         return int.from_bytes(head[2 : 2 + extra], "big") if extra else short
 
-    def _frame(self, size: int) -> str | None:
+    def _frame(self, size: int) -> None:
         first = self._head[0]
         self._head.clear()
         self._skip = size
         self.saw_close = self.saw_close or first & 15 == 8
         if first & 8:
-            return None
+            return
         self._frames += 1
         self._size += size
         if self._size > self._max_message:
-            return f"message over {self._max_message} bytes"
-        if self._frames > self._max_frames:
-            return f"message in more than {self._max_frames} frames"
-        if first & 0x80:
+            self.wrong = f"message over {self._max_message} bytes"
+        elif self._frames > self._max_frames:
+            self.wrong = f"message in more than {self._max_frames} frames"
+        elif first & 0x80:
             self._frames = self._size = 0
-        return None

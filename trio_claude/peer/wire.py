@@ -73,15 +73,23 @@ class Wire(trio.abc.Stream):
             handshake, self._handshake = self._handshake, b""
             return handshake
         await self.accepted.wait()  # the library looks at nothing that comes before its answer
-        data, self._early = self._early, b""
-        data = data or await self._receive(max_bytes or RECEIVE_SIZE)
+        data = await self._next(max_bytes or RECEIVE_SIZE)
         self.heard = trio.current_time()
         if self._hearing is not None:
             self._hearing.set()
-        if wrong := self._guard.feed(data):
-            self.post(close_frame(CloseCode.TOO_LONG, wrong))
+        looked_at = self._guard.feed(data)
+        self._early = data[looked_at:]
+        if self._guard.wrong:
+            self.post(close_frame(CloseCode.TOO_LONG, self._guard.wrong))
             return b""
-        return data
+        return data[:looked_at]
+
+    async def _next(self, max_bytes: int) -> bytes:
+        """Return bytes that were not looked at yet."""
+        if not self._early:
+            return await self._receive(max_bytes)
+        await trio.lowlevel.checkpoint()
+        return self._early
 
     async def wait_heard(self) -> None:
         """Wait until the client is heard again."""

@@ -1,0 +1,65 @@
+"""Rule: between two turns of those who have much to do, everybody else gets to run; alone, nobody waits."""
+
+from __future__ import annotations
+
+import re
+
+import trio
+
+from trio_claude.turns import Turns
+
+
+async def test_a_lone_task_runs_in_every_round_and_a_round_has_one_turn() -> None:
+    turns, said = Turns(), []
+
+    async def bulk(name: str) -> None:
+        for _ in range(5):
+            await turns.wait(name)
+            said.append(name)
+
+    async def lone() -> None:
+        while len(said) < 60:
+            await trio.lowlevel.checkpoint()
+            said.append("lone")
+
+    async with trio.open_nursery() as nursery:
+        for name in "abcdefghij":
+            nursery.start_soon(bulk, name)
+        nursery.start_soon(lone)
+    crowded = "".join("." if name == "lone" else name for name in said[:60])
+    assert not re.search("[a-j]{3}", crowded), "two turns can touch where a round ends with one and the next begins so"
+
+
+async def test_turns_go_round() -> None:
+    turns, said = Turns(), []
+
+    async def bulk(name: str) -> None:
+        for _ in range(3):
+            await turns.wait(name)
+            said.append(name)
+
+    async with trio.open_nursery() as nursery:
+        for name in "abc":
+            nursery.start_soon(bulk, name)
+    assert sorted(said[:3]) == ["a", "b", "c"]
+    assert said[:6] == said[:3] * 2
+
+
+async def test_who_is_alone_never_waits() -> None:
+    turns = Turns()
+    await turns.wait("a")
+    rounds = trio.lowlevel.current_statistics().tasks_living  # the loop is not entered between the two reads
+    with trio.CancelScope() as scope:
+        scope.cancel()
+        await turns.wait("a")
+    assert not scope.cancelled_caught
+    assert trio.lowlevel.current_statistics().tasks_living == rounds
+
+
+async def test_a_cancelled_wait_gives_its_place_up() -> None:
+    turns = Turns()
+    await turns.wait("a")
+    with trio.move_on_after(0):
+        await turns.wait("b")
+    with trio.fail_after(1):
+        await turns.wait("c")

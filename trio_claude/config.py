@@ -122,6 +122,7 @@ class Config:
     memory_max: int = _option(0, "memory of a run, in its cgroup; 0: no limit", unit="bytes")
     pids_max: int = _option(0, "processes of a run, in its cgroup; 0: no limit", unit="processes")
     user: str = _option("", "user whom the CLI becomes; only root can say so")
+    nice: int = _option(5, "by how much runs yield the processors to the server, as in nice(1)", high=19)
     limit_open_files: int = _option(0, "a process of a run may open; 0: as the server", unit="files")
     limit_processes: int = _option(0, "the run's user may have; 0: as the server", unit="processes")
     limit_file_size: int = _option(0, "a file that a run writes; 0: as the server", unit="bytes")

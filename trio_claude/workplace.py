@@ -165,6 +165,7 @@ class Workplace:
             env=env,
             cwd=cwd,
             limits=config.limits,
+            nice=config.nice,
             binds=pairs,
             user=self.user,
             writable=(cwd, str(folder), *self._cli_state()),

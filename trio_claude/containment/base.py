@@ -41,6 +41,8 @@ class Job:
     """Where a run may write; only a sandbox keeps it to that."""
     cgroup: str | None = None
     """The folder of the control group that the CLI joins before it is the CLI."""
+    nice: int = 0
+    """By how much the run yields the processors to the server and its guardians, as in nice(1)."""
     depth: int = 0
     """How many processes of a wrapper stand between the one that is started and the CLI."""
 

@@ -14,7 +14,8 @@ run sees no process but its own and this one, which no signal from within reache
 everything in the namespace.
 
 The wire is a SOCK_SEQPACKET socket, one bounded JSON object a packet.
-    server -> zygote      {"argv", "env", "cwd", "limits", "namespace", "binds", "user", "depth", "cgroup"}
+    server -> zygote      {"argv", "env", "cwd", "limits", "namespace", "binds", "user", "depth", "cgroup",
+                          "nice"}
                           with the descriptors stdin, stdout, stderr, lifeline
     zygote -> server      {"ready": pid}, {"swept": [supervisor, ...], "seen": n, "killed": n}
     on the lifeline, by the zygote       {"guardian": pid}, or {"failed": errno, "what": text} where it could not fork
@@ -45,10 +46,8 @@ PACKET_LIMIT = 192 * 1024
 ORDER_LIMIT = 4096  # bytes of a server's order to a supervisor
 END = b'{"end": true}'
 DESCRIPTORS = 4
-SWEEP_PAUSE = 0.002
-"""Seconds between two rounds of a sweep that finds processes which can't be killed."""
-OUTLIVE_GRACE = 5.0
-"""Seconds that supervisors get, once the server is gone, before the zygote does their work."""
+SWEEP_PAUSE = 0.002  # seconds between two rounds of a sweep that finds processes which can't be killed
+OUTLIVE_GRACE = 5.0  # seconds that supervisors get, once the server is gone, before the zygote does their work
 OUTLIVE_POLL = 0.05  # seconds between two looks at the supervisors that are left then
 STRAY_POLL = 0.01  # seconds between two looks at orphans that are being ended
 WARM_UP = 12
@@ -152,11 +151,8 @@ def children(pid: int) -> list[int]:
 
 def parents() -> dict[int, int]:
     """Return every process's parent: the way without /proc/PID/task/TID/children."""
-    table = {}
-    for name in os.listdir("/proc"):
-        if name.isdigit() and (stat := state_of(int(name))):
-            table[int(name)] = int(stat[1])
-    return table
+    states = ((int(name), state_of(int(name))) for name in os.listdir("/proc") if name.isdigit())
+    return {pid: int(state[1]) for pid, state in states if state}
 
 
 def state_of(pid: int) -> list[str]:
@@ -292,14 +288,18 @@ def become_cli(job: dict[str, Any], pipes: list[int], report: int) -> NoReturn:
     os._exit(127)
 
 
-def offer_first(pid: int) -> None:
-    """Let the kernel, out of memory, take `pid` and its descendants before us."""
+def defer(pid: int, nice: int) -> None:
+    """Let `pid` and its descendants yield to everything of the server's: processors by `nice`, and memory first."""
+    for name, value in (("oom_score_adj", OOM_SCORE), ("autogroup", nice)):
+        try:
+            with open(f"/proc/{pid}/{name}", "wb", 0) as file:
+                file.write(b"%d" % value)
+        except OSError:
+            pass  # it has ended already, or the kernel has no such thing
     try:
-        file = os.open(f"/proc/{pid}/oom_score_adj", os.O_WRONLY)
-        os.write(file, b"%d" % OOM_SCORE)
-        os.close(file)
+        os.setpriority(os.PRIO_PROCESS, pid, nice)
     except OSError:
-        pass  # it has ended already
+        pass
 
 
 # -- a namespace, from within -----------------------------------------------------------------------------------------
@@ -428,7 +428,7 @@ class Supervisor:
         else:
             pid = fork_cli(self.job, self.pipes)
         self.count.seen.add(pid)
-        offer_first(pid)
+        defer(pid, self.job["nice"])
         return pid
 
     def watch(self, wake: int) -> bool:
@@ -664,7 +664,7 @@ def warm_up(server: int, proc: int) -> None:
     It is faster then, and writes to fewer of the pages that it shares with us.
     """
     job: dict[str, Any] = {"argv": ["/bin/true"], "env": {}, "cwd": "/", "limits": {}, "namespace": False}
-    job.update(binds=[], user=None, cgroup=None, depth=0)
+    job.update(binds=[], user=None, cgroup=None, depth=0, nice=0)
     for _ in range(WARM_UP):
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with ours, theirs:

@@ -165,6 +165,7 @@ def _packet(job: Job, *, namespace: bool) -> dict[str, Any]:
         "user": job.user,
         "depth": job.depth,
         "cgroup": job.cgroup,
+        "nice": job.nice,
     }
 
 

@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import os
 import shutil
+from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 
 import pytest
 
 from trio_claude.config import Config
+from trio_claude.containment import Job
 from trio_claude.errors import ConfigError, SpawnFailed
-from trio_claude.messages import Options, Prompt
-from trio_claude.workplace import Workplace, find_cli, find_user, inherited
+from trio_claude.messages import Options
+from trio_claude.workplace import RUN_NAME, Workplace, find_cli, find_user, inherited
 
 
-def prompt(meta: str = "T", **options: object) -> Prompt:
-    return Prompt(prompt="hi", meta=meta, options=Options(**options))  # type: ignore[arg-type]
+def opened(
+    workplace: Workplace, run: str, *, meta: str = "T", binds: bool = False, **options: object
+) -> AbstractAsyncContextManager[Job]:
+    return workplace.job(run * 32, Options(**options), meta, binds=binds)  # type: ignore[arg-type]
 
 
 def test_only_named_variables_are_inherited() -> None:
@@ -51,11 +55,12 @@ async def test_a_working_directory_that_is_none_is_refused() -> None:
 
 async def test_folders_are_gone_whatever_a_run_left_in_them(folder: Path) -> None:
     async with Workplace.open(Config(cli="sh", cwd=str(folder)), {}) as workplace:
-        async with workplace.job("a" * 32, prompt(), binds=True) as job:
-            inner = Path(job.env["TMPDIR"]) / "deep" / "er"
+        async with opened(workplace, "a", binds=True) as job:
+            inner = Path(workplace.folders) / ("a" * RUN_NAME) / "deep" / "er"
+            assert job.env["TMPDIR"] == workplace.folders
             inner.mkdir(parents=True)
             (inner / "file").write_text("x")
-        assert [entry.name for entry in workplace.home.folder.iterdir()] == ["lock"]
+        assert not list(Path(workplace.folders).iterdir())
     assert not workplace.home.folder.exists()
 
 
@@ -63,7 +68,7 @@ async def test_a_workspace_that_is_a_link_is_refused(folder: Path) -> None:
     (folder / "escape").symlink_to("/etc")
     async with Workplace.open(Config(cli="sh", cwd=str(folder), workspaces=str(folder)), {}) as workplace:
         with pytest.raises(SpawnFailed, match="not a folder of its own"):
-            async with workplace.job("a" * 32, prompt(workspace="escape"), binds=False):
+            async with opened(workplace, "a", workspace="escape"):
                 pytest.fail("opened")
 
 
@@ -83,10 +88,13 @@ async def test_two_runs_never_hold_one_session(folder: Path) -> None:
 async def test_a_run_in_a_namespace_has_a_list_of_sessions_of_its_own(folder: Path) -> None:
     config = Config(cli="sh", cwd=str(folder))
     async with Workplace.open(config, {"CLAUDE_CONFIG_DIR": str(folder / "config")}) as workplace:
-        async with workplace.job("a" * 32, prompt(), binds=True) as job:
-            assert job.binds == ((f"{job.env['TMPDIR']}/sessions", str(folder / "config" / "sessions")),)
-        async with workplace.job("b" * 32, prompt(), binds=False) as job:
+        async with opened(workplace, "a", binds=True) as job:
+            own = f"{workplace.folders}/{'a' * RUN_NAME}"
+            assert job.binds == ((f"{own}/sessions", workplace.sessions), (own, workplace.folders))
+            assert workplace.sessions == str(folder / "config" / "sessions")
+        async with opened(workplace, "b") as job:
             assert job.binds == ()
+            assert job.env["TMPDIR"] == f"{workplace.folders}/{'b' * RUN_NAME}"
 
 
 async def test_what_a_killed_cli_left_in_the_list_of_sessions_is_removed(folder: Path) -> None:
@@ -102,7 +110,7 @@ async def test_what_a_killed_cli_left_in_the_list_of_sessions_is_removed(folder:
 
 async def test_a_working_directory_for_each_meta(folder: Path) -> None:
     async with Workplace.open(Config(cli="sh", cwd=f"{folder}/{{meta}}"), {}) as workplace:
-        async with workplace.job("a" * 32, prompt("TASK-1"), binds=False) as job:
+        async with opened(workplace, "a", meta="TASK-1") as job:
             assert job.cwd == f"{folder}/TASK-1"
             assert Path(job.cwd).stat().st_mode & 0o777 == 0o700
     with pytest.raises(ConfigError, match="cwd is no folder: /nope"):

@@ -88,14 +88,20 @@ def _short_tmp() -> str:
     return usual if len(os.fsencode(usual)) + len("/tcl-xxxxxxxx/") + 12 <= TMP_LIMIT else "/tmp"  # noqa: S108
 
 
-async def remove(folder: Path) -> None:
-    """Remove a folder; at once where it holds at most one empty folder, else in a thread."""
+def remove_empty(folder: str) -> bool:
+    """Remove a folder that holds at most an empty list of sessions; return whether it is gone."""
+    with contextlib.suppress(OSError):
+        os.rmdir(f"{folder}/sessions")
     try:
-        with contextlib.suppress(FileNotFoundError):
-            (folder / "sessions").rmdir()
-        folder.rmdir()
+        os.rmdir(folder)
     except OSError:
-        try:
-            await trio.to_thread.run_sync(lambda: shutil.rmtree(folder, ignore_errors=True))
-        except RuntimeError:  # no thread is to be had; better slow than left behind
-            shutil.rmtree(folder, ignore_errors=True)
+        return False
+    return True
+
+
+async def remove(folder: Path) -> None:
+    """Remove a folder and all that is in it, in a thread."""
+    try:
+        await trio.to_thread.run_sync(lambda: shutil.rmtree(folder, ignore_errors=True))
+    except RuntimeError:  # no thread is to be had; better slow than left behind
+        shutil.rmtree(folder, ignore_errors=True)

@@ -114,7 +114,9 @@ class Run:
         began = trio.current_time()
         try:
             async with (
-                self._workplace.job(self.id, self.prompt, binds=self._containment.binds) as job,
+                self._workplace.job(
+                    self.id, self.prompt.options, self.prompt.meta, binds=self._containment.binds
+                ) as job,
                 self._containment.start(job) as process,
             ):
                 self._observer(RunStarted(self.id, self.prompt.meta, process.pid))
@@ -127,14 +129,15 @@ class Run:
 
     async def _live(self, process: Contained, sink: Sink) -> Outcome:
         """Converse until the run is decided, then end what is left and count it."""
-        with trio.move_on_after(self._timeout) as deadline, self._scope:
+        self._scope.deadline = trio.current_time() + self._timeout
+        with self._scope:
             await self._converse(process, sink)
-        if deadline.cancelled_caught:
+        if self._scope.cancelled_caught:  # by a decision, else by the deadline
             self._decide(_Decision(Reason.DEADLINE, f"timed out after {self._timeout:g} s"))
         process.end()
         with trio.CancelScope(shield=True):
             receipt = await process.wait_gone()
-        if process.status is None or process.status < 0:
+        if (process.status is None or process.status < 0) and not self._containment.binds:
             self._workplace.forget(process.pid)
         return self._outcome(self._decision or self._exit_decision(process.status), receipt, process.status)
 

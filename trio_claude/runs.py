@@ -5,6 +5,7 @@ A run never leaves the nursery of its connection; this module knows of it and ma
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
 
@@ -67,6 +68,11 @@ class Runs:
                 self._slots.release_on_behalf_of(holder)
 
     async def _wait_slot(self, holder: object, patience: float) -> None:
+        if self._draining:
+            raise Draining("server shutting down")
+        with contextlib.suppress(trio.WouldBlock):
+            self._slots.acquire_on_behalf_of_nowait(holder)
+            return
         with self.until_drain(), trio.move_on_after(patience) as waiting:
             await self._slots.acquire_on_behalf_of(holder)
         if waiting.cancelled_caught:

@@ -23,8 +23,8 @@ from . import stream_json
 from .config import Config
 from .containment import MARK, Job
 from .errors import ConfigError, SpawnFailed
-from .leftovers import Home, open_home, remove
-from .messages import Options, Prompt
+from .leftovers import Home, open_home, remove, remove_empty
+from .messages import Options
 
 INHERITED = (
     "PATH",
@@ -96,7 +96,7 @@ def find_user(name: str) -> tuple[int, int] | None:
 class Workplace:
     """What all runs of one server share; made once, so that no run pays for a look at the disk.
 
-    Resource handling: `open` owns the folder of `home`, in which each run has its own.
+    Resource handling: `open` owns the folder of `home`, below which each run has its own.
     """
 
     config: Config
@@ -105,6 +105,14 @@ class Workplace:
     cwd: str
     user: tuple[int, int] | None
     home: Home
+    folders: str
+    """Where the runs' folders are."""
+    state: tuple[str, ...]
+    """Where the CLI keeps its settings, transcripts and login."""
+    sessions: str
+    """The folder in which CLIs list themselves by pid."""
+    words: tuple[str, ...]
+    """The operator's own arguments for the CLI."""
 
     @classmethod
     @asynccontextmanager
@@ -115,100 +123,98 @@ class Workplace:
         root = cwd.partition("{meta}")[0].rpartition("/")[0] if "{meta}" in cwd else cwd
         if not await trio.Path(root).is_dir():
             raise ConfigError(f"cwd is no folder: {root}")
+        own = inherited(environ, config.env)
+        state = _cli_state(own)
         async with open_home() as home:
+            folders = home.folder / "runs"
+            folders.mkdir(mode=0o700)
             if user:
-                home.folder.chmod(0o711)
-            yield cls(config, str(program), inherited(environ, config.env), cwd, user, home)
+                for folder in (home.folder, folders):
+                    folder.chmod(0o711)
+            words = tuple(config.cli_arguments)
+            yield cls(config, str(program), own, cwd, user, home, str(folders), state, _make_sessions(state[0]), words)
 
     @asynccontextmanager
-    async def job(self, run: str, prompt: Prompt, *, binds: bool) -> AsyncIterator[Job]:
+    async def job(self, run: str, options: Options, meta: str, *, binds: bool) -> AsyncIterator[Job]:
         """Yield the job of one run; its temporary folder is gone when the context is left.
 
-        Raises `SpawnFailed` where a folder can't be made.
+        With `binds` the run sees its own folder in place of everybody's. Raises `SpawnFailed` where a folder can't be
+        made.
         """
-        folder = self.home.folder / run[:RUN_NAME]
+        folder = f"{self.folders}/{run[:RUN_NAME]}"
         try:
-            folder.mkdir(mode=0o700)
-            job = self._job(run, prompt, folder, binds=binds)
+            os.mkdir(folder, 0o700)
+            job = self._job(run, options, meta, folder, binds=binds)
         except OSError as error:
-            await remove(folder)
+            await remove(Path(folder))
             raise SpawnFailed(f"the run's folders can't be used: {error.strerror} ({error.filename})") from error
         try:
             yield job
         finally:
-            with trio.CancelScope(shield=True):
-                await remove(folder)
+            if not remove_empty(folder):
+                with trio.CancelScope(shield=True):
+                    await remove(Path(folder))
 
     def forget(self, pid: int) -> None:
         """Remove what a killed CLI has left in the folder that all its sessions share."""
         with contextlib.suppress(OSError):
-            for path in self._sessions().glob(f"{pid}.*"):
+            for path in Path(self.sessions).glob(f"{pid}.*"):
                 path.unlink()
 
-    def _job(self, run: str, prompt: Prompt, folder: Path, *, binds: bool) -> Job:
-        config, options = self.config, prompt.options
-        files = self._system_files(options, folder)
+    def _job(self, run: str, options: Options, meta: str, folder: str, *, binds: bool) -> Job:
+        config, tmp = self.config, self.folders if binds else folder
+        files = self._system_files(options, folder, tmp)
         words = stream_json.arguments(options, config.profile, cli_settings=config.cli_settings, system_files=files)
         env = {
             **self.environ,
             **stream_json.environment(options),
-            "TMPDIR": str(folder),
+            "TMPDIR": tmp,
             MARK: f"{self.home.server}:{run}",
         }
-        argv = (self.program, *words, *config.cli_arguments)
-        pairs = self._own_sessions(folder) if binds else ()
+        pairs = self._own_folders(folder) if binds else ()
         if self.user:
-            _give(folder, self.user)
-        cwd = self._folder(prompt)
+            _give(Path(folder), self.user)
+        cwd = self._folder(options, meta)
         return Job(
-            argv=argv,
+            argv=(self.program, *words, *self.words),
             env=env,
             cwd=cwd,
             limits=config.limits,
             nice=config.nice,
             binds=pairs,
             user=self.user,
-            writable=(cwd, str(folder), *self._cli_state()),
+            writable=(cwd, *self.state) if binds else (cwd, folder, *self.state),
         )
 
-    def _system_files(self, options: Options, folder: Path) -> dict[str, str]:
-        """Write the system prompts where only the CLI reads them; return the paths by option name."""
+    def _system_files(self, options: Options, folder: str, tmp: str) -> dict[str, str]:
+        """Write the system prompts where only the CLI reads them; return the paths, as it sees them, by option name."""
         files = {}
         for name in ("system_prompt", "append_system_prompt"):
             if text := getattr(options, name):
-                files[name] = str(folder / name)
-                _write_private(folder / name, text)
+                files[name] = f"{tmp}/{name}"
+                _write_private(f"{folder}/{name}", text)
         return files
 
-    def _cli_state(self) -> tuple[str, ...]:
-        """Return where the CLI keeps its settings, transcripts and login."""
-        if folder := self.environ.get("CLAUDE_CONFIG_DIR"):
-            return (folder,)
-        home = Path(self.environ.get("HOME", "/"))
-        return (str(home / ".claude"), str(home / ".claude.json"))
+    def _own_folders(self, folder: str) -> tuple[tuple[str, str], ...]:
+        """Give a run that has a mount namespace a list of sessions of its own, and hide the others' folders.
 
-    def _sessions(self) -> Path:
-        """Return the folder in which CLIs list themselves by pid."""
-        return Path(self._cli_state()[0]) / "sessions"
+        Every CLI has the same pid in a namespace of its own; and in the others' folders are the sockets on which their
+        CLIs take messages.
+        """
+        own = ((folder, self.folders),)
+        if not self.sessions:
+            return own
+        os.mkdir(f"{folder}/sessions", 0o700)
+        return ((f"{folder}/sessions", self.sessions), *own)
 
-    def _own_sessions(self, folder: Path) -> tuple[tuple[str, str], ...]:
-        """Give a run that lives in a PID namespace a list of its own: every CLI has the same pid there."""
-        try:
-            self._sessions().mkdir(parents=True, exist_ok=True)
-        except OSError:
-            return ()  # the CLI can't write there either
-        own = folder / "sessions"
-        own.mkdir(mode=0o700)
-        return ((str(own), str(self._sessions())),)
-
-    def _folder(self, prompt: Prompt) -> str:
+    def _folder(self, options: Options, meta: str) -> str:
         """Return the working directory of a run. Raises `SpawnFailed`."""
-        workspace = prompt.options.workspace
+        workspace = options.workspace
         if workspace is not None and not self.config.workspaces:
             raise SpawnFailed("workspace: this server has no workspaces")
         if workspace is not None:
             return self._make(Path(self.config.workspaces).absolute() / workspace)
-        return self._make(Path(self.cwd.format(meta=prompt.meta))) if "{meta}" in self.cwd else self.cwd
+        return self._make(Path(self.cwd.format(meta=meta))) if "{meta}" in self.cwd else self.cwd
 
     def _make(self, folder: Path) -> str:
         """Make a working directory; a link could lead anywhere. Raises `SpawnFailed`."""
@@ -220,12 +226,30 @@ class Workplace:
         return str(folder)
 
 
+def _cli_state(environ: Mapping[str, str]) -> tuple[str, ...]:
+    """Return where the CLI keeps its settings, transcripts and login."""
+    if folder := environ.get("CLAUDE_CONFIG_DIR"):
+        return (folder,)
+    home = environ.get("HOME", "/")
+    return (f"{home}/.claude", f"{home}/.claude.json")
+
+
+def _make_sessions(state: str) -> str:
+    """Make the folder in which CLIs list themselves; return it, empty where the CLI can't write there either."""
+    folder = Path(state) / "sessions"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError:
+        return ""
+    return str(folder)
+
+
 def _give(folder: Path, user: tuple[int, int]) -> None:
     """Make a folder, and what is in it, another user's."""
     for path in (*folder.iterdir(), folder):
         os.chown(path, *user, follow_symlinks=False)
 
 
-def _write_private(path: Path, text: str) -> None:
+def _write_private(path: str, text: str) -> None:
     with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600), "w") as file:  # noqa: PTH123
         file.write(text)

@@ -92,9 +92,15 @@ class Supervised(Contained):
     def end(self) -> None:
         """Begin to end the whole tree."""
         self._decided = min(self._decided, trio.current_time())
-        self.kill()
-        with contextlib.suppress(OSError):
-            self._lifeline.send({"end": True})
+        if self._gone is None:
+            self.kill()
+            with contextlib.suppress(OSError):
+                self._lifeline.send({"end": True})
+
+    @property
+    def gone(self) -> bool:
+        """Whether the tree's end was told and counted."""
+        return self._receipt is not None
 
     async def wait_gone(self) -> Receipt:
         """Wait for the supervisor's proof, else for the zygote's, else say that there is none."""
@@ -104,8 +110,9 @@ class Supervised(Contained):
         return self._receipt
 
     async def _prove(self) -> Receipt:
-        with trio.move_on_after(PROOF_TIMEOUT):
-            await self._wait_proof()
+        if self._gone is None:
+            with trio.move_on_after(PROOF_TIMEOUT):
+                await self._wait_proof()
         if self._gone is None:
             await self._insist()
         if self._gone is not None:

@@ -132,10 +132,16 @@ class SupervisorContainment(Containment):
         finally:
             cgroups.remove(group)
 
-    @asynccontextmanager
-    async def _start(self, job: Job, kill: Callable[[], None] = lambda: None) -> AsyncIterator[Contained]:
+    async def _wait_ready(self) -> None:
+        """Wait for a zygote that answers, for a while."""
+        if self._ready.is_set():
+            return
         with trio.move_on_after(START_TIMEOUT):
             await self._ready.wait()
+
+    @asynccontextmanager
+    async def _start(self, job: Job, kill: Callable[[], None] = lambda: None) -> AsyncIterator[Contained]:
+        await self._wait_ready()
         zygote = self._zygote
         if zygote is None or not zygote.alive:
             raise SpawnFailed("no zygote answers; the next one is being started")
@@ -191,16 +197,18 @@ def _pair(undo: contextlib.ExitStack, pair: tuple[int, int]) -> tuple[int, int]:
 
 async def _hand_over(zygote: Zygote, packet: dict[str, Any], descriptors: list[int]) -> None:
     """Give a job to the zygote. Raises `SpawnFailed`."""
-    with trio.move_on_after(START_TIMEOUT):
-        while True:
-            try:
-                return zygote.control.send(packet, tuple(descriptors))
-            except BlockingIOError:
+    deadline = trio.current_time() + START_TIMEOUT
+    while True:
+        try:
+            return zygote.control.send(packet, tuple(descriptors))
+        except BlockingIOError:
+            with trio.move_on_at(deadline) as patience:
                 await zygote.control.wait_sendable()
-            except OSError as error:
-                raise SpawnFailed(why(error.errno or 0, "hand-over")) from error
-    zygote.kill()
-    raise SpawnFailed(f"the zygote took no job for {START_TIMEOUT:g} s")
+        except OSError as error:
+            raise SpawnFailed(why(error.errno or 0, "hand-over")) from error
+        if patience.cancelled_caught:
+            zygote.kill()
+            raise SpawnFailed(f"the zygote took no job for {START_TIMEOUT:g} s")
 
 
 async def _wait_started(zygote: Zygote, process: Supervised) -> None:
@@ -219,8 +227,9 @@ async def _wait_started(zygote: Zygote, process: Supervised) -> None:
 async def _finish(process: Supervised) -> None:
     """End the tree if it is not proven gone, wait for the proof, and close what we hold. The bounds are wait_gone's."""
     try:
-        process.end()
-        with trio.CancelScope(shield=True):
-            await process.wait_gone()
+        if not process.gone:
+            process.end()
+            with trio.CancelScope(shield=True):
+                await process.wait_gone()
     finally:
         process.close()

@@ -20,6 +20,8 @@ import trio
 
 from .guardian import PACKET_LIMIT
 
+ANSWER_LIMIT = 64 * 1024
+"""A guardian's packet in bytes; the longest names the supervisors that were lost at once."""
 GUARDIAN = Path(__file__).with_name("guardian.py")
 
 
@@ -46,7 +48,7 @@ class Packets:
         while True:
             try:
                 await trio.lowlevel.wait_readable(self._socket)
-                packet = self._socket.recv(PACKET_LIMIT)
+                packet = self._socket.recv(ANSWER_LIMIT)
             except (BlockingIOError, ConnectionResetError):
                 continue  # a reset says that our last order was left unread; what was said before is still there
             except (OSError, trio.ClosedResourceError):

@@ -238,19 +238,28 @@ class Wire(trio.abc.Stream):
             await trio.lowlevel.checkpoint()
             return
         self._closing = True
+        if not self._all_said() and not await self._part():
+            self.abort()
+            return
+        trio.lowlevel.notify_closing(self._socket)
+        self._socket.close()
+        self.broken = True
+
+    def _all_said(self) -> bool:
+        """Return whether both sides have said their close, and nothing waits to be sent."""
+        waits = self.writing or self._control or self._pong
+        return self._guard.saw_close and self.close_sent is not None and not waits
+
+    async def _part(self) -> bool:
+        """Send what waits, then a FIN, and wait for the client's; return whether that went well and in time."""
         try:
             with trio.move_on_after(self._config.close_timeout, shield=True) as patience:
                 self._say_why()
                 await self.flush()
                 await self._bid_farewell()
         except (OSError, trio.BrokenResourceError, trio.ClosedResourceError):
-            self.broken = True
-        if patience.cancelled_caught or self.broken:
-            self.abort()
-            return
-        trio.lowlevel.notify_closing(self._socket)
-        self._socket.close()
-        self.broken = True
+            return False
+        return not patience.cancelled_caught and not self.broken
 
     def _say_why(self) -> None:
         """Say the close frame that trio-websocket leaves out after a protocol error."""

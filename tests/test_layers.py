@@ -22,7 +22,7 @@ TABLE: dict[str, set[str]] = {
     "admission": {"errors"},
     "stream_json": {"messages"},
     # hands: each owns exactly one outside thing
-    "services": set(),
+    "services": {"events"},
     "turns": set(),
     "containment": {"errors", "events", "services"},
     "upgrade": {"errors", "config"},
@@ -31,9 +31,10 @@ TABLE: dict[str, set[str]] = {
     # wiring
     "leftovers": {"containment"},
     "workplace": {"errors", "config", "messages", "stream_json", "containment", "leftovers"},
-    "run": {"errors", "events", "messages", "stream_json", "turns", "containment", "workplace"},
-    "runs": {"errors", "events", "messages", "admission", "turns", "containment", "workplace", "run"},
-    "engine": {"errors", "events", "config", "containment", "workplace", "runs"},
+    "pool": {"errors", "events", "messages", "stream_json", "containment", "workplace"},
+    "run": {"errors", "events", "messages", "stream_json", "turns", "containment", "workplace", "pool"},
+    "runs": {"errors", "events", "messages", "admission", "turns", "containment", "workplace", "pool", "run"},
+    "engine": {"errors", "events", "config", "services", "containment", "workplace", "runs"},
     "api": {"errors", "containment", "upgrade", "workplace", "runs"},
     "connection": {"errors", "events", "config", "messages", "peer", "upgrade", "run", "runs"},
     "server": {"errors", "events", "config", "admission", "peer", "upgrade", "runs", "services", "engine", "api", "connection"},

@@ -93,8 +93,8 @@ class Config:
     )
     profile: str = attrs.field(
         default="approve",
-        validator=_one_of(("chat", "approve", "edit", "unattended")),
-        metadata={"help": "what the CLI may do: chat, approve, edit or unattended", "unit": ""},
+        validator=_one_of(("lean", "chat", "approve", "edit", "unattended")),
+        metadata={"help": "what the CLI may do: lean, chat, approve, edit or unattended", "unit": ""},
     )
     allow_unattended: bool = _option(default=False, text="let profile unattended run without a sandbox")
     cli_settings: bool = _option(default=False, text="let the CLI read the operator's settings files and their hooks")
@@ -133,6 +133,10 @@ class Config:
     queue_timeout: float = _option(30.0, "a run waits for a free slot", high=3600, unit="s")
     max_runs: int = _option(0, "runs at once; 0: the machine's memory over 150 MB", high=100000, unit="runs")
     drain_timeout: float = _option(30.0, "runs may go on after SIGTERM", high=86400, unit="s")
+
+    pool_size: int = _option(0, "CLIs kept ready ahead of need", high=1000, unit="CLIs")
+    pool_age: float = _option(600.0, "such a CLI may wait", low=1, high=86400, unit="s")
+    pool_partial: bool = _option(default=False, text="such CLIs speak token by token: for runs that ask for `partial`")
 
     head_limit: int = _option(16 * KIB, "an HTTP head", low=256, high=MIB, unit="bytes")
     head_timeout: float = _option(5.0, "an HTTP head may take", low=0.05, high=600, unit="s")

@@ -14,8 +14,9 @@ import attrs
 from .config import Config
 from .containment import Containment, Means, open_containment
 from .errors import ConfigError
-from .events import Observer, fan_out
+from .events import Observer, PoolReady, fan_out
 from .runs import Runs
+from .services import keep_going, open_services
 from .workplace import Workplace
 
 
@@ -59,5 +60,21 @@ async def open_engine(
     async with (
         Workplace.open(config, os.environ if environ is None else environ) as workplace,
         open_containment(config.containment, observer, means(config, workplace.home.dead)) as containment,
+        open_services() as services,
     ):
-        yield Engine(config, workplace, containment, Runs(workplace, containment, observer), observer)
+        runs = Runs(workplace, containment, observer)
+        if config.pool_size:
+            why_not = _reachable(config, containment)
+            observer(PoolReady(0 if why_not else config.pool_size, why_not))
+            if not why_not:
+                services.start_soon(keep_going, "pool", runs.pool.serve, observer)
+        yield Engine(config, workplace, containment, runs, observer)
+
+
+def _reachable(config: Config, containment: Containment) -> str:
+    """Return why a CLI must not wait here for its run, if it must not: another run could talk to it."""
+    if "{meta}" in config.cwd:
+        return "no CLI is started ahead of need: each run has a working directory of its own"
+    if containment.mode in ("namespace", "sandbox") or config.profile == "lean":
+        return ""
+    return f"no CLI is started ahead of need: in mode {containment.mode} other runs could talk to it"

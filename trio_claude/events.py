@@ -62,6 +62,14 @@ class ContainmentReady:
 
 
 @attrs.frozen
+class PoolReady:
+    """So many CLIs are kept ready ahead of need; where fewer than the configuration says, `detail` says why."""
+
+    size: int
+    detail: str = ""
+
+
+@attrs.frozen
 class Listening:
     """The server accepts connections at `url`."""
 
@@ -95,11 +103,12 @@ class Refused:
 
 @attrs.frozen
 class RunStarted:
-    """A CLI is running."""
+    """A CLI is running; `warm` says that it was started ahead of need."""
 
     run: str
     meta: str
     pid: int
+    warm: bool = False
 
 
 @attrs.frozen
@@ -137,6 +146,7 @@ class Crashed:
 
 Event: TypeAlias = (
     ContainmentReady
+    | PoolReady
     | Listening
     | ConnectionOpened
     | ConnectionClosed

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import secrets
 import signal
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from typing import Protocol
 
 import attrs
@@ -19,6 +21,7 @@ from .containment import Contained, Containment
 from .errors import PeerGone, Reason, SpawnFailed
 from .events import Observer, Outcome, Receipt, RunEnded, RunStarted
 from .messages import Prompt
+from .pool import Warm
 from .stream_json import LineSplitter, LineTooLong, Sign
 from .turns import BULK, Turns
 from .workplace import Workplace
@@ -86,8 +89,11 @@ class Run:
         observer: Observer,
         timeout: float,
         turns: Turns,
+        warm: Warm | None = None,
     ) -> None:
-        self.id: str = secrets.token_hex(16)
+        self.id: str = warm.id if warm else secrets.token_hex(16)
+        self._warm = warm
+        self._swallowed = ""
         self.prompt = prompt
         self._workplace = workplace
         self._containment = containment
@@ -113,19 +119,28 @@ class Run:
         """Run the CLI to its end, whatever that is; its tree is dealt with when this returns."""
         began = trio.current_time()
         try:
-            async with (
-                self._workplace.job(
-                    self.id, self.prompt.options, self.prompt.meta, binds=self._containment.binds
-                ) as job,
-                self._containment.start(job) as process,
-            ):
-                self._observer(RunStarted(self.id, self.prompt.meta, process.pid))
+            async with self._started() as process:
+                self._observer(RunStarted(self.id, self.prompt.meta, process.pid, bool(self._warm)))
                 outcome = await self._live(process, sink)
         except SpawnFailed as error:
             receipt = Receipt(seen=0, killed=0, survivors=0, ms=0.0, containment=self._containment.mode)
             outcome = self._outcome(_Decision(Reason.SPAWN_FAILED, str(error)), receipt)
         self._observer(RunEnded(self.id, self.prompt.meta, trio.current_time() - began, outcome))
         return outcome
+
+    @asynccontextmanager
+    async def _started(self) -> AsyncIterator[Contained]:
+        """Yield a CLI: one that waited, else one that is started now. Raises `SpawnFailed`."""
+        if self._warm:
+            async with self._warm.owned() as process:
+                yield process
+            return
+        options, meta, binds = self.prompt.options, self.prompt.meta, self._containment.binds
+        async with (
+            self._workplace.job(self.id, options, meta, binds=binds) as job,
+            self._containment.start(job) as process,
+        ):
+            yield process
 
     async def _live(self, process: Contained, sink: Sink) -> Outcome:
         """Converse until the run is decided, then end what is left and count it."""
@@ -187,11 +202,18 @@ class Run:
     async def _feed(self, process: Contained) -> None:
         """Give the CLI its prompt and close its stdin."""
         try:
-            await process.stdin.send_all(stream_json.user_line(self.prompt.prompt))
+            await process.stdin.send_all(self._first_words() + stream_json.user_line(self.prompt.prompt))
         except trio.BrokenResourceError:
             return  # it ended without reading; its exit status tells
         finally:
             await process.stdin.aclose()
+
+    def _first_words(self) -> bytes:
+        """Return what a CLI that waited must be told before the prompt: the model, if the client named one."""
+        if not (self._warm and self.prompt.options.model):
+            return b""
+        self._swallowed = secrets.token_hex(8)
+        return stream_json.control_line(self._swallowed, "set_model", model=self.prompt.options.model)
 
     async def _read_stdout(self, process: Contained, sink: Sink) -> None:
         while chunk := await process.stdout.receive_some():
@@ -203,6 +225,8 @@ class Run:
 
     async def _take(self, lines: list[bytes], sink: Sink) -> None:
         """Hand lines on, and act on what they say about the run."""
+        if self._swallowed and lines and stream_json.is_reply(lines[0], self._swallowed):
+            lines, self._swallowed = lines[1:], ""
         if not lines:
             return
         self._line_count += len(lines)

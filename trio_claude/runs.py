@@ -17,6 +17,7 @@ from .containment import Containment
 from .errors import Busy, Draining, Reason
 from .events import Observer
 from .messages import Prompt
+from .pool import Pool, Slots
 from .run import Run
 from .turns import Turns
 from .workplace import Workplace
@@ -48,6 +49,9 @@ class Runs:
         self._turns = Turns()
         self._live: dict[str, Run] = {}
         self._draining = False
+        self.pool: Pool = Pool(
+            workplace, containment, observer, Slots(self._spare_slot, self._slots.release_on_behalf_of)
+        )
         self._idle: set[trio.CancelScope] = set()
         self._empty = trio.Event()
         self._empty.set()
@@ -57,15 +61,21 @@ class Runs:
         """Wait for a slot and yield a run that holds it."""
         config = self._workplace.config
         timeout = prompt.options.timeout or config.timeout
-        holder = object()
+        warm = self.pool.take(prompt.options)
+        holder = warm or object()
         with self._sessions.hold(prompt.options.resume):
-            await self._wait_slot(holder, config.queue_timeout)
+            if warm is None:
+                await self._wait_slot(holder, config.queue_timeout)
             try:
-                run = Run(prompt, self._workplace, self._containment, self._observer, timeout, self._turns)
+                run = Run(prompt, self._workplace, self._containment, self._observer, timeout, self._turns, warm)
                 with self._registered(run):
                     yield run
             finally:
-                self._slots.release_on_behalf_of(holder)
+                try:
+                    if warm:
+                        await warm.aclose()
+                finally:
+                    self._slots.release_on_behalf_of(holder)
 
     async def _wait_slot(self, holder: object, patience: float) -> None:
         if self._draining:
@@ -73,10 +83,19 @@ class Runs:
         with contextlib.suppress(trio.WouldBlock):
             self._slots.acquire_on_behalf_of_nowait(holder)
             return
+        self.pool.evict()
         with self.until_drain(), trio.move_on_after(patience) as waiting:
             await self._slots.acquire_on_behalf_of(holder)
         if waiting.cancelled_caught:
             raise Busy(f"no slot came free within {patience:g} s", retry_after=patience)
+
+    def _spare_slot(self, holder: object) -> bool:
+        """Take a slot that no run waits for; return whether there was one."""
+        try:
+            self._slots.acquire_on_behalf_of_nowait(holder)
+        except trio.WouldBlock:
+            return False
+        return True
 
     @contextmanager
     def until_drain(self) -> Iterator[None]:
@@ -126,6 +145,7 @@ class Runs:
     async def drain(self, patience: float) -> None:
         """Take no new run; let the live ones end for `patience` seconds, then end them."""
         self._draining = True
+        self.pool.close()
         for scope in list(self._idle):
             scope.cancel()
         with trio.move_on_after(patience):

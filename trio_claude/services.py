@@ -1,15 +1,31 @@
 """Background tasks of a resource: they run beside the body that uses it and are cancelled with it.
 
-This module must never change what an exception says: an error of the body comes out as it was raised, not in a group.
+A service that fails is told of and started anew. This module must never change what an exception says: an error of the
+body comes out as it was raised, not in a group.
 """
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
-from typing import NoReturn
+from typing import Final, NoReturn
 
 import trio
+
+from .events import Crashed, Observer
+
+RESTART_PAUSE: Final = 1.0
+"""Seconds until a service that failed is started anew."""
+
+
+async def keep_going(name: str, service: Callable[[], Awaitable[None]], observer: Observer) -> None:
+    """Run a service until cancelled; what it raises is told as `Crashed`, and it is started anew."""
+    while True:
+        try:
+            await service()
+        except* Exception as group:
+            observer(Crashed(name, group))
+        await trio.sleep(RESTART_PAUSE)
 
 
 @asynccontextmanager

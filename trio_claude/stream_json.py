@@ -25,6 +25,7 @@ BASE_ARGUMENTS = (
 NO_SETTINGS = ("--setting-sources=", "--strict-mcp-config")
 """Settings files in the working directory can run hooks, so they are read only where the operator says so."""
 PROFILES: dict[str, tuple[str, ...]] = {
+    "lean": ("--bare", "--tools=", "--disable-slash-commands", "--no-session-persistence"),
     "chat": ("--tools=", "--disable-slash-commands"),
     "approve": ("--permission-mode=default",),
     "edit": ("--permission-mode=acceptEdits",),
@@ -154,6 +155,26 @@ def user_line(prompt: str) -> bytes:
     """
     said = {"type": "user", "message": {"role": "user", "content": prompt}, "client_composed": True}
     return compact(said).encode() + b"\n"
+
+
+def control_line(request: str, subtype: str, **fields: object) -> bytes:
+    """Return a control request as the line that the CLI reads on stdin; `request` names its answer."""
+    said = {"type": "control_request", "request_id": request, "request": {"subtype": subtype, **fields}}
+    return compact(said).encode() + b"\n"
+
+
+def is_reply(line: bytes, request: str) -> bool:
+    """Return whether `line` is the answer to the control request `request`, and says that it was carried out."""
+    if b"control_response" not in line:
+        return False
+    try:
+        said = json.loads(line)
+        answer = said["response"]
+        return bool(said["type"] == "control_response" and answer["request_id"] == request) and (
+            answer["subtype"] == "success"
+        )
+    except (ValueError, TypeError, KeyError, RecursionError):
+        return False
 
 
 def arguments(options: Options, profile: str, *, cli_settings: bool, system_files: dict[str, str]) -> list[str]:

@@ -24,6 +24,7 @@ class FakeProcess(Contained):
         self.stdout, self.say = self._outward()
         self.stderr, self.complain = self._outward()
         self._exited = trio.Event()
+        self.stirred = trio.Event()
         self._ended_at: float | None = None
         self.alone_at_exit = True
 
@@ -41,6 +42,7 @@ class FakeProcess(Contained):
         """End with `status`, closing both pipes."""
         self.status = status
         self._exited.set()
+        self.stirred.set()
         self.say.close()
         self.complain.close()
 
@@ -56,6 +58,13 @@ class FakeProcess(Contained):
     @property
     def alone(self) -> bool:
         return self.alone_at_exit
+
+    @property
+    def quiet(self) -> bool:
+        return self.status is None and not self.stirred.is_set()
+
+    async def wait_stir(self) -> None:
+        await self.stirred.wait()
 
     def send_signal(self, number: int) -> None:
         self.signals.append(number)

@@ -71,6 +71,15 @@ class Contained(abc.ABC):
     def alone(self) -> bool:
         """Whether the CLI left no descendant when it ended, so that its pipes end by themselves."""
 
+    @property
+    @abc.abstractmethod
+    def quiet(self) -> bool:
+        """Whether the CLI lives and has said nothing on stdout that was not read."""
+
+    @abc.abstractmethod
+    async def wait_stir(self) -> None:
+        """Wait until the CLI says something on stdout or ends."""
+
     @abc.abstractmethod
     def send_signal(self, number: int) -> None:
         """Send a signal to the CLI alone; nothing happens if it has ended."""

@@ -21,7 +21,7 @@ from ..errors import SpawnFailed
 from ..events import Receipt
 from . import marks
 from .base import MARK, PROOF_TIMEOUT, Contained, Containment, Job
-from .pipes import PipeReader, PipeWriter
+from .pipes import PipeReader, PipeWriter, is_quiet, wait_any
 
 SWEEPS = 50
 """Looks for marked processes after the kill, until one finds none; what forks meanwhile is found by a later one."""
@@ -64,6 +64,15 @@ class Grouped(Contained):
     def alone(self) -> bool:
         """Never known here."""
         return False
+
+    @property
+    def quiet(self) -> bool:
+        """Whether the CLI lives and has said nothing on stdout that was not read."""
+        return self._process.poll() is None and is_quiet(self.stdout.fileno())
+
+    async def wait_stir(self) -> None:
+        """Wait until the CLI says something on stdout or closes it."""
+        await wait_any(self.stdout.fileno())
 
     def send_signal(self, number: int) -> None:
         """Send a signal to the CLI alone."""

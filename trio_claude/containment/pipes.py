@@ -7,6 +7,7 @@ there; a write tries first and waits only where the pipe is full. This module mu
 from __future__ import annotations
 
 import os
+import select
 from typing import Final
 
 import trio
@@ -34,10 +35,31 @@ class _End:
         self.close()
         await trio.lowlevel.checkpoint()
 
-    def _open(self) -> int:
+    def fileno(self) -> int:
+        """Return the descriptor. Raises trio.ClosedResourceError where this end was closed."""
         if self._descriptor < 0:
             raise trio.ClosedResourceError("this end of the pipe is closed")
         return self._descriptor
+
+
+def is_quiet(*descriptors: int) -> bool:
+    """Return whether nothing can be read from any of `descriptors`, not even an end."""
+    look = select.poll()
+    for descriptor in descriptors:
+        look.register(descriptor, select.POLLIN)
+    return not look.poll(0)
+
+
+async def wait_any(*descriptors: int) -> None:
+    """Wait until one of `descriptors` can be read."""
+    async with trio.open_nursery() as nursery:
+
+        async def watch(descriptor: int) -> None:
+            await trio.lowlevel.wait_readable(descriptor)
+            nursery.cancel_scope.cancel()
+
+        for descriptor in descriptors:
+            nursery.start_soon(watch, descriptor)
 
 
 class PipeReader(_End, trio.abc.ReceiveStream):
@@ -49,9 +71,9 @@ class PipeReader(_End, trio.abc.ReceiveStream):
         Raises trio.ClosedResourceError where this end was closed.
         """
         while True:
-            await trio.lowlevel.wait_readable(self._open())
+            await trio.lowlevel.wait_readable(self.fileno())
             try:
-                return os.read(self._open(), max_bytes or READ_SIZE)
+                return os.read(self.fileno(), max_bytes or READ_SIZE)
             except BlockingIOError:
                 continue
 
@@ -69,12 +91,12 @@ class PipeWriter(_End, trio.abc.SendStream):
             sent = 0
             while sent < len(view):
                 try:
-                    sent += os.write(self._open(), view[sent:])
+                    sent += os.write(self.fileno(), view[sent:])
                 except BlockingIOError:
-                    await trio.lowlevel.wait_writable(self._open())
+                    await trio.lowlevel.wait_writable(self.fileno())
                 except BrokenPipeError as error:
                     raise trio.BrokenResourceError("nobody reads this pipe any more") from error
 
     async def wait_send_all_might_not_block(self) -> None:
         """Wait until the pipe takes bytes."""
-        await trio.lowlevel.wait_writable(self._open())
+        await trio.lowlevel.wait_writable(self.fileno())

@@ -20,7 +20,7 @@ from ..errors import SpawnFailed
 from ..events import Receipt
 from . import marks
 from .base import PROOF_TIMEOUT, Contained
-from .pipes import PipeReader, PipeWriter
+from .pipes import PipeReader, PipeWriter, is_quiet, wait_any
 from .zygote import Packets, Zygote
 
 CONTINUE_GRACE = 0.5
@@ -83,6 +83,15 @@ class Supervised(Contained):
     def alone(self) -> bool:
         """Whether the CLI left no descendant when it ended."""
         return self._alone
+
+    @property
+    def quiet(self) -> bool:
+        """Whether the CLI lives and has said nothing on stdout that was not read."""
+        return self.status is None and is_quiet(self.stdout.fileno(), self._lifeline.fileno())
+
+    async def wait_stir(self) -> None:
+        """Wait until the CLI says something on stdout or ends."""
+        await wait_any(self.stdout.fileno(), self._lifeline.fileno())
 
     def send_signal(self, number: int) -> None:
         """Send a signal to the CLI alone."""

@@ -55,6 +55,10 @@ class Packets:
                 return None
             return json.loads(packet) if packet else None
 
+    def fileno(self) -> int:
+        """Return the descriptor."""
+        return self._socket.fileno()
+
     def close(self) -> None:
         """Close now; a waiting `receive` gets None."""
         if self._socket.fileno() >= 0:

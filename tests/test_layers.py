@@ -41,15 +41,21 @@ TABLE: dict[str, set[str]] = {
     # faces
     "embed": {"errors", "events", "config", "messages", "services", "run", "engine"},
     "client": {"errors"},
+    "batch": {
+        "errors", "events", "config", "messages", "containment", "engine", "embed", "client", "__init__",
+    },
     "testing": set(),
     "commands": {
-        "errors", "events", "config", "messages", "containment", "logs", "workplace", "engine", "embed", "server", "client", "testing",
-        "__init__",
+        "errors", "events", "config", "messages", "containment", "logs", "workplace", "engine", "embed", "server", "client", "batch",
+        "testing", "services", "__init__",
     },
     "__main__": {"commands"},
     "__init__": {"errors", "events", "config", "engine", "server", "embed", "client"},
 }  # fmt: skip
-ASYNC_FREE = ("errors", "events", "config", "messages", "admission", "stream_json")
+ASYNC_FREE = (
+    "errors", "events", "config", "messages", "admission", "stream_json",
+    *(f"batch/{name}" for name in ("tasks", "throttle", "order", "results", "retries", "tally")),
+)  # fmt: skip
 OWNERS = {"trio_websocket": {"peer"}, "wsproto": set(), "h11": {"upgrade", "testing"}, "httpx_ws": {"client"}}
 """Outside libraries and the rooms that may import them."""
 STDLIB_ONLY = (

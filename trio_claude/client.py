@@ -6,6 +6,7 @@ retry a prompt: a prompt that was sent may have had effects.
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import AsyncIterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
@@ -123,7 +124,8 @@ async def ask(prompt: str, *, meta: str, url: str = "http://127.0.0.1:3000", **o
         except (httpx.InvalidURL, httpx.HTTPError, HTTPXWSException, OSError) as error:
             raise ConnectFailed(f"can't reach {url}: {error}") from error
         try:
-            await socket.send_text(json.dumps({"prompt": prompt, "meta": meta, **options}))
+            with contextlib.suppress(HTTPXWSException):  # a server that went away is read out below, with its reason
+                await socket.send_text(json.dumps({"prompt": prompt, "meta": meta, **options}))
             yield Answer(socket)
         finally:
             await connection.__aexit__(None, None, None)

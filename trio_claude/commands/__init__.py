@@ -15,6 +15,7 @@ from ..errors import TrioClaudeError
 
 COMMANDS = {
     "ask": "Send one prompt to a server and print the answer.",
+    "batch": "Run many prompts and write one result each.",
     "demo": "Serve a demonstration that needs no account.",
     "doctor": "Say what this machine has and what is missing.",
     "serve": "Serve the Claude command line at /ws/claude.",

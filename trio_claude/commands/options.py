@@ -16,10 +16,21 @@ _REPEATED = ("allow_origin", "allow_host", "env", "allow_options", "sandbox_read
 
 def config_options(function: Callable[..., Any]) -> Callable[..., Any]:
     """Add an option for every field, and `--config FILE`."""
-    for field in reversed(attrs.fields(Config)):
-        function = _option(field)(function)
-    file = click.Path(dir_okay=False, path_type=Path)
-    return click.option("--config", "config_file", type=file, help="A TOML file with any of these settings.")(function)
+    return options_for(*(field.name for field in attrs.fields(Config)))(function)
+
+
+def options_for(*names: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Add an option for each of the fields `names`, and `--config FILE`, which takes all of them."""
+
+    def add(function: Callable[..., Any]) -> Callable[..., Any]:
+        for name in reversed(names):
+            function = _option(attrs.fields_dict(Config)[name])(function)
+        file = click.Path(dir_okay=False, path_type=Path)
+        return click.option("--config", "config_file", type=file, help="A TOML file with any of the settings.")(
+            function
+        )
+
+    return add
 
 
 def _option(field: attrs.Attribute[Any]) -> Callable[[Callable[..., Any]], Callable[..., Any]]:

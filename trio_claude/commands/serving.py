@@ -24,12 +24,17 @@ PR_SET_DUMPABLE = 4
 
 async def run_server(config: Config, *, environ: Mapping[str, str] | None = None, notice: str = "") -> None:
     """Serve until a signal; print where, once connections are accepted."""
-    _raise_descriptor_limit()
-    _hide_memory()
+    take_process()
     with open_log() as log, trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
         async with open_server(config, [log], environ=environ, notice=notice) as server:
             click.echo(f"listening on {server.url}")
             await _serve_until_signal(server, config, signals)
+
+
+def take_process() -> None:
+    """Prepare this process for runs: it is ours alone."""
+    _raise_descriptor_limit()
+    _hide_memory()
 
 
 def _raise_descriptor_limit() -> None:

@@ -1,0 +1,89 @@
+"""`trio-claude batch`."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import attrs
+import click
+import trio
+
+from ..batch.files import read_tasks
+from ..batch.runner import Settings
+from ..batch.tasks import Rules, make_plan
+from ..config import OPTIONS, Config
+from ..errors import ConfigError
+from .batching import Batch, run_batch
+from .options import options_for, read_config
+
+LONGEST = 86400.0
+"""Seconds that a server may let a run last."""
+EXAMPLES = r"""Examples:
+  trio-claude batch tasks.jsonl --concurrency 8
+  trio-claude batch tasks.jsonl --model haiku --model sonnet --repeat 3 --max-usd 5
+  generate | trio-claude batch - --out today.jsonl --url http://127.0.0.1:3000"""
+_FOLDER = click.Path(file_okay=False, path_type=Path)
+_FILE = click.Path(dir_okay=False, path_type=Path)
+
+
+@click.command("batch", epilog=f"\b\n{EXAMPLES}")
+@click.argument("tasks")
+@click.option(
+    "--concurrency", type=click.IntRange(1, 1000), default=4, show_default=True, help="Runs at once, at most."
+)
+@click.option("--out", type=_FILE, default="results.jsonl", show_default=True, help="Where the results go.")
+@click.option("--manifest", type=_FILE, help="Where the manifest goes. [default: beside the results]")
+@click.option("--lines", type=_FOLDER, help="A folder that takes each run's lines, as the CLI said them.")
+@click.option("--force", is_flag=True, help="Write over files that exist.")
+@click.option("--as-completed", is_flag=True, help="Write results as they come, not in the order of the tasks.")
+@click.option("--repeat", type=click.IntRange(1), default=1, show_default=True, help="Runs of each task and model.")
+@click.option(
+    "--model", "models", multiple=True, help="A model for all tasks; may be repeated: each task runs with each."
+)
+@click.option("--max-usd", type=click.FloatRange(0), help="US dollars; once the runs have cost more, none is started.")
+@click.option("--retries", type=click.IntRange(0, 100), default=2, show_default=True, help="Further attempts.")
+@click.option("--url", help="A server that is to run the prompts, instead of this process.")
+@click.option("--json", "as_json", is_flag=True, help="Print the summary as JSON.")
+@options_for("timeout", "profile", "allow_unattended", "cli", "cli_args", "cwd", "workspaces", "containment")
+def command(tasks: str, url: str | None, config_file: Path | None, **options: Any) -> None:
+    """Run the prompts in TASKS and write one result each; `-` is standard input.
+
+    A task is a JSON object on a line of its own: `prompt`, and, if you like, `id`, `meta`, `model`, `timeout`,
+    `max_turns`, `workspace` and the other options of /ws/claude. All are checked before one is run.
+
+    Exit status: 0 where all are ok, 1 where some are not, 2 for bad input, 130 or 143 after SIGINT or SIGTERM.
+    """
+    values = {name: options.pop(name) for name in attrs.fields_dict(Config) if name in options}
+    config = None if url else read_config(values, config_file)
+    rules = _rules(config, values, config_file, options["models"], options["repeat"])
+    data = read_tasks(tasks)
+    batch = Batch(
+        plan=make_plan(data, rules), data=data, source=tasks, url=url, config=config, rules=rules,
+        settings=_settings(options), out=options["out"], manifest=options["manifest"], lines=options["lines"],
+        force=options["force"], as_json=options["as_json"],
+    )  # fmt: skip
+    sys.exit(trio.run(run_batch, batch))
+
+
+def _rules(
+    config: Config | None, values: dict[str, Any], file: Path | None, models: tuple[str, ...], repeat: int
+) -> Rules:
+    """Return what tasks are held to. Raises `ConfigError` where settings are given that only a server has."""
+    if config:
+        return Rules(config.allow_options, config.timeout, models, repeat, workspaces=bool(config.workspaces))
+    timeout = values.pop("timeout")
+    for name, value in {**values, "config": file}.items():
+        if value is not None:
+            raise ConfigError(f"--{name.replace('_', '-')} has no meaning with --url: the server decides it")
+    return Rules(OPTIONS, LONGEST, models, repeat, timeout=timeout)
+
+
+def _settings(options: dict[str, Any]) -> Settings:
+    return Settings(
+        concurrency=options["concurrency"],
+        retries=options["retries"],
+        max_usd=options["max_usd"],
+        as_completed=options["as_completed"],
+    )

@@ -51,7 +51,7 @@ async def serving(*words: str, env: dict[str, str]) -> AsyncIterator[tuple[trio.
                 await process.wait()
 
 
-@pytest.mark.parametrize("words", [[], ["serve"], ["ask"], ["demo"], ["doctor"]])
+@pytest.mark.parametrize("words", [[], ["serve"], ["ask"], ["batch"], ["demo"], ["doctor"]])
 async def test_every_command_has_help(words: list[str]) -> None:
     told = await trio_claude(*words, "--help")
     assert told.returncode == 0

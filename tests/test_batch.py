@@ -1,0 +1,440 @@
+"""`trio-claude batch` as a user meets it: real processes, files, signals and exit statuses."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import pty
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import attrs
+import pytest
+import trio
+from harness import Backend, alive, bearing, directive, open_backend, until
+
+PROGRAM = [sys.executable, "-m", "trio_claude", "batch"]
+TREE = directive("tree", kinds=["setsid", "double_fork", "ignore_term", "hold_stdout"], seconds=60, then="stay")
+EXIT_TREE = directive("tree", kinds=["setsid", "double_fork", "ignore_term"], seconds=60) + "hello"
+
+
+@attrs.frozen
+class Told:
+    """What a batch came to."""
+
+    status: int
+    stdout: str
+    stderr: str
+    results: list[dict[str, Any]]
+
+    def of(self, name: str) -> list[Any]:
+        return [result[name] for result in self.results]
+
+
+def environ(backend: Backend, **more: str) -> dict[str, str]:
+    return {**backend.environ, "TRIO_CLAUDE_CLI": backend.program, "LC_TEST": backend.mark, **more}
+
+
+def write_tasks(folder: Path, *tasks: str | dict[str, Any]) -> str:
+    path = folder / "tasks.jsonl"
+    lines = (task if isinstance(task, dict) else {"prompt": task} for task in tasks)
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return str(path)
+
+
+def results(folder: Path) -> list[dict[str, Any]]:
+    path = folder / "results.jsonl"
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+
+async def batch(backend: Backend, folder: Path, *words: str, stdin: bytes = b"", **env: str) -> Told:
+    with trio.fail_after(120):
+        told = await trio.run_process(
+            [*PROGRAM, *words], env=environ(backend, **env), cwd=folder, stdin=stdin, capture_stdout=True,
+            capture_stderr=True, check=False,
+        )  # fmt: skip
+    return Told(told.returncode, told.stdout.decode(), told.stderr.decode(), results(folder))
+
+
+def left(backend: Backend) -> list[int]:
+    return [pid for pid in bearing(f"LC_TEST={backend.mark}") if alive(pid)]
+
+
+def flaky(folder: Path, backend: Backend, status: int, times: int = 1) -> Path:
+    """Write a CLI that fails as the real one does, `times` times, then is the fake one."""
+    error = {
+        "type": "result",
+        "is_error": True,
+        "subtype": "success",
+        "api_error_status": status,
+        "result": "API Error",
+    }
+    retry = {"type": "system", "subtype": "api_retry", "error_status": status}
+    program = folder / "flaky"
+    tries = " || ".join(f"mkdir {folder}/try-{number} 2>/dev/null" for number in range(times))
+    program.write_text(
+        f"#!/bin/sh\ncase $* in *--version*) echo flaky; exit 0;; esac\n"
+        f"if {tries}; then\necho '{json.dumps(retry)}'\necho '{json.dumps(error)}'\nexit 1\nfi\n"
+        f'exec {backend.program} "$@"\n'
+    )
+    program.chmod(0o755)
+    return program
+
+
+# -- what comes out ---------------------------------------------------------------------------------------------------
+
+
+async def test_a_result_for_each_task_in_its_order(fake: Backend, folder: Path) -> None:
+    tasks = write_tasks(
+        folder,
+        directive("slow", n=5, ms=100),
+        "hello",
+        {"prompt": directive("text", text="hi"), "id": "x", "meta": "M-1"},
+    )
+    told = await batch(fake, folder, tasks, "--concurrency", "3")
+    assert told.status == 0, told.stderr
+    assert told.of("id") == ["1", "2", "x"]
+    assert told.of("meta") == ["TASK-1", "TASK-2", "M-1"]
+    assert told.of("result") == ["tok0 tok1 tok2 tok3 tok4 ", "Hello from stub.", "hi"]
+    assert told.of("ok") == [True] * 3
+    assert {result["receipt"]["survivors"] for result in told.results} == {0}
+    assert all(0 < result["first_line_seconds"] <= result["seconds"] for result in told.results)
+    assert told.stdout == ""
+    assert told.stderr.startswith("3 runs: 3 ok, 0 failed, 0 skipped, 0 cancelled; 30 tokens in, ")
+    assert told.stderr.endswith("; 0 processes left\n")
+    assert told.stderr.count("\n") == 1
+
+
+async def test_or_as_they_come(fake: Backend, folder: Path) -> None:
+    tasks = write_tasks(folder, directive("slow", n=10, ms=100), "hello", "hello")
+    told = await batch(fake, folder, tasks, "--as-completed", "--concurrency", "2")
+    assert told.of("id") == ["2", "3", "1"]
+
+
+async def test_models_repeats_and_lines(fake: Backend, folder: Path) -> None:
+    tasks = write_tasks(folder, "one", "two")
+    words = ["--model", "haiku", "--model", "claude-x-1", "--repeat", "2", "--lines", "lines", "--json"]
+    told = await batch(fake, folder, tasks, *words)
+    assert [(line["id"], line["model"], line["repeat"]) for line in told.results] == [
+        (task, model, repeat) for task in "12" for model in ("haiku", "claude-x-1") for repeat in (1, 2)
+    ]
+    kept = {path.name: path.read_text().splitlines() for path in (folder / "lines").iterdir()}
+    assert sorted(kept) == sorted(f"{task}.{turn}.jsonl" for task in "12" for turn in range(1, 5))
+    init, *_, last = map(json.loads, kept["1.3.jsonl"])
+    assert (init["model"], last["type"], last["session_id"]) == ("claude-x-1", "result", told.results[2]["session_id"])
+    summary = json.loads(told.stdout)
+    assert (summary["runs"], summary["ok"], summary["survivors"]) == (8, 8, 0)
+    assert told.stderr == ""
+
+
+async def test_the_manifest_says_what_the_figures_need(fake: Backend, folder: Path) -> None:
+    tasks = write_tasks(folder, "hello", "hello")
+    told = await batch(
+        fake, folder, tasks, "--profile", "chat", "--concurrency", "3", "--timeout", "40", "--repeat", "2"
+    )
+    text = (folder / "results.manifest.json").read_text()
+    manifest = json.loads(text)
+    assert text.count("\n") == 1
+    assert manifest["cli"] == {"path": fake.program, "version": "2.1.330 (Fake Claude)"}
+    assert (manifest["profile"], manifest["options"]["concurrency"], manifest["options"]["timeout"]) == ("chat", 3, 40)
+    assert manifest["containment"]["mode"] == told.results[0]["receipt"]["containment"]
+    assert manifest["tasks"]["sha256"] == hashlib.sha256(Path(tasks).read_bytes()).hexdigest()
+    assert (manifest["options"]["tasks"], manifest["options"]["runs"], manifest["summary"]["ok"]) == (2, 4, 4)
+    assert manifest["machine"]["cores"] == os.cpu_count()
+    assert manifest["started"] < manifest["ended"]
+    assert "p50" in manifest["summary"]["seconds"]
+
+
+async def test_failures_are_told_and_the_rest_goes_on(fake: Backend, folder: Path) -> None:
+    tasks = write_tasks(
+        folder, directive("exit", status=3), directive("err", status=400), {"prompt": directive("silent"), "timeout": 0.4},
+        {"prompt": directive("bash", cmd="true", rounds=9), "max_turns": 2}, "hello",
+    )  # fmt: skip
+    told = await batch(fake, folder, tasks)
+    assert told.status == 1
+    assert told.of("reason") == ["failed", "failed", "deadline", "failed", "exit"]
+    assert told.of("ok") == [False, False, False, False, True]
+    assert told.of("exit_status") == [3, 1, None, 1, 0]
+    assert told.of("attempts") == [1] * 5
+    errors = [str(error) for error in told.of("error")]
+    assert "400 stub error 400" in errors[1]
+    assert errors[2] == "timed out after 0.4 s"
+    assert "Reached maximum number of turns (2)" in errors[3]
+
+
+async def test_workspaces(fake: Backend, folder: Path) -> None:
+    (folder / "spaces").mkdir()
+    tasks = write_tasks(folder, {"prompt": "hello", "workspace": "one"}, {"prompt": "hello", "workspace": "two"})
+    told = await batch(fake, folder, tasks, "--workspaces", "spaces", "--lines", "lines")
+    cwds = [json.loads((folder / "lines" / f"{n}.jsonl").read_text().splitlines()[0])["cwd"] for n in (1, 2)]
+    assert told.status == 0
+    assert [Path(cwd).name for cwd in cwds] == ["one", "two"]
+
+
+async def test_standard_input(fake: Backend, folder: Path) -> None:
+    told = await batch(fake, folder, "-", stdin=b'{"prompt":"hello"}\n{"prompt":"hello"}')
+    assert (told.status, told.of("ok")) == (0, [True, True])
+
+
+async def test_nothing_of_a_run_is_left(fake: Backend, folder: Path) -> None:
+    told = await batch(fake, folder, write_tasks(folder, *[EXIT_TREE] * 4), LC_MORE="x")
+    assert told.status == 0
+    assert {result["receipt"]["survivors"] for result in told.results} == {0}
+    assert min(result["receipt"]["seen"] for result in told.results) >= 4
+    assert left(fake) == []
+
+
+# -- bad input --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("tasks", "words", "told"),
+    [
+        ('{"prompt":"ok"}\n{"prompt":7}\n', [], "line 2: prompt must be text, not a number"),
+        ("", [], "there are no tasks"),
+        ('{"prompt":"x","nope":1}', [], "line 1: unknown key 'nope'"),
+        ('{"prompt":"x","timeout":400}', [], "line 1: timeout must be at most 300"),
+        ('{"prompt":"x","timeout":30}', ["--timeout", "20"], "line 1: timeout must be at most 20"),
+        ('{"prompt":"x","workspace":"w"}', [], "line 1: workspace needs a folder of workspaces"),
+        ('{"prompt":"x"}', ["--model", "-x"], "model must match"),
+        ('{"prompt":"x"}', ["--profile", "root"], "profile must be one of"),
+        ('{"prompt":"x"}', ["--profile", "unattended", "--containment", "supervisor"], "--allow-unattended"),
+        ('{"prompt":"x"}', ["--cli", "/nope"], "cli: "),
+        ('{"prompt":"x"}', ["--concurrency", "0"], "Invalid value for '--concurrency'"),
+        ('{"prompt":"x"}', ["--url", "http://127.0.0.1:1", "--profile", "chat"], "--profile has no meaning with --url"),
+        ('{"prompt":"x"}', ["--out", "/nope/out"], "/nope/out: No such file or directory"),
+    ],
+)
+async def test_bad_input_is_2_before_anything_runs(
+    fake: Backend, folder: Path, tasks: str, words: list[str], told: str
+) -> None:
+    (folder / "tasks.jsonl").write_text(tasks)
+    answer = await batch(fake, folder, "tasks.jsonl", *words)
+    assert answer.status == 2
+    assert told in answer.stderr
+    assert answer.results == []
+
+
+async def test_no_file_and_files_that_exist(fake: Backend, folder: Path) -> None:
+    told = await batch(fake, folder, "nope.jsonl")
+    assert (told.status, told.stderr) == (2, "trio-claude: nope.jsonl: No such file or directory\n")
+    tasks = write_tasks(folder, "hello")
+    (folder / "results.jsonl").write_text('{"mine":1}\n')
+    told = await batch(fake, folder, tasks)
+    assert (told.status, told.stderr) == (2, "trio-claude: results.jsonl exists; --force writes over it\n")
+    assert told.results == [{"mine": 1}]
+    told = await batch(fake, folder, tasks, "--force")
+    assert (told.status, told.of("ok")) == (0, [True])
+
+
+async def test_a_full_disk_is_said(fake: Backend, folder: Path) -> None:
+    words = ["--out", "/dev/full", "--manifest", "m.json", "--force"]
+    told = await batch(fake, folder, write_tasks(folder, *["hello"] * 30), *words)
+    assert told.status == 1
+    assert told.stderr.startswith("trio-claude: /dev/full: No space left on device\n30 runs: ")
+    assert left(fake) == []
+
+
+# -- retries, throttle, money -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("status", [429, 500])
+async def test_an_overloaded_api_is_asked_again(fake: Backend, folder: Path, status: int) -> None:
+    words = ["--cli", str(flaky(folder, fake, status)), "--concurrency", "4"]
+    told = await batch(fake, folder, write_tasks(folder, "hello", "hello"), *words)
+    assert told.status == 0, told.stderr
+    assert sorted(told.of("attempts")) == [1, 2]
+    lowest = json.loads((folder / "results.manifest.json").read_text())["lowest_concurrency"]
+    assert lowest == (2 if status == 429 else 4)
+
+
+async def test_no_retries_where_none_are_wanted(fake: Backend, folder: Path) -> None:
+    words = ["--cli", str(flaky(folder, fake, 500)), "--retries", "0", "--concurrency", "1"]
+    told = await batch(fake, folder, write_tasks(folder, "hello", "hello"), *words)
+    assert (told.status, told.of("ok"), told.of("attempts")) == (1, [False, True], [1, 1])
+
+
+async def test_nothing_starts_once_the_money_is_spent(fake: Backend, folder: Path) -> None:
+    tasks = write_tasks(folder, *["hello"] * 6)
+    told = await batch(fake, folder, tasks, "--concurrency", "1", "--max-usd", "0.0003")
+    assert told.status == 1
+    assert told.of("reason") == ["exit"] * 2 + ["skipped"] * 4
+    assert "(max-usd) were spent" in told.results[-1]["error"]
+    assert told.results[-1]["receipt"] is None
+
+
+# -- signals ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+async def test_a_signal_ends_all_and_leaves_nothing(fake: Backend, folder: Path, number: signal.Signals) -> None:
+    tasks = write_tasks(folder, "hello", TREE, TREE, *["hello"] * 40)
+    process = await trio.lowlevel.open_process(
+        [*PROGRAM, tasks, "--concurrency", "2"],
+        env=environ(fake),
+        cwd=folder,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+    )
+    assert process.stderr
+    await until(lambda: len(set(left(fake)) - {process.pid}) >= 10 and results(folder), 30)
+    process.send_signal(number)
+    with trio.fail_after(20):
+        assert await process.wait() == 128 + number
+    assert left(fake) == []
+    told = (await process.stderr.receive_some()).decode()
+    await process.stderr.aclose()
+    lines = results(folder)
+    assert [line["id"] for line in lines] == [str(n) for n in range(1, 44)]
+    assert [line["reason"] for line in lines] == ["exit", *["cancelled"] * 42]
+    assert [line["receipt"]["survivors"] for line in lines[:3]] == [0, 0, 0]
+    assert [line["attempts"] for line in lines] == [1, 1, 1, *[0] * 40]
+    assert told.startswith("43 runs: 1 ok, 0 failed, 0 skipped, 42 cancelled; ")
+    manifest = json.loads((folder / "results.manifest.json").read_text())
+    assert (manifest["signal"], manifest["summary"]["cancelled"]) == (number, 42)
+
+
+async def test_killed_it_leaves_nothing_and_what_finished_is_on_the_disk(fake: Backend, folder: Path) -> None:
+    tasks = write_tasks(folder, "hello", TREE, TREE)
+    process = await trio.lowlevel.open_process(
+        [*PROGRAM, tasks, "--concurrency", "2"],
+        env=environ(fake),
+        cwd=folder,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    await until(lambda: len(set(left(fake)) - {process.pid}) >= 10 and results(folder), 30)
+    process.kill()
+    await process.wait()
+    await until(lambda: not left(fake), 10)
+    assert [line["ok"] for line in results(folder)] == [True]
+    assert json.loads((folder / "results.manifest.json").read_text())["ended"] is None
+
+
+# -- at a server ------------------------------------------------------------------------------------------------------
+
+
+async def test_at_a_server(fake: Backend, folder: Path) -> None:
+    tasks = write_tasks(
+        folder, "hello", directive("exit", status=3), {"prompt": directive("silent"), "timeout": 0.5}, EXIT_TREE
+    )
+    async with fake.serve() as server:
+        told = await batch(fake, folder, tasks, "--url", server.url, "--repeat", "2", "--timeout", "20")
+    assert told.status == 1
+    assert told.of("id") == [number for number in "1234" for _ in range(2)]
+    assert told.of("reason")[::2] == ["exit", "failed", "deadline", "exit"]
+    assert told.of("exit_status")[::2] == [0, 3, None, 0]
+    assert told.results[0]["result"] == "Hello from stub."
+    assert told.results[4]["error"] == "timed out after 0.5 s"
+    assert told.results[6]["receipt"]["seen"] >= 4
+    assert {result["receipt"]["survivors"] for result in told.results} == {0}
+    assert json.loads((folder / "results.manifest.json").read_text())["url"] == server.url
+    assert fake.left() == []
+
+
+async def test_what_a_server_refuses_is_no_crash(fake: Backend, folder: Path) -> None:
+    async with fake.serve(allow_options=("timeout",)) as server:
+        told = await batch(fake, folder, write_tasks(folder, {"prompt": "hello", "effort": "low"}), "--url", server.url)
+    assert (told.status, told.of("reason"), told.of("attempts")) == (1, ["refused"], [1])
+    assert told.results[0]["error"] == "effort is not allowed by this server"
+
+
+async def test_nobody_there_is_tried_again_then_told(fake: Backend, folder: Path) -> None:
+    words = ["--url", "http://127.0.0.1:1", "--retries", "1"]
+    told = await batch(fake, folder, write_tasks(folder, "hello"), *words)
+    assert (told.status, told.of("reason"), told.of("attempts")) == (1, ["unreachable"], [2])
+    assert "can't reach http://127.0.0.1:1" in told.results[0]["error"]
+
+
+async def test_a_full_server_is_asked_again(fake: Backend, folder: Path) -> None:
+    tasks = write_tasks(folder, directive("slow", n=12, ms=100), "hello")
+    async with fake.serve(max_runs=1, queue_timeout=0.2) as server:
+        told = await batch(fake, folder, tasks, "--url", server.url, "--retries", "20", "--concurrency", "2")
+    assert told.of("ok") == [True, True]
+    assert max(told.of("attempts")) > 1
+
+
+async def test_a_signal_ends_the_runs_at_a_server(fake: Backend, folder: Path) -> None:
+    tasks = write_tasks(folder, TREE, "hello")
+    async with fake.serve() as server:
+        process = await trio.lowlevel.open_process(
+            [*PROGRAM, tasks, "--url", server.url, "--concurrency", "1"],
+            env=environ(fake),
+            cwd=folder,
+            stderr=subprocess.DEVNULL,
+        )
+        await until(lambda: len(fake.left()) >= 5, 30)
+        process.send_signal(signal.SIGINT)
+        with trio.fail_after(20):
+            assert await process.wait() == 130
+        await until(lambda: not fake.left(), 10)
+    assert [line["reason"] for line in results(folder)] == ["cancelled", "cancelled"]
+
+
+# -- the terminal -----------------------------------------------------------------------------------------------------
+
+
+async def test_a_terminal_gets_a_bar(fake: Backend, folder: Path) -> None:
+    ours, theirs = pty.openpty()
+    tasks = write_tasks(folder, *["hello"] * 3, directive("exit", status=3))
+    env = environ(fake, TERM="xterm", COLUMNS="120")
+    process = await trio.lowlevel.open_process(
+        [*PROGRAM, tasks], env=env, cwd=folder, stderr=theirs, stdin=subprocess.DEVNULL
+    )
+    os.close(theirs)
+    shown = bytearray()
+    with trio.fail_after(60):
+        while chunk := await trio.to_thread.run_sync(_read, ours):
+            shown += chunk
+        assert await process.wait() == 1
+    os.close(ours)
+    text = shown.decode()
+    assert "4/4" in text
+    assert "0 running · 1 failed · 51 tokens · $0.0005" in text
+    assert "4 runs: 3 ok, 1 failed" in text
+
+
+def _read(descriptor: int) -> bytes:
+    try:
+        return os.read(descriptor, 65536)
+    except OSError:
+        return b""
+
+
+# -- the real CLI -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.real_cli
+async def test_the_real_cli(folder: Path) -> None:
+    """The stub refuses the second prompt once, as overloaded, and the third for good."""
+    async with open_backend("real", folder) as real:
+        tasks = write_tasks(
+            folder, "hello", directive("err", status=529, times=1), directive("err", status=400),
+            {"prompt": directive("bash", cmd="true", rounds=9), "max_turns": 1},
+        )  # fmt: skip
+        words = ["--concurrency", "2", "--model", "haiku", "--cwd", str(real.cwd)]
+        told = await batch(real, folder, tasks, *words, CLAUDE_CODE_MAX_RETRIES="0")
+        assert told.status == 1
+        assert told.of("ok") == [True, True, False, False]
+        assert told.of("attempts") == [1, 2, 1, 1]
+        assert told.of("result")[:2] == ["Hello from stub.", "ok after 1 errors"]
+        assert "Reached maximum number of turns (1)" in told.results[3]["error"]
+        assert {result["receipt"]["survivors"] for result in told.results} == {0}
+        assert min(told.of("cost_usd")[:2]) > 0
+        manifest = json.loads((folder / "results.manifest.json").read_text())
+        assert "(Claude Code)" in manifest["cli"]["version"]
+        assert manifest["lowest_concurrency"] == 1
+        assert left(real) == []
+
+
+@pytest.mark.real_cli
+async def test_the_real_cli_that_cant_reach_the_api_is_started_again(folder: Path) -> None:
+    async with open_backend("real", folder) as real:
+        words = ["--retries", "1", "--cwd", str(real.cwd)]
+        env = {"CLAUDE_CODE_MAX_RETRIES": "1", "ANTHROPIC_BASE_URL": "http://127.0.0.1:1"}
+        told = await batch(real, folder, write_tasks(folder, "hello"), *words, **env)
+        assert (told.of("ok"), told.of("attempts")) == ([False], [2])

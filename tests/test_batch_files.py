@@ -1,0 +1,65 @@
+"""Rule: nothing is written over unasked, and a full disk is an error that names the file."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from trio_claude.batch import files
+from trio_claude.batch.files import LinesFolder, OutFile, Unwritable, read_tasks
+from trio_claude.batch.tasks import BadTasks
+
+
+def test_what_is_written_is_there_at_once(folder: Path) -> None:
+    with OutFile(folder / "out", force=False) as out:
+        out.write(b"one\n")
+        assert (folder / "out").read_bytes() == b"one\n"
+        out.write(b"two\n")
+        out.replace(b"three\n")
+    assert (folder / "out").read_bytes() == b"three\n"
+
+
+def test_a_file_that_exists_is_kept_unless_forced(folder: Path) -> None:
+    (folder / "out").write_text("mine")
+    with pytest.raises(Unwritable, match="out exists; --force writes over it"):
+        OutFile(folder / "out", force=False)
+    assert (folder / "out").read_text() == "mine"
+    OutFile(folder / "out", force=True).close()
+    assert (folder / "out").read_text() == ""
+
+
+def test_no_folder_is_named(folder: Path) -> None:
+    with pytest.raises(Unwritable, match="No such file or directory"):
+        OutFile(folder / "nope" / "out", force=False)
+
+
+def test_a_full_disk_is_named() -> None:
+    with (
+        OutFile(Path("/dev/full"), force=True) as out,
+        pytest.raises(Unwritable, match="/dev/full: No space left on device"),
+    ):
+        out.write(b"x")
+
+
+def test_lines_go_to_an_empty_folder(folder: Path) -> None:
+    lines = LinesFolder(folder / "a" / "b", force=False)
+    with lines.open("1") as out:
+        out.write(b"first attempt\n")
+    with lines.open("1") as out:
+        out.write(b"{}\n")
+    assert (folder / "a" / "b" / "1.jsonl").read_bytes() == b"{}\n"
+    with pytest.raises(Unwritable, match="is not empty"):
+        LinesFolder(folder / "a" / "b", force=False)
+    LinesFolder(folder / "a" / "b", force=True)
+    with pytest.raises(Unwritable):
+        LinesFolder(folder / "a" / "b" / "1.jsonl", force=True)
+
+
+def test_tasks_that_cant_be_read(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(BadTasks, match="nope: No such file or directory"):
+        read_tasks(str(folder / "nope"))
+    (folder / "big").write_bytes(b"x" * 11)
+    monkeypatch.setattr(files, "FILE_LIMIT", 10)
+    with pytest.raises(BadTasks, match="tasks must be at most 10 bytes"):
+        read_tasks(str(folder / "big"))

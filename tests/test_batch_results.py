@@ -1,0 +1,162 @@
+"""Rule: a result is folded out of the CLI's lines by `is_error`, and out of a close reason by its grammar."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from trio_claude.batch.results import TOKENS, Finish, Fold, Record, from_close, from_outcome
+from trio_claude.batch.tasks import Rules, make_plan
+from trio_claude.config import OPTIONS
+from trio_claude.errors import Reason
+from trio_claude.events import Outcome, Receipt
+
+RECEIPT = Receipt(seen=3, killed=1, survivors=0, ms=12.34, containment="namespace")
+
+
+def result_line(**fields: object) -> str:
+    return json.dumps({"duration_ms": 1, "session_id": "s", **fields, "type": "result"})
+
+
+def folded(*lines: str) -> Fold:
+    fold = Fold()
+    for line in lines:
+        fold.feed(line)
+    return fold
+
+
+def record() -> Record:
+    (item,) = make_plan(b'{"prompt":"x","id":"a","model":"haiku"}', Rules(OPTIONS, 300))
+    return Record(item=item)
+
+
+def test_a_good_result() -> None:
+    usage = dict.fromkeys(TOKENS, 2)
+    line = result_line(subtype="success", is_error=False, result="hi", num_turns=2, total_cost_usd=0.5, usage=usage)
+    fold = folded('{"type":"system","subtype":"init","session_id":"abc"}', '{"type":"assistant"}', line)
+    assert (fold.session_id, fold.result, fold.is_error, fold.error) == ("abc", "hi", False, None)
+    assert (fold.num_turns, fold.cost_usd, fold.usage, fold.lines) == (2, 0.5, usage, 3)
+
+
+def test_cost_is_cumulative_over_a_process_and_usage_is_not() -> None:
+    usage = dict.fromkeys(TOKENS, 1)
+    lines = [
+        result_line(is_error=False, result=str(n), num_turns=1, total_cost_usd=n / 10, usage=usage) for n in (1, 2)
+    ]
+    fold = folded(*lines)
+    assert (fold.cost_usd, fold.num_turns, fold.usage["input_tokens"], fold.result) == (0.2, 2, 2, "2")
+
+
+@pytest.mark.parametrize(
+    ("fields", "error"),
+    [
+        ({"subtype": "success", "result": "API Error: 400"}, "API Error: 400"),
+        (
+            {"subtype": "error_max_turns", "errors": ["Reached maximum number of turns (2)"]},
+            "Reached maximum number of turns (2)",
+        ),
+        ({"subtype": "error_during_execution"}, "error_during_execution"),
+    ],
+)
+def test_is_error_tells_never_subtype(fields: dict[str, object], error: str) -> None:
+    assert folded(result_line(is_error=True, **fields)).error == error
+
+
+@pytest.mark.parametrize(
+    "line",
+    ["", "nonsense", "[1]", '"result"', '{"type":"result"}', "[" * 100_000, '{"type":"result","usage":3,"total_cost_usd":"x","num_turns":true}'],
+)  # fmt: skip
+def test_lines_that_are_none_do_no_harm(line: str) -> None:
+    fold = folded(line)
+    assert (fold.cost_usd, fold.num_turns) == (0.0, 0)
+
+
+@pytest.mark.parametrize(
+    ("line", "strained"),
+    [
+        ({"type": "system", "subtype": "api_retry", "error_status": 429}, True),
+        ({"type": "system", "subtype": "api_retry", "error_status": 529}, True),
+        ({"type": "system", "subtype": "api_retry", "error_status": 500}, False),
+        ({"type": "system", "subtype": "api_retry", "error_status": None}, False),
+        ({"type": "result", "is_error": True, "api_error_status": 529}, True),
+        ({"type": "result", "is_error": True, "api_error_status": 400}, False),
+        ({"type": "assistant", "message": {"content": [{"type": "text", "text": '"api_retry" 429'}]}}, False),
+    ],
+)
+def test_only_429_and_529_are_a_strain(line: dict[str, object], strained: bool) -> None:
+    assert Fold().feed(json.dumps(line)) is strained
+
+
+@pytest.mark.parametrize(
+    ("code", "reason", "error", "found"),
+    [
+        (1000, "exit 0; 7 processes, 0 left, 12 ms", None, ("exit", 0, None, 7, 0)),
+        (1000, "ended after result; 1 process, unproven, 3 ms", None, ("exit", None, None, 1, None)),
+        (1011, "exit 1; 2 processes, 0 left, 3 ms", "the CLI exited", ("failed", 1, "the CLI exited", 2, 0)),
+        (1011, "signal 9; 2 processes, 0 left, 3 ms", "died", ("failed", None, "died", 2, 0)),
+        (1011, "timed out; 2 processes, 0 left, 3 ms", "timed out after 1 s", ("deadline", None, "timed out after 1 s", 2, 0)),
+        (1011, "not started; 0 processes, 0 left, 0 ms", "e", ("spawn-failed", None, "e", 0, 0)),
+        (1011, "unauthorized; 2 processes, 0 left, 3 ms", "e", ("unauthorized", None, "e", 2, 0)),
+        (1012, "drained; 2 processes, 0 left, 3 ms", "server shutting down", ("drained", None, "server shutting down", 2, 0)),
+        (1012, "server shutting down", "server shutting down", ("drained", None, "server shutting down", None, None)),
+        (1013, "no slot", "no slot came free", ("busy", None, "no slot came free", None, None)),
+        (1008, "bad", "meta must match", ("refused", None, "meta must match", None, None)),
+        (1009, "too long", None, ("refused", None, "too long", None, None)),
+        (1006, "the connection broke", None, ("disconnected", None, "the connection broke", None, None)),
+    ],
+)  # fmt: skip
+def test_a_close_reason_is_read_by_its_grammar(
+    code: int, reason: str, error: str | None, found: tuple[object, ...]
+) -> None:
+    finish = from_close(code, reason, error)
+    receipt = finish.receipt
+    told = (receipt.seen, receipt.survivors) if receipt else (None, None)
+    assert (finish.reason, finish.exit_status, finish.error, *told) == found
+    assert finish.ok is (code == 1000)
+
+
+def test_an_outcome_with_survivors_is_not_ok() -> None:
+    outcome = Outcome(Reason.EXIT, 0, None, 1, 0, Receipt(3, 0, 1, 1.0, "supervisor"))
+    assert from_outcome(outcome).ok is False
+    assert from_outcome(outcome).error == "the process tree could not be proven gone"
+
+
+def test_a_result_is_one_line_with_every_field() -> None:
+    one = record()
+    one.begin().feed(result_line(is_error=False, result="a\nbé", num_turns=1, total_cost_usd=0.1))
+    one.seconds, one.first_line_seconds = 1.23456789, 0.5
+    one.settle()
+    line = one.result(Finish(reason="exit", exit_status=0, receipt=RECEIPT)).render()
+    assert line.count(b"\n") == 1
+    assert json.loads(line) == {
+        "id": "a", "task": 1, "repeat": 1, "model": "haiku", "meta": "TASK-1", "ok": True, "reason": "exit",
+        "exit_status": 0, "error": None, "result": "a\nbé", "session_id": "s", "num_turns": 1,
+        "usage": dict.fromkeys(TOKENS, 0), "cost_usd": 0.1, "seconds": 1.2346, "first_line_seconds": 0.5, "attempts": 1,
+        "receipt": {"seen": 3, "killed": 1, "survivors": 0, "ms": 12.3, "containment": "namespace"},
+    }  # fmt: skip
+
+
+def test_the_cost_is_that_of_all_attempts_and_the_rest_of_the_last() -> None:
+    one = record()
+    for cost in (0.1, 0.2):
+        one.begin().feed(result_line(is_error=cost < 0.2, result=str(cost), total_cost_usd=cost))
+        one.settle()
+    result = one.result(Finish(reason="exit", exit_status=0))
+    assert (result.attempts, round(result.cost_usd, 6), result.result, result.ok) == (2, 0.3, "0.2", True)
+
+
+def test_exit_0_with_an_error_result_has_failed() -> None:
+    one = record()
+    one.begin().feed(result_line(is_error=True, subtype="success", result="no"))
+    result = one.result(Finish(reason="exit", exit_status=0))
+    assert (result.ok, result.reason, result.error) == (False, "failed", "no")
+    said = json.loads(result.render())
+    assert said["receipt"] is None
+
+
+def test_a_server_does_not_tell_the_containment_nor_what_was_killed() -> None:
+    one = record()
+    one.begin()
+    said = json.loads(one.result(from_close(1000, "exit 0; 7 processes, 0 left, 12 ms", None)).render())
+    assert said["receipt"] == {"seen": 7, "killed": None, "survivors": 0, "ms": 12.0, "containment": None}

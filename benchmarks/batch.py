@@ -139,8 +139,8 @@ async def by_batch(bench: Bench, prompt: str, count: int, more: str) -> Measured
         (folder / "tasks.jsonl").write_text((json.dumps({"prompt": prompt}) + "\n") * count)
         words = [
             sys.executable, "-m", "trio_claude", "batch", "tasks.jsonl", "--lines", "lines",
-            "--cli", str(bench.program), "--concurrency", str(bench.concurrency), "--profile", PROFILE, "--containment", bench.mode,
-            *(["--cli-args", more] if more else []),
+            "--cli", str(bench.program), "--concurrency", str(bench.concurrency),
+            "--profile", PROFILE, "--containment", bench.mode, *(["--cli-args", more] if more else []),
         ]  # fmt: skip
         return await measure(bench, words, folder, lambda: _good(folder.glob("lines/*.jsonl")))
 

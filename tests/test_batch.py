@@ -231,6 +231,22 @@ async def test_no_file_and_files_that_exist(fake: Backend, folder: Path) -> None
     assert (told.status, told.of("ok")) == (0, [True])
 
 
+async def test_the_tasks_are_never_written_over(fake: Backend, folder: Path) -> None:
+    tasks = write_tasks(folder, "hello")
+    before = Path(tasks).read_text()
+    told = await batch(fake, folder, "tasks.jsonl", "--out", tasks, "--force")
+    assert (told.status, Path(tasks).read_text()) == (2, before)
+    assert "is the file of tasks" in told.stderr
+    told = await batch(fake, folder, "tasks.jsonl", "--manifest", "results.jsonl")
+    assert (told.status, told.stderr) == (2, "trio-claude: results.jsonl is named for two things\n")
+
+
+async def test_what_was_not_begun_leaves_no_file(fake: Backend, folder: Path) -> None:
+    told = await batch(fake, folder, write_tasks(folder, "hello"), "--cli", "/nope")
+    assert told.status == 2
+    assert not (folder / "results.jsonl").exists()
+
+
 async def test_a_full_disk_is_said(fake: Backend, folder: Path) -> None:
     words = ["--out", "/dev/full", "--manifest", "m.json", "--force"]
     told = await batch(fake, folder, write_tasks(folder, *["hello"] * 30), *words)
@@ -272,6 +288,7 @@ async def test_nothing_starts_once_the_money_is_spent(fake: Backend, folder: Pat
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 async def test_a_signal_ends_all_and_leaves_nothing(fake: Backend, folder: Path, number: signal.Signals) -> None:
+    """The signal goes to the whole process group, as a terminal's does."""
     tasks = write_tasks(folder, "hello", TREE, TREE, *["hello"] * 40)
     process = await trio.lowlevel.open_process(
         [*PROGRAM, tasks, "--concurrency", "2"],
@@ -279,10 +296,11 @@ async def test_a_signal_ends_all_and_leaves_nothing(fake: Backend, folder: Path,
         cwd=folder,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
+        start_new_session=True,
     )
     assert process.stderr
     await until(lambda: len(set(left(fake)) - {process.pid}) >= 10 and results(folder), 30)
-    process.send_signal(number)
+    os.killpg(process.pid, number)
     with trio.fail_after(20):
         assert await process.wait() == 128 + number
     assert left(fake) == []

@@ -1,4 +1,4 @@
-"""The two ways to run a prompt: embedded, on an engine of this process, or at a server.
+"""The ways to run a prompt: what they have in common, and the embedded one, on an engine of this process.
 
 A door runs one attempt and says how it ended. It must never try again, and never judge what the CLI said.
 """
@@ -9,13 +9,12 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Protocol, TypeAlias
 
-from ..client import Answer, ConnectFailed, Ended, ask
 from ..config import Config
 from ..embed import open_run
 from ..engine import Engine, open_engine
 from ..errors import Busy, ClientError, Draining, Reason
 from ..messages import Prompt
-from .results import BUSY, REFUSED, UNREACHABLE, Finish, from_close, from_outcome
+from .results import BUSY, REFUSED, Finish, from_outcome
 from .tasks import options_of
 
 Hear: TypeAlias = Callable[[str], None]
@@ -57,34 +56,6 @@ class EmbeddedDoor:
     async def stop(self) -> None:
         """End all runs now, and wait until nothing of them is left."""
         await self._engine.runs.drain(0)
-
-
-class ServerDoor:
-    """Runs prompts at a server."""
-
-    def __init__(self, url: str) -> None:
-        self._url = url
-
-    async def run(self, prompt: Prompt, hear: Hear) -> Finish:
-        """Ask the server; leaving early ends the run there."""
-        options = options_of(prompt.options)
-        try:
-            async with ask(prompt.prompt, meta=prompt.meta, url=self._url, **options) as answer:
-                async for line in answer:
-                    hear(line)
-        except ConnectFailed as error:
-            return Finish(reason=UNREACHABLE, error=str(error))
-        ended = answer.ended or Ended(1006, "the connection broke")
-        return from_close(ended.code, ended.reason, ended.error, _retry_after(answer))
-
-    async def stop(self) -> None:
-        """Nothing can be said to a server but by leaving."""
-
-
-def _retry_after(answer: Answer) -> float | None:
-    """Return the seconds that a full server asked for."""
-    asked = answer.notes[-1].get("retry_after") if answer.notes else None
-    return float(asked) if isinstance(asked, int | float) and not isinstance(asked, bool) else None
 
 
 @asynccontextmanager

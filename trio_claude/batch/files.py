@@ -34,6 +34,26 @@ def read_tasks(path: str) -> bytes:
     return data
 
 
+def check_free(*paths: Path, keep: str, force: bool) -> None:
+    """Look, before anything runs, whether `paths` can be made without loss. `keep` is the file of tasks.
+
+    Raises `Unwritable`.
+    """
+    if len({path.absolute() for path in paths}) < len(paths):
+        raise Unwritable(f"{paths[0]} is named for two things")
+    for path in paths:
+        if not path.exists():
+            continue
+        if keep != "-" and path.samefile(keep):
+            raise Unwritable(f"{path} is the file of tasks")
+        if not force:
+            raise _exists(path)
+
+
+def _exists(path: Path) -> Unwritable:
+    return Unwritable(f"{path} exists; --force writes over it")
+
+
 class OutFile:
     """A file that grows by whole records.
 
@@ -81,7 +101,7 @@ def _open(path: Path, *, force: bool) -> IO[bytes]:
             path.open("xb").close()
         return path.open("ab", buffering=0)
     except FileExistsError:
-        raise Unwritable(f"{path} exists; --force writes over it") from None
+        raise _exists(path) from None
     except OSError as error:
         raise Unwritable(f"{path}: {error.strerror}") from error
 

@@ -87,14 +87,14 @@ async def cli_version(engine: Engine) -> str | None:
     return None
 
 
-def describe(about: dict[str, Any], data: bytes, source: str, **options: Any) -> dict[str, Any]:
+def describe(about: dict[str, Any], source: str, checksum: str, **options: Any) -> dict[str, Any]:
     """Return a manifest at the start of a batch; `started` is now."""
     return {
         "trio_claude": __version__,
         **about,
         "options": options,
         "machine": machine(),
-        "tasks": {"file": source, "sha256": sha256(data)},
+        "tasks": {"file": source, "sha256": checksum},
         "started": now(),
         "ended": None,
     }

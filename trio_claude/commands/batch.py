@@ -11,6 +11,7 @@ import click
 import trio
 
 from ..batch.files import read_tasks
+from ..batch.manifest import sha256
 from ..batch.runner import Settings
 from ..batch.tasks import Rules, make_plan
 from ..config import OPTIONS, Config
@@ -42,7 +43,11 @@ _FILE = click.Path(dir_okay=False, path_type=Path)
 @click.option(
     "--model", "models", multiple=True, help="A model for all tasks; may be repeated: each task runs with each."
 )
-@click.option("--max-usd", type=click.FloatRange(0), help="US dollars; once the runs have cost more, none is started.")
+@click.option(
+    "--max-usd",
+    type=click.FloatRange(0, min_open=True),
+    help="US dollars; once the runs have cost more, none is started.",
+)
 @click.option("--retries", type=click.IntRange(0, 100), default=2, show_default=True, help="Further attempts.")
 @click.option("--url", help="A server that is to run the prompts, instead of this process.")
 @click.option("--json", "as_json", is_flag=True, help="Print the summary as JSON.")
@@ -60,10 +65,11 @@ def command(tasks: str, url: str | None, config_file: Path | None, **options: An
     rules = _rules(config, values, config_file, options["models"], options["repeat"])
     data = read_tasks(tasks)
     batch = Batch(
-        plan=make_plan(data, rules), data=data, source=tasks, url=url, config=config, rules=rules,
+        plan=make_plan(data, rules), source=tasks, sha256=sha256(data), url=url, config=config, rules=rules,
         settings=_settings(options), out=options["out"], manifest=options["manifest"], lines=options["lines"],
         force=options["force"], as_json=options["as_json"],
     )  # fmt: skip
+    del data  # it may be large
     sys.exit(trio.run(run_batch, batch))
 
 

@@ -5,7 +5,6 @@ The first SIGINT or SIGTERM ends all runs; what is not finished is written as ca
 
 from __future__ import annotations
 
-import contextlib
 import json
 import signal
 import sys
@@ -19,15 +18,15 @@ import attrs
 import click
 import trio
 
-from ..batch.doors import Door, ServerDoor, open_embedded
-from ..batch.files import LinesFolder, OutFile, Unwritable, rendered
+from ..batch.doors import Door, open_embedded
+from ..batch.files import LinesFolder, OutFile, Unwritable, check_free, rendered
 from ..batch.manifest import about_engine, describe, now
 from ..batch.runner import Runner, Settings
 from ..batch.tally import Summary
 from ..batch.tasks import Plan, Rules
 from ..config import Config
 from ..services import open_services
-from .serving import take_process
+from .process import take_process
 
 
 @attrs.frozen(kw_only=True)
@@ -35,8 +34,8 @@ class Batch:
     """A batch whose input is good. Without `config` it runs at `url`."""
 
     plan: Plan
-    data: bytes = attrs.field(repr=False)
     source: str
+    sha256: str
     url: str | None
     config: Config | None
     rules: Rules
@@ -59,19 +58,21 @@ async def run_batch(batch: Batch) -> int:
     """Run a batch; return the exit status."""
     take_process()
     beside = batch.manifest or batch.out.with_suffix(".manifest.json")
-    with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals, contextlib.ExitStack() as files:
-        out = files.enter_context(OutFile(batch.out, force=batch.force))
-        manifest = files.enter_context(OutFile(beside, force=batch.force))
-        folder = LinesFolder(batch.lines, force=batch.force) if batch.lines else None
+    check_free(batch.out, beside, keep=batch.source, force=batch.force)
+    with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
         async with _open_door(batch) as (door, settings, about):
-            runner = Runner(batch.plan, door, out, attrs.evolve(settings, lines=folder))
-            return await _run(batch, runner, manifest, _described(batch, settings, about), signals)
+            with OutFile(batch.out, force=batch.force) as out, OutFile(beside, force=batch.force) as manifest:
+                folder = LinesFolder(batch.lines, force=batch.force) if batch.lines else None
+                runner = Runner(batch.plan, door, out, attrs.evolve(settings, lines=folder))
+                return await _run(batch, runner, manifest, _described(batch, settings, about), signals)
 
 
 @asynccontextmanager
 async def _open_door(batch: Batch) -> AsyncIterator[tuple[Door, Settings, dict[str, Any]]]:
     """Open the way to the CLI; the settings that come back have no more runs at once than it takes."""
     if batch.config is None:
+        from ..batch.remote import ServerDoor  # see there
+
         assert batch.url
         yield ServerDoor(batch.url), batch.settings, {"url": batch.url}
         return
@@ -83,7 +84,7 @@ async def _open_door(batch: Batch) -> AsyncIterator[tuple[Door, Settings, dict[s
 
 def _described(batch: Batch, settings: Settings, about: dict[str, Any]) -> dict[str, Any]:
     return describe(
-        about, batch.data, batch.source, concurrency=settings.concurrency, retries=settings.retries,
+        about, batch.source, batch.sha256, concurrency=settings.concurrency, retries=settings.retries,
         max_usd=settings.max_usd, as_completed=settings.as_completed, models=batch.rules.models,
         repeat=batch.rules.repeat, timeout=batch.rules.timeout or batch.rules.max_timeout,
         tasks=len(batch.plan.tasks), runs=len(batch.plan),

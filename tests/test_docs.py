@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import re
+import sys
 import textwrap
 from pathlib import Path
 
@@ -68,6 +70,27 @@ async def test_the_samples_of_the_readme_run(
     told = capsys.readouterr().out
     assert told.count('"type":"result"') == 2
     assert "Ended(code=1000" in told
+
+
+async def test_the_examples_of_batch_run(fake: Backend, folder: Path) -> None:
+    page = (ROOT / "docs" / "batch.md").read_text()
+    (tasks,) = re.findall(r"```json\n(.*?)```", page, re.DOTALL)
+    (folder / "tasks.jsonl").write_text(tasks)
+    program = folder / "trio-claude"
+    program.write_text(f'#!/bin/sh\nexec "{sys.executable}" -m trio_claude "$@"\n')
+    program.chmod(0o755)
+    env = {**fake.environ, "PATH": f"{folder}:{fake.environ['PATH']}", "TRIO_CLAUDE_CLI": fake.program}
+    examples = re.findall(r"```sh\n(.*?)```", page, re.DOTALL)
+    async with fake.serve() as server:
+        for example in examples:
+            words = ["/bin/sh", "-ec", example.replace("http://127.0.0.1:3000", server.url)]
+            await trio.run_process(words, env=env, cwd=folder, capture_stdout=True, capture_stderr=True)
+    results = {path.name: path.read_text().splitlines() for path in folder.glob("*.jsonl")}
+    counts = {"tasks": 2, "results": 2, "matrix": 12, "chat": 2, "remote": 2, "one": 1}
+    assert {name: len(lines) for name, lines in results.items()} == {f"{name}.jsonl": n for name, n in counts.items()}
+    (table,) = re.findall(r"\| field \|.*?\n\n", page, re.DOTALL)
+    fields = re.findall(r"`(\w+)`", "".join(line.split("|")[1] for line in table.splitlines()[2:] if line))
+    assert fields == list(json.loads(results["results.jsonl"][0]))
 
 
 def test_every_setting_of_the_contract_has_the_value_that_is_written() -> None:

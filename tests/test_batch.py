@@ -206,6 +206,8 @@ async def test_nothing_of_a_run_is_left(fake: Backend, folder: Path) -> None:
         ('{"prompt":"x"}', ["--cli", "/nope"], "cli: "),
         ('{"prompt":"x"}', ["--concurrency", "0"], "Invalid value for '--concurrency'"),
         ('{"prompt":"x"}', ["--url", "http://127.0.0.1:1", "--profile", "chat"], "--profile has no meaning with --url"),
+        ('{"prompt":"x"}', ["--max-usd", "nan"], "--max-usd must be over 0 US dollars, not nan"),
+        ('{"prompt":"x"}', ["--config", "/nope.toml"], "no such config file: /nope.toml"),
         ('{"prompt":"x"}', ["--out", "/nope/out"], "/nope/out: No such file or directory"),
     ],
 )

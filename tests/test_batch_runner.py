@@ -257,6 +257,45 @@ async def test_lines_that_cant_be_written_stop_everything(autojump_clock: object
         await runner(plan("a", "b", "c", "d"), FakeDoor(), Out(), lines=lines).run()
 
 
+class Stopper(trio.abc.Instrument):
+    """Stops a batch at the k-th step of any task."""
+
+    def __init__(self, one: Runner, at: int | None) -> None:
+        self.one = one
+        self.at = at
+        self.steps = 0
+
+    def after_task_step(self, task: trio.lowlevel.Task) -> None:
+        self.steps += 1
+        if self.steps == self.at:
+            self.one.stop()
+
+
+@pytest.mark.parametrize("deaf", [False, True])
+@pytest.mark.parametrize("as_completed", [False, True])
+async def test_stopped_at_every_step(autojump_clock: object, deaf: bool, as_completed: bool) -> None:
+    """Whatever goes on at that moment: a start, a line, a retry's wait, the last result."""
+
+    async def once(at: int | None) -> int:
+        door = FakeDoor({"b": [(1.0, api_error(529), FAILED), (1.0, result(), GOOD)]}, deaf=deaf)
+        out = Out()
+        one = runner(plan(*"abcd"), door, out, as_completed=as_completed)
+        stopper = Stopper(one, at)
+        trio.lowlevel.add_instrument(stopper)
+        try:
+            await one.run()
+        finally:
+            trio.lowlevel.remove_instrument(stopper)
+        assert sorted(out.of("id")) == ["1", "2", "3", "4"], at
+        assert as_completed or out.of("id") == ["1", "2", "3", "4"], at
+        assert (one.tally.done, one.throttle.running, door.running) == (4, 0, 0), at
+        assert set(out.of("reason")) <= {"exit", "failed", "cancelled"}, at
+        return stopper.steps
+
+    for step in range(1, await once(None) + 2):
+        await once(step)
+
+
 async def test_cancelled_from_outside_it_leaves_nothing(autojump_clock: object) -> None:
     door = FakeDoor()
     with trio.move_on_after(1.5):

@@ -45,7 +45,7 @@ _FILE = click.Path(dir_okay=False, path_type=Path)
 )
 @click.option(
     "--max-usd",
-    type=click.FloatRange(0, min_open=True),
+    type=float,
     help="US dollars; once the runs have cost more, none is started.",
 )
 @click.option("--retries", type=click.IntRange(0, 100), default=2, show_default=True, help="Further attempts.")
@@ -87,6 +87,9 @@ def _rules(
 
 
 def _settings(options: dict[str, Any]) -> Settings:
+    """Return how the batch is run. Raises `ConfigError`."""
+    if options["max_usd"] is not None and not options["max_usd"] > 0:  # nor is NaN
+        raise ConfigError(f"--max-usd must be over 0 US dollars, not {options['max_usd']:g}")
     return Settings(
         concurrency=options["concurrency"],
         retries=options["retries"],

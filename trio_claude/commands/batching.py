@@ -86,7 +86,7 @@ def _described(batch: Batch, settings: Settings, about: dict[str, Any]) -> dict[
     return describe(
         about, batch.source, batch.sha256, concurrency=settings.concurrency, retries=settings.retries,
         max_usd=settings.max_usd, as_completed=settings.as_completed, models=batch.rules.models,
-        repeat=batch.rules.repeat, timeout=batch.rules.timeout or batch.rules.max_timeout,
+        repeat=batch.rules.repeat, timeout=batch.config.timeout if batch.config else batch.rules.timeout,
         tasks=len(batch.plan.tasks), runs=len(batch.plan),
     )  # fmt: skip
 

@@ -51,12 +51,16 @@ class LineSplitter:
         self._limit = limit
         self._rest: list[bytes] = []
         self._rest_size = 0
+        self._rest_ascii = True
         self.encoding_errors: int = 0
 
     def feed(self, chunk: bytes) -> list[bytes]:
         """Return the lines that `chunk` completes."""
         lines = chunk.split(b"\n")
         tail = lines.pop()
+        is_ascii = chunk.isascii()
+        all_ascii = is_ascii and self._rest_ascii
+        self._rest_ascii = is_ascii if lines else all_ascii
         if lines and self._rest:
             self._rest.append(lines[0])
             lines[0] = b"".join(self._rest)
@@ -66,7 +70,7 @@ class LineSplitter:
             self._rest.append(tail)
             self._rest_size += len(tail)
         self._check(lines, len(chunk))
-        return self._valid(lines)
+        return lines if all_ascii else self._valid(lines)
 
     def finish(self) -> list[bytes]:
         """Return what came after the last newline, as the last line."""
@@ -81,11 +85,8 @@ class LineSplitter:
 
     def _valid(self, lines: list[bytes]) -> list[bytes]:
         """Return `lines` as UTF-8; one check for all of them where they are."""
-        joined = b"\n".join(lines)
-        if joined.isascii():
-            return lines
         try:
-            joined.decode()
+            b"\n".join(lines).decode()
         except UnicodeDecodeError:
             return [self._repair(line) for line in lines]
         return lines
@@ -110,14 +111,19 @@ class Sign:
 
 
 _MARKS = (b'"result"', b'"api_retry"', b'"permission_denied"')
+DELTA = b'{"type":"stream_event"'
+"""How most lines of a run that speaks token by token begin; whatever follows, such a line is nothing else."""
 
 
-def signs(lines: list[bytes], joined: bytes | None = None) -> list[Sign]:
-    """Return the signs in `lines`. `joined` saves a join where the caller has the bytes at hand."""
-    whole = b"\n".join(lines) if joined is None else joined
+def signs(lines: list[bytes]) -> list[Sign]:
+    """Return the signs in `lines`."""
+    suspects = [line for line in lines if not line.startswith(DELTA)]
+    if not suspects:
+        return []
+    whole = b"\n".join(suspects)
     if not any(mark in whole for mark in _MARKS):
         return []
-    found = (_sign(line) for line in lines if any(mark in line for mark in _MARKS))
+    found = (_sign(line) for line in suspects if any(mark in line for mark in _MARKS))
     return [sign for sign in found if sign is not None]
 
 

@@ -36,6 +36,7 @@ async def run(socket: WebSocketConnection, line: bytes) -> int:
         trio.run_process, [CLI, *FLAGS], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
         check=False,
     )  # fmt: skip
+    status = 0
     async with trio.open_nursery() as nursery:
         child = await nursery.start(start)
         nursery.start_soon(hear_leaving, socket, nursery.cancel_scope)

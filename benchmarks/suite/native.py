@@ -26,6 +26,7 @@ class Native:
     cli: Path
     load: Path
     relay: Path
+    shim: Path
 
 
 def _compile(source: Path, program: Path) -> Path:
@@ -42,4 +43,5 @@ def compiled() -> Iterator[Native]:
             cli=_compile(NATIVE / "child.c", folder / CLI_NAME),
             load=_compile(NATIVE / "load.c", folder / "load"),
             relay=_compile(PEERS / "relay.c", folder / "relay"),
+            shim=_compile(NATIVE / "shim.c", folder / "claude-shim"),
         )

@@ -5,6 +5,7 @@ It knows no peer and prints nothing.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
@@ -34,15 +35,15 @@ class Metric:
 
 @attrs.frozen
 class Setting:
-    """What a server is started with: another CLI than the fake one, and variables."""
+    """What a server is started with: its CLI, and its whole environment."""
 
-    cli: Path | None = None
-    environ: Mapping[str, str] = attrs.Factory(dict)
+    cli: Path
+    environ: Mapping[str, str]
 
 
 @contextmanager
-def _fake_cli() -> Iterator[Setting]:
-    yield Setting()
+def _fake_cli(native: Native) -> Iterator[Setting]:
+    yield Setting(native.cli, os.environ)
 
 
 @attrs.frozen
@@ -60,11 +61,11 @@ class Scenario:
     peers: tuple[str, ...] = ()
     real: bool = False
     note: str = ""
-    setting: Callable[[], AbstractContextManager[Setting]] = _fake_cli
+    setting: Callable[[Native], AbstractContextManager[Setting]] = _fake_cli
 
     def take(self, native: Native, peer: Peer, quick: bool) -> Figures:
         """Start a peer, measure it and stop it. Raises Lost, Unavailable or OSError."""
-        with self.setting() as setting, running(peer, native, cli=setting.cli, environ=setting.environ) as subject:
+        with self.setting(native) as setting, running(peer, native, setting.cli, setting.environ) as subject:
             return self.measure(subject, quick)
 
     @property

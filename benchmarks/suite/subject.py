@@ -5,6 +5,8 @@ It must never leave a process behind, nor end one that does not descend from wha
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import os
 import socket
 import subprocess
@@ -18,12 +20,15 @@ import attrs
 
 from . import processes
 from .install import Unavailable
-from .native import CLI_NAME, Native
+from .native import Native
 from .peers import Peer
 from .processes import Process
 
 START_BOUND = 20.0
 STOP_BOUND = 10.0
+PR_SET_CHILD_SUBREAPER = 36
+HELPER = "trio-claude"
+"""How the names of our zygote and guardians begin."""
 
 
 @attrs.frozen
@@ -68,6 +73,7 @@ class Subject:
     process: subprocess.Popen[bytes]
     native: Native
     cli: Path
+    environ: Mapping[str, str]
 
     @property
     def pid(self) -> int:
@@ -75,10 +81,10 @@ class Subject:
         return self.process.pid
 
     def _helpers(self) -> tuple[list[Process], list[Process]]:
-        """Return our zygote and our guardians: what descends from the server and is no CLI."""
+        """Return our zygote and our guardians; others have none."""
         if not self.peer.ours:
             return [], []
-        found = [process for process in processes.descendants(self.pid) if not self._is_cli(process)]
+        found = [process for process in processes.descendants(self.pid) if process.name.startswith(HELPER)]
         zygotes = [process for process in found if process.parent == self.pid]
         return zygotes, [process for process in found if process.parent != self.pid]
 
@@ -140,6 +146,21 @@ def _told_port(process: subprocess.Popen[bytes]) -> int:
     return int(line.rpartition(b":")[2])
 
 
+def _adopt_orphans() -> None:
+    """Become the parent of what a server leaves when it dies, so that it can be found."""
+    ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+
+
+def _end_orphans(cli: Path) -> None:
+    """End the CLIs that a server has left to us."""
+    me = os.getpid()
+    for process in processes.descendants(me):
+        if process.parent == me and process.name == cli.name[:15]:
+            processes.end([process])
+            with contextlib.suppress(ChildProcessError):
+                os.waitpid(process.pid, 0)
+
+
 def _stop(process: subprocess.Popen[bytes]) -> None:
     below = processes.descendants(process.pid)
     process.terminate()
@@ -154,15 +175,14 @@ def _stop(process: subprocess.Popen[bytes]) -> None:
 
 
 @contextmanager
-def running(
-    peer: Peer, native: Native, *, cli: Path | None = None, environ: Mapping[str, str] | None = None
-) -> Iterator[Subject]:
-    """Start a peer with a CLI (the fake one) and stop it. Raises Unavailable."""
-    cli, port = cli or native.cli, _free_port()
+def running(peer: Peer, native: Native, cli: Path, environ: Mapping[str, str]) -> Iterator[Subject]:
+    """Start a peer with a CLI and a whole environment, and stop it. Raises Unavailable."""
+    port = _free_port()
+    _adopt_orphans()
     words = peer.command(native, cli, port)
     with tempfile.TemporaryDirectory(prefix="tcb-") as folder:
         process = subprocess.Popen(
-            words, cwd=folder, env={**os.environ, **(environ or {})}, stdin=subprocess.DEVNULL,
+            words, cwd=folder, env=environ, stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE if peer.ours else subprocess.DEVNULL, stderr=subprocess.DEVNULL,
         )  # fmt: skip
         try:
@@ -170,9 +190,7 @@ def running(
                 port = _told_port(process)
             else:
                 _wait_listening(process, port)
-            yield Subject(peer, port, process, native, cli)
+            yield Subject(peer, port, process, native, cli, environ)
         finally:
             _stop(process)
-
-
-assert len(CLI_NAME) <= 15
+            _end_orphans(cli)

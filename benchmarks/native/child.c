@@ -1,8 +1,9 @@
 /* A CLI for measurements: says lines as fast as a pipe takes them, or at a rate, each with its number and its time.
  *
- * It reads one stream-json user line whose content is a script, COUNT RATE SIZE [THEN]:
+ * It reads one stream-json user line whose content is a script, COUNT RATE SIZE [THEN [AT]]:
  *   COUNT lines, RATE a second (0: as fast as it goes, in writes of 64 KiB), SIZE bytes each, and then
  *   exit (the default), wait (until it is killed, or for MAX_WAIT seconds).
+ *   AT is when it goes on behind its first line, in CLOCK_MONOTONIC nanoseconds, so that many can begin at once.
  * A paced line carries the CLOCK_MONOTONIC nanoseconds of its writing. With the word `alone` as its first argument it
  * speaks the whole contract on its own, for a relay that knows none: the info line first, then {"prompt","meta"}.
  */
@@ -55,8 +56,13 @@ static size_t lay_out(char *line, size_t size) {
     return TEXT + pad + ends;
 }
 
-static void say_fast(unsigned long count, const char *line, size_t length) {
-    size_t fits = length > CHUNK ? 1 : CHUNK / length, number = 0;
+static void sleep_until(long long at) {
+    struct timespec t = {at / 1000000000, at % 1000000000};
+    while (clock_nanosleep(CLOCK_MONOTONIC, TIMER_ABSTIME, &t, NULL) == EINTR);
+}
+
+static void say_fast(unsigned long number, unsigned long count, const char *line, size_t length) {
+    size_t fits = length > CHUNK ? 1 : CHUNK / length;
     char *chunk = malloc(fits * length);
     for (size_t i = 0; i < fits; i++) memcpy(chunk + i * length, line, length);
     while (number < count) {
@@ -70,9 +76,7 @@ static void say_fast(unsigned long count, const char *line, size_t length) {
 static void say_paced(unsigned long count, double rate, char *line, size_t length) {
     long long gap = 1e9 / rate, due = now() + (getpid() * 7919LL * 1000) % gap;
     for (unsigned long number = 0; number < count; number++, due += gap) {
-        struct timespec t = {due / 1000000000, due % 1000000000};
-        if (number)
-            while (clock_nanosleep(CLOCK_MONOTONIC, TIMER_ABSTIME, &t, NULL) == EINTR);
+        if (number) sleep_until(due);
         digits(line + NUMBER, 10, number);
         digits(line + STAMP, 19, now());
         write_all(line, length);
@@ -100,13 +104,17 @@ int main(int count, char **words) {
     if (alone) write_all("{\"info\":\"send {prompt,meta}\"}\n", 30);
     char *script = read_script(buffer, sizeof buffer, alone ? "\"prompt\"" : "\"content\""), then[8] = "exit";
     unsigned long lines;
+    long long at = 0;
     double rate;
     size_t size;
-    if (!script || sscanf(script, "%lu %lf %zu %7[a-z]", &lines, &rate, &size, then) < 3) return 2;
+    if (!script || sscanf(script, "%lu %lf %zu %7[a-z] %lld", &lines, &rate, &size, then, &at) < 3) return 2;
     char *line = malloc(size + 1024);
     size_t length = lay_out(line, size);
     if (rate > 0) say_paced(lines, rate, line, length);
-    else say_fast(lines, line, length);
+    else {
+        if (at) say_fast(0, 1, line, length), sleep_until(at);
+        say_fast(at ? 1 : 0, lines, line, length);
+    }
     if (!strcmp(then, "wait")) sleep(MAX_WAIT);
     return 0;
 }

@@ -7,7 +7,8 @@
  *
  * Prints JSON, one object a line: {"event":"started"} when each connection has had `skip` lines, and at least one,
  * {"event":"paused"} and {"event":"resumed"}, {"event":"complete"} when all lines are in and `hold` is set, and at
- * last {"event":"end", ...}. Durations are microseconds, times CLOCK_MONOTONIC nanoseconds.
+ * last {"event":"end", ...}, whose `span_s` begins with the first line behind `started`. Durations are microseconds,
+ * times CLOCK_MONOTONIC nanoseconds.
  */
 #define _GNU_SOURCE
 #include <arpa/inet.h>
@@ -123,7 +124,6 @@ static void count_order(struct connection *c, unsigned long number) {
 }
 
 static void on_first(struct connection *c, long long at) {
-    if (!seen.first) seen.first = at;
     add_sample(&to_first, at - c->asked);
     if (want.pause > 0) {
         c->paused = at + want.pause * 1e9;
@@ -141,12 +141,13 @@ static void on_line(struct connection *c, const unsigned char *data, size_t size
     count_order(c, digits(data + NUMBER, 10));
     seen.lines++, seen.bytes += size;
     seen.last = at;
+    if (!seen.first) seen.first = at;
     if (!c->lines++) on_first(c, at);
     if (c->lines > want.skip) {
         long long stamp = digits(data + STAMP, 19);
         if (stamp) add_sample(&latency, at - stamp);
     }
-    if (c->lines == (want.skip ? want.skip : 1) && ++seen.started == want.total) event("started");
+    if (c->lines == (want.skip ? want.skip : 1) && ++seen.started == want.total) event("started"), seen.first = 0;
     if (want.hold && c->lines == want.lines && ++seen.complete == want.total) event("complete");
 }
 

@@ -74,6 +74,6 @@ class Scenario:
         return "real CLI" if self.real else "fake"
 
 
-def script(count: int, rate: float, size: int, *, stay: bool = False) -> str:
-    """Return the fake CLI's script; with `stay` it lives on behind its lines."""
-    return f"{count} {rate:g} {size}" + (" wait" if stay else "")
+def script(count: int, rate: float, size: int, *, stay: bool = False, at: int = 0) -> str:
+    """Return the fake CLI's script; with `stay` it lives on behind its lines, and `at` is when it says the second."""
+    return f"{count} {rate:g} {size}" + (" wait" if stay else " exit") + (f" {at}" if at else "")

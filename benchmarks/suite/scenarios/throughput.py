@@ -2,23 +2,34 @@
 
 from __future__ import annotations
 
-from ..load import Load
+import time
+
+from ..load import Load, Lost
 from ..scenario import MILLION, Figures, Metric, Scenario, script
 from ..subject import Subject
 
 SIZE = 200
+START, START_EACH = 1.0, 0.1
+"""Seconds in which all runs must have been started."""
 
 
 def _pass_lines(subject: Subject, connections: int, lines: int) -> tuple[float, float, int]:
-    """Return lines a second, CPU microseconds a line, and the lines that are lost or out of order."""
+    """Return lines a second, CPU microseconds a line, and the lines that are lost or out of order.
+
+    Each child says its first line at once and the others when all have been started, so no start is in the figures.
+    """
+    at = time.monotonic_ns() + int((START + START_EACH * connections) * 1e9)
     words = {"total": connections, "at_once": connections, "lines": lines, "hold": 1}
-    before = subject.cpu()
-    with Load(subject, prompt=script(lines, 0, SIZE, stay=True), **words) as client:
+    with Load(subject, prompt=script(lines, 0, SIZE, stay=True, at=at), **words) as client:
+        client.event("started")
+        before = subject.cpu()
+        if time.monotonic_ns() > at:
+            raise Lost("not all runs were started in time")
         client.event("complete")
         used = subject.cpu().since(before)
         end = client.leave()
-    whole = connections * lines
-    return whole / end["span_s"], used.living / whole * MILLION, end["lost"] + end["reordered"] + end["other"]
+    passed = connections * (lines - 1)
+    return passed / end["span_s"], used.living / passed * MILLION, end["lost"] + end["reordered"] + end["other"]
 
 
 def measure(subject: Subject, quick: bool) -> Figures:

@@ -3,7 +3,8 @@
  * Words are NAME=VALUE: port, path, total (connections), at_once, ramp (new ones a second; 0: at once), prompt,
  * info (1: wait for the info frame), lines (expected on each), skip (lines of each whose latency does not count),
  * pause (seconds for which a connection reads nothing, behind its first line), hold (1: the children stay, and the
- * clients leave when a line comes on stdin; the line `look` is answered by {"event":"looked"}), limit (seconds in all).
+ * clients leave when a line comes on stdin; `look` is answered by {"event":"looked"}, and `clear` forgets latencies), limit (seconds
+ * in all).
  *
  * Prints JSON, one object a line: {"event":"started"} when each connection has had `skip` lines, and at least one,
  * {"event":"paused"} and {"event":"resumed"}, {"event":"complete"} when all lines are in and `hold` is set, and at
@@ -286,13 +287,18 @@ static void look_at_clocks(void) {
     }
 }
 
-/* The end of stdin, or anything but `look`, is the word to leave. */
+/* `look` asks how many lines there are, `clear` forgets latencies; all else, and the end of stdin, is to leave. */
 static void hear(void) {
     char word[100];
     ssize_t n = read(0, word, sizeof word);
     if (n < 0) return;
     if (n >= 4 && !memcmp(word, "look", 4)) {
         event("looked");
+        return;
+    }
+    if (n >= 5 && !memcmp(word, "clear", 5)) {
+        latency.count = 0;
+        event("cleared");
         return;
     }
     for (long i = 0; i < want.at_once; i++)

@@ -72,6 +72,11 @@ class Load:
         self._say(b"look\n")
         return self.event("looked")
 
+    def clear(self) -> dict[str, Any]:
+        """Forget the latencies so far; return how many lines there are by now."""
+        self._say(b"clear\n")
+        return self.event("cleared")
+
     def leave(self) -> dict[str, Any]:
         """Let all clients leave; return the end."""
         self._say(b"leave\n")

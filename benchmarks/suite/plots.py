@@ -5,18 +5,19 @@ It is pure: what it makes is text.
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Mapping
 from html import escape
 
 from .peers import OURS, Peer
-from .report import median, rounded
+from .report import rounded
 from .runner import Outcome
 from .scenario import Metric
 
 LABEL, BAR, VALUE = 170, 360, 90
 WIDTH = LABEL + BAR + VALUE
 ROW, HEAD, GAP = 20, 40, 14
-TITLE = 34
+TITLE, TITLE_CHARACTERS = 34, 80
 OURS_COLOUR, THEIR_COLOUR = "#c15f3c", "#8a94a6"
 STYLE = "text{font:12px system-ui,sans-serif;fill:#222}.t{font-weight:600;font-size:14px}.h{font-weight:600}"
 
@@ -37,7 +38,7 @@ def _bar(y: float, name: str, value: float, most: float, *, ours: bool) -> str:
 
 def _panel(outcome: Outcome, metric: Metric, peers: Mapping[str, Peer], top: float) -> tuple[str, float]:
     """Return a panel and where it ends."""
-    found = [(name, value) for name in peers if (value := median(outcome, name, metric.name)) is not None]
+    found = [(name, value) for name in peers if (value := outcome.median(name, metric.name)) is not None]
     found.sort(key=lambda pair: pair[1], reverse=metric.more)
     most = max((value for _, value in found), default=0.0)
     better = "more is better" if metric.more else "less is better"
@@ -50,8 +51,9 @@ def _panel(outcome: Outcome, metric: Metric, peers: Mapping[str, Peer], top: flo
 
 def svg(outcome: Outcome, peers: Mapping[str, Peer]) -> str:
     """Return a scenario's picture."""
-    top: float = TITLE
-    parts = [_text(8, 22, f"{outcome.scenario.title} ({outcome.scenario.cli})", ' class="t"')]
+    title = textwrap.wrap(f"{outcome.scenario.title} ({outcome.scenario.cli})", TITLE_CHARACTERS)
+    top: float = TITLE + ROW * (len(title) - 1)
+    parts = [_text(8, 22 + at * ROW, line, ' class="t"') for at, line in enumerate(title)]
     for metric in outcome.scenario.metrics:
         if metric.plot:
             part, top = _panel(outcome, metric, peers, top)

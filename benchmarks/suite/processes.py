@@ -63,13 +63,16 @@ def descendants(pid: int) -> list[Process]:
     return found
 
 
-def pss(pid: int) -> float:
-    """Return a process's share of memory in KiB: what it has alone, and its part of what it shares; 0 if it is gone."""
+def pss(pid: int, part: str = "Pss") -> float:
+    """Return a process's share of memory in KiB, what it has alone and its part of what it shares; 0 if it is gone.
+
+    `part` may be `Pss_Anon`: without the pages of files, which are shared out anew with each process that has them.
+    """
     try:
         text = Path(f"/proc/{pid}/smaps_rollup").read_text()
     except OSError:
         return 0.0
-    return float(text.partition("\nPss:")[2].split()[0])
+    return float(text.partition(f"\n{part}:")[2].split()[0])
 
 
 def rss(pid: int) -> float:

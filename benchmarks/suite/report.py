@@ -5,7 +5,6 @@ It is pure: what it makes are texts and values.
 
 from __future__ import annotations
 
-import statistics
 from collections.abc import Mapping, Sequence
 
 from .peers import OURS, Peer
@@ -14,12 +13,6 @@ from .scenario import Metric
 
 WIDEST = 9
 """Figures that stand side by side; where there are more, peers do."""
-
-
-def median(outcome: Outcome, peer: str, metric: str) -> float | None:
-    """Return a figure's median over the rounds."""
-    values = outcome.values(peer, metric)
-    return statistics.median(values) if values else None
 
 
 def rounded(value: float) -> str:
@@ -31,15 +24,15 @@ def rounded(value: float) -> str:
 
 def ratio(outcome: Outcome, peer: str, metric: Metric) -> float | None:
     """Return how many times ours a peer's figure is."""
-    ours, theirs = median(outcome, OURS, metric.name), median(outcome, peer, metric.name)
-    if not metric.ratio or peer == OURS or not ours or theirs is None:
+    ours, theirs = outcome.median(OURS, metric.name), outcome.median(peer, metric.name)
+    if not metric.ratio or peer == OURS or not ours or not theirs or ours < 0 or theirs < 0:
         return None
     return theirs / ours
 
 
 def cell(outcome: Outcome, peer: str, metric: Metric) -> str:
     """Return one figure with its ratio."""
-    value = median(outcome, peer, metric.name)
+    value = outcome.median(peer, metric.name)
     if value is None:
         return "–"
     times = ratio(outcome, peer, metric)
@@ -53,7 +46,9 @@ def _head(metric: Metric) -> str:
 def table(outcome: Outcome, peers: Mapping[str, Peer]) -> list[list[str]]:
     """Return the rows of a scenario's table, its head first."""
     names = [name for name in peers if name in outcome.figures]
-    metrics = outcome.scenario.metrics
+    metrics = [
+        metric for metric in outcome.scenario.metrics if any(outcome.values(name, metric.name) for name in names)
+    ]
     rows = [["", *(_head(metric) for metric in metrics)]]
     rows += [[peers[name].title, *(cell(outcome, name, metric) for metric in metrics)] for name in names]
     return [list(column) for column in zip(*rows, strict=True)] if len(metrics) > WIDEST else rows
@@ -76,7 +71,7 @@ def section(outcome: Outcome, peers: Mapping[str, Peer]) -> str:
     """Return a scenario's part of the Markdown."""
     scenario = outcome.scenario
     loads = ", ".join(map(str, outcome.loads))
-    facts = f"{scenario.note} Medians of {len(outcome.loads)}; load average before each round: {loads}.".strip()
+    facts = f"{scenario.note} Medians of {len(outcome.loads)} rounds; load average before each: {loads}.".strip()
     failed = "".join(f"\n\nFailed: {failure}" for failure in outcome.failures)
     return f"## {scenario.title} ({scenario.cli})\n\n{markdown(table(outcome, peers))}\n\n{facts}{failed}\n"
 

@@ -6,6 +6,7 @@ A peer that can't be had is left out and said; one that fails a round is said an
 from __future__ import annotations
 
 import os
+import statistics
 import time
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -13,7 +14,6 @@ from typing import Any
 import attrs
 
 from .install import Unavailable
-from .load import Lost
 from .native import Native
 from .peers import Peer
 from .scenario import Figures, Scenario
@@ -36,11 +36,20 @@ class Outcome:
         found = (figures.get(metric) for figures in self.figures.get(peer, ()))
         return [value for value in found if value is not None]
 
+    def median(self, peer: str, metric: str) -> float | None:
+        """Return a figure's median over the rounds."""
+        values = self.values(peer, metric)
+        return statistics.median(values) if values else None
+
+    def _medians(self, peer: str) -> Figures:
+        return {metric.name: self.median(peer, metric.name) for metric in self.scenario.metrics}
+
     def report(self) -> dict[str, Any]:
         """Return it for JSON."""
         return {
             "title": self.scenario.title, "cli": self.scenario.cli, "note": self.scenario.note, "loads": self.loads,
-            "failures": self.failures, "rounds": self.figures,
+            "failures": self.failures, "units": {metric.name: metric.unit for metric in self.scenario.metrics},
+            "medians": {peer: self._medians(peer) for peer in self.figures}, "rounds": self.figures,
         }  # fmt: skip
 
 
@@ -81,9 +90,9 @@ class Runner:
         began = time.monotonic()
         try:
             figures = scenario.take(self.native, peer, self.quick)
-        except (Lost, Unavailable, OSError) as error:
-            outcome.failures.append(f"{peer.title}: {error}")
-            print(f"  {peer.name:13} failed: {error}", flush=True)
+        except Exception as error:  # whatever befalls one peer, the others are measured
+            outcome.failures.append(f"{peer.title}: {error!r}")
+            print(f"  {peer.name:13} failed: {error!r}", flush=True)
         else:
             outcome.figures.setdefault(peer.name, []).append(figures)
             told = ", ".join(f"{name} {value:.4g}" for name, value in figures.items() if value is not None)

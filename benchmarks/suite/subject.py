@@ -57,11 +57,17 @@ class Cpu:
 
 @attrs.frozen
 class Memory:
-    """Memory shares (PSS) in KiB: the server's, its zygote's and its guardians'."""
+    """Memory in KiB: what the server alone has in no file, and the shares (PSS) of server, zygote and guardians."""
 
+    own: float
     server: float
     zygote: float
     guardians: float
+
+    @property
+    def all(self) -> float:
+        """All shares together."""
+        return self.server + self.zygote + self.guardians
 
 
 @attrs.frozen
@@ -110,6 +116,7 @@ class Subject:
         """Return the memory shares."""
         zygotes, guardians = self._helpers()
         return Memory(
+            processes.pss(self.pid, "Pss_Anon"),
             processes.pss(self.pid),
             sum(processes.pss(process.pid) for process in zygotes),
             sum(processes.pss(process.pid) for process in guardians),

@@ -1,4 +1,4 @@
-"""What a run costs in memory that says nothing: the server's share, the zygote's, and the guardians'."""
+"""What a run costs in memory that says nothing: all in, the server's own, and the guardians'."""
 
 from __future__ import annotations
 
@@ -24,14 +24,12 @@ def measure(subject: Subject, quick: bool) -> Figures:
         time.sleep(SETTLE)
         after = subject.memory()
         client.leave()
-    server, zygote = after.server - before.server, after.zygote - before.zygote
-    guardians = after.guardians - before.guardians
+    ours = subject.peer.ours
     return {
-        "all": (server + zygote + guardians) / count,
-        "server": server / count,
-        "zygote": zygote / count if subject.peer.ours else None,
-        "guardians": guardians / count if subject.peer.ours else None,
-        "base": before.server / 1024,
+        "all": (after.all - before.all) / count,
+        "server": (after.own - before.own) / count,
+        "guardians": (after.guardians + after.zygote - before.guardians - before.zygote) / count if ours else None,
+        "base": before.all / 1024,
     }
 
 
@@ -40,11 +38,11 @@ SCENARIO = Scenario(
     "500 runs that say nothing: memory of each, beside the CLI",
     (
         Metric("all", "all in", "KiB/run", plot=True),
-        Metric("server", "the server's share", "KiB/run", plot=True),
-        Metric("zygote", "the zygote's share", "KiB/run", ratio=False),
-        Metric("guardians", "guardians", "KiB/run", ratio=False),
-        Metric("base", "the server without a run", "MiB", ratio=False),
+        Metric("server", "the server's own", "KiB/run", plot=True),
+        Metric("guardians", "zygote and guardians", "KiB/run", ratio=False),
+        Metric("base", "all without a run", "MiB", ratio=False),
     ),
     measure,
-    note="PSS, from /proc; what the kernel holds for sockets and pipes is in no figure.",
+    note="Shares (PSS) from /proc; the server's own is without the pages of files, which are shared out anew with each "
+    "process. What the kernel holds for sockets and pipes is in no figure.",
 )

@@ -15,6 +15,7 @@ COUNTS = 10, 100, 300, 1000
 RAMP = 50
 RATE = 2
 WINDOW = 5.0
+SETTLE = 1.0
 
 
 def _crowd(subject: Subject, count: int, window: float) -> Figures:
@@ -22,18 +23,20 @@ def _crowd(subject: Subject, count: int, window: float) -> Figures:
     words = {"total": count, "at_once": count, "ramp": RAMP, "lines": 1_000_000, "hold": 1}
     with Load(subject, prompt=script(1_000_000, RATE, 300), limit=count / RAMP * 3 + 60, **words) as client:
         client.event("started")
-        started, first = subject.cpu(), client.look()
+        started, spoken = subject.cpu(), client.look()
+        grown = subject.memory()
+        time.sleep(SETTLE)
+        first, quiet = client.clear(), subject.cpu()
         time.sleep(window)
         last, after = client.look(), subject.cpu()
-        grown = subject.memory()
         end = client.leave()
-    line = after.since(started).living / (last["lines"] - first["lines"])
+    line = after.since(quiet).living / (last["lines"] - first["lines"])
     return {
         f"line_{count}": line * MILLION,
-        f"start_{count}": (started.since(before).living - line * first["lines"]) / count * 1000,
+        f"start_{count}": (started.since(before).living - line * spoken["lines"]) / count * 1000,
         f"first_p99_{count}": end["to_first"]["p99"] / 1000,
         f"late_p99_{count}": end["latency"]["p99"] / 1000,
-        f"server_{count}": (grown.server - memory.server) / count,
+        f"server_{count}": (grown.own - memory.own) / count,
     }
 
 
@@ -64,5 +67,6 @@ SCENARIO = Scenario(
     tuple(metric for count in COUNTS for metric in _metrics(count)),
     measure,
     peers=("trio-claude", "supervisor", "c", "bun-corked", "websockets", "stock"),
-    note="CPU to start is all but the living CLIs', until all had a line, less what their lines cost.",
+    note="CPU to start is all but the living CLIs', until all had a line, less what their lines cost; a line's CPU and "
+    "lateness are those of five seconds behind it.",
 )

@@ -9,6 +9,8 @@ from ..scenario import MILLION, Figures, Metric, Scenario, script
 from ..subject import Subject
 
 SIZE = 200
+LIMIT = 150
+"""Seconds; the slowest peer takes fifty."""
 START, START_EACH = 1.0, 0.1
 """Seconds in which all runs must have been started."""
 
@@ -19,7 +21,7 @@ def _pass_lines(subject: Subject, connections: int, lines: int) -> tuple[float, 
     Each child says its first line at once and the others when all have been started, so no start is in the figures.
     """
     at = time.monotonic_ns() + int((START + START_EACH * connections) * 1e9)
-    words = {"total": connections, "at_once": connections, "lines": lines, "hold": 1}
+    words = {"total": connections, "at_once": connections, "lines": lines, "hold": 1, "limit": LIMIT}
     with Load(subject, prompt=script(lines, 0, SIZE, stay=True, at=at), **words) as client:
         client.event("started")
         before = subject.cpu()

@@ -9,6 +9,8 @@ that neither is what is measured; each figure says whether the CLI was fake or r
 with fresh servers; printed are medians, and the ratio to ours behind each. Ours contains its runs (`--containment auto`
 and `supervisor`); none of the others does, and they drop what a child says on stderr, which ours relays.
 
+Variables TRIO_CLAUDE_… reach our server, so that one option can be measured beside its default.
+
 It needs a C compiler, npm for Bun and `ws`, and pip for the Python peers, which it installs into `benchmarks/.peers`;
 a peer that can't be had is left out and said. A round of everything takes about 25 minutes on two cores.
 """

@@ -3,8 +3,8 @@
  * Words are NAME=VALUE: port, path, total (connections), at_once, ramp (new ones a second; 0: at once), prompt,
  * info (1: wait for the info frame), lines (expected on each), skip (lines of each whose latency does not count),
  * pause (seconds for which a connection reads nothing, behind its first line), hold (1: the children stay, and the
- * clients leave when a line comes on stdin; `look` is answered by {"event":"looked"}, and `clear` forgets latencies), limit (seconds
- * in all).
+ * clients leave when a line comes on stdin; `look` is answered by {"event":"looked"} and ends the counting of latencies, `clear`
+ * begins it anew), limit (seconds in all).
  *
  * Prints JSON, one object a line: {"event":"started"} when each connection has had `skip` lines, and at least one,
  * {"event":"paused"} and {"event":"resumed"}, {"event":"complete"} when all lines are in and `hold` is set, and at
@@ -61,7 +61,7 @@ static struct {
 } seen;
 static struct samples latency, to_info, to_first, to_close;
 static struct connection *connections;
-static int poll_fd, free_slots;
+static int poll_fd, free_slots, frozen;
 static long long began;
 
 static void event(const char *name) {
@@ -144,7 +144,7 @@ static void on_line(struct connection *c, const unsigned char *data, size_t size
     seen.last = at;
     if (!seen.first) seen.first = at;
     if (!c->lines++) on_first(c, at);
-    if (c->lines > want.skip) {
+    if (c->lines > want.skip && !frozen) {
         long long stamp = digits(data + STAMP, 19);
         if (stamp) add_sample(&latency, at - stamp);
     }
@@ -287,17 +287,19 @@ static void look_at_clocks(void) {
     }
 }
 
-/* `look` asks how many lines there are, `clear` forgets latencies; all else, and the end of stdin, is to leave. */
+/* `look` asks how many lines there are and ends the counting of latencies, `clear` begins it anew; all else, and the
+ * end of stdin, is to leave. */
 static void hear(void) {
     char word[100];
     ssize_t n = read(0, word, sizeof word);
     if (n < 0) return;
     if (n >= 4 && !memcmp(word, "look", 4)) {
+        frozen = 1;
         event("looked");
         return;
     }
     if (n >= 5 && !memcmp(word, "clear", 5)) {
-        latency.count = 0;
+        frozen = 0, latency.count = 0;
         event("cleared");
         return;
     }

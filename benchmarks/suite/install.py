@@ -11,7 +11,8 @@ import json
 import platform
 import shutil
 import subprocess
-import venv
+import sys
+from collections.abc import Callable
 from pathlib import Path
 
 from .native import HERE, PEERS
@@ -43,20 +44,37 @@ def _fresh(name: str, source: Path) -> tuple[Path, bool]:
     return folder, fresh
 
 
-@functools.cache
+def _once(get: Callable[[], Path]) -> Callable[[], Path]:
+    """Get something once; what failed is not tried again."""
+    failures: list[Unavailable] = []
+
+    @functools.cache
+    def got() -> Path:
+        if failures:
+            raise failures[0]
+        try:
+            return get()
+        except Unavailable as error:
+            failures.append(error)
+            raise
+
+    return got
+
+
+@_once
 def python() -> Path:
     """Return a Python that has the Python peers' packages. Raises Unavailable."""
     source = PEERS / "requirements.txt"
     folder, fresh = _fresh("python", source)
     program = folder / "bin" / "python"
     if not fresh:
-        venv.create(folder, with_pip=True)
+        _run([sys.executable, "-m", "venv", str(folder)], folder)
         _run([str(program), "-m", "pip", "install", "--quiet", "--requirement", str(source)], folder)
         (folder / "asked").write_text(source.read_text())
     return program
 
 
-@functools.cache
+@_once
 def node_folder() -> Path:
     """Return a folder with the JavaScript peers beside the packages they need. Raises Unavailable."""
     source = PEERS / "package.json"

@@ -68,12 +68,12 @@ class Load:
         raise Lost(f"no {name} in time")
 
     def look(self) -> dict[str, Any]:
-        """Ask how many lines there are by now."""
+        """Ask how many lines there are by now; latencies count no longer."""
         self._say(b"look\n")
         return self.event("looked")
 
     def clear(self) -> dict[str, Any]:
-        """Forget the latencies so far; return how many lines there are by now."""
+        """Let latencies count from now on; return how many lines there are by now."""
         self._say(b"clear\n")
         return self.event("cleared")
 

@@ -86,7 +86,10 @@ def _websocketd_version() -> str:
 VERBATIM = "/ws/claude?frames=verbatim"
 CHILD_ONLY = "at the end it kills its child only"
 ALL = (
-    Peer(OURS, "trio-claude", _ours(), install.ours_version, "containment on (auto)", VERBATIM, ours=True),
+    Peer(
+        OURS, "trio-claude", _ours(), install.ours_version, "containment on (auto: in a namespace where it may)",
+        VERBATIM, ours=True,
+    ),
     Peer(
         "supervisor", "trio-claude, supervisor", _ours("--containment", "supervisor"), install.ours_version,
         "containment on, without a namespace", VERBATIM, ours=True,
@@ -99,7 +102,8 @@ ALL = (
     Peer("websockets", "Python websockets", _python("websockets_server"), _packages("websockets"), CHILD_ONLY),
     Peer("aiohttp", "aiohttp", _python("aiohttp_server"), _packages("aiohttp"), CHILD_ONLY),
     Peer(
-        "fastapi", "FastAPI + uvicorn", _python("fastapi_server"), _packages("fastapi", "uvicorn", "uvloop"), CHILD_ONLY
+        "fastapi", "FastAPI + uvicorn", _python("fastapi_server"), _packages("fastapi", "uvicorn", "websockets"),
+        CHILD_ONLY,
     ),
     Peer(
         "stock", "stock trio-websocket", _python("stock_trio_websocket"), _packages("trio-websocket", "trio"),

@@ -17,7 +17,7 @@ from .scenario import Metric
 LABEL, BAR, VALUE = 170, 360, 90
 WIDTH = LABEL + BAR + VALUE
 ROW, HEAD, GAP = 20, 40, 14
-TITLE, TITLE_CHARACTERS = 34, 80
+TITLE, TITLE_CHARACTERS = 34, 66
 OURS_COLOUR, THEIR_COLOUR = "#c15f3c", "#8a94a6"
 STYLE = "text{font:12px system-ui,sans-serif;fill:#222}.t{font-weight:600;font-size:14px}.h{font-weight:600}"
 

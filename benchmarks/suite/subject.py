@@ -87,9 +87,7 @@ class Subject:
         return self.process.pid
 
     def _helpers(self) -> tuple[list[Process], list[Process]]:
-        """Return our zygote and our guardians; others have none."""
-        if not self.peer.ours:
-            return [], []
+        """Return our zygote and our guardians; others have none, and are looked at just as long."""
         found = [process for process in processes.descendants(self.pid) if process.name.startswith(HELPER)]
         zygotes = [process for process in found if process.parent == self.pid]
         return zygotes, [process for process in found if process.parent != self.pid]
@@ -102,9 +100,9 @@ class Subject:
         return [process for process in processes.descendants(self.pid) if self._is_cli(process)]
 
     def cpu(self) -> Cpu:
-        """Return the CPU time used so far."""
-        server = processes.read(self.pid)
+        """Return the CPU time used so far, the server's last, so that it is of this moment."""
         zygotes, guardians = self._helpers()
+        server = processes.read(self.pid)
         return Cpu(
             server.cpu,
             sum(process.cpu for process in zygotes),

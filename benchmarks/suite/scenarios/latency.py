@@ -19,8 +19,8 @@ def _at_rate(subject: Subject, rate: int, seconds: float) -> Figures:
     skip, lines = int(rate * START), int(rate * (START + seconds))
     words = {"total": CONNECTIONS, "at_once": CONNECTIONS, "lines": lines, "skip": skip, "hold": 1}
     with Load(subject, prompt=script(lines, rate, SIZE, stay=True), **words) as client:
-        first = client.event("started")
-        before = subject.cpu()
+        client.event("started")
+        before, first = subject.cpu(), client.clear()
         last = client.event("complete")
         used = subject.cpu().since(before)
         end = client.leave()

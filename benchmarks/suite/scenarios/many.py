@@ -26,9 +26,10 @@ def _crowd(subject: Subject, count: int, window: float) -> Figures:
         started, spoken = subject.cpu(), client.look()
         grown = subject.memory()
         time.sleep(SETTLE)
-        first, quiet = client.clear(), subject.cpu()
+        quiet, first = subject.cpu(), client.clear()
         time.sleep(window)
-        last, after = client.look(), subject.cpu()
+        client.look()
+        after, last = subject.cpu(), client.look()
         end = client.leave()
     line = after.since(quiet).living / (last["lines"] - first["lines"])
     return {

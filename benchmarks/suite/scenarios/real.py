@@ -31,6 +31,7 @@ DELTAS = 200
 PAUSE_MS = 20
 TURN = f'@@{{"do": "slow", "n": {DELTAS}, "ms": {PAUSE_MS}}}@@'
 SHORT = '@@{"do": "text", "text": "one two three", "deltas": 3}@@'
+KEPT = "PATH", "PYTHONPATH"
 TOKEN = b"content_block_delta"
 SETTLE = 2.0
 QUIET = (
@@ -49,7 +50,7 @@ def _real_cli() -> Path:
 def _environ(home: Path, api: str) -> dict[str, str]:
     """Return all that the server, and so the CLI, has of an environment."""
     return {
-        **{name: os.environ[name] for name in ("PATH", "PYTHONPATH") if name in os.environ},
+        **{name: text for name, text in os.environ.items() if name in KEPT or name.startswith("TRIO_CLAUDE_")},
         **dict.fromkeys(QUIET, "1"),
         "HOME": str(home), "CLAUDE_CONFIG_DIR": str(home / "config"), "TMPDIR": str(home),
         "ANTHROPIC_BASE_URL": api, "ANTHROPIC_API_KEY": "dummy",

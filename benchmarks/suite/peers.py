@@ -98,7 +98,7 @@ ALL = (
     Peer("bun-corked", "Bun, corked", _bun("bun_corked"), _bun_version, CHILD_ONLY),
     Peer("bun-original", "Bun, original design", _bun("bun_original"), _bun_version, f"a send a line; {CHILD_ONLY}"),
     Peer("picows", "picows + uvloop", _python("picows_server"), _packages("picows", "uvloop"), CHILD_ONLY),
-    Peer("node", "Node + ws", _node, _node_version, CHILD_ONLY),
+    Peer("node", "Node + ws", _node, _node_version, f"does not look at bufferedAmount; {CHILD_ONLY}"),
     Peer("websockets", "Python websockets", _python("websockets_server"), _packages("websockets"), CHILD_ONLY),
     Peer("aiohttp", "aiohttp", _python("aiohttp_server"), _packages("aiohttp"), CHILD_ONLY),
     Peer(

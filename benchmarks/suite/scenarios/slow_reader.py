@@ -40,6 +40,7 @@ def measure(subject: Subject, quick: bool) -> Figures:
     return {
         "growth": (peak - base) / MIB, "taken": taken / MIB / MIB, "lost": float(end["lost"]),
         "lost_share": 100.0 * end["lost"] / lines, "wrong": float(end["reordered"] + end["other"]),
+        "torn": float(end["codes"].get("1006", 0)),
     }  # fmt: skip
 
 
@@ -52,6 +53,7 @@ SCENARIO = Scenario(
         Metric("lost", "lines lost", "lines", ratio=False),
         Metric("lost_share", "lines lost", "%", ratio=False),
         Metric("wrong", "out of order, or none of the CLI's", "lines", ratio=False),
+        Metric("torn", "connections that broke without a close", ratio=False),
     ),
     measure,
     note="Resident memory of the server process at its highest, looked at five times a second.",

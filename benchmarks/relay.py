@@ -13,6 +13,7 @@ Variables TRIO_CLAUDE_… reach our server, so that one option can be measured b
 
 It needs a C compiler, npm for Bun and `ws`, and pip for the Python peers, which it installs into `benchmarks/.peers`;
 a peer that can't be had is left out and said. A round of everything takes about 25 minutes on two cores.
+Run it as root: nobody else may read the memory of our server.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ from suite import peers, scenarios
 from suite.native import compiled
 from suite.plots import svg
 from suite.report import aligned, document, table
-from suite.runner import Outcome, Runner, default_peers
+from suite.runner import Outcome, Runner, chosen_peers
 
 
 def _arguments() -> argparse.Namespace:
@@ -88,7 +89,7 @@ def main() -> int:
         print(*(f"{peers.BY_NAME[name].title}: {version}" for name, version in runner.versions.items()), sep="\n")
         for name in words.scenario:
             scenario = scenarios.BY_NAME[name]
-            outcomes.append(runner.run(scenario, words.peer or default_peers(scenario, runner.peers)))
+            outcomes.append(runner.run(scenario, chosen_peers(scenario, runner.peers, words.peer)))
             _tell(outcomes[-1])
             _keep(words, runner, outcomes, began)
     return 1 if any(outcome.failures for outcome in outcomes) else 0

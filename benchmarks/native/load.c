@@ -3,8 +3,8 @@
  * Words are NAME=VALUE: port, path, total (connections), at_once, ramp (new ones a second; 0: at once), prompt,
  * info (1: wait for the info frame), lines (expected on each), skip (lines of each whose latency does not count),
  * pause (seconds for which a connection reads nothing, behind its first line), hold (1: the children stay, and the
- * clients leave when a line comes on stdin; `look` is answered by {"event":"looked"} and ends the counting of latencies, `clear`
- * begins it anew), limit (seconds in all).
+ * clients leave when a line comes on stdin; `look` is answered by {"event":"looked"} and ends the counting of
+ * latencies, `clear` begins it anew), limit (seconds in all).
  *
  * Prints JSON, one object a line: {"event":"started"} when each connection has had `skip` lines, and at least one,
  * {"event":"paused"} and {"event":"resumed"}, {"event":"complete"} when all lines are in and `hold` is set, and at
@@ -16,22 +16,15 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <netinet/tcp.h>
-#include <stdint.h>
-#include <string.h>
 #include <sys/epoll.h>
-#include <sys/resource.h>
 #include <sys/socket.h>
 #include <unistd.h>
 
-#include "samples.h"
+#include "counts.h"
+#include "words.h"
 
 #define ROOM (256 * 1024)
 #define LINGER 3000000000LL /* for a server that does not close its side */
-#define HEAD "{\"type\":\"stream_event\",\"event\":{\"type\":\"content_block_delta\",\"index\":0," \
-    "\"delta\":{\"type\":\"text_delta\",\"text\":\"n="
-#define NUMBER (sizeof HEAD - 1)
-#define STAMP (NUMBER + 10 + 3)
-#define TEXT (STAMP + 19 + 1)
 
 enum state { IDLE, SHAKING, WAITING, STREAMING, LEAVING };
 
@@ -44,40 +37,12 @@ struct connection {
     unsigned long next, lines;
 };
 
-static struct {
-    int port, info, hold;
-    long total, at_once;
-    unsigned long lines, skip;
-    double ramp, pause, limit;
-    const char *path, *prompt;
-} want = {.total = 1, .at_once = 1, .info = 1, .lines = 1, .limit = 60, .path = "/ws/claude", .prompt = "1 0 200"};
-
-static struct {
-    unsigned long lines, bytes, lost, reordered, other;
-    long opened, done, failed, started, complete;
-    long codes[5000];
-    long long first, last;
-    char note[200];
-} seen;
-static struct samples latency, to_info, to_first, to_close;
 static struct connection *connections;
 static int poll_fd, free_slots, frozen;
-static long long began;
-
-static void event(const char *name) {
-    printf("{\"event\":\"%s\",\"t\":%lld,\"lines\":%lu}\n", name, now(), seen.lines);
-    fflush(stdout);
-}
 
 static void watch(struct connection *c, int how, unsigned events) {
     struct epoll_event e = {.events = events, .data.ptr = c};
     epoll_ctl(poll_fd, how, c->fd, &e);
-}
-
-static void note(const char *text, size_t size) {
-    if (seen.note[0]) return;
-    for (size_t i = 0; i < size && i < sizeof seen.note - 1; i++)
-        seen.note[i] = text[i] == '"' || text[i] == '\\' || text[i] < ' ' ? '\'' : text[i];
 }
 
 static void finish(struct connection *c, int failed) {
@@ -107,12 +72,6 @@ static void ask(struct connection *c) {
     c->state = STREAMING;
     c->asked = now();
     send_frame(c, 1, text, size);
-}
-
-static unsigned long long digits(const unsigned char *at, int width) {
-    unsigned long long value = 0;
-    while (width--) value = value * 10 + *at++ - '0';
-    return value;
 }
 
 static void count_order(struct connection *c, unsigned long number) {
@@ -306,48 +265,6 @@ static void hear(void) {
     for (long i = 0; i < want.at_once; i++)
         if (connections[i].state != IDLE) send_frame(&connections[i], 8, "\x03\xe8", 2), finish(&connections[i], 0);
     seen.opened = seen.done = want.total;
-}
-
-static void print_codes(void) {
-    const char *comma = "";
-    printf("\"codes\":{");
-    for (int i = 0; i < 5000; i++)
-        if (seen.codes[i]) printf("%s\"%d\":%ld", comma, i, seen.codes[i]), comma = ",";
-    printf("},");
-}
-
-static void print_end(int gave_up) {
-    struct rusage used;
-    getrusage(RUSAGE_SELF, &used);
-    printf("{\"event\":\"end\",\"connections\":%ld,\"failed\":%ld,\"gave_up\":%s,\"lines\":%lu,\"bytes\":%lu,", seen.done,
-           seen.failed, gave_up ? "true" : "false", seen.lines, seen.bytes);
-    printf("\"lost\":%lu,\"reordered\":%lu,\"other\":%lu,\"note\":\"%s\",", seen.lost, seen.reordered, seen.other, seen.note);
-    printf("\"span_s\":%.6f,\"wall_s\":%.6f,", (seen.last - seen.first) / 1e9, (now() - began) / 1e9);
-    print_samples("latency", &latency);
-    print_samples("to_info", &to_info);
-    print_samples("to_first", &to_first);
-    print_samples("to_close", &to_close);
-    print_codes();
-    printf("\"client_cpu_s\":%.3f}\n", used.ru_utime.tv_sec + used.ru_stime.tv_sec +
-           (used.ru_utime.tv_usec + used.ru_stime.tv_usec) / 1e6);
-}
-
-static void take_word(char *word) {
-    char *value = strchr(word, '=');
-    if (!value) return;
-    *value++ = 0;
-    struct { const char *name; double *number; } reals[] = {
-        {"ramp", &want.ramp}, {"pause", &want.pause}, {"limit", &want.limit}};
-    for (size_t i = 0; i < 3; i++) if (!strcmp(word, reals[i].name)) *reals[i].number = atof(value);
-    if (!strcmp(word, "port")) want.port = atoi(value);
-    if (!strcmp(word, "info")) want.info = atoi(value);
-    if (!strcmp(word, "hold")) want.hold = atoi(value);
-    if (!strcmp(word, "total")) want.total = atol(value);
-    if (!strcmp(word, "at_once")) want.at_once = atol(value);
-    if (!strcmp(word, "lines")) want.lines = atol(value);
-    if (!strcmp(word, "skip")) want.skip = atol(value);
-    if (!strcmp(word, "path")) want.path = value;
-    if (!strcmp(word, "prompt")) want.prompt = value;
 }
 
 int main(int count, char **words) {

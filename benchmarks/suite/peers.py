@@ -111,7 +111,7 @@ ALL = (
     ),
     Peer(
         "websocketd", "websocketd", _websocketd, _websocketd_version,
-        "sends no info frame and passes the message on as it is: its child says and reads both, one start a connection",
+        "sends no info frame and hands the message on: its child says and reads both; it ends without a close frame",
         path="/",
     ),
 )  # fmt: skip

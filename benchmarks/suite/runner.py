@@ -100,6 +100,8 @@ class Runner:
         time.sleep(PAUSE)
 
 
-def default_peers(scenario: Scenario, peers: Sequence[Peer]) -> list[str]:
-    """Return the names of those that a scenario is measured with where nobody is named."""
-    return list(scenario.peers) or [peer.name for peer in peers]
+def chosen_peers(scenario: Scenario, peers: Sequence[Peer], named: Sequence[str] | None) -> list[str]:
+    """Return the names of those that a scenario is measured with: those named, or else its own, or else all."""
+    if named and scenario.real:
+        return [name for name in named if name in scenario.peers]
+    return list(named or scenario.peers) or [peer.name for peer in peers]

@@ -60,6 +60,7 @@ class Scenario:
     measure: Callable[[Subject, bool], Figures]
     peers: tuple[str, ...] = ()
     real: bool = False
+    """Also that others than `peers` can't be measured: they don't ask the CLI for its tokens."""
     note: str = ""
     setting: Callable[[Native], AbstractContextManager[Setting]] = _fake_cli
 

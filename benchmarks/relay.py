@@ -80,7 +80,8 @@ def main() -> int:
     if words.list:
         _list()
         return 0
-    began, outcomes = machine(), list[Outcome]()
+    short = "; a short look, with less of everything than the titles say" if words.quick else ""
+    began, outcomes = machine() + short, list[Outcome]()
     print(began)
     named = words.peer or list(peers.BY_NAME)
     with compiled() as native:

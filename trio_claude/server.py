@@ -39,7 +39,7 @@ FINISH_TIMEOUT = 10.0
 """Seconds that connections get, once all runs are over, to hear their close."""
 DESCRIPTORS_A_CONNECTION = 8
 """Descriptors that a connection with a run holds: socket, pipes, lifeline and guardian, both ends while it starts."""
-DESCRIPTORS_KEPT = 64
+DESCRIPTORS_KEPT = 96
 """Descriptors kept back for everything else."""
 _EXHAUSTED = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
 

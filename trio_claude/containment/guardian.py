@@ -22,7 +22,8 @@ The wire is a SOCK_SEQPACKET socket, one bounded JSON object a packet.
     on the lifeline, by the supervisor   {"started": pid} or {"failed": errno, "what": text};
                           {"exit": status, "alone": bool}; {"gone": true, "seen": n, "killed": n}; the last two in one
                           packet where the CLI left nothing
-    server -> supervisor  {"signal": n} to the CLI, {"end": true} to everything; end-of-file means {"end": true}
+    server -> supervisor  {"signal": n} to the CLI, {"end": true} to everything; end-of-file means {"end": true}; after
+                          "gone" the next job, as to the zygote but for the lifeline
 """
 
 from __future__ import annotations
@@ -62,10 +63,8 @@ PR_CAPBSET_DROP = 24
 CLONE_NEWNS, CLONE_NEWPID, CLONE_NEWUSER = 0x00020000, 0x20000000, 0x10000000
 SYS_CLONE = {"x86_64": 56, "aarch64": 220, "riscv64": 220}.get(os.uname().machine)
 """The number of the system call; on other machines there is no mode `namespace`."""
-MS_BIND, MS_REC, MS_PRIVATE, MS_NOSUID, MS_NODEV, MS_NOEXEC = 4096, 16384, 1 << 18, 2, 4, 8
+MS_BIND, MS_REC, MS_PRIVATE, MS_NOSUID, MS_NODEV, MS_NOEXEC, MNT_DETACH = 4096, 16384, 1 << 18, 2, 4, 8, 2
 CAPABILITIES = 64
-CAPABILITY_HEADER = (ctypes.c_uint32 * 2)(0x20080522, 0)
-NO_CAPABILITY = (ctypes.c_uint32 * 6)()
 MSG_CMSG_CLOEXEC = 0x40000000
 OOM_SCORE = 500
 """Added to the CLI's badness, so that the kernel out of memory ends a run before it ends a guardian or the server."""
@@ -73,7 +72,7 @@ IGNORED = (signal.SIGPIPE, signal.SIGXFSZ, signal.SIGTERM, signal.SIGINT, signal
 """Signals that a guardian ignores, and that a CLI gets back."""
 
 _libc = ctypes.CDLL(None, use_errno=True)
-_libc.mount, _libc.capset  # noqa: B018 - found once, here, and not in each fork
+_libc.mount, _libc.umount2  # noqa: B018 - found once, here, and not in each fork
 _syscall = ctypes.PyDLL(None, use_errno=True).syscall
 _syscall.argtypes = (ctypes.c_long,) * 6
 _before_fork = ctypes.pythonapi.PyOS_BeforeFork
@@ -314,11 +313,17 @@ def map_user(uid: int, gid: int) -> None:
     prctl(PR_SET_DUMPABLE, 0)
 
 
-def mount_all(binds: list[list[str]]) -> None:
-    """Show the namespace's own processes in /proc, and put each bind's source over its target."""
+def mount_proc() -> None:
+    """Show the namespace's own processes in /proc."""
     call("mount", b"none", b"/", None, MS_REC | MS_PRIVATE, None)
     call("mount", b"proc", b"/proc", b"proc", MS_NOSUID | MS_NODEV | MS_NOEXEC, None)
-    for source, target in binds:
+
+
+def bind(old: list[list[str]], new: list[list[str]]) -> None:
+    """Put each of the new binds' sources over its target, in place of the old ones."""
+    for _, target in reversed(old):
+        call("umount2", os.fsencode(target), MNT_DETACH)
+    for source, target in new:
         call("mount", os.fsencode(source), os.fsencode(target), None, MS_BIND, None)
 
 
@@ -347,46 +352,66 @@ def others_inside() -> list[int]:
 
 
 class Supervisor:
-    """Holds one CLI and everything that comes of it; within a namespace as its init.
+    """Holds one CLI and everything that comes of it, one run after the other; within a namespace as its init.
 
-    `server` is a descriptor of the server's process, `proc` one of /proc as it is outside of any namespace.
+    `server` is a descriptor of the server's process, `proc` one of /proc as it is outside of any namespace, `user` who
+    we were outside of a user namespace.
     """
 
-    def __init__(self, job: dict[str, Any], pipes: list[int], lifeline: int, server: int, proc: int) -> None:
-        self.job = job
-        self.pipes = pipes
+    def __init__(self, lifeline: int, server: int, proc: int, user: tuple[int, int] | None) -> None:
         self.lifeline = lifeline
         self.server = server
         self.proc = proc
-        self.inside: bool = job["namespace"]
+        self.user = user
         self.zygote: int = os.getppid()
+        self.inside: bool = False
+        self.job: dict[str, Any] = {}
+        self.pipes: list[int] = []
+        self.wake: int
+        self.wake, writer = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+        signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
+
+    def serve(self, job: dict[str, Any], pipes: list[int]) -> None:
+        """Hold run after run, until one can't be started or the server wants no more."""
+        while self.run(job, pipes) and (packet := self.next()):
+            job, pipes = json.loads(packet[0]), packet[1]
+
+    def run(self, job: dict[str, Any], pipes: list[int]) -> bool:
+        """Start the CLI, wait for its end or for the order to end it, leave nothing; return whether it was started."""
+        before, self.job, self.pipes = self.job, job, pipes
         self.count: Count = Count()
         self.cli: int = 0
         self.exit: dict[str, Any] = {}
         self.step: str = "fork"
+        if not self.start(before.get("binds", ())):
+            return False
+        if self.watch():
+            self.sweep()
+        if not self.inside and os.getppid() == self.zygote:
+            rouse(self.zygote)
+        self.say({**self.exit, "gone": True, "seen": len(self.count.seen), "killed": len(self.count.killed)})
+        return True
 
-    def run(self, user: tuple[int, int] | None) -> None:
-        """Start the CLI, wait for its end or for the order to end it, and leave nothing.
+    def next(self) -> tuple[bytes, list[int]] | None:
+        """Wait for the next job; orders to a run that has ended may still come. None where there is no more."""
+        poll, lifeline = select.poll(), socket.socket(fileno=os.dup(self.lifeline))
+        poll.register(lifeline, select.POLLIN)
+        poll.register(self.server, select.POLLIN)
+        while self.server not in {descriptor for descriptor, _ in poll.poll()}:
+            try:
+                packet, pipes = receive(lifeline)
+            except OSError:
+                return None
+            if pipes or not packet:
+                return (packet, pipes) if packet else None
+        return None
 
-        `user` is who we were outside of a user namespace.
-        """
-        wake, writer = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
-        signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
-        if self.start(user):
-            if self.watch(wake):
-                self.sweep()
-            if not self.inside and os.getppid() == self.zygote:
-                rouse(self.zygote)
-            self.say({**self.exit, "gone": True, "seen": len(self.count.seen), "killed": len(self.count.killed)})
-        os.close(wake)
-        os.close(writer)
-
-    def start(self, user: tuple[int, int] | None) -> bool:
-        """Start the CLI; tell the server its pid, or why there is none."""
+    def start(self, binds: list[list[str]]) -> bool:
+        """Start the CLI, in place of one with `binds`; tell the server its pid, or why there is none."""
         started: dict[str, Any]
         try:
-            if self.inside:
-                self.enter(user)
+            if self.job["namespace"]:
+                self.enter(binds)
             self.cli = self.start_cli()
             started = {"started": first_child(self.proc) or self.cli}
         except StartFailed as failure:
@@ -402,17 +427,19 @@ class Supervisor:
             self.sweep()
         return "started" in started
 
-    def enter(self, user: tuple[int, int] | None) -> None:
-        """Make the namespaces, in which we are already, the run's own."""
-        self.step = "namespace"
-        if user:
-            map_user(*user)
+    def enter(self, binds: list[list[str]]) -> None:
+        """Make the namespaces, in which we are already, the run's own; `binds` are those of the run before it."""
+        if not self.inside:
+            self.step = "namespace"
+            if self.user:
+                map_user(*self.user)
+            self.step = "mount"
+            mount_proc()
+            self.step = "capabilities"
+            bound_capabilities()
+            self.inside = True
         self.step = "mount"
-        mount_all(self.job["binds"])
-        self.step = "capabilities"
-        bound_capabilities()
-        if not self.job["user"]:
-            call("capset", CAPABILITY_HEADER, NO_CAPABILITY)
+        bind(binds, self.job["binds"])
 
     def start_cli(self) -> int:
         """Start the CLI; return its pid."""
@@ -431,23 +458,23 @@ class Supervisor:
         defer(pid, self.job["nice"])
         return pid
 
-    def watch(self, wake: int) -> bool:
+    def watch(self) -> bool:
         """Serve the server's orders until it is time to end; return whether any process is left."""
         poll = select.poll()
-        for descriptor in (wake, self.lifeline, self.server):
+        for descriptor in (self.wake, self.lifeline, self.server):
             poll.register(descriptor, select.POLLIN)
         while True:
             ready = {descriptor for descriptor, _ in poll.poll()}
-            if wake in ready and not self.collect(wake):
+            if self.wake in ready and not self.collect():
                 return False
             if self.server in ready:
                 return True
             if self.lifeline in ready and not self.obey():
                 return True
 
-    def collect(self, wake: int) -> bool:
+    def collect(self) -> bool:
         """Reap; report the CLI's exit; return whether any process is left."""
-        os.read(wake, 4096)
+        os.read(self.wake, 4096)
         ended, left = self.count.reap()
         if self.cli in ended:
             self.note_exit(ended, left)
@@ -625,7 +652,7 @@ class Zygote:
         os.setsid()
         rename(b"trio-claude-ini" if job["namespace"] else b"trio-claude-run")
         prctl(PR_SET_CHILD_SUBREAPER, 1)
-        Supervisor(job, pipes[:-1], pipes[-1], self.server, self.proc).run(self.user)
+        Supervisor(pipes[-1], self.server, self.proc, self.user).serve(job, pipes[:-1])
         os._exit(0)
 
     def collect(self) -> bool:
@@ -665,12 +692,16 @@ def warm_up(server: int, proc: int) -> None:
     """
     job: dict[str, Any] = {"argv": ["/bin/true"], "env": {}, "cwd": "/", "limits": {}, "namespace": False}
     job.update(binds=[], user=None, cgroup=None, depth=0, nice=0)
-    for _ in range(WARM_UP):
-        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        with ours, theirs:
-            pipes = [os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC) for _ in range(DESCRIPTORS - 1)]
-            Supervisor(job, pipes, theirs.fileno(), server, proc).run(None)
-    signal.set_wakeup_fd(-1)
+    packet = json.dumps(job).encode()
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    with ours, theirs, open(os.devnull, "r+b", 0) as null:
+        supervisor = Supervisor(theirs.fileno(), server, proc, None)
+        for _ in range(WARM_UP):
+            socket.send_fds(ours, [packet], [null.fileno()] * (DESCRIPTORS - 1))
+            taken = supervisor.next()
+            supervisor.run(job, taken[1] if taken else [])
+    os.close(signal.set_wakeup_fd(-1))
+    os.close(supervisor.wake)
 
 
 def main(control: int, server_pid: int) -> None:

@@ -27,6 +27,41 @@ CONTINUE_GRACE = 0.5
 """Seconds that a guardian gets to answer after a SIGCONT, in case a run had stopped it."""
 
 
+class Guardian:
+    """A supervisor process as the server sees it, one run after the other.
+
+    Resource handling: owns the lifeline, whose end is the order to end everything, and a descriptor of the process.
+    """
+
+    def __init__(self, lifeline: Packets) -> None:
+        self.lifeline = lifeline
+        self.pid: int = 0
+        self._pidfd = -1
+
+    def know(self, pid: int) -> None:
+        """Hear the process's pid."""
+        self.pid = pid
+        with contextlib.suppress(ProcessLookupError):
+            self._pidfd = os.pidfd_open(pid)
+
+    def signal(self, number: int) -> bool:
+        """Send a signal to the process; return whether it is there."""
+        if self._pidfd < 0:
+            return False
+        try:
+            signal.pidfd_send_signal(self._pidfd, number)
+        except ProcessLookupError:
+            return False
+        return True
+
+    def close(self) -> None:
+        """Give it up; it ends with what is below it."""
+        self.lifeline.close()
+        if self._pidfd >= 0:
+            os.close(self._pidfd)
+            self._pidfd = -1
+
+
 class Supervised(Contained):
     """A CLI below its supervisor."""
 
@@ -36,18 +71,17 @@ class Supervised(Contained):
     stdout: PipeReader
     stderr: PipeReader
 
-    def __init__(self, zygote: Zygote, lifeline: Packets, ends: tuple[int, int, int], mark: str, mode: str) -> None:
+    def __init__(self, zygote: Zygote, guardian: Guardian, ends: tuple[int, int, int], mark: str, mode: str) -> None:
         self.pid = 0
         self._ends = PipeWriter(ends[0]), PipeReader(ends[1]), PipeReader(ends[2])
         self.stdin, self.stdout, self.stderr = self._ends
         self._zygote = zygote
-        self._lifeline = lifeline
+        self.guardian = guardian
+        self._lifeline = guardian.lifeline
         self._mark = mark
         self._mode = mode
         self.kill: Callable[[], None] = lambda: None
         """What ends the tree beside the supervisor."""
-        self._guardian = 0
-        self._pidfd = -1
         self.status = None
         self._alone = False
         self._failure = ""
@@ -65,12 +99,12 @@ class Supervised(Contained):
 
     def wake(self) -> None:
         """Continue a supervisor that the run may have stopped."""
-        self._signal_guardian(signal.SIGCONT)
+        self.guardian.signal(signal.SIGCONT)
 
     @property
     def guarded(self) -> bool:
         """Whether the zygote has forked this run's supervisor."""
-        return bool(self._guardian)
+        return bool(self.guardian.pid)
 
     async def wait_exit(self) -> int:
         """Wait for the CLI's own end; return its exit status, negative for a signal."""
@@ -134,9 +168,7 @@ class Supervised(Contained):
         if packet is None:
             return False
         if "guardian" in packet:
-            self._guardian = packet["guardian"]
-            with contextlib.suppress(ProcessLookupError):
-                self._pidfd = os.pidfd_open(self._guardian)
+            self.guardian.know(packet["guardian"])
         if "failed" in packet:
             self._failure = why(packet["failed"], packet["what"])
             self._gone = {"seen": 0, "killed": 0}
@@ -156,26 +188,16 @@ class Supervised(Contained):
     async def _insist(self) -> None:
         """Wake a supervisor that a run has stopped; failing that, kill it so that the zygote takes over."""
         for number in (signal.SIGCONT, signal.SIGKILL):
-            if self._gone is not None or not self._signal_guardian(number):
+            if self._gone is not None or not self.guardian.signal(number):
                 return
             with trio.move_on_after(CONTINUE_GRACE):
                 await self._wait_proof()
-
-    def _signal_guardian(self, number: int) -> bool:
-        """Send a signal to the supervisor; return whether it is there."""
-        if self._pidfd < 0:
-            return False
-        try:
-            signal.pidfd_send_signal(self._pidfd, number)
-        except ProcessLookupError:
-            return False
-        return True
 
     async def _orphaned(self) -> Receipt:
         """Get the proof from the zygote below which a lost supervisor's orphans are; sweep by mark where it is gone."""
         swept = None
         with trio.move_on_after(PROOF_TIMEOUT):
-            swept = await self._zygote.wait_swept(self._guardian) if self._guardian else None
+            swept = await self._zygote.wait_swept(self.guardian.pid) if self.guardian.pid else None
         if swept:
             return self._count(max(swept.seen, 1), swept.killed, 0)
         killed = marks.kill(self._mark)
@@ -187,14 +209,15 @@ class Supervised(Contained):
         ms = (trio.current_time() - self._decided) * 1000
         return Receipt(seen=seen, killed=killed, survivors=survivors, ms=round(ms, 3), containment=self._mode)
 
+    @property
+    def clean(self) -> bool:
+        """Whether the supervisor itself has proven that nothing is left, so that it can hold the next run."""
+        return bool(self._gone and "gone" in self._gone)
+
     def close(self) -> None:
-        """Give up the pipes, and the lifeline, whose end is the order to end everything."""
+        """Give up the pipes."""
         for end in self._ends:
             end.close()
-        self._lifeline.close()
-        if self._pidfd >= 0:
-            os.close(self._pidfd)
-            self._pidfd = -1
 
 
 def why(number: int, what: str) -> str:

@@ -22,8 +22,10 @@ from ..events import GuardianLost, Observer, Strained
 from ..services import open_services
 from .base import MARK, PROOF_TIMEOUT, START_TIMEOUT, Contained, Containment, Job
 from .cgroup import Cgroups
+from .guardian import PACKET_LIMIT
+from .pipes import is_quiet
 from .sandbox import Sandbox
-from .supervised import CONTINUE_GRACE, Supervised, why
+from .supervised import CONTINUE_GRACE, Guardian, Supervised, why
 from .zygote import Packets, Zygote
 
 DETAILS = {
@@ -31,6 +33,8 @@ DETAILS = {
     "sandbox": "a supervisor process for each run, which is in a bubblewrap sandbox and sees an allow-list of files",
     "namespace": "a supervisor process for each run, which is in a PID and mount namespace without capabilities",
 }
+SPARE_LIMIT = 16
+"""Supervisors that are kept for the next runs, each of about 1 MiB; starting one anew costs two milliseconds of CPU."""
 RESTART_PAUSE = 0.05
 """Seconds between the loss of a zygote and the next one, so that a machine without memory is not flogged."""
 
@@ -49,6 +53,7 @@ class SupervisorContainment(Containment):
         self._cgroups = cgroups
         self._observer = observer
         self._zygote: Zygote | None = None
+        self._spare: list[Guardian] = []
         self._strained = False
         self._ready = trio.Event()
 
@@ -67,7 +72,10 @@ class SupervisorContainment(Containment):
             services.start_soon(containment._keep_zygote)
             with trio.fail_after(START_TIMEOUT):
                 await containment._ready.wait()
-            yield containment
+            try:
+                yield containment
+            finally:
+                containment._spare_none()
 
     async def probe(self) -> str | None:
         """Run a program that does nothing; return why it could not be started, None where it could."""
@@ -112,6 +120,7 @@ class SupervisorContainment(Containment):
             await zygote.follow(self._ready)
         finally:
             zygote.close()
+            self._spare_none()
             if self._ready.is_set():
                 self._ready = trio.Event()
             with trio.move_on_after(2 * PROOF_TIMEOUT, shield=True):
@@ -145,18 +154,42 @@ class SupervisorContainment(Containment):
         zygote = self._zygote
         if zygote is None or not zygote.alive:
             raise SpawnFailed("no zygote answers; the next one is being started")
-        theirs, process = _open_run(zygote, job, self.mode)
+        packet = _packet(job, namespace=self.mode == "namespace")
+        theirs, process = _open_run(zygote, self._take_spare(), job, self.mode)
         process.kill = kill
         try:
             try:
-                await _hand_over(zygote, _packet(job, namespace=self.mode == "namespace"), theirs)
+                await _hand_over(zygote, process.guardian, packet, theirs)
             finally:
                 for descriptor in theirs:
                     os.close(descriptor)
             await _wait_started(zygote, process)
             yield process
         finally:
-            await _finish(process)
+            try:
+                await _finish(process)
+            finally:
+                self._put_away(process.guardian, keep=process.clean and zygote is self._zygote and zygote.alive)
+
+    def _take_spare(self) -> Guardian | None:
+        """Return a supervisor that has held a run before and lives."""
+        while self._spare:
+            guardian = self._spare.pop()
+            if is_quiet(guardian.lifeline.fileno()):
+                return guardian
+            guardian.close()
+        return None
+
+    def _put_away(self, guardian: Guardian, *, keep: bool) -> None:
+        """Keep a supervisor for the next run, or give it up."""
+        if keep and len(self._spare) < SPARE_LIMIT:
+            self._spare.append(guardian)
+        else:
+            guardian.close()
+
+    def _spare_none(self) -> None:
+        while self._spare:
+            self._spare.pop().close()
 
 
 def _packet(job: Job, *, namespace: bool) -> dict[str, Any]:
@@ -175,18 +208,30 @@ def _packet(job: Job, *, namespace: bool) -> dict[str, Any]:
     }
 
 
-def _open_run(zygote: Zygote, job: Job, mode: str) -> tuple[list[int], Supervised]:
-    """Open a run's pipes and lifeline; return the guardian's ends and the owner of ours. Raises `SpawnFailed`."""
+def _open_run(zygote: Zygote, spare: Guardian | None, job: Job, mode: str) -> tuple[list[int], Supervised]:
+    """Open a run's pipes, and a lifeline where there is no `spare` supervisor.
+
+    Return the guardian's ends and the owner of ours. Raises `SpawnFailed`.
+    """
     with contextlib.ExitStack() as undo:
+        if spare:
+            undo.callback(spare.close)
         try:
             pairs = [_pair(undo, os.pipe()) for _ in range(3)]
-            ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+            guardian, lifeline = (spare, []) if spare else _open_lifeline()
         except OSError as error:
             raise SpawnFailed(why(error.errno or 0, "pipes")) from error
         undo.pop_all()
     (stdin, our_stdin), (our_stdout, stdout), (our_stderr, stderr) = pairs
-    process = Supervised(zygote, Packets(ours), (our_stdin, our_stdout, our_stderr), job.env.get(MARK, "\0"), mode)
-    return [stdin, stdout, stderr, theirs.detach()], process
+    ends = our_stdin, our_stdout, our_stderr
+    return [stdin, stdout, stderr, *lifeline], Supervised(zygote, guardian, ends, job.env.get(MARK, "\0"), mode)
+
+
+def _open_lifeline() -> tuple[Guardian, list[int]]:
+    """Return a supervisor that is still to be, and its end of the lifeline. Raises OSError."""
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    ours.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 2 * PACKET_LIMIT)
+    return Guardian(Packets(ours)), [theirs.detach()]
 
 
 def _pair(undo: contextlib.ExitStack, pair: tuple[int, int]) -> tuple[int, int]:
@@ -195,15 +240,16 @@ def _pair(undo: contextlib.ExitStack, pair: tuple[int, int]) -> tuple[int, int]:
     return pair
 
 
-async def _hand_over(zygote: Zygote, packet: dict[str, Any], descriptors: list[int]) -> None:
-    """Give a job to the zygote. Raises `SpawnFailed`."""
+async def _hand_over(zygote: Zygote, guardian: Guardian, packet: dict[str, Any], descriptors: list[int]) -> None:
+    """Give a job to a supervisor that lives, else to the zygote. Raises `SpawnFailed`."""
+    to = guardian.lifeline if guardian.pid else zygote.control
     deadline = trio.current_time() + START_TIMEOUT
     while True:
         try:
-            return zygote.control.send(packet, tuple(descriptors))
+            return to.send(packet, tuple(descriptors))
         except BlockingIOError:
             with trio.move_on_at(deadline) as patience:
-                await zygote.control.wait_sendable()
+                await to.wait_sendable()
         except OSError as error:
             raise SpawnFailed(why(error.errno or 0, "hand-over")) from error
         if patience.cancelled_caught:

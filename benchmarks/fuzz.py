@@ -44,7 +44,7 @@ with atheris.instrument_imports(include=INSTRUMENTED) if "--child" in sys.argv e
     from trio_claude.config import OPTIONS, Config
     from trio_claude.errors import BadMessage, CloseCode, HttpRefusal, PeerGone
     from trio_claude.messages import parse_prompt
-    from trio_claude.peer import Wire, accept
+    from trio_claude.peer import Heart, Wire, accept
     from trio_claude.peer.frames import CLOSE, PING, PONG, TEXT
     from trio_claude.stream_json import user_line
     from trio_claude.upgrade import Handshake, Request, Response, Site, check_upgrade, json_response, serve_http
@@ -149,7 +149,7 @@ HANDSHAKE = good_handshake()
 
 async def serve_frames(sock: socket.socket) -> None:
     """Answer each message at once, refuse the fourth, and stay until the client leaves."""
-    async with accept(sock, HANDSHAKE, CONFIG) as peer:
+    async with accept(sock, HANDSHAKE, CONFIG, Heart(CONFIG)) as peer:
         heard: list[str | bytes] = []
         enough = trio.Event()
 

@@ -15,10 +15,10 @@ import trio
 
 from . import messages
 from .config import Config
-from .errors import Busy, ClientError, CloseCode, Draining, NoMessage, PeerGone, Reason
+from .errors import Busy, ClientError, CloseCode, Draining, NoMessage, NotWanted, PeerGone, Reason
 from .events import ConnectionClosed, ConnectionOpened, Crashed, Observer, Refused
 from .messages import Closing, Prompt
-from .peer import Peer, accept
+from .peer import Heart, Peer, accept
 from .run import Run
 from .runs import Runs
 from .upgrade import Handshake, Site, serve_http
@@ -35,6 +35,7 @@ class Household:
     config: Config
     runs: Runs
     site: Site
+    heart: Heart
     observer: Observer
 
 
@@ -60,7 +61,7 @@ async def serve_connection(
 async def _serve_websocket(sock: socket.socket, address: str, handshake: Handshake, household: Household) -> None:
     """Open the WebSocket, serve it, and close it with what is to be said at the end."""
     household.observer(ConnectionOpened(address, handshake.request.path))
-    async with accept(sock, handshake, household.config) as peer:
+    async with accept(sock, handshake, household.config, household.heart) as peer:
         try:
             closing = await OneShot(peer, handshake, household).serve()
             if closing is not None:
@@ -95,18 +96,16 @@ class OneShot:
         self._peer.listen(self._hear, self._leave)
         try:
             prompt = await self._read_prompt()
-            with self._waiting:
-                return await self._serve_run(prompt)
+            return await self._serve_run(prompt)
         except ClientError as error:
             return self._refuse(error.close_code, messages.render_error(str(error)), str(error))
+        except NotWanted:
+            return None if self._left else Closing(None, CloseCode.POLICY, "one prompt per connection")
         except Busy as error:
             frame = messages.render_error(str(error), retry_after=error.retry_after)
             return self._refuse(error.close_code, frame, str(error))
         except Draining as error:
             return self._refuse(error.close_code, messages.render_error(str(error)), str(error))
-        if self._left:
-            return None
-        return Closing(None, CloseCode.POLICY, "one prompt per connection")
 
     def _refuse(self, code: CloseCode, frame: str, text: str) -> Closing:
         self._household.observer(Refused(int(code), text))
@@ -115,7 +114,7 @@ class OneShot:
     async def _read_prompt(self) -> Prompt:
         """Wait for the first message and parse it. Raises `ClientError`, or `PeerGone` where the client left."""
         config = self._household.config
-        with self._household.runs.until_drain(), trio.move_on_after(config.first_message_timeout):
+        with self._household.runs.until_drain(config.first_message_timeout):
             await self._arrived.wait()
         if self._left:
             raise PeerGone("left before its prompt")
@@ -125,8 +124,10 @@ class OneShot:
 
     async def _serve_run(self, prompt: Prompt) -> Closing | None:
         """Wait for a slot, run the CLI, and return what its client is told."""
-        async with self._household.runs.open(prompt) as run:
+        async with self._household.runs.open(prompt, self._waiting) as run:
             self._run = run
+            if self._waiting.cancel_called:
+                raise NotWanted("gave up before its run began")
             outcome = await run.execute(self)
         if self._left:
             return None

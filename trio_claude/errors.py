@@ -82,6 +82,10 @@ class Busy(TrioClaudeError):
         self.retry_after = retry_after
 
 
+class NotWanted(TrioClaudeError):
+    """Whoever waited for a slot gave up."""
+
+
 class Draining(TrioClaudeError):
     """The server is going down and takes no new run."""
 

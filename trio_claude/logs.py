@@ -14,11 +14,14 @@ import time
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import attrs
 
 from .events import Crashed, Event, Observer
 
+PAUSE = 0.01
+"""Seconds in which lines gather before they are written: a thread that wakes for each would cost more than the line."""
 QUEUE_LIMIT = 1000
 """Lines that wait for stderr; more are dropped and counted."""
 
@@ -46,14 +49,33 @@ class _Writer:
         self._thread.join(1)
 
     def _write(self) -> None:
-        while (line := self._lines.get()) is not None:
-            dropped, self._dropped = self._dropped, 0
-            if dropped:
-                line = f"{line}\n{_line('LogDropped', {'lines': dropped})}"
-            try:
-                print(line, file=sys.stderr, flush=True)  # noqa: T201 - this is the log
-            except (OSError, ValueError):
+        """Write what comes, all that has come in `PAUSE` seconds at a time."""
+        while (lines := self._take())[-1] is not None:
+            if not self._put_out(lines):
                 return
+            time.sleep(PAUSE)
+        self._put_out(lines[:-1])
+
+    def _take(self) -> list[str | None]:
+        """Wait for a line; return it with those behind it, up to the end of all."""
+        lines = [self._lines.get()]
+        while lines[-1] is not None:
+            try:
+                lines.append(self._lines.get_nowait())
+            except queue.Empty:
+                break
+        return lines
+
+    def _put_out(self, lines: list[str | None]) -> bool:
+        """Write lines at once; return whether that could be done."""
+        dropped, self._dropped = self._dropped, 0
+        more = [_line("LogDropped", {"lines": dropped})] if dropped else []
+        try:
+            sys.stderr.write("".join(f"{line}\n" for line in [*lines, *more]))
+            sys.stderr.flush()
+        except (OSError, ValueError):
+            return False
+        return True
 
 
 @contextmanager
@@ -68,11 +90,24 @@ def open_log() -> Iterator[Observer]:
 
 def render(event: Event) -> str:
     """Return an event as one line of JSON."""
-    fields = attrs.asdict(event)
+    fields = _fields(event)
     if isinstance(event, Crashed):
         fields["error"] = "".join(traceback.format_exception(event.error))
     return _line(type(event).__name__, fields)
 
 
+def _fields(fact: Any) -> dict[str, object]:
+    """Return a fact's fields; unlike `attrs.asdict` it goes no deeper."""
+    return {field.name: getattr(fact, field.name) for field in fact.__attrs_attrs__}
+
+
+def _plain(value: object) -> object:
+    """Return a value that is not JSON's as one that is: facts within facts by their fields."""
+    return _fields(value) if attrs.has(type(value)) else str(value)
+
+
+_encode = json.JSONEncoder(default=_plain).encode
+
+
 def _line(name: str, fields: dict[str, object]) -> str:
-    return json.dumps({"time": round(time.time(), 3), "event": name, **fields}, default=str)
+    return _encode({"time": round(time.time(), 3), "event": name, **fields})

@@ -160,7 +160,9 @@ class Run:
         """Feed the CLI, read it, and watch for its end. Returns when it has ended and its pipes are read."""
         try:
             async with trio.open_nursery() as nursery:
-                nursery.start_soon(self._feed, process)
+                words = self._first_words() + stream_json.user_line(self.prompt.prompt)
+                if rest := process.feed(words):
+                    nursery.start_soon(self._feed, process, rest)
                 nursery.start_soon(self._read_stderr, process, sink)
                 nursery.start_soon(self._read_stdout, process, sink)
                 await self._watch_exit(process)
@@ -199,10 +201,10 @@ class Run:
                 seen = self._chunks
                 await trio.sleep(DRAIN_IDLE)
 
-    async def _feed(self, process: Contained) -> None:
-        """Give the CLI its prompt and close its stdin."""
+    async def _feed(self, process: Contained, words: bytes) -> None:
+        """Give the CLI what its stdin did not take at once, and close it."""
         try:
-            await process.stdin.send_all(self._first_words() + stream_json.user_line(self.prompt.prompt))
+            await process.stdin.send_all(words)
         except trio.BrokenResourceError:
             return  # it ended without reading; its exit status tells
         finally:

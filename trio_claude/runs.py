@@ -6,6 +6,7 @@ A run never leaves the nursery of its connection; this module knows of it and ma
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
 
@@ -14,7 +15,7 @@ import trio
 
 from .admission import SessionLocks
 from .containment import Containment
-from .errors import Busy, Draining, Reason
+from .errors import Busy, Draining, NotWanted, Reason
 from .events import Observer
 from .messages import Prompt
 from .pool import Pool, Slots
@@ -57,15 +58,15 @@ class Runs:
         self._empty.set()
 
     @asynccontextmanager
-    async def open(self, prompt: Prompt) -> AsyncIterator[Run]:
-        """Wait for a slot and yield a run that holds it."""
+    async def open(self, prompt: Prompt, waiting: trio.CancelScope | None = None) -> AsyncIterator[Run]:
+        """Wait for a slot and yield a run that holds it. Cancelling `waiting` ends the wait with `NotWanted`."""
         config = self._workplace.config
         timeout = prompt.options.timeout or config.timeout
         warm = self.pool.take(prompt.options)
         holder = warm or object()
         with self._sessions.hold(prompt.options.resume):
             if warm is None:
-                await self._wait_slot(holder, config.queue_timeout)
+                await self._wait_slot(holder, config.queue_timeout, waiting or trio.CancelScope())
             try:
                 run = Run(prompt, self._workplace, self._containment, self._observer, timeout, self._turns, warm)
                 with self._registered(run):
@@ -77,16 +78,18 @@ class Runs:
                 finally:
                     self._slots.release_on_behalf_of(holder)
 
-    async def _wait_slot(self, holder: object, patience: float) -> None:
+    async def _wait_slot(self, holder: object, patience: float, waiting: trio.CancelScope) -> None:
         if self._draining:
             raise Draining("server shutting down")
         with contextlib.suppress(trio.WouldBlock):
             self._slots.acquire_on_behalf_of_nowait(holder)
             return
         self.pool.evict()
-        with self.until_drain(), trio.move_on_after(patience) as waiting:
+        with self.until_drain(patience) as late, waiting:
             await self._slots.acquire_on_behalf_of(holder)
         if waiting.cancelled_caught:
+            raise NotWanted("gave up before a slot came free")
+        if late.cancelled_caught:
             raise Busy(f"no slot came free within {patience:g} s", retry_after=patience)
 
     def _spare_slot(self, holder: object) -> bool:
@@ -98,17 +101,17 @@ class Runs:
         return True
 
     @contextmanager
-    def until_drain(self) -> Iterator[None]:
-        """Wait inside for what is not a run. Raises `Draining` once the server goes down."""
-        with trio.CancelScope() as scope:
+    def until_drain(self, patience: float = math.inf) -> Iterator[trio.CancelScope]:
+        """Wait inside for what is not a run, for `patience` seconds. Raises `Draining` once the server goes down."""
+        with trio.move_on_after(patience) as scope:
             self._idle.add(scope)
             if self._draining:
                 scope.cancel()
             try:
-                yield
+                yield scope
             finally:
                 self._idle.discard(scope)
-        if scope.cancelled_caught:
+        if scope.cancelled_caught and self._draining:
             raise Draining("server shutting down")
 
     @contextmanager

@@ -24,9 +24,9 @@ from .connection import DOOR, Household, serve_connection
 from .engine import open_engine
 from .errors import ConfigError
 from .events import Listening, Observer, Refused, Strained
-from .peer import NOTSENT_LOWAT
+from .peer import NOTSENT_LOWAT, Heart
 from .runs import Runs
-from .services import open_services
+from .services import keep_going, open_services
 from .upgrade import Site
 
 BACKLOG = 4096
@@ -82,9 +82,10 @@ async def open_server(
             stack.callback(listener.close)
         engine = await stack.enter_async_context(open_engine(config, observers, environ=environ))
         site = Site(Api(engine.workplace, engine.containment, engine.runs, notice).answer, frozenset({DOOR}))
-        household = Household(config, engine.runs, site, engine.observer)
+        household = Household(config, engine.runs, site, Heart(config), engine.observer)
         server = Server(config.host, listeners[0].getsockname()[1], engine.runs, trio.CancelScope())
         async with open_services() as services:
+            services.start_soon(keep_going, "heart", household.heart.serve, engine.observer)
             await services.start(_accept_all, server, listeners, household)
             engine.observer(Listening(server.url))
             yield server

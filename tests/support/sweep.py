@@ -19,6 +19,7 @@ from trio_claude.api import Api
 from trio_claude.config import Config
 from trio_claude.connection import DOOR, Household, serve_connection
 from trio_claude.events import Crashed, Event, RunEnded
+from trio_claude.peer import Heart
 from trio_claude.runs import Runs
 from trio_claude.upgrade import Site
 from trio_claude.workplace import Workplace
@@ -154,7 +155,7 @@ async def sweep(folder: Path, cancel_at: int | None = None, fault_at: int | None
     async with Workplace.open(config, FAKE_ENV) as workplace:
         runs = Runs(workplace, containment, events.append)
         site = Site(Api(workplace, containment, runs).answer, frozenset({DOOR}))
-        household = Household(config, runs, site, events.append)
+        household = Household(config, runs, site, Heart(config), events.append)
         stepper = Stepper(trio.CancelScope(), cancel_at)
         ends: list[str] = []
         async with trio.open_nursery() as nursery:

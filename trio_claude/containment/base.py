@@ -66,6 +66,10 @@ class Contained(abc.ABC):
     async def wait_exit(self) -> int:
         """Wait for the CLI's own end; return its exit status, negative for a signal."""
 
+    def feed(self, data: bytes) -> bytes:
+        """Write to stdin what it takes at once, and close it if that was all; return the rest."""
+        return data
+
     @property
     @abc.abstractmethod
     def alone(self) -> bool:

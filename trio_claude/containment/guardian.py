@@ -42,8 +42,8 @@ import sys
 import time
 from typing import Any, NoReturn
 
+# A packet in bytes: under the kernel's default socket buffer (208 KiB), over argv and environment of any real CLI.
 PACKET_LIMIT = 192 * 1024
-"""A packet in bytes: under the kernel's default socket buffer (208 KiB), over argv and environment of any real CLI."""
 ORDER_LIMIT = 4096  # bytes of a server's order to a supervisor
 END = b'{"end": true}'
 DESCRIPTORS = 4
@@ -51,25 +51,22 @@ SWEEP_PAUSE = 0.002  # seconds between two rounds of a sweep that finds processe
 OUTLIVE_GRACE = 5.0  # seconds that supervisors get, once the server is gone, before the zygote does their work
 OUTLIVE_POLL = 0.05  # seconds between two looks at the supervisors that are left then
 STRAY_POLL = 0.01  # seconds between two looks at orphans that are being ended
-WARM_UP = 12
-"""Runs of nothing before the first fork: more than it takes CPython to specialise a function's code."""
+WARM_UP = 12  # runs of nothing before the first fork: more than it takes CPython to specialise a function's code
 
 PR_SET_PDEATHSIG = 1
-PR_SET_NAME = 15
+PR_SET_NAME = 15  # as `ps` and `pkill` see it, at most 15 bytes
 PR_SET_DUMPABLE = 4
 PR_SET_CHILD_SUBREAPER = 36
 PR_SET_NO_NEW_PRIVS = 38
 PR_CAPBSET_DROP = 24
 CLONE_NEWNS, CLONE_NEWPID, CLONE_NEWUSER = 0x00020000, 0x20000000, 0x10000000
+# The number of the system call; on other machines there is no mode `namespace`.
 SYS_CLONE = {"x86_64": 56, "aarch64": 220, "riscv64": 220}.get(os.uname().machine)
-"""The number of the system call; on other machines there is no mode `namespace`."""
 MS_BIND, MS_REC, MS_PRIVATE, MS_NOSUID, MS_NODEV, MS_NOEXEC, MNT_DETACH = 4096, 16384, 1 << 18, 2, 4, 8, 2
 CAPABILITIES = 64
 MSG_CMSG_CLOEXEC = 0x40000000
-OOM_SCORE = 500
-"""Added to the CLI's badness, so that the kernel out of memory ends a run before it ends a guardian or the server."""
-IGNORED = (signal.SIGPIPE, signal.SIGXFSZ, signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
-"""Signals that a guardian ignores, and that a CLI gets back."""
+OOM_SCORE = 500  # added to the CLI's badness: out of memory, the kernel ends a run before a guardian or the server
+IGNORED = (signal.SIGPIPE, signal.SIGXFSZ, signal.SIGTERM, signal.SIGINT, signal.SIGHUP)  # and a CLI gets them back
 
 _libc = ctypes.CDLL(None, use_errno=True)
 _libc.mount, _libc.umount2  # noqa: B018 - found once, here, and not in each fork
@@ -81,8 +78,7 @@ _after_fork = ctypes.pythonapi.PyOS_AfterFork_Child, ctypes.pythonapi.PyOS_After
 
 def prctl(option: int, value: Any) -> None:
     """Set one attribute of this process. Raises OSError."""
-    if _libc.prctl(option, value, 0, 0, 0):
-        raise OSError(ctypes.get_errno(), "prctl")
+    call("prctl", option, value, 0, 0, 0)
 
 
 def call(name: str, *words: Any) -> None:
@@ -124,11 +120,6 @@ def rouse(pid: int) -> None:
         os.kill(pid, signal.SIGCONT)
     except OSError:
         pass
-
-
-def rename(name: bytes) -> None:
-    """Set this process's name as `ps` and `pkill` see it (at most 15 bytes)."""
-    prctl(PR_SET_NAME, ctypes.c_char_p(name))
 
 
 # -- what there is of a tree ------------------------------------------------------------------------------------------
@@ -345,12 +336,6 @@ def first_child(proc: int) -> int:
     return pid
 
 
-def others_inside() -> list[int]:
-    """Return every process of the namespace that lives, but for its init."""
-    pids = (int(name) for name in os.listdir("/proc") if name.isdigit())
-    return [pid for pid in pids if pid != 1 and state_of(pid)[:1] not in ([], ["Z"])]
-
-
 class Supervisor:
     """Holds one CLI and everything that comes of it, one run after the other; within a namespace as its init.
 
@@ -367,7 +352,6 @@ class Supervisor:
         self.inside: bool = False
         self.job: dict[str, Any] = {}
         self.pipes: list[int] = []
-        self.wake: int
         self.wake, writer = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
         signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
 
@@ -389,7 +373,7 @@ class Supervisor:
             self.sweep()
         if not self.inside and os.getppid() == self.zygote:
             rouse(self.zygote)
-        self.say({**self.exit, "gone": True, "seen": len(self.count.seen), "killed": len(self.count.killed)})
+        tell(self.lifeline, {**self.exit, "gone": True, "seen": len(self.count.seen), "killed": len(self.count.killed)})
         return True
 
     def next(self) -> tuple[bytes, list[int]] | None:
@@ -422,7 +406,7 @@ class Supervisor:
             started = {"failed": errno.EINVAL, "what": f"{self.step}: {error}"}
         for pipe in self.pipes:
             os.close(pipe)
-        self.say(started)
+        tell(self.lifeline, started)
         if "failed" in started:
             self.sweep()
         return "started" in started
@@ -479,7 +463,7 @@ class Supervisor:
         if self.cli in ended:
             self.note_exit(ended, left)
             if left:
-                self.say(self.exit)
+                tell(self.lifeline, self.exit)
                 self.exit = {}
         return left
 
@@ -522,7 +506,8 @@ class Supervisor:
 
     def kill_inside(self) -> int:
         """Kill all processes of the namespace but ourselves, at once; return how many there were."""
-        living = others_inside()
+        pids = (int(name) for name in os.listdir("/proc") if name.isdigit())
+        living = [pid for pid in pids if pid != 1 and state_of(pid)[:1] not in ([], ["Z"])]
         self.count.seen.update(living)
         self.count.killed.update(living)
         try:
@@ -530,10 +515,6 @@ class Supervisor:
         except ProcessLookupError:
             pass
         return len(living)
-
-    def say(self, packet: dict[str, Any]) -> None:
-        """Tell the server; it may be gone."""
-        tell(self.lifeline, packet)
 
 
 # -- the zygote -------------------------------------------------------------------------------------------------------
@@ -559,8 +540,6 @@ class Zygote:
         self.supervisors: set[int] = set()
         self.lost: list[int] = []
         self.count: Count = Count()
-        self.wake: int
-        self.wake_writer: int
         self.wake, self.wake_writer = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
         self.spaces: int = CLONE_NEWNS | CLONE_NEWPID | signal.SIGCHLD
         self.user: tuple[int, int] | None = None
@@ -574,7 +553,7 @@ class Zygote:
             poll.register(descriptor, select.POLLIN)
         serving = True
         while serving:
-            ready = {descriptor for descriptor, _ in poll.poll(self.pause())}
+            ready = {descriptor for descriptor, _ in poll.poll(STRAY_POLL * 1000 if self.lost else None)}
             if self.wake in ready or self.lost:
                 self.collect()
             serving = self.server not in ready
@@ -589,17 +568,9 @@ class Zygote:
         poll.register(self.wake, select.POLLIN)
         patience = time.monotonic() + OUTLIVE_GRACE
         while self.collect():
-            self.urge(signal.SIGCONT if time.monotonic() < patience else signal.SIGKILL)
+            for pid in self.supervisors:  # our children, so their pids are theirs
+                os.kill(pid, signal.SIGCONT if time.monotonic() < patience else signal.SIGKILL)
             poll.poll(OUTLIVE_POLL * 1000)
-
-    def urge(self, number: int) -> None:
-        """Send a signal to every supervisor; they are our children, so their pids are theirs."""
-        for pid in self.supervisors:
-            os.kill(pid, number)
-
-    def pause(self) -> float | None:
-        """Return for how many milliseconds to wait at most."""
-        return STRAY_POLL * 1000 if self.lost else None
 
     def serve(self) -> bool:
         """Take one job; return False where the server is gone."""
@@ -650,7 +621,7 @@ class Zygote:
         for descriptor in (self.wake, self.wake_writer, self.control.fileno()):
             os.close(descriptor)
         os.setsid()
-        rename(b"trio-claude-ini" if job["namespace"] else b"trio-claude-run")
+        prctl(PR_SET_NAME, b"trio-claude-ini" if job["namespace"] else b"trio-claude-run")
         prctl(PR_SET_CHILD_SUBREAPER, 1)
         Supervisor(pipes[-1], self.server, self.proc, self.user).serve(job, pipes[:-1])
         os._exit(0)
@@ -686,10 +657,7 @@ class Zygote:
 
 
 def warm_up(server: int, proc: int) -> None:
-    """Do what supervisors do, so that each one finds its caches filled and its code specialised.
-
-    It is faster then, and writes to fewer of the pages that it shares with us.
-    """
+    """Do what supervisors do: with caches filled and code specialised they are faster and write to fewer pages."""
     job: dict[str, Any] = {"argv": ["/bin/true"], "env": {}, "cwd": "/", "limits": {}, "namespace": False}
     job.update(binds=[], user=None, cgroup=None, depth=0, nice=0)
     packet = json.dumps(job).encode()
@@ -715,7 +683,7 @@ def main(control: int, server_pid: int) -> None:
     proc = os.open("/proc", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     os.set_inheritable(control, False)
     os.close(int(sys.argv[0].rpartition("/")[2]))  # this file, from which we were read
-    rename(b"trio-claude-zyg")
+    prctl(PR_SET_NAME, b"trio-claude-zyg")
     prctl(PR_SET_DUMPABLE, 0)
     prctl(PR_SET_PDEATHSIG, signal.SIGCONT)  # a run may have stopped us, and then the server dies
     prctl(PR_SET_NO_NEW_PRIVS, 1)

@@ -97,6 +97,18 @@ class PipeWriter(_End, trio.abc.SendStream):
                 except BrokenPipeError as error:
                     raise trio.BrokenResourceError("nobody reads this pipe any more") from error
 
+    def feed(self, data: bytes) -> bytes:
+        """Write what the pipe takes at once, and close it if that was all, or if nobody reads; return the rest."""
+        try:
+            rest = data[os.write(self.fileno(), data) :]
+        except BlockingIOError:
+            return data
+        except BrokenPipeError:
+            rest = b""
+        if not rest:
+            self.close()
+        return rest
+
     async def wait_send_all_might_not_block(self) -> None:
         """Wait until the pipe takes bytes."""
         await trio.lowlevel.wait_writable(self.fileno())

@@ -113,6 +113,10 @@ class Supervised(Contained):
                 raise trio.BrokenResourceError("the supervisor of this run was lost")
         return self.status
 
+    def feed(self, data: bytes) -> bytes:
+        """Write to stdin what it takes at once, and close it if that was all; return the rest."""
+        return self.stdin.feed(data)
+
     @property
     def alone(self) -> bool:
         """Whether the CLI left no descendant when it ended."""

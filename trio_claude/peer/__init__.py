@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import contextlib
 import socket
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
-from typing import Final
+from typing import Final, cast
 
 import trio
 from trio_websocket import ConnectionClosed, WebSocketConnection, wrap_server_stream
@@ -22,12 +22,13 @@ from ..messages import clip
 from ..services import open_services
 from ..upgrade import Handshake
 from .frames import PING, TEXT, close_frame, encode, head
+from .heart import Heart
 from .wire import RECEIVE_SIZE, Closed, Wire
 
 NOTSENT_LOWAT: Final = 128 * 1024
 """Unsent bytes that the kernel holds for us before a write waits (TCP_NOTSENT_LOWAT)."""
 
-__all__ = ["NOTSENT_LOWAT", "Closed", "Peer", "accept"]
+__all__ = ["NOTSENT_LOWAT", "Closed", "Heart", "Peer", "accept"]
 
 Listener = Callable[[str | bytes], None]
 
@@ -48,6 +49,7 @@ class Peer:
         self._on_left: Callable[[], None] | None = None
         self._gone = trio.Event()
         self._reason = ""
+        self._asked: float | None = None
 
     def listen(self, on_message: Listener, on_left: Callable[[], None]) -> None:
         """Hear each message, and that the client left. Both are called in the reader and must not wait."""
@@ -111,21 +113,23 @@ class Peer:
         if self._on_left:
             self._on_left()
 
-    async def _beat(self) -> None:
-        """Ping a quiet client; drop one that answers nothing. While a write is pending the write's own limit holds."""
+    def beat(self, now: float) -> float:
+        """Ping a quiet client; drop one that answers nothing. While a write is pending the write's own limit holds.
+
+        Return when to look again.
+        """
         interval, timeout = self._config.ping_interval, self._config.ping_timeout
-        while True:
-            await trio.sleep_until(self._wire.heard + interval)
-            asked = trio.current_time()
-            if self._wire.writing:
-                await trio.sleep(interval)
-            elif asked >= self._wire.heard + interval:
-                with contextlib.suppress(trio.BrokenResourceError):
-                    self._wire.post(head(PING, 0))
-                with trio.move_on_after(timeout) as patience:
-                    await self._wire.wait_heard()
-                if patience.cancelled_caught and not self._wire.writing:
-                    self._wire.abort()
+        asked, self._asked = self._asked, None
+        if self._wire.writing:
+            return now + interval
+        if asked is not None and self._wire.heard <= asked:
+            self._wire.abort()
+        elif now >= self._wire.heard + interval:
+            with contextlib.suppress(trio.BrokenResourceError):
+                self._wire.post(head(PING, 0))
+            self._asked = now
+            return now + timeout
+        return self._wire.heard + interval
 
     async def _flush(self) -> None:
         """Send what `post` could not send at once."""
@@ -133,40 +137,57 @@ class Peer:
             await self._wire.flush()
 
 
-async def _serve_library(
-    wire: Wire, handshake: Handshake, config: Config, task_status: trio.TaskStatus[WebSocketConnection]
-) -> None:
-    """Run trio-websocket on the wire until its reader ends; whatever it raises ends just this connection."""
-    try:
-        async with trio.open_nursery() as nursery:
-            request = await wrap_server_stream(
-                nursery, wire, max_message_size=config.max_message, receive_buffer_size=RECEIVE_SIZE
-            )
-            ws = await request.accept(subprotocol=handshake.subprotocol)
-            wire.accepted.set()
-            task_status.started(ws)
-    except* Exception:
-        wire.abort()
+class _Ward:
+    """What trio-websocket gets for a nursery: whatever its reader raises ends just this connection."""
+
+    def __init__(self, nursery: trio.Nursery, wire: Wire) -> None:
+        self._nursery = nursery
+        self._wire = wire
+        self.failed: trio.CancelScope = trio.CancelScope()
+
+    def start_soon(self, reader: Callable[[], Awaitable[None]]) -> None:
+        """Start the reader."""
+        self._nursery.start_soon(self._contain, reader)
+
+    async def _contain(self, reader: Callable[[], Awaitable[None]]) -> None:
+        try:
+            await reader()
+        except Exception:
+            self._wire.abort()
+        finally:
+            self.failed.cancel()
+
+
+async def _open_library(ward: _Ward, wire: Wire, handshake: Handshake, config: Config) -> WebSocketConnection:
+    """Let trio-websocket answer the handshake. Raises `PeerGone` where its reader ends before that."""
+    limits = {"max_message_size": config.max_message, "receive_buffer_size": RECEIVE_SIZE}
+    with contextlib.suppress(Exception), ward.failed:
+        request = await wrap_server_stream(cast("trio.Nursery", ward), wire, **limits)
+        ws = await request.accept(subprotocol=handshake.subprotocol)
+        wire.accepted.set()
+        return ws
+    wire.abort()
+    raise PeerGone("the client left in the handshake")
 
 
 @asynccontextmanager
-async def accept(sock: socket.socket, handshake: Handshake, config: Config) -> AsyncIterator[Peer]:
-    """Answer a checked handshake and yield the client; leaving the context ends the connection.
+async def accept(sock: socket.socket, handshake: Handshake, config: Config, heart: Heart) -> AsyncIterator[Peer]:
+    """Answer a checked handshake and yield the client, whose pulse `heart` takes; leaving the context ends it.
 
     Raises `PeerGone` where the client left before the answer.
     """
     wire = Wire(sock, handshake.data, handshake.early, config)
     try:
         async with open_services() as nursery:
-            try:
-                ws = await nursery.start(_serve_library, wire, handshake, config)
-            except RuntimeError:
-                raise PeerGone("the client left in the handshake") from None
+            ws = await _open_library(_Ward(nursery, wire), wire, handshake, config)
             peer = Peer(wire, ws, config)
             wire.start_flush = lambda: nursery.start_soon(peer._flush)
             wire.why_closed = lambda: Closed(ws.closed.code, ws.closed.reason or "") if ws.closed else None
             nursery.start_soon(peer._read)
-            nursery.start_soon(peer._beat)
-            yield peer
+            heart.add(peer, wire.heard + config.ping_interval)
+            try:
+                yield peer
+            finally:
+                heart.remove(peer)
     finally:
         await wire.aclose()

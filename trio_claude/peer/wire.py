@@ -60,7 +60,6 @@ class Wire(trio.abc.Stream):
         self.start_flush: Callable[[], None] = lambda: None
         self.why_closed: Callable[[], Closed | None] = lambda: None
         self.heard: float = trio.current_time()
-        self._hearing: trio.Event | None = None
         self.close_sent: int | None = None
         self.broken: bool = False
 
@@ -75,8 +74,6 @@ class Wire(trio.abc.Stream):
         await self.accepted.wait()  # the library looks at nothing that comes before its answer
         data = await self._next(max_bytes or RECEIVE_SIZE)
         self.heard = trio.current_time()
-        if self._hearing is not None:
-            self._hearing.set()
         looked_at = self._guard.feed(data)
         self._early = data[looked_at:]
         if self._guard.wrong:
@@ -90,11 +87,6 @@ class Wire(trio.abc.Stream):
             return await self._receive(max_bytes)
         await trio.lowlevel.checkpoint()
         return self._early
-
-    async def wait_heard(self) -> None:
-        """Wait until the client is heard again."""
-        self._hearing = trio.Event()
-        await self._hearing.wait()
 
     async def _receive(self, max_bytes: int) -> bytes:
         while True:

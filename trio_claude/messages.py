@@ -167,7 +167,7 @@ def make_prompt(
 ) -> Prompt:
     """Return a prompt out of values that may be of any type. Raises `BadMessage`."""
     core = _structure({"prompt": prompt, "meta": meta}, Prompt)
-    return attrs.evolve(core, options=parse_options(options, allowed, max_timeout))
+    return attrs.evolve(core, options=parse_options(options, allowed, max_timeout)) if options else core
 
 
 def parse_options(message: dict[str, Any], allowed: tuple[str, ...], max_timeout: float) -> Options:

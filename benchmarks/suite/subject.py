@@ -51,8 +51,8 @@ class Cpu:
 
     @property
     def whole(self) -> float:
-        """Server, zygote and all children that are gone, the CLIs among them."""
-        return self.server + self.zygote + self.reaped
+        """Server, zygote, guardians and all children that are gone, the CLIs among them."""
+        return self.server + self.zygote + self.guardians + self.reaped
 
 
 @attrs.frozen
@@ -107,7 +107,7 @@ class Subject:
             server.cpu,
             sum(process.cpu for process in zygotes),
             sum(process.cpu for process in guardians),
-            server.reaped + sum(process.reaped for process in zygotes),
+            server.reaped + sum(process.reaped for process in [*zygotes, *guardians]),
         )
 
     def memory(self) -> Memory:

@@ -352,7 +352,8 @@ class Supervisor:
         self.inside: bool = False
         self.job: dict[str, Any] = {}
         self.pipes: list[int] = []
-        self.wake, writer = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+        wake, writer = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+        self.wake: int = wake
         signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
 
     def serve(self, job: dict[str, Any], pipes: list[int]) -> None:
@@ -540,21 +541,21 @@ class Zygote:
         self.supervisors: set[int] = set()
         self.lost: list[int] = []
         self.count: Count = Count()
-        self.wake, self.wake_writer = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+        self.wakes: tuple[int, int] = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
         self.spaces: int = CLONE_NEWNS | CLONE_NEWPID | signal.SIGCHLD
         self.user: tuple[int, int] | None = None
 
     def run(self) -> None:
         """Serve until the server is gone and no child is left."""
-        signal.set_wakeup_fd(self.wake_writer, warn_on_full_buffer=False)
+        signal.set_wakeup_fd(self.wakes[1], warn_on_full_buffer=False)
         self.say({"ready": os.getpid()})
         poll = select.poll()
-        for descriptor in (self.wake, self.control.fileno(), self.server):
+        for descriptor in (self.wakes[0], self.control.fileno(), self.server):
             poll.register(descriptor, select.POLLIN)
         serving = True
         while serving:
             ready = {descriptor for descriptor, _ in poll.poll(STRAY_POLL * 1000 if self.lost else None)}
-            if self.wake in ready or self.lost:
+            if self.wakes[0] in ready or self.lost:
                 self.collect()
             serving = self.server not in ready
             if self.control.fileno() in ready:
@@ -565,7 +566,7 @@ class Zygote:
         """Stay, without a server, until no child is left; wake supervisors that a run has stopped, then end them."""
         self.control.close()
         poll = select.poll()
-        poll.register(self.wake, select.POLLIN)
+        poll.register(self.wakes[0], select.POLLIN)
         patience = time.monotonic() + OUTLIVE_GRACE
         while self.collect():
             for pid in self.supervisors:  # our children, so their pids are theirs
@@ -618,7 +619,7 @@ class Zygote:
     def supervise(self, job: dict[str, Any], pipes: list[int]) -> NoReturn:
         """Be the supervisor of one run, in the forked child."""
         signal.set_wakeup_fd(-1)
-        for descriptor in (self.wake, self.wake_writer, self.control.fileno()):
+        for descriptor in (*self.wakes, self.control.fileno()):
             os.close(descriptor)
         os.setsid()
         prctl(PR_SET_NAME, b"trio-claude-ini" if job["namespace"] else b"trio-claude-run")
@@ -629,7 +630,7 @@ class Zygote:
     def collect(self) -> bool:
         """Reap; end the orphans of lost supervisors; return whether any child is left."""
         try:
-            os.read(self.wake, 4096)
+            os.read(self.wakes[0], 4096)
         except BlockingIOError:
             pass
         ended, left = self.count.reap()

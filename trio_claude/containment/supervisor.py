@@ -6,7 +6,6 @@ between taking a descriptor and owning it.
 
 from __future__ import annotations
 
-import contextlib
 import os
 import shutil
 import socket
@@ -213,16 +212,18 @@ def _open_run(zygote: Zygote, spare: Guardian | None, job: Job, mode: str) -> tu
 
     Return the guardian's ends and the owner of ours. Raises `SpawnFailed`.
     """
-    with contextlib.ExitStack() as undo:
+    opened: list[int] = []
+    try:
+        for _ in range(3):
+            opened += os.pipe()
+        guardian, lifeline = (spare, []) if spare else _open_lifeline()
+    except OSError as error:
+        for descriptor in opened:
+            os.close(descriptor)
         if spare:
-            undo.callback(spare.close)
-        try:
-            pairs = [_pair(undo, os.pipe()) for _ in range(3)]
-            guardian, lifeline = (spare, []) if spare else _open_lifeline()
-        except OSError as error:
-            raise SpawnFailed(why(error.errno or 0, "pipes")) from error
-        undo.pop_all()
-    (stdin, our_stdin), (our_stdout, stdout), (our_stderr, stderr) = pairs
+            spare.close()
+        raise SpawnFailed(why(error.errno or 0, "pipes")) from error
+    stdin, our_stdin, our_stdout, stdout, our_stderr, stderr = opened
     ends = our_stdin, our_stdout, our_stderr
     return [stdin, stdout, stderr, *lifeline], Supervised(zygote, guardian, ends, job.env.get(MARK, "\0"), mode)
 
@@ -232,12 +233,6 @@ def _open_lifeline() -> tuple[Guardian, list[int]]:
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     ours.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 2 * PACKET_LIMIT)
     return Guardian(Packets(ours)), [theirs.detach()]
-
-
-def _pair(undo: contextlib.ExitStack, pair: tuple[int, int]) -> tuple[int, int]:
-    for descriptor in pair:
-        undo.callback(os.close, descriptor)
-    return pair
 
 
 async def _hand_over(zygote: Zygote, guardian: Guardian, packet: dict[str, Any], descriptors: list[int]) -> None:

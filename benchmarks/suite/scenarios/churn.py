@@ -48,7 +48,7 @@ def measure(subject: Subject, quick: bool) -> Figures:
         "cpu": (used.whole / count - alone) * 1000,
         "server": used.server / count * 1000,
         "zygote": used.zygote / count * 1000 if subject.peer.ours else None,
-        "guardians": (used.reaped / count - alone) * 1000 if subject.peer.ours else None,
+        "guardians": ((used.guardians + used.reaped) / count - alone) * 1000 if subject.peer.ours else None,
         "alone": alone * 1000,
         "wrong": float(str(end["lost"])) + float(str(end["other"])),
     }  # fmt: skip

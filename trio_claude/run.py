@@ -218,12 +218,15 @@ class Run:
         return stream_json.control_line(self._swallowed, "set_model", model=self.prompt.options.model)
 
     async def _read_stdout(self, process: Contained, sink: Sink) -> None:
-        while chunk := await process.stdout.receive_some():
-            self._chunks += 1
-            if len(chunk) >= BULK:
-                await self._turns.wait(self)
-            await self._take(self._splitter.feed(bytes(chunk)), sink)
-        await self._take(self._splitter.finish(), sink)
+        try:
+            while chunk := await process.stdout.receive_some():
+                self._chunks += 1
+                if len(chunk) >= BULK:
+                    await self._turns.wait(self)
+                await self._take(self._splitter.feed(bytes(chunk)), sink)
+            await self._take(self._splitter.finish(), sink)
+        finally:
+            self._turns.leave(self)
 
     async def _take(self, lines: list[bytes], sink: Sink) -> None:
         """Hand lines on, and act on what they say about the run."""

@@ -47,6 +47,7 @@ with atheris.instrument_imports(include=INSTRUMENTED) if "--child" in sys.argv e
     from trio_claude.peer import Heart, Wire, accept
     from trio_claude.peer.frames import CLOSE, PING, PONG, TEXT
     from trio_claude.stream_json import user_line
+    from trio_claude.turns import Turns
     from trio_claude.upgrade import Handshake, Request, Response, Site, check_upgrade, json_response, serve_http
 
 GONE = (OSError, PeerGone, trio.BrokenResourceError, trio.ClosedResourceError)
@@ -149,7 +150,7 @@ HANDSHAKE = good_handshake()
 
 async def serve_frames(sock: socket.socket) -> None:
     """Answer each message at once, refuse the fourth, and stay until the client leaves."""
-    async with accept(sock, HANDSHAKE, CONFIG, Heart(CONFIG)) as peer:
+    async with accept(sock, HANDSHAKE, CONFIG, Heart(CONFIG), Turns()) as peer:
         heard: list[str | bytes] = []
         enough = trio.Event()
 

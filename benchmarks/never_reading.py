@@ -1,94 +1,122 @@
 """Clients that read nothing, flood pings and send second messages: what they cost a well-behaved one.
 
-Prints, for a quiet server and for one with `--clients` such clients, the latency of a line at 100 lines a second, the
-server's memory, and how soon the end of a run is acted on when such a client leaves. All figures are with a fake CLI.
+A well-behaved client reads 100 lines a second, each stamped by the child when it was written. Its latencies are taken
+in four phases: alone; while `--clients` of the others come and start their CLIs, all at once; while these flood, the
+CLIs with lines until every buffer is full and the clients with pings; and when all stand still. Also printed: the
+server's memory, and how soon the end of a run is acted on when such a client leaves. The CLI is a fake in C, and the
+well-behaved client a program of its own. Needs a C compiler.
 """
 
 from __future__ import annotations
 
 import argparse
-import re
+import json
+import subprocess
 import time
+from pathlib import Path
 
+import attrs
 import trio
-from common import Subject, connect, machine, masked, median, percentile, prompt, serving
+from common import Subject, connect, machine, masked, median, prompt, serving
+from suite.native import compiled
 
-STAMP = re.compile(rb'"t":(\d+)')
+RATE = 100
+"""Lines a second of the well-behaved client."""
+SIZE = 300
+SKIP = 50
+"""Its first lines, which do not count."""
+PINGS = 5000
+"""Pings that each of the others sends at once."""
 
 
-async def latencies(port: int, lines: int) -> list[float]:
-    """Return the milliseconds from a line's writing to its reading, for one client at 100 lines a second."""
-    found = []
+@attrs.frozen
+class Late:
+    """Latencies in milliseconds."""
+
+    p50: float
+    p99: float
+
+    def __str__(self) -> str:
+        return f"{self.p50:.2f}/{self.p99:.2f} ms"
+
+
+async def latencies(load: Path, port: int, lines: int) -> Late:
+    """Return the latencies of a well-behaved client that reads so many lines."""
+    words = {"port": port, "path": "/ws/claude?frames=verbatim", "total": 1, "at_once": 1, "info": 1, "limit": 60}
+    asked = {**words, "prompt": f"{lines + SKIP} {RATE} {SIZE}", "lines": lines + SKIP, "skip": SKIP}
+    given = [f"{name}={value}" for name, value in asked.items()]
+    told = await trio.run_process([str(load), *given], capture_stdout=True)
+    end = json.loads(told.stdout.splitlines()[-1])
+    if end["failed"] or end["lost"] or end["reordered"]:
+        raise RuntimeError(f"the well-behaved client was harmed: {end}")
+    return Late(end["latency"]["p50"] / 1000, end["latency"]["p99"] / 1000)
+
+
+async def flooder(port: int, at: int, leave: trio.Event) -> None:
+    """Be a client that reads nothing, and floods from the monotonic time `at` (ns) on, as its CLI does."""
     stream = await connect(port)
     async with stream:
-        await stream.send_all(prompt(f"{lines} 100 200"))
-        while len(found) < lines:
-            chunk = await stream.receive_some()
-            now = time.monotonic_ns()
-            found += [(now - int(stamp)) / 1e6 for stamp in STAMP.findall(chunk)]
-    return found
-
-
-async def flooder(port: int, started: trio.Event, leave: trio.Event) -> None:
-    """Be a client that reads nothing."""
-    stream = await connect(port)
-    async with stream:
-        await stream.send_all(prompt("100000000 0 500"))
-        await trio.sleep(0.5)
-        await stream.send_all(masked(9, b"flood") * 200 + masked(1, b"{}"))
-        started.set()
+        await stream.send_all(prompt(f"100000000 0 500 exit {at}"))
+        await trio.sleep((at - time.monotonic_ns()) / 1e9)
+        await stream.send_all(masked(9, b"flood") * PINGS + masked(1, b"{}"))
         await leave.wait()
         await stream.send_all(masked(8, b"\x03\xe8"))
 
 
-async def _wait_still(subject: Subject) -> None:
-    """Wait until the kernel's buffers are full and the server has nothing to do."""
-    before = -1.0
-    while subject.cpu() - before > 0.01:
-        before = subject.cpu()
-        await trio.sleep(0.5)
+@attrs.frozen
+class Crowd:
+    """What was seen beside a crowd: latencies in each phase, memory in KiB, milliseconds to its end."""
+
+    coming: Late
+    flooding: Late
+    standing: Late
+    memory: int
+    ended: float
 
 
-async def crowd(subject: Subject, clients: int, lines: int) -> tuple[list[float], int, float]:
-    """Return the latencies beside the crowd, the server's memory, and the milliseconds until every run was ended."""
-    leave = trio.Event()
+async def crowd(load: Path, subject: Subject, clients: int, lines: int) -> Crowd:
+    """Let a crowd come, flood, stand and leave beside a well-behaved client."""
+    leave, seconds = trio.Event(), (lines + SKIP) / RATE
+    at = time.monotonic_ns() + int(1.5 * seconds * 1e9)
+    before = len(subject.events("RunEnded"))
+
+    async def come() -> None:
+        await trio.sleep(2 * SKIP / RATE)
+        for _ in range(clients):
+            nursery.start_soon(flooder, subject.port, at, leave)
+
     async with trio.open_nursery() as nursery:
-        events = [trio.Event() for _ in range(clients)]
-        for event in events:
-            nursery.start_soon(flooder, subject.port, event, leave)
-        for event in events:
-            await event.wait()
-        await _wait_still(subject)
-        before = len(subject.events("RunEnded"))
-        found = await latencies(subject.port, lines)
+        nursery.start_soon(come)
+        phases = [await latencies(load, subject.port, lines) for _ in range(3)]
         memory, left = subject.rss(), time.time()
         leave.set()
     with trio.fail_after(30):
-        while len(ended := subject.events("RunEnded")) < before + clients + 1:
+        while len(ended := subject.events("RunEnded")) < before + clients + 3:
             await trio.sleep(0.02)
     late = max(float(str(event["time"])) for event in ended[-clients:]) - left
-    return found, memory, late * 1000
+    return Crowd(*phases, memory, late * 1000)
 
 
 async def main(clients: int, lines: int, rounds: int) -> None:
     """Print the figures."""
     print(f"never-reading clients: {clients}; fake CLI; {machine()}")
-    ratios, one = [], []
-    async with serving("--max-runs", str(clients + 5), cli="stamped") as subject:
-        quiet_memory = subject.rss()
-        for _ in range(rounds):
-            quiet = await latencies(subject.port, lines)
-            beside, memory, late = await crowd(subject, clients, lines)
-            _, _, alone = await crowd(subject, 1, 50)
-            ratios.append(percentile(beside, 0.99) / percentile(quiet, 0.99))
-            one.append(alone)
-            print(
-                f"p50/p99 quiet {median(quiet):.2f}/{percentile(quiet, 0.99):.2f} ms, "
-                f"beside {median(beside):.2f}/{percentile(beside, 0.99):.2f} ms, "
-                f"RSS {quiet_memory} -> {memory} KiB, "
-                f"all {clients} runs ended {late:.0f} ms after leaving, one {alone:.0f} ms"
-            )
-    print(f"median of the p99 ratios {median(ratios):.2f}; one run's end acted on within {median(one):.0f} ms (median)")
+    quiets, found, one = [], [], []
+    with compiled() as native:
+        async with serving("--max-runs", str(clients + 5), "--cli", str(native.cli)) as subject:
+            quiet_memory = subject.rss()
+            for _ in range(rounds):
+                quiets.append(await latencies(native.load, subject.port, lines))
+                found.append(await crowd(native.load, subject, clients, lines))
+                one.append((await crowd(native.load, subject, 1, 2 * SKIP)).ended)
+                print(
+                    f"p50/p99 quiet {quiets[-1]}, while they come {found[-1].coming}, flood {found[-1].flooding}, "
+                    f"stand {found[-1].standing}; RSS {quiet_memory} -> {found[-1].memory} KiB; "
+                    f"all {clients} runs ended {found[-1].ended:.0f} ms after leaving, one {one[-1]:.0f} ms"
+                )
+    for phase in ("coming", "flooding", "standing"):
+        ratios = [getattr(seen, phase).p99 / quiet.p99 for quiet, seen in zip(quiets, found, strict=True)]
+        print(f"{phase}: median of the p99 ratios {median(ratios):.2f}")
+    print(f"one run's end acted on within {median(one):.0f} ms (median)")
 
 
 if __name__ == "__main__":
@@ -97,4 +125,7 @@ if __name__ == "__main__":
     parser.add_argument("--lines", type=int, default=500)
     parser.add_argument("--rounds", type=int, default=5)
     options = parser.parse_args()
-    trio.run(main, options.clients, options.lines, options.rounds)
+    try:
+        trio.run(main, options.clients, options.lines, options.rounds)
+    except subprocess.CalledProcessError as error:
+        raise SystemExit(f"the load client failed: {error}") from error

@@ -26,7 +26,7 @@ TABLE: dict[str, set[str]] = {
     "turns": set(),
     "containment": {"errors", "events", "services"},
     "upgrade": {"errors", "config"},
-    "peer": {"errors", "config", "messages", "services", "upgrade"},
+    "peer": {"errors", "config", "messages", "services", "turns", "upgrade"},
     "logs": {"events"},
     # wiring
     "leftovers": {"containment"},

@@ -68,21 +68,41 @@ def test_the_guard_counts_any_cut_of_the_stream(payloads: list[bytes], step: int
     data = b"".join(masked(1, payload) for payload in payloads)
     guard = FrameGuard(max_message=300, max_frames=1)
     for at in range(0, len(data), step):
-        assert guard.feed(data[at : at + step]) == len(data[at : at + step])
+        assert guard.feed(data[at : at + step]) == (len(data[at : at + step]), data[at : at + step])
     assert guard.wrong is None
 
 
 @given(st.binary(max_size=400))
 def test_the_guard_takes_any_bytes(data: bytes) -> None:
     guard = FrameGuard(max_message=100, max_frames=3)
-    assert guard.feed(data) <= len(data)
+    assert guard.feed(data)[0] <= len(data)
     assert guard.wrong is None or guard.wrong.startswith("message ")
+
+
+@given(st.lists(st.tuples(st.sampled_from([2, 9, 10]), st.binary(max_size=9)), max_size=300), st.integers(1, 700))
+def test_of_a_flood_of_pings_few_are_heard_and_of_all_else_everything(
+    frames: list[tuple[int, bytes]], step: int
+) -> None:
+    """Whatever the cuts: what is heard is whole frames in their order, and the last ping is among them."""
+    data = b"".join(masked(opcode, payload) for opcode, payload in frames)
+    guard, heard, rest = FrameGuard(max_message=100, max_frames=3), b"", b""
+    for at in range(0, len(data), step):
+        rest += data[at : at + step]
+        while rest:
+            looked_at, more = guard.feed(rest)
+            heard, rest = heard + more, rest[looked_at:]
+    protocol = FrameProtocol(client=False, extensions=[])
+    protocol.receive_bytes(heard)
+    found = [(int(frame.opcode), bytes(frame.payload)) for frame in protocol.received_frames()]  # type: ignore[arg-type]
+    assert [one for one in found if one[0] != 9] == [one for one in frames if one[0] != 9]
+    pings = [one for one in frames if one[0] == 9]
+    assert [one for one in found if one[0] == 9][-1:] == pings[-1:]
 
 
 def test_a_flood_of_small_frames_is_looked_at_in_turns() -> None:
     ping = masked(9, b"")
     guard = FrameGuard(max_message=100, max_frames=3)
-    assert guard.feed(ping * 1000) == FRAMES_A_TURN * len(ping)
+    assert guard.feed(ping * 1000) == (FRAMES_A_TURN * len(ping), ping)
 
 
 async def test_a_quiet_client_that_answers_pings_stays(fake: Backend) -> None:

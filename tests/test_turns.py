@@ -14,7 +14,7 @@ async def test_a_lone_task_runs_in_every_round_and_a_round_has_few_reads() -> No
 
     async def bulk(name: str) -> None:
         for _ in range(12):
-            await turns.wait(name)
+            await turns.wait(name, READS)
             said.append(name)
             await trio.lowlevel.checkpoint()
 
@@ -40,7 +40,7 @@ async def test_turns_go_round() -> None:
 
     async def bulk(name: str) -> None:
         for _ in range(3 * READS):
-            await turns.wait(name)
+            await turns.wait(name, READS)
             said.append(name)
 
     async with trio.open_nursery() as nursery:

@@ -61,7 +61,7 @@ async def serve_connection(
 async def _serve_websocket(sock: socket.socket, address: str, handshake: Handshake, household: Household) -> None:
     """Open the WebSocket, serve it, and close it with what is to be said at the end."""
     household.observer(ConnectionOpened(address, handshake.request.path))
-    async with accept(sock, handshake, household.config, household.heart) as peer:
+    async with accept(sock, handshake, household.config, household.heart, household.runs.turns) as peer:
         try:
             closing = await OneShot(peer, handshake, household).serve()
             if closing is not None:

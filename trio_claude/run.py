@@ -23,7 +23,7 @@ from .events import Observer, Outcome, Receipt, RunEnded, RunStarted
 from .messages import Prompt
 from .pool import Warm
 from .stream_json import LineSplitter, LineTooLong, Sign
-from .turns import BULK, Turns
+from .turns import BULK, READS, Turns
 from .workplace import Workplace
 
 DRAIN_IDLE = 0.1
@@ -222,7 +222,7 @@ class Run:
             while chunk := await process.stdout.receive_some():
                 self._chunks += 1
                 if len(chunk) >= BULK:
-                    await self._turns.wait(self)
+                    await self._turns.wait(self, READS)
                 await self._take(self._splitter.feed(bytes(chunk)), sink)
             await self._take(self._splitter.finish(), sink)
         finally:

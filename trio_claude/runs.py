@@ -47,7 +47,7 @@ class Runs:
         self._observer = observer
         self._slots = trio.CapacityLimiter(workplace.config.run_slots)
         self._sessions = SessionLocks()
-        self._turns = Turns()
+        self.turns: Turns = Turns()
         self._live: dict[str, Run] = {}
         self._draining = False
         self.pool: Pool = Pool(
@@ -68,7 +68,7 @@ class Runs:
             if warm is None:
                 await self._wait_slot(holder, config.queue_timeout, waiting or trio.CancelScope())
             try:
-                run = Run(prompt, self._workplace, self._containment, self._observer, timeout, self._turns, warm)
+                run = Run(prompt, self._workplace, self._containment, self._observer, timeout, self.turns, warm)
                 with self._registered(run):
                     yield run
             finally:

@@ -12,7 +12,7 @@ import trio
 BULK: Final = 16 * 1024
 """Bytes of a read from which on it is bulk: more than any run says at the pace of a model."""
 READS: Final = 3
-"""Reads of bulk that a turn is good for: at most so many, of 64 KiB, come before a lone line: a third of a millisecond."""
+"""Reads of bulk that a turn is good for: so many, of 64 KiB, may come before a lone line, a third of a millisecond."""
 
 
 class Turns:
@@ -23,15 +23,15 @@ class Turns:
         self._last: object = None
         self._left: dict[object, int] = {}
 
-    async def wait(self, who: object) -> None:
-        """Wait for a turn for `who`, unless its last is good for more, or nobody else has had one since."""
+    async def wait(self, who: object, good_for: int = 1) -> None:
+        """Wait for a turn for `who`, good for so many; no wait where the last is, or where nobody had one since."""
         left = self._left.pop(who, 0)
         if not left:
             if self._last is who and not self._lock.locked():
                 return
             async with self._lock:  # which takes one round of the loop, also where nobody holds it
                 self._last = who
-            left = READS
+            left = good_for
         if left > 1:
             self._left[who] = left - 1
 

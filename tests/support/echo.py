@@ -16,6 +16,7 @@ from trio_claude.config import Config
 from trio_claude.errors import PeerGone
 from trio_claude.peer import Heart, Peer, accept
 from trio_claude.peer.frames import TEXT, head
+from trio_claude.turns import Turns
 from trio_claude.upgrade import Request, Response, Site, json_response, serve_http
 
 DOOR = "/"
@@ -55,7 +56,7 @@ async def serve_echo(sock: socket.socket, config: Config = CONFIG) -> None:
     try:
         handshake = await serve_http(sock, SITE, config)
         if handshake is not None:
-            async with accept(sock, handshake, config, Heart(config)) as peer:
+            async with accept(sock, handshake, config, Heart(config), Turns()) as peer:
                 await echo(peer)
     except* (OSError, PeerGone, trio.BrokenResourceError, trio.ClosedResourceError):
         pass  # the client left

@@ -20,6 +20,7 @@ from ..config import Config
 from ..errors import CloseCode, PeerGone
 from ..messages import clip
 from ..services import open_services
+from ..turns import Turns
 from ..upgrade import Handshake
 from .frames import PING, TEXT, close_frame, encode, head
 from .heart import Heart
@@ -171,12 +172,16 @@ async def _open_library(ward: _Ward, wire: Wire, handshake: Handshake, config: C
 
 
 @asynccontextmanager
-async def accept(sock: socket.socket, handshake: Handshake, config: Config, heart: Heart) -> AsyncIterator[Peer]:
-    """Answer a checked handshake and yield the client, whose pulse `heart` takes; leaving the context ends it.
+async def accept(
+    sock: socket.socket, handshake: Handshake, config: Config, heart: Heart, turns: Turns
+) -> AsyncIterator[Peer]:
+    """Answer a checked handshake and yield the client; leaving the context ends the connection.
+
+    `heart` takes its pulse, and `turns` keeps one that sends too much from holding up the others.
 
     Raises `PeerGone` where the client left before the answer.
     """
-    wire = Wire(sock, handshake.data, handshake.early, config)
+    wire = Wire(sock, handshake.data, handshake.early, config, turns)
     try:
         async with open_services() as nursery:
             ws = await _open_library(_Ward(nursery, wire), wire, handshake, config)

@@ -18,10 +18,13 @@ import trio
 
 from ..config import Config
 from ..errors import CloseCode
+from ..turns import Turns
 from .frames import CLOSE, PONG, FrameGuard, close_frame
 
 RECEIVE_SIZE: Final = 65536
 """Bytes read at a time; trio-websocket's own 4,096 cost two thirds of its speed."""
+MUCH: Final = 1024
+"""Bytes in one read that are more than a client says in passing."""
 NOTICES_LIMIT: Final = 64 * 1024
 """Bytes of control frames that may wait for a client which does not read; over it the client is dropped."""
 DISCARD_LIMIT: Final = 16 * 1024 * 1024
@@ -45,18 +48,20 @@ class Wire(trio.abc.Stream):
     `send_timeout` seconds breaks the connection. A cancelled write leaves its rest to be sent before anything else.
     """
 
-    def __init__(self, sock: socket.socket, handshake: bytes, early: bytes, config: Config) -> None:
+    def __init__(self, sock: socket.socket, handshake: bytes, early: bytes, config: Config, turns: Turns) -> None:
         self._socket = sock
         self._handshake = handshake
         self._early = early
         self.accepted: trio.Event = trio.Event()
         self._config = config
+        self._turns = turns
         self._guard = FrameGuard(config.max_message, config.max_frames)
         self._lock = trio.StrictFIFOLock()
         self._rest: memoryview | None = None
         self._control: list[bytes] = []
         self._pong: bytes | None = None
         self._closing = False
+        self._flushing = False
         self.start_flush: Callable[[], None] = lambda: None
         self.why_closed: Callable[[], Closed | None] = lambda: None
         self.heard: float = trio.current_time()
@@ -74,19 +79,21 @@ class Wire(trio.abc.Stream):
         await self.accepted.wait()  # the library looks at nothing that comes before its answer
         data = await self._next(max_bytes or RECEIVE_SIZE)
         self.heard = trio.current_time()
-        looked_at = self._guard.feed(data)
+        looked_at, heard = self._guard.feed(data)
         self._early = data[looked_at:]
         if self._guard.wrong:
             self.post(close_frame(CloseCode.TOO_LONG, self._guard.wrong))
             return b""
-        return data[:looked_at]
+        return heard
 
     async def _next(self, max_bytes: int) -> bytes:
-        """Return bytes that were not looked at yet."""
-        if not self._early:
-            return await self._receive(max_bytes)
-        await trio.lowlevel.checkpoint()
-        return self._early
+        """Return bytes that were not looked at yet; one who sends much waits for a turn."""
+        data = self._early or await self._receive(max_bytes)
+        if data is self._early:
+            await trio.lowlevel.checkpoint()
+        if len(data) > MUCH:
+            await self._turns.wait(self)
+        return data
 
     async def _receive(self, max_bytes: int) -> bytes:
         while True:
@@ -114,13 +121,17 @@ class Wire(trio.abc.Stream):
             if (sent := self._try(frames)) == len(frames):
                 return
             self._rest = memoryview(frames)[sent:]
-            await self.flush()
-            return
-        async with self._lock:
-            await self._drain()
-            self._check_writable()
-            self._rest = memoryview(frames)
-            await self._drain()
+            frames = b""
+        try:
+            async with self._lock:
+                await self._drain()
+                if frames:
+                    self._check_writable()
+                    self._rest = memoryview(frames)
+                    await self._drain()
+        except trio.Cancelled:
+            self._see_to_rest()
+            raise
 
     async def send_all(self, data: bytes | bytearray | memoryview) -> None:
         """Take a control frame, or the handshake, from trio-websocket; never waits."""
@@ -147,13 +158,22 @@ class Wire(trio.abc.Stream):
         elif self._ready():
             self._rest = memoryview(self._take_control())
             self._push()
-        if self._rest is not None or self._control or self._pong:
+        self._see_to_rest()
+
+    def _see_to_rest(self) -> None:
+        """Have what waits sent by a task of its own, unless a writer is at it: that one sends the control lane too."""
+        waits = self._rest is not None or self._control or self._pong
+        if waits and not self._flushing and not self._lock.locked():
+            self._flushing = True
             self.start_flush()
 
     async def flush(self) -> None:
         """Send everything that waits."""
-        async with self._lock:
-            await self._drain()
+        try:
+            async with self._lock:
+                await self._drain()
+        finally:
+            self._flushing = False
 
     async def wait_send_all_might_not_block(self) -> None:
         """Return at once: nothing that trio-websocket sends ever waits."""
@@ -230,6 +250,7 @@ class Wire(trio.abc.Stream):
             await trio.lowlevel.checkpoint()
             return
         self._closing = True
+        self._turns.leave(self)
         if not self._all_said() and not await self._part():
             self.abort()
             return

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import shutil
 import subprocess
@@ -9,7 +10,11 @@ from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import pytest
+import trio
 from harness import Backend, cgroup2, open_backend, real_cli, short_folder
+
+from trio_claude.containment import open_containment
+from trio_claude.errors import ContainmentUnavailable
 
 REQUIRED = os.environ.get("CI") == "true"
 """In CI a missing real part is a failure."""
@@ -17,6 +22,20 @@ REQUIRED = os.environ.get("CI") == "true"
 
 def _works(*words: str) -> bool:
     return bool(shutil.which(words[0])) and subprocess.run(words, capture_output=True, check=False).returncode == 0
+
+
+@functools.cache
+def _no_namespace() -> str | None:
+    """Return why a run can't have a namespace of its own, None where it can."""
+
+    async def look() -> str | None:
+        try:
+            async with open_containment("namespace", lambda _: None):
+                return None
+        except ContainmentUnavailable as error:
+            return str(error)
+
+    return trio.run(look)
 
 
 def _missing(marker: str) -> str | None:
@@ -29,6 +48,8 @@ def _missing(marker: str) -> str | None:
         return "Chromium is not installed"
     if marker == "sandbox" and not shutil.which("bwrap"):
         return "bubblewrap is not installed"
+    if marker == "namespace":
+        return _no_namespace()
     if marker == "netns" and not _works("unshare", "--net", "ip", "link"):
         return "network namespaces need root's capabilities and iproute2"
     if marker == "root" and (os.getuid() or not _works("unshare", "--mount", "true")):
@@ -39,7 +60,7 @@ def _missing(marker: str) -> str | None:
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
-    for marker in ("real_cli", "node", "browser", "netns", "root", "sandbox", "cgroup"):
+    for marker in ("real_cli", "node", "browser", "netns", "root", "sandbox", "cgroup", "namespace"):
         if item.get_closest_marker(marker) and (why := _missing(marker)):
             if REQUIRED:
                 pytest.fail(f"required in CI: {why}")

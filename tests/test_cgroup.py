@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from harness import alive, cgroup2
+from harness import MODES, alive, cgroup2
 
 from trio_claude.containment import Job, Means, open_containment
 from trio_claude.containment.cgroup import Cgroups
@@ -27,7 +27,7 @@ def delegated() -> Iterator[Path]:
     group.rmdir()
 
 
-@pytest.mark.parametrize("mode", ["supervisor", "namespace"])
+@pytest.mark.parametrize("mode", MODES)
 async def test_a_run_is_in_its_group_and_the_group_is_gone_with_it(delegated: Path, mode: str) -> None:
     job = Job(argv=("/bin/sh", "-c", "cat /proc/self/cgroup; setsid sleep 60 & sleep 60"), env=ENV, cwd="/")
     async with open_containment(mode, lambda _: None, Means(cgroup=str(delegated))) as containment:

@@ -14,6 +14,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from harness import MODES
 
 sys.path.append(str(Path(__file__).parents[1] / "benchmarks"))
 
@@ -30,7 +31,7 @@ LONG = 2000
 pytestmark = pytest.mark.cgroup
 
 
-@pytest.mark.parametrize("mode", ["supervisor", "namespace"])
+@pytest.mark.parametrize("mode", MODES)
 def test_nothing_outlives_a_run(mode: str, folder: Path, long: bool) -> None:
     print(f"CHAOS_SEED={SEED}")
     if mode == "namespace" and not chaos.can_cage():

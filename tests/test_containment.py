@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import trio
-from harness import alive, bearing, descriptors, until
+from harness import MODES, alive, bearing, descriptors, until
 
 from trio_claude.containment import Contained, Containment, Job, open_containment
 from trio_claude.containment.supervisor import SPARE_LIMIT
@@ -51,7 +51,7 @@ async def supervisors(events: list[Event]) -> AsyncIterator[Containment]:
         yield containment
 
 
-@pytest.fixture(params=["supervisor", "namespace"])
+@pytest.fixture(params=MODES)
 async def guarded(request: pytest.FixtureRequest, events: list[Event]) -> AsyncIterator[Containment]:
     async with open_containment(request.param, events.append) as containment:
         yield containment
@@ -262,6 +262,7 @@ def _sleeps(entry: Path) -> bool:
         return False
 
 
+@pytest.mark.namespace
 async def test_a_run_in_a_namespace_sees_no_guardian_and_has_no_capability() -> None:
     async with open_containment("namespace", lambda _: None) as containment:
         outside = os.readlink("/proc/self/ns/pid")
@@ -277,6 +278,7 @@ async def test_a_run_in_a_namespace_sees_no_guardian_and_has_no_capability() -> 
     assert words[-1] == b"alive"
 
 
+@pytest.mark.namespace
 async def test_a_bind_is_seen_by_the_run_alone(folder: Path) -> None:
     (folder / "shared").mkdir()
     (folder / "own").mkdir()
@@ -286,6 +288,7 @@ async def test_a_bind_is_seen_by_the_run_alone(folder: Path) -> None:
     assert ((folder / "own" / "file").read_text(), list((folder / "shared").iterdir())) == ("private\n", [])
 
 
+@pytest.mark.namespace
 async def test_a_killed_supervisor_takes_its_namespace_along() -> None:
     async with open_containment("namespace", lambda _: None) as containment:
         script = "setsid env -i /bin/sleep 60 & sleep 60 & echo; sleep 60"
@@ -358,6 +361,7 @@ async def test_a_supervisor_that_proved_its_run_gone_holds_the_next(guarded: Con
     assert await _guardian(guarded) == first
 
 
+@pytest.mark.namespace
 async def test_no_run_sees_the_folders_of_the_one_before(folder: Path) -> None:
     for name in ("shared", "one", "two"):
         (folder / name).mkdir()

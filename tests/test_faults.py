@@ -21,6 +21,7 @@ import attrs
 import pytest
 import trio
 from harness import (
+    MODES,
     Backend,
     Said,
     alive,
@@ -30,6 +31,7 @@ from harness import (
     descriptors,
     directive,
     few_descriptors,
+    held,
     listen,
     until,
 )
@@ -39,7 +41,7 @@ from trio_claude.server import Server
 
 RECOVERY = 5.0
 """Seconds after a fault within which a new run works."""
-MODES = pytest.mark.parametrize("mode", ["supervisor", "namespace"])
+BOTH = pytest.mark.parametrize("mode", MODES)
 LOST = "the guardian of this run was lost"
 KINDS = ["plain", "setsid", "double_fork", "ignore_term", "stopped", "hold_stdout"]
 """What a run leaves about; all of it keeps its environment, so that a survivor would be seen."""
@@ -120,7 +122,7 @@ async def scene(fake: Backend, **config: object) -> AsyncIterator[Scene]:
     before = descriptors()
     async with fake.serve(**config) as server:
         assert (await ask(server, "hello")).code == 1000
-        resting = len(descriptors())
+        resting = held(server)
         async with connect(server) as client:
             await client.send_message(json.dumps({"prompt": directive("silent"), "meta": "BYSTANDER"}))
             made = Scene(server, fake, await started(fake, "BYSTANDER"))
@@ -129,7 +131,7 @@ async def scene(fake: Backend, **config: object) -> AsyncIterator[Scene]:
             assert alive(made.bystander)
             assert [event.meta for event in fake.ended].count("BYSTANDER") == 0
         await until(lambda: not server.runs.statistics().live)
-        await until(lambda: len(descriptors()) == resting)
+        await until(lambda: held(server) == resting)
     assert descriptors() == before
     assert fake.left() == []
     assert [event for event in fake.events if isinstance(event, Crashed)] == []
@@ -162,7 +164,7 @@ TREE = directive("tree", kinds=KINDS, seconds=60, then="stay")
 # -- killed and stopped helpers ---------------------------------------------------------------------------------------
 
 
-@MODES
+@BOTH
 async def test_a_killed_supervisor_costs_its_own_run(fake: Backend, mode: str) -> None:
     async with scene(fake, containment=mode) as stage:
         async with asking(stage, TREE) as said:
@@ -173,7 +175,7 @@ async def test_a_killed_supervisor_costs_its_own_run(fake: Backend, mode: str) -
         assert not alive(cli)
 
 
-@MODES
+@BOTH
 @pytest.mark.parametrize("zygote_first", [True, False])
 async def test_zygote_and_supervisor_killed_together(fake: Backend, mode: str, zygote_first: bool) -> None:
     """Nobody is left to prove anything; what can be recognised is ended all the same, and the receipt does not lie."""
@@ -188,7 +190,7 @@ async def test_zygote_and_supervisor_killed_together(fake: Backend, mode: str, z
         assert GuardianLost("zygote") in fake.events
 
 
-@MODES
+@BOTH
 @pytest.mark.parametrize("ending", ["deadline", "client"])
 async def test_a_stopped_supervisor_holds_no_run(fake: Backend, mode: str, ending: str) -> None:
     async with scene(fake, containment=mode) as stage:
@@ -205,14 +207,14 @@ async def test_a_stopped_supervisor_holds_no_run(fake: Backend, mode: str, endin
         assert not alive(cli)
 
 
-@MODES
+@BOTH
 async def test_a_stopped_zygote_holds_no_run_of_others(fake: Backend, mode: str) -> None:
     async with scene(fake, containment=mode) as stage:
         os.kill(zygotes()[0], signal.SIGSTOP)
         await stage.recover()
 
 
-@MODES
+@BOTH
 async def test_a_zygote_killed_while_runs_start(fake: Backend, mode: str, long: bool) -> None:
     """At a random moment, again and again: a run works, or it says that it was not started."""
     seed = secrets.token_hex(4)
@@ -254,7 +256,7 @@ async def test_a_zygote_killed_while_it_starts_delays_nobody(fake: Backend) -> N
 # -- no descriptors ---------------------------------------------------------------------------------------------------
 
 
-@MODES
+@BOTH
 async def test_no_descriptor_left_at_any_moment_of_a_start(fake: Backend, mode: str) -> None:
     """From the first pipe to the guardian's pidfd: the run says which limit it met, or it works."""
     codes = []

@@ -20,7 +20,7 @@ from contextlib import asynccontextmanager, contextmanager
 import attrs
 import pytest
 import trio
-from harness import Backend, alive, descriptors, directive, listen, until
+from harness import Backend, alive, directive, held, listen, until
 from trio_websocket import WebSocketConnection, wrap_client_stream
 
 from trio_claude import server as server_module
@@ -175,7 +175,7 @@ async def test_a_vanished_clients_run_ends_in_time(
 ) -> None:
     async with serving(fake, cable, monkeypatch, **limits) as server:
         await trio.sleep(0.1)
-        before = descriptors()
+        before = held(server)
         async with connect(cable, server) as socket_:
             pid = await start(socket_, fake, prompt)
             await trio.sleep(0.7)
@@ -184,7 +184,7 @@ async def test_a_vanished_clients_run_ends_in_time(
             print(f"dead {took:.2f} s after the cut, bound {bound:g} s")
             assert took < bound + MARGIN
             await until(lambda: fake.ended)
-        await until(lambda: descriptors() == before)
+        await until(lambda: held(server) == before)
     outcome = fake.ended[0].outcome
     assert (outcome.reason, outcome.receipt.survivors) == (Reason.DISCONNECTED, 0)
     assert fake.left() == []

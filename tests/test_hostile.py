@@ -13,7 +13,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 import trio
-from harness import Backend, ask, descriptors, send_raw, until
+from harness import Backend, ask, held, send_raw, until
 from hostile import CRASHES, FAMILIES, RUNS, WAIT
 from trio.testing import wait_all_tasks_blocked
 
@@ -66,7 +66,7 @@ async def test_no_family_harms_anybody_else(fake: Backend) -> None:
     names = list(FAMILIES)
     async with fake.serve(**QUICK) as server:
         await wait_all_tasks_blocked()
-        began = descriptors(), tasks()
+        began = held(server), tasks()
         for first in range(0, len(names), AT_ONCE):
             batch = names[first : first + AT_ONCE]
             async with trio.open_nursery() as nursery:
@@ -75,7 +75,7 @@ async def test_no_family_harms_anybody_else(fake: Backend) -> None:
             await check_served(server)
             assert crashes(fake) == [] or CRASHES.keys() & batch, batch
         await until(lambda: server.runs.statistics().live == server.runs.statistics().waiting == 0, 10)
-        await until(lambda: (descriptors(), tasks()) == began, 10)
+        await until(lambda: (held(server), tasks()) == began, 10)
     assert fake.left() == []
     assert len(fake.ended) > 2 * len(names) / AT_ONCE
     assert {event.outcome.receipt.survivors for event in fake.ended} == {0}

@@ -10,11 +10,11 @@ from pathlib import Path
 
 import pytest
 import trio
-from harness import Backend, ask, connect, directive, listen, until
+from harness import MODES, Backend, ask, connect, directive, listen, until
 from trio_websocket import open_websocket_url
 
 pytestmark = pytest.mark.real_cli
-MODES = pytest.mark.parametrize("mode", ["supervisor", "namespace"])
+BOTH = pytest.mark.parametrize("mode", MODES)
 
 
 def nap() -> str:
@@ -52,7 +52,7 @@ def nothing_else_is_left(cli: Backend, folder: Path) -> None:
     assert cli.left() == []
 
 
-@MODES
+@BOTH
 async def test_a_good_end(real: Backend, folder: Path, mode: str) -> None:
     seconds = nap()
     async with real.serve(cli_args="--allowed-tools=Bash", containment=mode) as server:
@@ -64,7 +64,7 @@ async def test_a_good_end(real: Backend, folder: Path, mode: str) -> None:
     nothing_else_is_left(real, folder)
 
 
-@MODES
+@BOTH
 @pytest.mark.parametrize("ending", ["client gone", "deadline"])
 async def test_an_end_while_the_tool_runs(real: Backend, folder: Path, mode: str, ending: str) -> None:
     seconds = nap()
@@ -84,7 +84,7 @@ async def test_an_end_while_the_tool_runs(real: Backend, folder: Path, mode: str
     nothing_else_is_left(real, folder)
 
 
-@MODES
+@BOTH
 async def test_a_killed_server(real: Backend, folder: Path, mode: str) -> None:
     seconds = nap()
     words = [sys.executable, "-m", "trio_claude", "serve", "--port", "0", "--containment", mode, "--cwd", str(real.cwd)]

@@ -15,6 +15,7 @@ from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 
 import attrs
+import pytest
 import trio
 from trio_websocket import ConnectionClosed, WebSocketConnection, open_websocket_url
 
@@ -24,6 +25,8 @@ from trio_claude.server import Server, open_server
 from trio_claude.testing import fake_cli
 from trio_claude.testing.messages_api import MessagesApi, open_messages_api
 
+MODES = ["supervisor", pytest.param("namespace", marks=pytest.mark.namespace)]
+"""The containments of which everything is promised."""
 QUIET = {
     "DISABLE_TELEMETRY": "1",
     "DISABLE_AUTOUPDATER": "1",
@@ -198,6 +201,11 @@ def alive(pid: int) -> bool:
 
 def descriptors() -> set[str]:
     return {f"{fd}:{os.readlink(f'/proc/self/fd/{fd}')}" for fd in os.listdir("/proc/self/fd") if _open(fd)}
+
+
+def held(server: Server) -> int:
+    """Return how many descriptors this process holds but for those of supervisors that wait for their next run."""
+    return len(descriptors()) - 2 * len(server.runs._containment._spare)  # type: ignore[attr-defined]
 
 
 def _open(fd: str) -> bool:

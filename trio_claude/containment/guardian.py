@@ -9,9 +9,8 @@ site-packages. 2: a guardian holds no pipe of a run and no descriptor that it do
 `waitpid` answers ECHILD, whatever happened to the server. 4: it never waits for anything without also watching for
 the server's end. 5: its name says nothing of Python, so that an agent's `pkill python` does not hit it.
 
-With `namespace` in its job a supervisor is cloned into a PID and mount namespace of its own and is the init there: the
-run sees no process but its own and this one, which no signal from within reaches, and when it ends, the kernel ends
-everything in the namespace.
+With `namespace` in its job a supervisor is the init of a PID and mount namespace: the run sees no process but its own
+and this one, which no signal from within reaches; when it ends, the kernel ends everything in the namespace.
 
 The wire is a SOCK_SEQPACKET socket, one bounded JSON object a packet.
     server -> zygote      {"argv", "env", "cwd", "limits", "namespace", "binds", "user", "depth", "cgroup",
@@ -63,9 +62,8 @@ CLONE_NEWNS, CLONE_NEWPID, CLONE_NEWUSER = 0x00020000, 0x20000000, 0x10000000
 # The number of the system call; on other machines there is no mode `namespace`.
 SYS_CLONE = {"x86_64": 56, "aarch64": 220, "riscv64": 220}.get(os.uname().machine)
 MS_BIND, MS_REC, MS_PRIVATE, MS_NOSUID, MS_NODEV, MS_NOEXEC, MNT_DETACH = 4096, 16384, 1 << 18, 2, 4, 8, 2
-CAPABILITIES = 64
 MSG_CMSG_CLOEXEC = 0x40000000
-OOM_SCORE = 500  # added to the CLI's badness: out of memory, the kernel ends a run before a guardian or the server
+OOM_SCORE = 500  # added to a CLI's badness: out of memory, the kernel ends a run before a guardian or the server
 IGNORED = (signal.SIGPIPE, signal.SIGXFSZ, signal.SIGTERM, signal.SIGINT, signal.SIGHUP)  # and a CLI gets them back
 
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -89,7 +87,7 @@ def call(name: str, *words: Any) -> None:
 
 
 def fork(flags: int) -> int:
-    """Fork as `os.fork` does, with `clone`'s flags: new namespaces, and the signal at the end. Raises OSError."""
+    """Fork as `os.fork` does, with `clone`'s flags. Raises OSError."""
     if not SYS_CLONE:
         raise OSError(errno.ENOSYS, "clone")
     _before_fork()
@@ -120,9 +118,6 @@ def rouse(pid: int) -> None:
         os.kill(pid, signal.SIGCONT)
     except OSError:
         pass
-
-
-# -- what there is of a tree ------------------------------------------------------------------------------------------
 
 
 def children(pid: int) -> list[int]:
@@ -207,11 +202,7 @@ class Count:
 
 
 class StartFailed(Exception):
-    """A CLI can't be started: an error number, and what failed."""
-
-    def __init__(self, number: int, what: str) -> None:
-        super().__init__(what)
-        self.packet: dict[str, Any] = {"failed": number, "what": what}
+    """A CLI can't be started; holds what the server is told."""
 
 
 def is_plain(job: dict[str, Any]) -> bool:
@@ -242,8 +233,7 @@ def fork_cli(job: dict[str, Any], pipes: list[int]) -> int:
     told = os.read(reader, 4096)
     os.close(reader)
     if told:
-        failure = json.loads(told)
-        raise StartFailed(failure["failed"], failure["what"])
+        raise StartFailed(json.loads(told))
     return pid
 
 
@@ -278,18 +268,25 @@ def become_cli(job: dict[str, Any], pipes: list[int], report: int) -> NoReturn:
     os._exit(127)
 
 
+def open_badness(proc: int) -> int:
+    """Return a descriptor of the score by which the kernel, out of memory, chooses among processes: ours."""
+    prctl(PR_SET_DUMPABLE, 1)  # else the file is root's
+    try:
+        return os.open("self/oom_score_adj", os.O_WRONLY, dir_fd=proc)
+    except OSError:
+        return os.open(os.devnull, os.O_WRONLY)  # what lets us not say so does not keep us from running
+    finally:
+        prctl(PR_SET_DUMPABLE, 0)
+
+
 def defer(pid: int, nice: int) -> None:
-    """Let `pid` and its descendants yield to everything of the server's: processors by `nice`, and memory first."""
-    for name, value in (("oom_score_adj", OOM_SCORE), ("autogroup", nice)):
-        try:
-            with open(f"/proc/{pid}/{name}", "wb", 0) as file:
-                file.write(b"%d" % value)
-        except OSError:
-            pass  # it has ended already, or the kernel has no such thing
+    """Let `pid` and its descendants yield the processors to everything of the server's."""
     try:
         os.setpriority(os.PRIO_PROCESS, pid, nice)
+        with open(f"/proc/{pid}/autogroup", "wb", 0) as file:
+            file.write(b"%d" % nice)
     except OSError:
-        pass
+        pass  # it has ended already, or the kernel knows no autogroups
 
 
 # -- a namespace, from within -----------------------------------------------------------------------------------------
@@ -304,12 +301,6 @@ def map_user(uid: int, gid: int) -> None:
     prctl(PR_SET_DUMPABLE, 0)
 
 
-def mount_proc() -> None:
-    """Show the namespace's own processes in /proc."""
-    call("mount", b"none", b"/", None, MS_REC | MS_PRIVATE, None)
-    call("mount", b"proc", b"/proc", b"proc", MS_NOSUID | MS_NODEV | MS_NOEXEC, None)
-
-
 def bind(old: list[list[str]], new: list[list[str]]) -> None:
     """Put each of the new binds' sources over its target, in place of the old ones."""
     for _, target in reversed(old):
@@ -320,7 +311,7 @@ def bind(old: list[list[str]], new: list[list[str]]) -> None:
 
 def bound_capabilities() -> None:
     """See to it that no program started from here on has any capability, also as root."""
-    for number in range(CAPABILITIES):
+    for number in range(64):
         if _libc.prctl(PR_CAPBSET_DROP, number, 0, 0, 0):
             break
 
@@ -355,6 +346,7 @@ class Supervisor:
         wake, writer = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
         self.wake: int = wake
         signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
+        self.badness: int = open_badness(proc)
 
     def serve(self, job: dict[str, Any], pipes: list[int]) -> None:
         """Hold run after run, until one can't be started or the server wants no more."""
@@ -400,7 +392,7 @@ class Supervisor:
             self.cli = self.start_cli()
             started = {"started": first_child(self.proc) or self.cli}
         except StartFailed as failure:
-            started = failure.packet
+            started = failure.args[0]
         except OSError as error:
             started = {"failed": error.errno, "what": self.step}
         except Exception as error:
@@ -419,7 +411,8 @@ class Supervisor:
             if self.user:
                 map_user(*self.user)
             self.step = "mount"
-            mount_proc()
+            call("mount", b"none", b"/", None, MS_REC | MS_PRIVATE, None)
+            call("mount", b"proc", b"/proc", b"proc", MS_NOSUID | MS_NODEV | MS_NOEXEC, None)
             self.step = "capabilities"
             bound_capabilities()
             self.inside = True
@@ -427,20 +420,26 @@ class Supervisor:
         bind(binds, self.job["binds"])
 
     def start_cli(self) -> int:
-        """Start the CLI; return its pid."""
-        if is_plain(self.job):
-            self.step = "cwd"
-            os.chdir(self.job["cwd"])
-            self.step = "exec"
-            try:
-                pid = spawn_cli(self.job, self.pipes)
-            except NotImplementedError:  # a Python that was built on an old C library
-                pid = fork_cli(self.job, self.pipes)
-            os.chdir("/")
-        else:
-            pid = fork_cli(self.job, self.pipes)
+        """Start the CLI, which is to be the first that the kernel takes when memory runs out; return its pid."""
+        os.pwrite(self.badness, b"%d" % OOM_SCORE, 0)
+        try:
+            pid = self.start_plainly() if is_plain(self.job) else fork_cli(self.job, self.pipes)
+        finally:
+            os.pwrite(self.badness, b"0", 0)
         self.count.seen.add(pid)
         defer(pid, self.job["nice"])
+        return pid
+
+    def start_plainly(self) -> int:
+        """Start a CLI between whose fork and exec there is nothing to do; return its pid."""
+        self.step = "cwd"
+        os.chdir(self.job["cwd"])
+        self.step = "exec"
+        try:
+            pid = spawn_cli(self.job, self.pipes)
+        except NotImplementedError:  # a Python that was built on an old C library
+            pid = fork_cli(self.job, self.pipes)
+        os.chdir("/")
         return pid
 
     def watch(self) -> bool:

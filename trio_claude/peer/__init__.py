@@ -120,17 +120,19 @@ class Peer:
         Return when to look again.
         """
         interval, timeout = self._config.ping_interval, self._config.ping_timeout
-        asked, self._asked = self._asked, None
         if self._wire.writing:
+            self._asked = None
             return now + interval
-        if asked is not None and self._wire.heard <= asked:
-            self._wire.abort()
-        elif now >= self._wire.heard + interval:
+        if self._asked is None or self._wire.heard > self._asked:
+            self._asked = None
+            if now < self._wire.heard + interval:
+                return self._wire.heard + interval
             with contextlib.suppress(trio.BrokenResourceError):
                 self._wire.post(head(PING, 0))
             self._asked = now
-            return now + timeout
-        return self._wire.heard + interval
+        elif now >= self._asked + timeout:
+            self._wire.abort()
+        return min(self._asked + timeout, now + interval)
 
     async def _flush(self) -> None:
         """Send what `post` could not send at once."""

@@ -145,6 +145,29 @@ async def test_pipes_that_a_descendant_holds_are_read_until_they_are_quiet(
     assert (outcome.reason, len(stage.sink.said)) == (Reason.EXIT, 5)
 
 
+async def test_what_a_slow_client_has_not_taken_is_not_quiet(
+    stage: Stage, autojump_clock: trio.testing.MockClock
+) -> None:
+    stage.sink.pace = 0.7
+
+    async def script(cli: FakeProcess) -> None:
+        cli.alone_at_exit = False
+        cli.status = 0
+        cli._exited.set()
+        for number in range(8):
+            await cli.say.send_all(b"tail %d\n" % number)
+            while len(stage.sink.said) <= number:
+                assert not cli.ended
+                await trio.sleep(0.01)
+        await trio.sleep(0.3)
+        assert cli.ended
+        cli.say.close()
+        cli.complain.close()
+
+    outcome = await stage.play(script)
+    assert (outcome.reason, len(stage.sink.said)) == (Reason.EXIT, 8)
+
+
 async def test_a_descendant_that_never_falls_quiet_is_cut_off(
     stage: Stage, autojump_clock: trio.testing.MockClock
 ) -> None:

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import secrets
 import signal
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from typing import Protocol
 
 import attrs
@@ -104,7 +104,8 @@ class Run:
         self._scope = trio.CancelScope()
         self._splitter = LineSplitter(workplace.config.max_line)
         self._line_count = 0
-        self._chunks = 0
+        self._stirs = 0
+        self._delivering = 0
         self._grace = trio.CancelScope()
         self._result_error: str | None = None
         self._last_stderr = ""
@@ -194,12 +195,15 @@ class Run:
                 return
 
     async def _wait_quiet(self) -> None:
-        """Wait until pipes that descendants hold have been quiet for a while, at most `DRAIN_LIMIT` seconds."""
-        with trio.move_on_after(DRAIN_LIMIT):
-            seen = -1
-            while seen != self._chunks:
-                seen = self._chunks
-                await trio.sleep(DRAIN_IDLE)
+        """Wait until pipes that descendants hold have been quiet for a while, at most `DRAIN_LIMIT` seconds.
+
+        What a slow client has not taken yet is not quiet, and the time that it takes does not count.
+        """
+        left, seen = DRAIN_LIMIT, -1
+        while left > 0 and (self._delivering or seen != self._stirs):
+            seen = self._stirs
+            await trio.sleep(DRAIN_IDLE)
+            left -= 0 if self._delivering else DRAIN_IDLE
 
     async def _feed(self, process: Contained, words: bytes) -> None:
         """Give the CLI what its stdin did not take at once, and close it."""
@@ -220,7 +224,7 @@ class Run:
     async def _read_stdout(self, process: Contained, sink: Sink) -> None:
         try:
             while chunk := await process.stdout.receive_some():
-                self._chunks += 1
+                self._stirs += 1
                 if len(chunk) >= BULK:
                     await self._turns.wait(self, READS)
                 await self._take(self._splitter.feed(bytes(chunk)), sink)
@@ -238,11 +242,22 @@ class Run:
         signs = stream_json.signs(lines)
         for sign in signs:
             self._note(sign, sink)
-        await sink.lines(lines)
+        with self._delivery():
+            await sink.lines(lines)
         if any(sign.unauthorized for sign in signs):
             self._decide(
                 _Decision(Reason.UNAUTHORIZED, "the API refused the key (401 or 403); check ANTHROPIC_API_KEY")
             )
+
+    @contextmanager
+    def _delivery(self) -> Iterator[None]:
+        """Say that lines are on their way, for as long as that takes."""
+        self._delivering += 1
+        try:
+            yield
+        finally:
+            self._delivering -= 1
+            self._stirs += 1
 
     def _note(self, sign: Sign, sink: Sink) -> None:
         if sign.result:
@@ -254,7 +269,7 @@ class Run:
     async def _read_stderr(self, process: Contained, sink: Sink) -> None:
         rest = b""
         while chunk := await process.stderr.receive_some():
-            self._chunks += 1
+            self._stirs += 1
             *lines, rest = (rest + bytes(chunk)).split(b"\n")
             if len(rest) > STDERR_LINE:
                 lines, rest = [*lines, rest], b""
@@ -265,7 +280,8 @@ class Run:
         if lines:
             texts = [line.decode(errors="replace") for line in lines]
             self._last_stderr = next((text for text in reversed(texts) if text.strip()), self._last_stderr)[:200]
-            await sink.stderr_lines(texts)
+            with self._delivery():
+                await sink.stderr_lines(texts)
 
     def _decide(self, decision: _Decision) -> None:
         """Keep the first decision; one that wants no more output stops the readers."""

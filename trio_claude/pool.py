@@ -8,6 +8,7 @@ reach it; and never hold a slot that a run waits for.
 from __future__ import annotations
 
 import contextlib
+import math
 import secrets
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -28,6 +29,8 @@ READY_TIMEOUT: Final = 60.0
 """Seconds in which a CLI answers `initialize`; the official SDK waits as long."""
 REPLY_LIMIT: Final = 1024 * 1024
 """Bytes of that answer; it names commands, agents and models (18 KB for the real CLI)."""
+REFILL_PAUSE: Final = 1.0
+"""Seconds after a CLI was taken in which none is started: its first token comes first, and a start costs 0.5 CPU-s."""
 RETRY: Final = (1.0, 60.0)
 """Seconds until a CLI that could not be made ready is tried anew: the first time, and at most, doubling."""
 
@@ -133,6 +136,7 @@ class Pool:
         self._alive = 0
         self._closed = False
         self._strained = False
+        self._taken_at = -math.inf
         self.options: Options = Options(partial=workplace.config.pool_partial or None)
 
     @property
@@ -149,6 +153,7 @@ class Pool:
             self._wanted.set()
             if warm.process.quiet:
                 warm.take()
+                self._taken_at = trio.current_time()
                 return warm
             warm.dismiss()
         return None
@@ -179,6 +184,7 @@ class Pool:
                 while self._alive >= size or self._closed:
                     self._wanted = trio.Event()
                     await self._wanted.wait()
+                await trio.sleep_until(self._taken_at + REFILL_PAUSE)
                 started = await nursery.start(self._keep_one)
                 pause = 0.0 if started else min(max(2 * pause, RETRY[0]), RETRY[1])
                 self._strain(on=not started)

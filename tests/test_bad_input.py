@@ -32,6 +32,12 @@ async def test_a_bad_message_closes_with_1008(fake: Backend, message: str | byte
     assert (said.code, said.reason) == (1008, error)
 
 
+async def test_a_profile_without_transcripts_has_nothing_to_resume(fake: Backend) -> None:
+    async with fake.serve(profile="lean") as server:
+        said = await ask(server, "hi", resume="01234567-89ab-cdef-0123-456789abcdef")
+    assert (said.objects[1:], said.code) == ([{"error": "resume is not allowed by this server"}], 1008)
+
+
 async def test_no_message_in_time_closes_with_1008(fake: Backend) -> None:
     async with fake.serve(first_message_timeout=0.1) as server:
         said = await send_raw(server)

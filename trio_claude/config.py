@@ -158,6 +158,11 @@ class Config:
         return shlex.split(self.cli_args)
 
     @property
+    def offered(self) -> tuple[str, ...]:
+        """Return what a client may set: what the operator allows, but for what the profile does not have."""
+        return tuple(name for name in self.allow_options if name != "resume" or self.profile != "lean")
+
+    @property
     def limits(self) -> dict[str, int]:
         """Return the resource limits of a run's processes, by their names in `resource`; never a core dump."""
         named = {

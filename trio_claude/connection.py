@@ -120,7 +120,7 @@ class OneShot:
             raise PeerGone("left before its prompt")
         if self._first is None:
             raise NoMessage(f"no message within {config.first_message_timeout:g} s")
-        return messages.parse_prompt(self._first, config.allow_options, config.timeout)
+        return messages.parse_prompt(self._first, config.offered, config.timeout)
 
     async def _serve_run(self, prompt: Prompt) -> Closing | None:
         """Wait for a slot, run the CLI, and return what its client is told."""

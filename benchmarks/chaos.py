@@ -309,6 +309,14 @@ def stat(pid: int) -> tuple[str, str, int]:
     return head.partition("(")[2], fields[0], int(fields[1])
 
 
+def children_of(pid: int) -> list[int]:
+    """Return the children of a process; none if it is gone."""
+    try:
+        return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+    except OSError:
+        return []
+
+
 def guardians(pid: int, server: int) -> tuple[int, int]:
     """Return the supervisor and the zygote above the CLI `pid`. Raises OSError where the chain is broken."""
     chain = [pid]
@@ -833,12 +841,18 @@ class Batch:
             await self._look_at_server()
 
     async def _look_for_strays(self) -> None:
-        """Look whether guardians outlive their runs beside a server that lives: it and its zygote are two."""
+        """Look whether anything outlives its run beside a server that lives, its zygote and supervisors that wait."""
         with trio.move_on_after(DEAD_BOUND):
-            while len(self.server.members()) > 2:
+            while not self._rests(self.server.members()):
                 await trio.sleep(LOOK_PAUSE)
             return
         self.guardians_left = described(self.server.members())
+
+    def _rests(self, members: list[int]) -> bool:
+        """Return whether `members` are the server, its zygote, and supervisors that have no child."""
+        zygotes = [pid for pid in members if pid in children_of(self.process.pid)]
+        waiting = [pid for zygote in zygotes for pid in children_of(zygote)]
+        return len(members) == 1 + len(zygotes) + len(waiting) and not any(map(children_of, waiting))
 
     async def _look_at_server(self) -> None:
         """Look, after the server's end, whether a guardian or a CLI that never joined its group is left."""

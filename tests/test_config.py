@@ -45,7 +45,7 @@ def test_flags_beat_the_environment_and_that_beats_the_file(folder: Path, monkey
         ("port = 99999", "port must be from 0 to 65535"),
         ("port = 'x'", "port"),
         ("timeout = 0", "timeout must be from 0.01 to 86400 s"),
-        ("profile = 'root'", "profile must be one of chat, approve, edit, unattended"),
+        ("profile = 'root'", "profile must be one of lean, chat, approve, edit, unattended"),
         ("allow_options = ['sudo']", "allow_options names 'sudo'"),
         ("allow_origin = ['example.com']", "allow_origin takes scheme://host"),
         ('cli_args = "\'"', "cli_args can't be split"),

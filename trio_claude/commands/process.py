@@ -9,7 +9,7 @@ import resource
 import sys
 
 PR_SET_DUMPABLE = 4
-GC_THRESHOLD = 20_000
+GC_THRESHOLD = 3_000
 """New objects between two looks for garbage that holds itself; CPython's own 700 costs a twentieth of a connection."""
 
 

@@ -9,15 +9,13 @@ import resource
 import sys
 
 PR_SET_DUMPABLE = 4
-GC_THRESHOLD = 3_000
-"""New objects between two looks for garbage that holds itself; CPython's own 700 costs a twentieth of a connection."""
 
 
 def take_process() -> None:
     """Prepare this process for runs: it is ours alone."""
     _raise_descriptor_limit()
     _hide_memory()
-    _collect_seldom()
+    _spare_imports()
 
 
 def _raise_descriptor_limit() -> None:
@@ -27,10 +25,9 @@ def _raise_descriptor_limit() -> None:
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
-def _collect_seldom() -> None:
-    """Let the garbage collector pass over what was imported, and look at the rest at a server's pace."""
+def _spare_imports() -> None:
+    """Let the garbage collector pass over what was imported: a look at all of it stops every connection."""
     gc.freeze()
-    gc.set_threshold(GC_THRESHOLD)
 
 
 def _hide_memory() -> None:

@@ -7,8 +7,9 @@ server has the default limits and the fake CLI. Between the hostile connections 
 checked word by word. Families that start a CLI come up for a quarter as often as the others.
 
 The exit status is 0 where the server lived, every polite client was answered rightly, nothing crashed inside, and
-descriptors, tasks, runs and their processes are back to what they were before the first connection. Memory is printed
-only: its growth since the warm-up, which takes the first 1,000 connections beyond `--connections`.
+tasks, runs, their processes and descriptors are back to what they were before the first connection; the descriptors of
+supervisors that wait for their next run are not counted. Memory is printed only: its growth since the warm-up, which
+takes the first 1,000 connections beyond `--connections`.
 """
 
 from __future__ import annotations
@@ -32,9 +33,10 @@ import trio.testing
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "support"))
 
-from harness import FAKE_ENV, ask, bearing, fake_program, send_raw, short_folder
+from harness import FAKE_ENV, ask, bearing, fake_program, held, send_raw, short_folder
 from hostile import CRASHES, FAMILIES, RUNS
 
+from trio_claude.commands.process import take_process
 from trio_claude.config import Config
 from trio_claude.events import Crashed, Event
 from trio_claude.server import open_server
@@ -46,6 +48,8 @@ POLITE_EVERY = 25
 """Hostile connections between two polite ones."""
 RUN_EVERY = 8
 """Polite connections of which one gets a prompt answered; the others hear a wrong message refused."""
+STEP = 1000
+"""Hostile connections between two looks at the server's memory."""
 RARE = 0.25
 """How often families that start a CLI come up, by the others' measure."""
 SETTLE = 15.0
@@ -60,6 +64,7 @@ SHOWN = 5
 async def serve(mark: str) -> None:
     """Serve until stdin ends; tell on stdout what goes on, for each line on stdin."""
     crashes: list[str] = []
+    take_process()
 
     def observe(event: Event) -> None:
         if isinstance(event, Crashed):
@@ -74,6 +79,7 @@ async def serve(mark: str) -> None:
                 runs = server.runs.statistics()
                 told = {
                     "port": server.port,
+                    "descriptors": held(server),
                     "tasks": trio.lowlevel.current_statistics().tasks_living,
                     "runs": runs.live + runs.waiting,
                     "crashes": len(crashes),
@@ -111,7 +117,7 @@ class Target:
         told = await trio.to_thread.run_sync(self._ask)
         folder = Path(f"/proc/{self._process.pid}")
         resident = int((folder / "status").read_text().partition("VmRSS:")[2].split()[0])
-        return State(descriptors=len(list((folder / "fd").iterdir())), resident=resident, **told)
+        return State(resident=resident, **told)
 
     def _ask(self) -> dict[str, object]:
         assert self._process.stdin
@@ -218,7 +224,10 @@ async def attack(connections: int, names: list[str], seed: str) -> bool:
         await assault.rage(WARM_UP)
         warm = await settled(target, before)
         began = time.monotonic()
-        await assault.rage(connections)
+        curve = [warm.resident]
+        for begun in range(0, connections, STEP):
+            await assault.rage(min(STEP, connections - begun))
+            curve.append((await target.look()).resident)
         seconds = time.monotonic() - began
         after = await settled(target, before)
     except (OSError, ValueError):
@@ -237,6 +246,7 @@ async def attack(connections: int, names: list[str], seed: str) -> bool:
     print(f"tasks                 {before.tasks} -> {after.tasks}")
     print(f"runs and processes    {after.runs} and {left} left")
     print(f"memory, KiB           {warm.resident} -> {after.resident}: {after.resident - warm.resident:+d}")
+    print(f"memory each {STEP}      {' '.join(f'{resident - warm.resident:+d}' for resident in curve)}")
     for text in [*assault.wrong[:SHOWN], *after.first_crashes]:
         print(f"  {text}")
     crashed = after.crashes > 0 and not CRASHES

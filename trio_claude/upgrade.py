@@ -149,6 +149,7 @@ async def _serve_request(sock: socket.socket, conn: _Http, site: Site, config: C
             raise HttpRefusal(426, "upgrade", "this is a WebSocket", (("Upgrade", "websocket"),))
         response = await site.routes(request)
     except h11.RemoteProtocolError as error:
+        error.__traceback__ = None  # h11's frames hold the error, and it holds them: garbage of a kind that stays long
         response = refusal_response(HttpRefusal(error.error_status_hint, "bad-request", "this is not HTTP"))
     except HttpRefusal as refusal:
         response = refusal_response(refusal)

@@ -196,5 +196,7 @@ async def accept(
                 yield peer
             finally:
                 heart.remove(peer)
+                peer._listener = peer._on_left = None
     finally:
         await wire.aclose()
+        wire.forget()

@@ -62,11 +62,16 @@ class Wire(trio.abc.Stream):
         self._pong: bytes | None = None
         self._closing = False
         self._flushing = False
-        self.start_flush: Callable[[], None] = lambda: None
-        self.why_closed: Callable[[], Closed | None] = lambda: None
+        self.start_flush: Callable[[], None]
+        self.why_closed: Callable[[], Closed | None]
+        self.forget()
         self.heard: float = trio.current_time()
         self.close_sent: int | None = None
         self.broken: bool = False
+
+    def forget(self) -> None:
+        """Know no client any more, so that what it held is free at once and no matter for the garbage collector."""
+        self.start_flush, self.why_closed = _no_flush, _not_closed
 
     # reading
 
@@ -291,3 +296,11 @@ class Wire(trio.abc.Stream):
         left = DISCARD_LIMIT
         while left > 0 and (data := await self._receive(RECEIVE_SIZE)):
             left -= len(data)
+
+
+def _no_flush() -> None:
+    """Nothing to start a flush in."""
+
+
+def _not_closed() -> None:
+    """Nobody to say why."""

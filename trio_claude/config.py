@@ -38,6 +38,20 @@ OPTIONS = (
     "workspace",
 )
 """What a client may ask for beside its prompt, unless `allow_options` says less."""
+CONTROLS = (
+    "initialize",
+    "interrupt",
+    "set_model",
+    "set_permission_mode",
+    "set_max_thinking_tokens",
+    "get_context_usage",
+    "mcp_status",
+    "mcp_reconnect",
+    "mcp_toggle",
+    "rewind_files",
+    "stop_task",
+)
+"""The control requests that `allow_control` may name. The first three widen no rights."""
 
 
 def _between(low: float, high: float, unit: str) -> Callable[[object, attrs.Attribute[Any], Any], None]:
@@ -66,6 +80,11 @@ def _one_of(choices: tuple[str, ...]) -> Callable[[object, attrs.Attribute[Any],
 def _known_options(_instance: object, field: attrs.Attribute[Any], value: tuple[str, ...]) -> None:
     if unknown := sorted(set(value) - set(OPTIONS)):
         raise ConfigError(f"{field.name} names {unknown[0]!r}; it takes: {', '.join(OPTIONS)}")
+
+
+def _known_controls(_instance: object, field: attrs.Attribute[Any], value: tuple[str, ...]) -> None:
+    if unknown := sorted(set(value) - set(CONTROLS)):
+        raise ConfigError(f"{field.name} names {unknown[0]!r}; it takes: {', '.join(CONTROLS)}")
 
 
 def _origins(_instance: object, field: attrs.Attribute[Any], value: tuple[str, ...]) -> None:
@@ -106,6 +125,11 @@ class Config:
     allow_options: tuple[str, ...] = attrs.field(
         default=OPTIONS, validator=_known_options, metadata={"help": "what clients may set", "unit": ""}
     )
+    allow_control: tuple[str, ...] = attrs.field(
+        default=CONTROLS[:3],
+        validator=_known_controls,
+        metadata={"help": "control requests that clients of a session may make", "unit": ""},
+    )
     allow_origin: tuple[str, ...] = attrs.field(
         default=(), validator=_origins, metadata={"help": "browser origins that may come in, scheme://host", "unit": ""}
     )
@@ -134,6 +158,19 @@ class Config:
     max_runs: int = _option(0, "runs at once; 0: the machine's memory over 150 MB", high=100000, unit="runs")
     drain_timeout: float = _option(30.0, "runs may go on after SIGTERM", high=86400, unit="s")
 
+    session_idle_timeout: float = _option(1800.0, "a session may idle", low=0.05, high=604800, unit="s")
+    session_timeout: float = _option(86400.0, "a session may last, but for approvals", low=0.05, high=604800, unit="s")
+    approval_timeout: float = _option(
+        600.0, "an approval may stay open; then it is denied", low=0.05, high=86400, unit="s"
+    )
+    interrupt_grace: float = _option(5.0, "a turn may go on after an interrupt", low=0.05, high=600, unit="s")
+    stall_notice: float = _option(
+        30.0, "a CLI is silent in a turn before the client is told", low=0.05, high=86400, unit="s"
+    )
+    stall_timeout: float = _option(
+        0.0, "a CLI may be silent in a turn; 0: as long as the turn may last", high=86400, unit="s"
+    )
+
     pool_size: int = _option(0, "CLIs kept ready ahead of need", high=1000, unit="CLIs")
     pool_age: float = _option(600.0, "such a CLI may wait", low=1, high=86400, unit="s")
     pool_partial: bool = _option(default=False, text="such CLIs speak token by token: for runs that ask for `partial`")
@@ -142,6 +179,9 @@ class Config:
     head_timeout: float = _option(5.0, "an HTTP head may take", low=0.05, high=600, unit="s")
     first_message_timeout: float = _option(120.0, "the first message may take", low=0.05, high=3600, unit="s")
     max_message: int = _option(64 * KIB, "a client's message on /ws/claude", low=KIB, high=64 * MIB, unit="bytes")
+    max_session_message: int = _option(
+        32 * MIB, "a client's message on /ws/session, and what waits for the CLI", low=KIB, high=256 * MIB, unit="bytes"
+    )
     max_frames: int = _option(1024, "frames that one message may be split into", low=1, high=MIB, unit="frames")
     max_line: int = _option(16 * MIB, "a line of the CLI", low=KIB, high=1024 * MIB, unit="bytes")
     ping_interval: float = _option(10.0, "between pings", low=0.05, high=3600, unit="s")
@@ -161,6 +201,16 @@ class Config:
     def offered(self) -> tuple[str, ...]:
         """Return what a client may set: what the operator allows, but for what the profile does not have."""
         return tuple(name for name in self.allow_options if name != "resume" or self.profile != "lean")
+
+    @property
+    def controls(self) -> tuple[str, ...]:
+        """Return the control requests that a client may make; without `model` among its options not `set_model`."""
+        return tuple(name for name in self.allow_control if name != "set_model" or "model" in self.allow_options)
+
+    @property
+    def session_offered(self) -> tuple[str, ...]:
+        """Return what a client may set for a session of many turns."""
+        return (*self.offered, "fork") if "resume" in self.offered else self.offered
 
     @property
     def limits(self) -> dict[str, int]:

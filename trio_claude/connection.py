@@ -15,6 +15,7 @@ import trio
 
 from . import messages
 from .config import Config
+from .conversation import Conversation
 from .errors import Busy, ClientError, CloseCode, Draining, NoMessage, NotWanted, PeerGone, Reason
 from .events import ConnectionClosed, ConnectionOpened, Crashed, Observer, Refused
 from .messages import Closing, Prompt
@@ -24,6 +25,7 @@ from .runs import Runs
 from .upgrade import Handshake, Site, serve_http
 
 DOOR = "/ws/claude"
+SESSION_DOOR = "/ws/session"
 STRIKES = 8
 """Messages after the prompt that a client may send before it is shown out."""
 
@@ -37,6 +39,8 @@ class Household:
     site: Site
     heart: Heart
     observer: Observer
+    greeting: str
+    """What a session is greeted with."""
 
 
 async def serve_connection(
@@ -60,16 +64,25 @@ async def serve_connection(
 
 async def _serve_websocket(sock: socket.socket, address: str, handshake: Handshake, household: Household) -> None:
     """Open the WebSocket, serve it, and close it with what is to be said at the end."""
-    household.observer(ConnectionOpened(address, handshake.request.path))
-    async with accept(sock, handshake, household.config, household.heart, household.runs.turns) as peer:
+    path, config = handshake.request.path, household.config
+    household.observer(ConnectionOpened(address, path))
+    limit = config.max_session_message if path == SESSION_DOOR else config.max_message
+    async with accept(sock, handshake, config, household.heart, household.runs.turns, limit) as peer:
         try:
-            closing = await OneShot(peer, handshake, household).serve()
+            closing = await _door(path, peer, handshake, household).serve()
             if closing is not None:
                 if closing.frame is not None:
                     peer.post(closing.frame)
                 await peer.close(closing.code, closing.reason)
         finally:
             household.observer(ConnectionClosed(address, peer.closed.code, peer.closed.reason))
+
+
+def _door(path: str, peer: Peer, handshake: Handshake, household: Household) -> OneShot | Conversation:
+    """Return what serves a client behind the door that it took."""
+    if path == SESSION_DOOR:
+        return Conversation(peer, household.runs, household.config, household.observer, household.greeting)
+    return OneShot(peer, handshake, household)
 
 
 class OneShot:

@@ -55,21 +55,56 @@ class HttpRefusal(TrioClaudeError):
 
 
 class ClientError(TrioClaudeError):
-    """The client's fault, told in an error frame before the close with `close_code`."""
+    """The client's fault, told in an error frame before the close with `close_code`; programs read `code`."""
 
     close_code: ClassVar[CloseCode] = CloseCode.POLICY
+    code: ClassVar[str] = "bad-message"
 
 
 class BadMessage(ClientError):
     """A message that breaks the contract; the text names the field and the limit."""
 
 
+class NotAllowed(BadMessage):
+    """A well-formed message that this client may not send."""
+
+    code = "not-allowed"
+
+
+class NotOpen(BadMessage):
+    """An answer to a question that is not open, or is not any more."""
+
+    code = "not-open"
+
+
+class NotOffered(BadMessage):
+    """A part of the contract that this server does not offer."""
+
+    code = "not-offered"
+
+
+class Ending(BadMessage):
+    """The run is ending and takes nothing more."""
+
+    code = "ending"
+
+
+class Backlog(BadMessage):
+    """The CLI does not read; more would have to be kept."""
+
+    code = "backlog"
+
+
 class NoMessage(ClientError):
     """No first message in time."""
+
+    code = "no-message"
 
 
 class SessionBusy(ClientError):
     """Another run holds this CLI session; two at once would lose a turn."""
+
+    code = "session-busy"
 
 
 class Busy(TrioClaudeError):

@@ -35,10 +35,13 @@ REASON_LIMIT = 123
 """A close reason in bytes (RFC 6455, section 5.5: 125 less the code)."""
 EFFORTS = ("low", "medium", "high", "xhigh", "max")
 
-_META = re.compile(r"[A-Z0-9_\-]+")
+META_PATTERN = r"[A-Z0-9_\-]+"
+MODEL_PATTERN = r"[A-Za-z0-9][A-Za-z0-9._:/@\[\]-]{0,199}"
+
+_META = re.compile(META_PATTERN)
 _FOLDER = re.compile(r"[A-Za-z0-9_\-]+")
 _SESSION = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}")
-_MODEL = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:/@\[\]-]{0,199}")
+_MODEL = re.compile(MODEL_PATTERN)
 
 Check = Callable[[Any, "attrs.Attribute[Any]", Any], None]
 
@@ -120,6 +123,7 @@ class Options:
     json_schema: dict[str, Any] | None = attrs.field(default=None, validator=_schema)
     timeout: float | None = attrs.field(default=None, validator=_range(0.01, 86400))
     workspace: str | None = attrs.field(default=None, validator=_shape(_FOLDER, META_LIMIT))
+    fork: bool | None = None
 
 
 @attrs.frozen(kw_only=True)
@@ -263,6 +267,36 @@ def render_error(text: str, **more: object) -> str:
 def render_stderr(line: str) -> str:
     """Return the frame of one stderr line."""
     return compact({"stderr": line})
+
+
+def render_event(event: str, **fields: object) -> str:
+    """Return a frame of the gateway's own on `/ws/session`."""
+    return compact({"type": "gateway", "event": event, **fields})
+
+
+def render_refused(code: str, text: str, **more: object) -> str:
+    """Return the frame that refuses what a client of a session said."""
+    return render_event("refused", code=code, error=text, **more)
+
+
+RETRYABLE = (Reason.DRAINED, Reason.SPAWN_FAILED, Reason.NODE_LOST)
+"""Ends that say nothing about the client's wish: the same may go well another time."""
+
+
+def render_ended(outcome: Outcome) -> str:
+    """Return the last frame of a session."""
+    told = {"error": outcome.error} if outcome.error is not None else {}
+    return render_event(
+        "ended",
+        lines=outcome.lines,
+        reason=outcome.reason.value,
+        retryable=outcome.reason in RETRYABLE,
+        exit_status=outcome.exit_status,
+        signal=outcome.signal,
+        encoding_errors=outcome.encoding_errors,
+        receipt=attrs.asdict(outcome.receipt),
+        **told,
+    )
 
 
 _ALLOWING = {"Edit": "edit", "MultiEdit": "edit", "NotebookEdit": "edit", "Write": "edit"}

@@ -10,18 +10,19 @@ from __future__ import annotations
 import secrets
 import signal
 from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
 from typing import Protocol
 
 import attrs
 import trio
 
 from . import stream_json
-from .containment import Contained, Containment
+from .containment import Contained, Containment, Job
 from .errors import PeerGone, Reason, SpawnFailed
 from .events import Observer, Outcome, Receipt, RunEnded, RunStarted
-from .messages import Prompt
+from .messages import Options, Prompt
 from .pool import Warm
+from .session import Start
 from .stream_json import LineSplitter, LineTooLong, Sign
 from .turns import BULK, READS, Turns
 from .workplace import Workplace
@@ -49,17 +50,19 @@ class Sink(Protocol):
 
 LADDERS: dict[Reason, tuple[tuple[int, float], ...]] = {
     Reason.STOPPED: ((signal.SIGINT, 1.0), (signal.SIGTERM, 1.0)),
+    Reason.DEADLINE: ((signal.SIGINT, 1.0), (signal.SIGTERM, 1.0)),
+    Reason.STALLED: ((signal.SIGINT, 1.0), (signal.SIGTERM, 1.0)),
     Reason.DRAINED: ((signal.SIGTERM, 1.0),),
 }
 """How a run is asked to end before its tree is killed: signals to the CLI, each with its grace in seconds.
 
 SIGINT keeps the partial answer, SIGTERM loses it. Every other reason kills the tree at once: nobody is left to hear an
-answer, or the run has had its time.
+answer; and so does the deadline of a run that has one prompt.
 """
 
 
 @attrs.frozen
-class _Decision:
+class Decision:
     """Why a run is ended. `drain` says that what the pipes hold is still wanted."""
 
     reason: Reason
@@ -83,7 +86,7 @@ class Run:
 
     def __init__(
         self,
-        prompt: Prompt,
+        task: Prompt | Start,
         workplace: Workplace,
         containment: Containment,
         observer: Observer,
@@ -94,13 +97,15 @@ class Run:
         self.id: str = warm.id if warm else secrets.token_hex(16)
         self._warm = warm
         self._swallowed = ""
-        self.prompt = prompt
+        self.meta: str = task.meta
+        self.options: Options = task.options
+        self._words = stream_json.user_line(task.prompt) if isinstance(task, Prompt) else b""
         self._workplace = workplace
         self._containment = containment
         self._observer = observer
         self._timeout = timeout
         self._turns = turns
-        self._decision: _Decision | None = None
+        self._decision: Decision | None = None
         self._scope = trio.CancelScope()
         self._splitter = LineSplitter(workplace.config.max_line)
         self._line_count = 0
@@ -114,19 +119,19 @@ class Run:
         """End the run by its reason's ladder, or `now` by the kill alone, unless it has ended. Returns at once."""
         if now and self._decision is not None:
             self._scope.cancel()
-        self._decide(_Decision(reason, error, drain=not now and reason in LADDERS))
+        self._decide(Decision(reason, error, drain=not now and reason in LADDERS))
 
     async def execute(self, sink: Sink) -> Outcome:
         """Run the CLI to its end, whatever that is; its tree is dealt with when this returns."""
         began = trio.current_time()
         try:
             async with self._started() as process:
-                self._observer(RunStarted(self.id, self.prompt.meta, process.pid, bool(self._warm)))
+                self._observer(RunStarted(self.id, self.meta, process.pid, bool(self._warm)))
                 outcome = await self._live(process, sink)
         except SpawnFailed as error:
             receipt = Receipt(seen=0, killed=0, survivors=0, ms=0.0, containment=self._containment.mode)
-            outcome = self._outcome(_Decision(Reason.SPAWN_FAILED, str(error)), receipt)
-        self._observer(RunEnded(self.id, self.prompt.meta, trio.current_time() - began, outcome))
+            outcome = self._outcome(Decision(Reason.SPAWN_FAILED, str(error)), receipt)
+        self._observer(RunEnded(self.id, self.meta, trio.current_time() - began, outcome))
         return outcome
 
     @asynccontextmanager
@@ -136,12 +141,12 @@ class Run:
             async with self._warm.owned() as process:
                 yield process
             return
-        options, meta, binds = self.prompt.options, self.prompt.meta, self._containment.binds
-        async with (
-            self._workplace.job(self.id, options, meta, binds=binds) as job,
-            self._containment.start(job) as process,
-        ):
+        async with self._job() as job, self._containment.start(job) as process:
             yield process
+
+    def _job(self) -> AbstractAsyncContextManager[Job]:
+        """Return what there is to start."""
+        return self._workplace.job(self.id, self.options, self.meta, binds=self._containment.binds)
 
     async def _live(self, process: Contained, sink: Sink) -> Outcome:
         """Converse until the run is decided, then end what is left and count it."""
@@ -149,7 +154,7 @@ class Run:
         with self._scope:
             await self._converse(process, sink)
         if self._scope.cancelled_caught:  # by a decision, else by the deadline
-            self._decide(_Decision(Reason.DEADLINE, f"timed out after {self._timeout:g} s"))
+            self._decide(Decision(Reason.DEADLINE, f"timed out after {self._timeout:g} s"))
         process.end()
         with trio.CancelScope(shield=True):
             receipt = await process.wait_gone()
@@ -161,25 +166,32 @@ class Run:
         """Feed the CLI, read it, and watch for its end. Returns when it has ended and its pipes are read."""
         try:
             async with trio.open_nursery() as nursery:
-                words = self._first_words() + stream_json.user_line(self.prompt.prompt)
-                if rest := process.feed(words):
-                    nursery.start_soon(self._feed, process, rest)
+                self._begin_talk(process, sink, nursery)
                 nursery.start_soon(self._read_stderr, process, sink)
                 nursery.start_soon(self._read_stdout, process, sink)
                 await self._watch_exit(process)
+                self._end_talk()
         except* PeerGone:
-            self._decide(_Decision(Reason.DISCONNECTED))
+            self._decide(Decision(Reason.DISCONNECTED))
         except* LineTooLong as group:
-            self._decide(_Decision(Reason.FAILED, str(group.exceptions[0])))
+            self._decide(Decision(Reason.FAILED, str(group.exceptions[0])))
         except* trio.BrokenResourceError:
-            self._decide(_Decision(Reason.FAILED, "the guardian of this run was lost"))
+            self._decide(Decision(Reason.FAILED, "the guardian of this run was lost"))
+
+    def _begin_talk(self, process: Contained, _sink: Sink, nursery: trio.Nursery) -> None:
+        """Tell the CLI its prompt, and that there is no more."""
+        if rest := process.feed(self._first_words() + self._words):
+            nursery.start_soon(self._feed, process, rest)
+
+    def _end_talk(self) -> None:
+        """Say nothing more to a CLI that has ended."""
 
     async def _watch_exit(self, process: Contained) -> None:
         """Wait for the CLI's end; then see to it that the pipes end too, whoever holds them."""
         with self._grace:
             await process.wait_exit()
         if process.status is None:
-            self._decide(_Decision(Reason.EXIT, drain=True, after_result=True))
+            self._decide(Decision(Reason.EXIT, drain=True, after_result=True))
             await self._descend(process)
         elif not process.alone:
             await self._wait_quiet()
@@ -216,10 +228,10 @@ class Run:
 
     def _first_words(self) -> bytes:
         """Return what a CLI that waited must be told before the prompt: the model, if the client named one."""
-        if not (self._warm and self.prompt.options.model):
+        if not (self._warm and self.options.model):
             return b""
         self._swallowed = secrets.token_hex(8)
-        return stream_json.control_line(self._swallowed, "set_model", model=self.prompt.options.model)
+        return stream_json.control_line(self._swallowed, "set_model", model=self.options.model)
 
     async def _read_stdout(self, process: Contained, sink: Sink) -> None:
         try:
@@ -239,15 +251,14 @@ class Run:
         if not lines:
             return
         self._line_count += len(lines)
+        self._hear(lines)
         signs = stream_json.signs(lines)
         for sign in signs:
             self._note(sign, sink)
         with self._delivery():
             await sink.lines(lines)
         if any(sign.unauthorized for sign in signs):
-            self._decide(
-                _Decision(Reason.UNAUTHORIZED, "the API refused the key (401 or 403); check ANTHROPIC_API_KEY")
-            )
+            self._decide(Decision(Reason.UNAUTHORIZED, "the API refused the key (401 or 403); check ANTHROPIC_API_KEY"))
 
     @contextmanager
     def _delivery(self) -> Iterator[None]:
@@ -258,6 +269,9 @@ class Run:
         finally:
             self._delivering -= 1
             self._stirs += 1
+
+    def _hear(self, lines: list[bytes]) -> None:
+        """Take what the CLI has said before anybody else does."""
 
     def _note(self, sign: Sign, sink: Sink) -> None:
         if sign.result:
@@ -283,23 +297,23 @@ class Run:
             with self._delivery():
                 await sink.stderr_lines(texts)
 
-    def _decide(self, decision: _Decision) -> None:
+    def _decide(self, decision: Decision) -> None:
         """Keep the first decision; one that wants no more output stops the readers."""
         if self._decision is None:
             self._decision = decision
             (self._grace if decision.drain else self._scope).cancel()
 
-    def _exit_decision(self, status: int | None) -> _Decision:
+    def _exit_decision(self, status: int | None) -> Decision:
         """Return what the CLI's own end means."""
         if status == 0:
-            return _Decision(Reason.EXIT)
+            return Decision(Reason.EXIT)
         if status is None:
-            return _Decision(Reason.FAILED, "the CLI's exit status is not known")
+            return Decision(Reason.FAILED, "the CLI's exit status is not known")
         how = f"exited with status {status}" if status > 0 else f"died of {_signal_name(-status)}"
         detail = self._result_error or self._last_stderr
-        return _Decision(Reason.FAILED, f"the CLI {how}: {detail}" if detail else f"the CLI {how}")
+        return Decision(Reason.FAILED, f"the CLI {how}: {detail}" if detail else f"the CLI {how}")
 
-    def _outcome(self, decision: _Decision, receipt: Receipt, status: int | None = None) -> Outcome:
+    def _outcome(self, decision: Decision, receipt: Receipt, status: int | None = None) -> Outcome:
         return Outcome(
             reason=decision.reason,
             exit_status=status if status is not None and status >= 0 else None,

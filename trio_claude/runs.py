@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 
 import attrs
@@ -20,6 +20,8 @@ from .events import Observer
 from .messages import Prompt
 from .pool import Pool, Slots
 from .run import Run
+from .session import Start
+from .session_run import SessionRun
 from .turns import Turns
 from .workplace import Workplace
 
@@ -66,7 +68,7 @@ class Runs:
         holder = warm or object()
         with self._sessions.hold(prompt.options.resume):
             if warm is None:
-                await self._wait_slot(holder, config.queue_timeout, waiting or trio.CancelScope())
+                await self._wait_slot(holder, waiting or trio.CancelScope())
             try:
                 run = Run(prompt, self._workplace, self._containment, self._observer, timeout, self.turns, warm)
                 with self._registered(run):
@@ -78,13 +80,37 @@ class Runs:
                 finally:
                     self._slots.release_on_behalf_of(holder)
 
-    async def _wait_slot(self, holder: object, patience: float, waiting: trio.CancelScope) -> None:
+    def session(self, start: Start) -> SessionRun:
+        """Return the run of a session; `admit` lets it begin."""
+        return SessionRun(start, self._workplace, self._containment, self._observer, self.turns)
+
+    @asynccontextmanager
+    async def admit(
+        self, run: SessionRun, waiting: trio.CancelScope, on_wait: Callable[[int], None]
+    ) -> AsyncIterator[None]:
+        """Wait for a slot and hold it for a session; `on_wait` hears of the place in the queue, if there is one.
+
+        Raises what `open` raises.
+        """
+        with self._sessions.hold(run.start.session):
+            await self._wait_slot(run, waiting, on_wait)
+            try:
+                with self._registered(run):
+                    yield
+            finally:
+                self._slots.release_on_behalf_of(run)
+
+    async def _wait_slot(
+        self, holder: object, waiting: trio.CancelScope, on_wait: Callable[[int], None] = lambda _place: None
+    ) -> None:
+        patience = self._workplace.config.queue_timeout
         if self._draining:
             raise Draining("server shutting down")
         with contextlib.suppress(trio.WouldBlock):
             self._slots.acquire_on_behalf_of_nowait(holder)
             return
         self.pool.evict()
+        on_wait(self._slots.statistics().tasks_waiting + 1)
         with self.until_drain(patience) as late, waiting:
             await self._slots.acquire_on_behalf_of(holder)
         if waiting.cancelled_caught:

@@ -17,10 +17,12 @@ from contextlib import asynccontextmanager
 import attrs
 import trio
 
+from . import __version__
 from .admission import Doorstep
 from .api import Api
 from .config import Config
-from .connection import DOOR, Household, serve_connection
+from .connection import DOOR, SESSION_DOOR, Household, serve_connection
+from .conversation import greeting
 from .engine import open_engine
 from .errors import ConfigError
 from .events import Listening, Observer, Refused, Strained
@@ -81,8 +83,11 @@ async def open_server(
         for listener in listeners:
             stack.callback(listener.close)
         engine = await stack.enter_async_context(open_engine(config, observers, environ=environ))
-        site = Site(Api(engine.workplace, engine.containment, engine.runs, notice).answer, frozenset({DOOR}))
-        household = Household(config, engine.runs, site, Heart(config), engine.observer)
+        site = Site(
+            Api(engine.workplace, engine.containment, engine.runs, notice).answer, frozenset({DOOR, SESSION_DOOR})
+        )
+        hello = greeting(config, __version__, engine.containment.mode)
+        household = Household(config, engine.runs, site, Heart(config), engine.observer, hello)
         server = Server(config.host, listeners[0].getsockname()[1], engine.runs, trio.CancelScope())
         async with open_services() as services:
             services.start_soon(keep_going, "heart", household.heart.serve, engine.observer)

@@ -183,10 +183,13 @@ def is_reply(line: bytes, request: str) -> bool:
         return False
 
 
-def arguments(options: Options, profile: str, *, cli_settings: bool, system_files: dict[str, str]) -> list[str]:
+def arguments(
+    options: Options, profile: str, *, cli_settings: bool, system_files: dict[str, str], session: str | None = None
+) -> list[str]:
     """Return the CLI's arguments, each option as `--flag=value` so that no value can become a flag.
 
-    `system_files` holds the paths of the files with the system prompts, by option name.
+    `system_files` holds the paths of the files with the system prompts, by option name. `session` is the id that a
+    session of many turns has or gets; its client can be asked for approvals.
     """
     words = [*BASE_ARGUMENTS, *(() if cli_settings else NO_SETTINGS), *PROFILES[profile]]
     flags = {
@@ -199,7 +202,11 @@ def arguments(options: Options, profile: str, *, cli_settings: bool, system_file
         "resume": options.resume,
         "json-schema": None if options.json_schema is None else compact(options.json_schema),
     }
+    if session is not None:
+        flags["permission-prompt-tool"] = "stdio"
+        flags["session-id"] = session if session != options.resume else None
     words += [f"--{name}={value}" for name, value in flags.items() if value is not None]
+    words += ["--fork-session"] if options.fork else []
     return [*words, "--include-partial-messages"] if options.partial else words
 
 

@@ -135,16 +135,18 @@ class Workplace:
             yield cls(config, str(program), own, cwd, user, home, str(folders), state, _make_sessions(state[0]), words)
 
     @asynccontextmanager
-    async def job(self, run: str, options: Options, meta: str, *, binds: bool) -> AsyncIterator[Job]:
+    async def job(
+        self, run: str, options: Options, meta: str, *, binds: bool, session: str | None = None
+    ) -> AsyncIterator[Job]:
         """Yield the job of one run; its temporary folder is gone when the context is left.
 
-        With `binds` the run sees its own folder in place of everybody's. Raises `SpawnFailed` where a folder can't be
-        made.
+        `session` is the CLI's id for a session of many turns. With `binds` the run sees its own folder in place of
+        everybody's. Raises `SpawnFailed` where a folder can't be made.
         """
         folder = f"{self.folders}/{run[:RUN_NAME]}"
         try:
             os.mkdir(folder, 0o700)
-            job = self._job(run, options, meta, folder, binds=binds)
+            job = self._job(run, options, meta, folder, session, binds=binds)
         except OSError as error:
             await remove(Path(folder))
             raise SpawnFailed(f"the run's folders can't be used: {error.strerror} ({error.filename})") from error
@@ -161,10 +163,12 @@ class Workplace:
             for path in Path(self.sessions).glob(f"{pid}.*"):
                 path.unlink()
 
-    def _job(self, run: str, options: Options, meta: str, folder: str, *, binds: bool) -> Job:
+    def _job(self, run: str, options: Options, meta: str, folder: str, session: str | None, *, binds: bool) -> Job:
         config, tmp = self.config, self.folders if binds else folder
         files = self._system_files(options, folder, tmp)
-        words = stream_json.arguments(options, config.profile, cli_settings=config.cli_settings, system_files=files)
+        words = stream_json.arguments(
+            options, config.profile, cli_settings=config.cli_settings, system_files=files, session=session
+        )
         env = {
             **self.environ,
             **stream_json.environment(options),

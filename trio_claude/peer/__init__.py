@@ -161,9 +161,9 @@ class _Ward:
             self.failed.cancel()
 
 
-async def _open_library(ward: _Ward, wire: Wire, handshake: Handshake, config: Config) -> WebSocketConnection:
+async def _open_library(ward: _Ward, wire: Wire, handshake: Handshake, limit: int) -> WebSocketConnection:
     """Let trio-websocket answer the handshake. Raises `PeerGone` where its reader ends before that."""
-    limits = {"max_message_size": config.max_message, "receive_buffer_size": RECEIVE_SIZE}
+    limits = {"max_message_size": limit, "receive_buffer_size": RECEIVE_SIZE}
     with contextlib.suppress(Exception), ward.failed:
         request = await wrap_server_stream(cast("trio.Nursery", ward), wire, **limits)
         ws = await request.accept(subprotocol=handshake.subprotocol)
@@ -175,18 +175,19 @@ async def _open_library(ward: _Ward, wire: Wire, handshake: Handshake, config: C
 
 @asynccontextmanager
 async def accept(
-    sock: socket.socket, handshake: Handshake, config: Config, heart: Heart, turns: Turns
+    sock: socket.socket, handshake: Handshake, config: Config, heart: Heart, turns: Turns, limit: int
 ) -> AsyncIterator[Peer]:
     """Answer a checked handshake and yield the client; leaving the context ends the connection.
 
-    `heart` takes its pulse, and `turns` keeps one that sends too much from holding up the others.
+    `heart` takes its pulse, `turns` keeps one that sends too much from holding up the others, and a message may have
+    `limit` bytes.
 
     Raises `PeerGone` where the client left before the answer.
     """
-    wire = Wire(sock, handshake.data, handshake.early, config, turns)
+    wire = Wire(sock, handshake.data, handshake.early, config, turns, limit)
     try:
         async with open_services() as nursery:
-            ws = await _open_library(_Ward(nursery, wire), wire, handshake, config)
+            ws = await _open_library(_Ward(nursery, wire), wire, handshake, limit)
             peer = Peer(wire, ws, config)
             wire.start_flush = lambda: nursery.start_soon(peer._flush)
             wire.why_closed = lambda: Closed(ws.closed.code, ws.closed.reason or "") if ws.closed else None

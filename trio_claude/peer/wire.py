@@ -48,14 +48,16 @@ class Wire(trio.abc.Stream):
     `send_timeout` seconds breaks the connection. A cancelled write leaves its rest to be sent before anything else.
     """
 
-    def __init__(self, sock: socket.socket, handshake: bytes, early: bytes, config: Config, turns: Turns) -> None:
+    def __init__(
+        self, sock: socket.socket, handshake: bytes, early: bytes, config: Config, turns: Turns, limit: int
+    ) -> None:
         self._socket = sock
         self._handshake = handshake
         self._early = early
         self.accepted: trio.Event = trio.Event()
         self._config = config
         self._turns = turns
-        self._guard = FrameGuard(config.max_message, config.max_frames)
+        self._guard = FrameGuard(limit, config.max_frames)
         self._lock = trio.StrictFIFOLock()
         self._rest: memoryview | None = None
         self._control: list[bytes] = []

@@ -1,0 +1,417 @@
+"""`/ws/session`, on the stand-in and on the real CLI: turns, approvals, interrupts, and every way to end."""
+
+from __future__ import annotations
+
+import json
+import signal
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+import trio
+from harness import Backend, directive, open_backend, until
+from talk import Talk, open_talk
+
+from trio_claude.errors import Reason
+from trio_claude.events import RunEnded
+
+BOTH = [pytest.param("fake"), pytest.param("real", marks=pytest.mark.real_cli)]
+ASKS = directive("bash", cmd="touch made-by-tool; ls")
+"""A Bash call for which the CLI asks."""
+
+
+@pytest.fixture(params=BOTH)
+async def cli(request: pytest.FixtureRequest, folder: Path) -> AsyncIterator[Backend]:
+    async with open_backend(request.param, folder) as backend:
+        yield backend
+
+
+@pytest.fixture
+async def fake(folder: Path) -> AsyncIterator[Backend]:
+    async with open_backend("fake", folder) as backend:
+        yield backend
+
+
+def tool_results(talk: Talk) -> list[str]:
+    blocks = [
+        block
+        for line in talk.lines()
+        if line["type"] == "user" and isinstance(line["message"]["content"], list)
+        for block in line["message"]["content"]
+        if block["type"] == "tool_result"
+    ]
+    return [str(block["content"]) for block in blocks]
+
+
+async def test_three_turns_in_one_process_and_a_model_changed_between_them(cli: Backend) -> None:
+    async with cli.serve() as server, open_talk(server) as talk:
+        hello = await talk.event("hello")
+        assert hello["protocol"] == 1
+        assert hello["control"] == ["initialize", "interrupt", "set_model"]
+        started = await talk.start()
+        models = []
+        for turn in range(3):
+            if turn == 1:
+                answer = await talk.control("r1", "set_model", model="claude-haiku-5-5")
+                assert answer["response"]["subtype"] == "success"
+            await talk.user(f"turn {turn}")
+            init = await talk.next(lambda frame: frame.get("subtype") == "init")
+            assert init["session_id"] == started["session"]
+            models.append(init["model"])
+            assert not (await talk.result())["is_error"]
+        await talk.stop("end")
+        ended = await talk.end()
+    assert models[0] != models[1] == models[2] == "claude-haiku-5-5"
+    assert (ended["reason"], ended["exit_status"], ended["receipt"]["survivors"]) == ("exit", 0, 0)
+    assert ended["lines"] == len(talk.lines())
+    assert talk.code == 1000
+    assert len(cli.ended) == 1
+
+
+async def test_a_message_in_a_turn_waits_for_the_next_one(cli: Backend) -> None:
+    """The CLI queues it, and takes all that it has queued as one turn."""
+    async with cli.serve() as server, open_talk(server) as talk:
+        await talk.start()
+        await talk.user(directive("slow", n=10, ms=50))
+        await talk.next(lambda frame: frame.get("subtype") == "init")
+        await talk.user("one")
+        await talk.user("two")
+        first = await talk.result()
+        second = await talk.result()
+        assert not first["is_error"]
+        assert not second["is_error"]
+        await talk.stop("end")
+        await talk.end()
+    assert len([line for line in talk.lines() if line["type"] == "result"]) == 2
+
+
+@pytest.mark.parametrize(
+    ("answer", "made", "told"),
+    [
+        ({"behavior": "allow"}, True, "made-by-tool"),
+        ({"behavior": "allow", "updatedInput": {"command": "echo changed", "description": "x"}}, False, "changed"),
+        ({"behavior": "deny", "message": "policy says no"}, False, "policy says no"),
+    ],
+    ids=["allow", "changed", "deny"],
+)
+async def test_an_approval(cli: Backend, answer: dict[str, object], made: bool, told: str) -> None:
+    async with cli.serve() as server, open_talk(server) as talk:
+        await talk.start()
+        await talk.user(ASKS)
+        question = await talk.asked()
+        assert question["request"]["tool_name"] == "Bash"
+        await talk.answer(question["request_id"], **answer)
+        await talk.result()
+        await talk.stop("end")
+        await talk.end()
+    assert (cli.cwd / "made-by-tool").exists() is made
+    assert told in tool_results(talk)[0]
+
+
+async def test_a_denial_that_interrupts_ends_the_turn_and_not_the_run(cli: Backend) -> None:
+    async with cli.serve() as server, open_talk(server) as talk:
+        await talk.start()
+        await talk.user(ASKS)
+        question = await talk.asked()
+        await talk.answer(question["request_id"], behavior="deny", message="no", interrupt=True)
+        assert (await talk.result())["terminal_reason"] == "aborted_tools"
+        await talk.user("again")
+        assert (await talk.result())["result"]
+        await talk.stop("end")
+        assert (await talk.end())["reason"] == "exit"
+
+
+async def test_an_approval_that_nobody_answers_is_denied_and_the_turns_clock_stands_still(cli: Backend) -> None:
+    async with cli.serve(approval_timeout=2.0, timeout=1.5) as server, open_talk(server) as talk:
+        await talk.start()
+        await talk.user(ASKS)
+        question = await talk.asked()
+        denied = await talk.event("denied")
+        assert denied["request"] == question["request_id"]
+        await talk.result()
+        await talk.answer(question["request_id"], behavior="allow")
+        assert (await talk.event("refused"))["code"] == "not-open"
+        await talk.stop("end")
+        assert (await talk.end())["reason"] == "exit"
+    assert "nobody answered within 2 s" in tool_results(talk)[0]
+    assert not (cli.cwd / "made-by-tool").exists()
+
+
+async def test_a_client_that_leaves_while_an_approval_is_open_takes_its_run_along(cli: Backend) -> None:
+    async with cli.serve() as server:
+        async with open_talk(server) as talk:
+            await talk.start()
+            await talk.user(ASKS)
+            await talk.asked()
+        await until(lambda: cli.ended)
+        assert cli.ended[0].outcome.reason is Reason.DISCONNECTED
+        assert cli.ended[0].outcome.receipt.survivors == 0
+        assert not cli.left()
+
+
+async def test_an_interrupt_keeps_the_partial_answer_and_the_session(cli: Backend) -> None:
+    async with cli.serve() as server, open_talk(server) as talk:
+        await talk.start(partial=True)
+        await talk.user(directive("slow", n=200, ms=20))
+        await talk.next(lambda frame: frame["type"] == "stream_event" and "delta" in frame["event"])
+        began = trio.current_time()
+        await talk.stop("interrupt")
+        assert (await talk.event("stopping"))["mode"] == "interrupt"
+        assert (await talk.result())["terminal_reason"] == "aborted_streaming"
+        assert trio.current_time() - began < 2
+        partial = [line for line in talk.lines() if line["type"] == "assistant"]
+        assert partial[-1]["message"]["content"][0]["text"]
+        await talk.user("again")
+        assert not (await talk.result())["is_error"]
+        await talk.stop("end")
+        assert (await talk.end())["reason"] == "exit"
+
+
+async def test_a_client_may_interrupt_in_the_clis_own_words(cli: Backend) -> None:
+    async with cli.serve() as server, open_talk(server) as talk:
+        await talk.start()
+        await talk.user(directive("slow", n=200, ms=20))
+        await talk.next(lambda frame: frame.get("subtype") == "init")
+        assert (await talk.control("mine", "interrupt"))["response"]["subtype"] == "success"
+        assert (await talk.result())["is_error"]
+        await talk.stop("kill")
+        assert (await talk.end())["reason"] == "stopped"
+
+
+async def test_the_end_comes_after_the_turn(cli: Backend) -> None:
+    async with cli.serve() as server, open_talk(server) as talk:
+        await talk.start()
+        await talk.user(directive("slow", n=10, ms=50))
+        await talk.stop("end")
+        ended = await talk.end()
+        await talk.say({"type": "gateway", "op": "stop", "mode": "end"}) if talk.code is None else None
+    assert [line["type"] for line in talk.lines()][-1] == "result"
+    assert (ended["reason"], ended["exit_status"]) == ("exit", 0)
+
+
+async def test_a_kill_is_at_once(cli: Backend) -> None:
+    async with cli.serve() as server, open_talk(server) as talk:
+        await talk.start()
+        await talk.user(directive("slow", n=200, ms=50))
+        await talk.next(lambda frame: frame.get("subtype") == "init")
+        await talk.stop("kill")
+        ended = await talk.end()
+    assert (ended["reason"], ended["signal"], talk.code) == ("stopped", signal.SIGKILL, 1000)
+    assert ended["receipt"]["survivors"] == 0
+
+
+async def test_a_session_goes_on_and_forks(cli: Backend) -> None:
+    async with cli.serve() as server:
+        async with open_talk(server) as talk:
+            session = (await talk.start())["session"]
+            await talk.user("remember this")
+            await talk.result()
+            await talk.stop("end")
+            await talk.end()
+        async with open_talk(server) as second, open_talk(server) as fork, open_talk(server) as rival:
+            assert (await second.start(resume=session))["session"] == session
+            other = (await fork.start(resume=session, fork=True))["session"]
+            assert other != session
+            await rival.say({"type": "gateway", "op": "start", "meta": "T", "options": {"resume": session}})
+            refused = await rival.event("refused")
+            assert refused["code"] == "session-busy"
+            for one, name in ((second, session), (fork, other)):
+                await one.user("and now")
+                init = await one.next(lambda frame: frame.get("subtype") == "init")
+                assert init["session_id"] == name
+                assert not (await one.result())["is_error"]
+                await one.stop("end")
+                await one.end()
+
+
+async def test_a_turn_that_takes_too_long_ends_the_run_and_keeps_what_it_said(cli: Backend) -> None:
+    async with cli.serve(timeout=2.5) as server, open_talk(server) as talk:
+        await talk.start()
+        await talk.user(directive("slow", n=1000, ms=20))
+        ended = await talk.end()
+    assert ended["reason"] == "deadline"
+    assert ended["error"] == "timed out after 2.5 s"
+    assert talk.code == 1011
+    assert any(line["type"] == "assistant" for line in talk.lines())
+    assert ended["receipt"]["survivors"] == 0
+
+
+async def test_a_refused_key_ends_the_run_early(cli: Backend) -> None:
+    async with cli.serve() as server, open_talk(server) as talk:
+        await talk.start()
+        await talk.user(directive("err", status=401))
+        ended = await talk.end()
+    assert ended["reason"] == "unauthorized"
+    assert talk.code == 1011
+
+
+async def test_stderr_says_after_which_line(fake: Backend) -> None:
+    async with fake.serve() as server, open_talk(server) as talk:
+        await talk.start()
+        await talk.user(directive("stderr", text="careful", n=2))
+        await talk.result()
+        await talk.stop("end")
+        await talk.end()
+    told = [frame for frame in talk.frames if frame.get("event") == "stderr"]
+    assert [frame["line"] for frame in told] == ["careful", "careful"]
+    assert all(0 <= frame["after"] <= len(talk.lines()) for frame in told)
+
+
+async def test_an_idle_session_ends(fake: Backend) -> None:
+    async with fake.serve(session_idle_timeout=0.5) as server, open_talk(server) as talk:
+        await talk.start()
+        await talk.user("hi")
+        await talk.result()
+        ended = await talk.end()
+    assert (ended["reason"], ended["error"]) == ("deadline", "idle for 0.5 s")
+
+
+async def test_a_session_has_an_end(fake: Backend) -> None:
+    async with fake.serve(session_timeout=1.0) as server, open_talk(server) as talk:
+        await talk.start()
+        await talk.user("hi")
+        ended = await talk.end()
+    assert ended["error"] == "the session lasted 1 s"
+
+
+async def test_silence_is_told_and_then_ends_the_run(fake: Backend) -> None:
+    async with fake.serve(stall_notice=0.3, stall_timeout=1.2) as server, open_talk(server) as talk:
+        await talk.start(partial=True)
+        await talk.user(directive("stall", n=2))
+        stalled = await talk.event("stalled")
+        ended = await talk.end()
+    assert stalled["phase"] == "between-lines"
+    assert ended["reason"] == "stalled"
+    assert "between-lines" in ended["error"]
+    assert len([frame for frame in talk.frames if frame.get("event") == "stalled"]) == 1
+
+
+async def test_a_cli_that_does_not_begin_is_stalled_before_its_first_output(fake: Backend) -> None:
+    async with fake.serve(stall_notice=0.3) as server, open_talk(server) as talk:
+        await talk.start()
+        await talk.user(directive("silent"))
+        assert (await talk.event("stalled"))["phase"] == "first-output"
+        await talk.stop("kill")
+        await talk.end()
+
+
+async def test_an_interrupt_that_is_not_obeyed_ends_the_run(fake: Backend) -> None:
+    async with fake.serve(interrupt_grace=0.3) as server, open_talk(server) as talk:
+        await talk.start()
+        await talk.user(directive("silent", ignore_term=True))
+        await trio.sleep(0.3)
+        await talk.stop("interrupt")
+        ended = await talk.end()
+    assert ended["reason"] == "stopped"
+    assert "did not obey" in ended["error"]
+    assert ended["receipt"]["survivors"] == 0
+
+
+async def test_a_cli_that_lives_on_after_its_end_is_ended(fake: Backend) -> None:
+    async with fake.serve(result_grace=0.3) as server, open_talk(server) as talk:
+        await talk.start()
+        await talk.user(directive("linger", seconds=60))
+        await talk.stop("end")
+        ended = await talk.end()
+    assert ended["reason"] == "exit"
+    assert talk.reason.startswith("ended after result; ")
+
+
+async def test_a_cli_that_dies_is_told(fake: Backend) -> None:
+    async with fake.serve() as server, open_talk(server) as talk:
+        await talk.start()
+        await talk.user(directive("exit", status=3))
+        ended = await talk.end()
+        assert talk.code == 1011
+    assert (ended["reason"], ended["exit_status"]) == ("failed", 3)
+
+
+async def test_what_a_queued_session_is_told(fake: Backend) -> None:
+    async with fake.serve(max_runs=1) as server, open_talk(server) as first, open_talk(server) as second:
+        await first.start()
+        await second.say({"type": "gateway", "op": "start", "meta": "TWO"})
+        assert (await second.event("queued"))["position"] == 1
+        await second.user("said while it waits")
+        await first.stop("kill")
+        await first.end()
+        assert (await second.result())["result"]
+        await second.stop("end")
+        await second.end()
+
+
+async def test_no_slot(fake: Backend) -> None:
+    async with fake.serve(max_runs=1, queue_timeout=0.2) as server, open_talk(server) as first:
+        await first.start()
+        async with open_talk(server) as second:
+            await second.say({"type": "gateway", "op": "start", "meta": "TWO"})
+            refused = await second.event("refused")
+            await until(lambda: second.code)
+        assert (refused["code"], refused["retry_after"], second.code) == ("busy", 0.2, 1013)
+
+
+async def test_a_session_that_is_stopped_while_it_waits(fake: Backend) -> None:
+    async with fake.serve(max_runs=1) as server, open_talk(server) as first:
+        await first.start()
+        async with open_talk(server) as second:
+            await second.say({"type": "gateway", "op": "start", "meta": "TWO"})
+            await second.event("queued")
+            await second.stop("end")
+            await until(lambda: second.code)
+        assert second.code == 1000
+        assert not [event for event in fake.events if isinstance(event, RunEnded)]
+
+
+async def test_a_drain_ends_a_session(fake: Backend) -> None:
+    async with fake.serve() as server, open_talk(server) as talk:
+        await talk.start()
+        await server.drain(0)
+        ended = await talk.end()
+        assert (ended["reason"], ended["retryable"], talk.code) == ("drained", True, 1012)
+
+
+@pytest.mark.parametrize(
+    ("first", "code"),
+    [
+        ("nonsense", "bad-message"),
+        ({"type": "user", "message": {"role": "user", "content": "x"}}, "bad-message"),
+        ({"type": "gateway", "op": "start"}, "bad-message"),
+        ({"type": "gateway", "op": "start", "meta": "lower"}, "bad-message"),
+        ({"type": "gateway", "op": "start", "meta": "T\n"}, "bad-message"),
+        ({"type": "gateway", "op": "start", "meta": "T", "options": {"permission_mode": "plan"}}, "bad-message"),
+        ({"type": "gateway", "op": "start", "meta": "T", "options": {"fork": True}}, "bad-message"),
+        ({"type": "gateway", "op": "start", "meta": "T", "options": {"on_disconnect": {"grace": 5}}}, "not-offered"),
+        ({"type": "gateway", "op": "start", "meta": "T", "options": {"on_disconnect": "keep"}}, "bad-message"),
+        ({"type": "gateway", "op": "start", "meta": "T", "extra": 1}, "bad-message"),
+        ({"type": "gateway", "op": "attach", "run": "ab12", "after": 3}, "not-offered"),
+    ],
+    ids=str,
+)
+async def test_a_wrong_start_is_refused(fake: Backend, first: str | dict[str, object], code: str) -> None:
+    async with fake.serve() as server, open_talk(server) as talk:
+        await talk.say(first)
+        refused = await talk.event("refused")
+        await until(lambda: talk.code)
+        assert (refused["code"], talk.code) == (code, 1008)
+        assert refused["error"]
+
+
+async def test_what_is_refused_in_a_session_leaves_it_as_it_was(cli: Backend) -> None:
+    async with cli.serve() as server, open_talk(server) as talk:
+        await talk.start()
+        bad = [
+            "nonsense",
+            "[]",
+            '{"type":"user"}',
+            json.dumps({"type": "gateway", "op": "start", "meta": "T"}),
+            json.dumps({"type": "gateway", "op": "detach"}),
+            json.dumps({"type": "gateway", "op": "stop", "mode": "hard"}),
+            json.dumps({"type": "control_request", "request_id": "a", "request": {"subtype": "mcp_set_servers"}}),
+            json.dumps({"type": "keep_alive"}),
+        ]
+        for line in bad:
+            await talk.say(line)
+            assert (await talk.event("refused"))["error"]
+        await talk.user("still there?")
+        assert not (await talk.result())["is_error"]
+        await talk.stop("end")
+        assert (await talk.end())["reason"] == "exit"

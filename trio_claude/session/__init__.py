@@ -1,0 +1,30 @@
+"""The rules of `/ws/session`: what a client may say to its CLI, in which states, and for how long.
+
+Rule 1: no await, no trio, no clock; `now` is an argument. Rule 2: nothing that a client says reaches a CLI as it is;
+each line is built anew from what is allowed.
+"""
+
+from .lines import CONTROLS, OWN_REQUEST, ClientLine, Kind, denial, rebuild
+from .ops import Start, Stop, parse_op, parse_start
+from .states import TABLE, Asked, Clock, Due, Happening, Patience, Session, State
+
+__all__ = [
+    "CONTROLS",
+    "OWN_REQUEST",
+    "TABLE",
+    "Asked",
+    "ClientLine",
+    "Clock",
+    "Due",
+    "Happening",
+    "Kind",
+    "Patience",
+    "Session",
+    "Start",
+    "State",
+    "Stop",
+    "denial",
+    "parse_op",
+    "parse_start",
+    "rebuild",
+]

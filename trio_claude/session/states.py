@@ -1,0 +1,290 @@
+"""What a session is at: one table of states, the CLI's open questions, and the clocks.
+
+The clocks of a turn and of the whole session stand still while an approval is open; an approval has a clock of its own.
+"""
+
+from __future__ import annotations
+
+import enum
+import json
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import attrs
+
+from ..stream_json import DELTA
+
+APPROVAL = "can_use_tool"
+OPEN_LIMIT = 1000
+OPEN_BYTES = 32 * 1024 * 1024
+"""Questions of the CLI that are kept open, and their bytes; of a CLI that asks more, the oldest is forgotten."""
+
+
+class State(enum.StrEnum):
+    """What a session is at."""
+
+    IDLE = "idle"
+    RUNNING = "running"
+    AWAITING = "awaiting-approval"
+    ENDING = "ending"
+
+
+class Happening(enum.StrEnum):
+    """What changes the state."""
+
+    PROMPTED = "prompted"
+    """The client has said something to the model."""
+    BEGAN = "began"
+    """The CLI has begun a turn, whoever wanted it."""
+    ASKED = "asked"
+    """The CLI has asked for an approval."""
+    SETTLED = "settled"
+    """The last open approval was answered, or is not wanted any more."""
+    RESULT = "result"
+    """The CLI has said a turn's result."""
+    DECIDED = "decided"
+    """The end of the run is decided."""
+
+
+TABLE: Mapping[State, Mapping[Happening, State]] = {
+    State.IDLE: {
+        Happening.PROMPTED: State.RUNNING,
+        Happening.BEGAN: State.RUNNING,
+        Happening.ASKED: State.AWAITING,
+        Happening.SETTLED: State.IDLE,
+        Happening.RESULT: State.IDLE,
+        Happening.DECIDED: State.ENDING,
+    },
+    State.RUNNING: {
+        Happening.PROMPTED: State.RUNNING,
+        Happening.BEGAN: State.RUNNING,
+        Happening.ASKED: State.AWAITING,
+        Happening.SETTLED: State.RUNNING,
+        Happening.RESULT: State.IDLE,
+        Happening.DECIDED: State.ENDING,
+    },
+    State.AWAITING: {
+        Happening.PROMPTED: State.AWAITING,
+        Happening.BEGAN: State.AWAITING,
+        Happening.ASKED: State.AWAITING,
+        Happening.SETTLED: State.RUNNING,
+        Happening.RESULT: State.IDLE,
+        Happening.DECIDED: State.ENDING,
+    },
+    State.ENDING: dict.fromkeys(Happening, State.ENDING),
+}
+
+
+@attrs.frozen
+class Asked:
+    """A question of the CLI: what it asks, in how many bytes, and since when it is open."""
+
+    subtype: str
+    input: dict[str, Any]
+    size: int
+    since: float
+
+
+@attrs.frozen(kw_only=True)
+class Patience:
+    """How long things may take, in seconds. `notice` is how long a silence lasts before it is told."""
+
+    turn: float
+    idle: float
+    whole: float
+    approval: float
+    interrupt: float
+    notice: float
+    silence: float = math.inf
+
+
+class Clock(enum.StrEnum):
+    """Which time is over."""
+
+    TURN = "turn"
+    IDLE = "idle"
+    WHOLE = "whole"
+    APPROVAL = "approval"
+    INTERRUPT = "interrupt"
+    NOTICE = "notice"
+    SILENCE = "silence"
+
+
+@attrs.frozen
+class Due:
+    """What is next to happen if nothing else does; `request` names the approval whose time is over."""
+
+    at: float
+    clock: Clock
+    request: str = ""
+
+
+_MARKS = (b'"result"', b'"init"', b'"control_request"', b'"control_cancel_request"')
+_STOPPED: Mapping[State, frozenset[Clock]] = {
+    State.IDLE: frozenset({Clock.TURN}),
+    State.RUNNING: frozenset({Clock.IDLE}),
+    State.AWAITING: frozenset({Clock.TURN, Clock.IDLE, Clock.WHOLE}),
+    State.ENDING: frozenset({Clock.TURN, Clock.IDLE, Clock.WHOLE}),
+}
+"""The budgets that are not used up in each state."""
+
+
+class Session:
+    """One session: its state, the questions that are open, and what is due when."""
+
+    def __init__(self, patience: Patience, now: float) -> None:
+        self.patience = patience
+        self.state: State = State.IDLE
+        self.asked: dict[str, Asked] = {}
+        self.lines: int = 0
+        self.closing: bool = False
+        self._left = {Clock.TURN: patience.turn, Clock.IDLE: patience.idle, Clock.WHOLE: patience.whole}
+        self._counted = now
+        self._heard = now
+        self._told = False
+        self._said_since_prompt = False
+        self._interrupted: float | None = None
+
+    @property
+    def phase(self) -> str:
+        """What a silence is: before the first output of a turn, between two lines, or after the last result."""
+        if self.state is State.IDLE:
+            return "after-result"
+        return "between-lines" if self._said_since_prompt else "first-output"
+
+    # what happens
+
+    def begin(self, now: float) -> None:
+        """Take that the CLI runs: what was said before it did costs the session no time."""
+        self._counted = self._heard = now
+
+    def hear(self, lines: list[bytes], now: float) -> list[Happening]:
+        """Take lines of the CLI, in order; return what they have changed."""
+        self._heard, self._told = now, False
+        happened: list[Happening] = []
+        suspects = [line for line in lines if _is_suspect(line)]
+        if len(suspects) < len(lines):
+            self._said_since_prompt = True
+        for line in suspects:
+            happened += self._note(line, now)
+        self.lines += len(lines)
+        return happened
+
+    def prompt(self, now: float) -> None:
+        """Take that the client has said something to the model."""
+        if self.state is State.IDLE:
+            self._left[Clock.TURN] = self.patience.turn
+            self._heard, self._told, self._said_since_prompt = now, False, False
+        self._happen(Happening.PROMPTED, now)
+
+    def answer(self, request: str, now: float) -> None:
+        """Take that an open question is answered, or not wanted any more."""
+        question = self.asked.pop(request, None)
+        if question and question.subtype == APPROVAL and not self._approvals():
+            self._heard, self._told = now, False
+            self._happen(Happening.SETTLED, now)
+
+    def interrupt(self, now: float) -> None:
+        """Take that the turn is to end."""
+        if self.state in (State.RUNNING, State.AWAITING) and self._interrupted is None:
+            self._interrupted = now
+
+    def decide(self, now: float) -> None:
+        """Take that the end of the run is decided."""
+        self.asked.clear()
+        self._interrupted = None
+        self._happen(Happening.DECIDED, now)
+
+    def notice(self) -> None:
+        """Take that the silence was told."""
+        self._told = True
+
+    # what is due
+
+    def silent(self, now: float) -> float:
+        """Return for how long the CLI has said nothing, in seconds."""
+        return now - self._heard
+
+    def due(self, now: float) -> Due:
+        """Return what is next to happen if nothing else does."""
+        self._count(now)
+        running = {clock: left for clock, left in self._left.items() if clock not in _STOPPED[self.state]}
+        found = [Due(now + left, clock) for clock, left in running.items()]
+        found += [
+            Due(question.since + self.patience.approval, Clock.APPROVAL, request)
+            for request, question in self.asked.items()
+            if question.subtype == APPROVAL
+        ]
+        if self._interrupted is not None:
+            found.append(Due(self._interrupted + self.patience.interrupt, Clock.INTERRUPT))
+        if self.state is State.RUNNING or (self.state is State.IDLE and self.closing):
+            found.append(Due(self._heard + self.patience.silence, Clock.SILENCE))
+            if not self._told:
+                found.append(Due(self._heard + self.patience.notice, Clock.NOTICE))
+        return min(found, key=lambda due: due.at, default=Due(math.inf, Clock.WHOLE))
+
+    # inside
+
+    def _note(self, line: bytes, now: float) -> list[Happening]:
+        said = _object(line)
+        kind = said.get("type")
+        if kind == "control_request":
+            return self._ask(said, len(line), now)
+        if kind == "control_cancel_request":
+            was = self.state
+            self.answer(str(said.get("request_id")), now)
+            return [Happening.SETTLED] if self.state is not was else []
+        if kind == "result":
+            self.asked.clear()
+            self._interrupted = None
+            self._happen(Happening.RESULT, now)
+            return [Happening.RESULT]
+        if kind == "system" and said.get("subtype") == "init":
+            if self.state is State.IDLE:
+                self._left[Clock.TURN] = self.patience.turn
+            self._happen(Happening.BEGAN, now)
+            return [Happening.BEGAN]
+        self._said_since_prompt = True
+        return []
+
+    def _ask(self, said: dict[str, Any], size: int, now: float) -> list[Happening]:
+        request, question = said.get("request_id"), said.get("request")
+        if not isinstance(request, str) or not isinstance(question, dict):
+            return []
+        given = question.get("input")
+        subtype = str(question.get("subtype"))
+        self.asked[request] = Asked(subtype, given if isinstance(given, dict) else {}, size, now)
+        while len(self.asked) > OPEN_LIMIT or sum(one.size for one in self.asked.values()) > OPEN_BYTES:
+            self.answer(next(iter(self.asked)), now)
+        if subtype != APPROVAL:
+            return []
+        self._happen(Happening.ASKED, now)
+        return [Happening.ASKED]
+
+    def _approvals(self) -> bool:
+        return any(question.subtype == APPROVAL for question in self.asked.values())
+
+    def _happen(self, happening: Happening, now: float) -> None:
+        self._count(now)
+        was, self.state = self.state, TABLE[self.state][happening]
+        if self.state is State.IDLE and was is not State.IDLE:
+            self._left[Clock.IDLE] = self.patience.idle
+
+    def _count(self, now: float) -> None:
+        """Use up the budgets that run in this state."""
+        spent, self._counted = now - self._counted, now
+        for clock in self._left.keys() - _STOPPED[self.state]:
+            self._left[clock] -= spent
+
+
+def _is_suspect(line: bytes) -> bool:
+    return not line.startswith(DELTA) and any(mark in line for mark in _MARKS)
+
+
+def _object(line: bytes) -> dict[str, Any]:
+    try:
+        said = json.loads(line)
+    except (ValueError, RecursionError):
+        return {}
+    return said if isinstance(said, dict) else {}

@@ -1,0 +1,230 @@
+"""The run of a session: one CLI and many turns, on the engine of `run`.
+
+Rule 1: what a client says waits in a bounded outbox, answers and interrupts first; nothing here blocks its reader.
+Rule 2: whatever a session waits for has a clock, and one task watches them all.
+"""
+
+from __future__ import annotations
+
+import math
+import secrets
+from collections import deque
+from contextlib import AbstractAsyncContextManager
+from typing import Protocol, cast
+
+import trio
+
+from . import stream_json
+from .config import Config
+from .containment import Contained, Containment, Job
+from .errors import Backlog, Ending, Reason
+from .events import Observer
+from .messages import Options
+from .run import Decision, Run, Sink
+from .session import OWN_REQUEST, ClientLine, Clock, Due, Happening, Kind, Patience, Session, Start, State, denial
+from .stream_json import Sign
+from .turns import Turns
+from .workplace import Workplace
+
+
+class SessionSink(Sink, Protocol):
+    """What takes a session's output. The calls that a `Sink` has not must not wait."""
+
+    def started(self) -> None:
+        """Hear that the CLI runs."""
+
+    def stalled(self, phase: str, seconds: float) -> None:
+        """Hear that the CLI has said nothing for so long."""
+
+    def expired(self, request: str, seconds: float) -> None:
+        """Hear that an approval was denied because nobody answered for so long."""
+
+
+class Outbox:
+    """Lines that wait for the CLI's stdin, at most `limit` bytes of them; urgent ones go first."""
+
+    def __init__(self, limit: int) -> None:
+        self._limit = limit
+        self._urgent: deque[bytes] = deque()
+        self._plain: deque[bytes] = deque()
+        self._waiting = 0
+        self.closed: bool = False
+        self._stir = trio.Event()
+
+    def put(self, line: bytes, *, urgent: bool = False) -> None:
+        """Take a line. Raises `Backlog` where too much waits already."""
+        if self._waiting and self._waiting + len(line) > self._limit:
+            raise Backlog(f"{self._waiting} bytes wait for the CLI already; it takes {self._limit}")
+        (self._urgent if urgent else self._plain).append(line)
+        self._waiting += len(line)
+        self._stir.set()
+
+    def close(self) -> None:
+        """Take no more; what waits still goes out."""
+        self.closed = True
+        self._stir.set()
+
+    async def take(self) -> bytes:
+        """Wait for the next line and return it; empty once no more come."""
+        while True:
+            for lane in (self._urgent, self._plain):
+                if lane:
+                    line = lane.popleft()
+                    self._waiting -= len(line)
+                    return line
+            if self.closed:
+                return b""
+            self._stir = trio.Event()
+            await self._stir.wait()
+
+
+class SessionRun(Run):
+    """A session, from its first message to its receipt.
+
+    Resource handling and error handling are those of `Run`. `say`, `interrupt` and `finish` return at once.
+    """
+
+    def __init__(
+        self, start: Start, workplace: Workplace, containment: Containment, observer: Observer, turns: Turns
+    ) -> None:
+        super().__init__(start, workplace, containment, observer, math.inf, turns)
+        config = workplace.config
+        self.start = start
+        self.session: Session = Session(_patience(config, start.options), trio.current_time())
+        self._outbox = Outbox(config.max_session_message)
+        self._talking = trio.CancelScope()
+        self._stir = trio.Event()
+
+    def say(self, line: ClientLine) -> None:
+        """Take a client's line for the CLI. Raises `Ending` and `Backlog`."""
+        if self._outbox.closed or self.session.state is State.ENDING:
+            raise Ending("the run is ending")
+        self._outbox.put(line.data, urgent=line.urgent)
+        now = trio.current_time()
+        if line.kind is Kind.USER:
+            self.session.prompt(now)
+        elif line.kind is Kind.RESPONSE:
+            self.session.answer(line.request, now)
+        elif line.subtype == "interrupt":
+            self.session.interrupt(now)
+        self._stir.set()
+
+    def interrupt(self) -> None:
+        """End the turn: an interrupt past all that waits, and if there is no result in its grace, the run's end."""
+        if self.session.state in (State.RUNNING, State.AWAITING) and not self._outbox.closed:
+            request = OWN_REQUEST + secrets.token_hex(8)
+            self._outbox.put(stream_json.control_line(request, "interrupt"), urgent=True)
+        self.session.interrupt(trio.current_time())
+        self._stir.set()
+
+    def finish(self) -> None:
+        """End the run politely: the CLI does what it was told, and then ends, because it is told no more."""
+        self._outbox.close()
+        self.session.closing = True
+        if self.session.state is State.IDLE:
+            self._arm_grace()
+        self._stir.set()
+
+    # what differs from a run of one prompt
+
+    def _job(self) -> AbstractAsyncContextManager[Job]:
+        binds, session = self._containment.binds, self.start.session
+        return self._workplace.job(self.id, self.options, self.meta, binds=binds, session=session)
+
+    def _begin_talk(self, process: Contained, sink: Sink, nursery: trio.Nursery) -> None:
+        hearer = cast("SessionSink", sink)
+        self.session.begin(trio.current_time())
+        hearer.started()
+        if self._outbox.closed and self.session.state is State.IDLE:
+            self._arm_grace()
+        nursery.start_soon(self._talk, process, hearer)
+
+    def _end_talk(self) -> None:
+        self._talking.cancel()
+        self.session.decide(trio.current_time())
+
+    async def _talk(self, process: Contained, sink: SessionSink) -> None:
+        """Speak and watch the clocks until the CLI has ended."""
+        with self._talking:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(self._speak, process)
+                await self._tend(sink)
+
+    async def _speak(self, process: Contained) -> None:
+        """Tell the CLI what waits for it, until no more comes."""
+        try:
+            while line := await self._outbox.take():
+                await process.stdin.send_all(line)
+        except trio.BrokenResourceError:
+            return  # it ended, or closed its stdin; its exit status tells
+        finally:
+            await process.stdin.aclose()
+
+    async def _tend(self, sink: SessionSink) -> None:
+        """Wait for whatever is due next, and see to it."""
+        while True:
+            self._stir = trio.Event()
+            now = trio.current_time()
+            if (due := self.session.due(now)).at <= now:
+                self._meet(due, sink)
+                continue
+            with trio.move_on_at(due.at):
+                await self._stir.wait()
+
+    def _meet(self, due: Due, sink: SessionSink) -> None:
+        """Do what is due."""
+        patience, now = self.session.patience, trio.current_time()
+        match due.clock:
+            case Clock.NOTICE:
+                self.session.notice()
+                sink.stalled(self.session.phase, self.session.silent(now))
+            case Clock.APPROVAL:
+                text = f"nobody answered within {patience.approval:g} s"
+                self._outbox.put(denial(due.request, text), urgent=True)
+                self.session.answer(due.request, now)
+                sink.expired(due.request, patience.approval)
+            case Clock.INTERRUPT:
+                self.stop(Reason.STOPPED, f"the CLI did not obey an interrupt within {patience.interrupt:g} s")
+            case Clock.SILENCE:
+                self.stop(Reason.STALLED, f"no output for {patience.silence:g} s ({self.session.phase})")
+            case Clock.TURN:
+                self.stop(Reason.DEADLINE, f"timed out after {patience.turn:g} s")
+            case Clock.IDLE:
+                self.stop(Reason.DEADLINE, f"idle for {patience.idle:g} s")
+            case Clock.WHOLE:
+                self.stop(Reason.DEADLINE, f"the session lasted {patience.whole:g} s")
+
+    def _hear(self, lines: list[bytes]) -> None:
+        happened = self.session.hear(lines, trio.current_time())
+        for happening in happened if self.session.closing else ():
+            if happening is Happening.RESULT:
+                self._arm_grace()
+            elif happening is Happening.BEGAN:
+                self._grace.deadline = math.inf
+        if happened:
+            self._stir.set()
+
+    def _note(self, sign: Sign, sink: Sink) -> None:
+        if sign.result:
+            self._result_error = sign.error
+
+    def _decide(self, decision: Decision) -> None:
+        super()._decide(decision)
+        self.session.decide(trio.current_time())
+        self._stir.set()
+
+    def _arm_grace(self) -> None:
+        """Give a CLI that is told no more the time to end."""
+        self._grace.deadline = trio.current_time() + self._workplace.config.result_grace
+
+
+def _patience(config: Config, options: Options) -> Patience:
+    return Patience(
+        turn=options.timeout or config.timeout,
+        idle=config.session_idle_timeout,
+        whole=config.session_timeout,
+        approval=config.approval_timeout,
+        interrupt=config.interrupt_grace,
+        notice=config.stall_notice,
+        silence=config.stall_timeout or math.inf,
+    )

@@ -21,6 +21,8 @@ from .session_run import SessionRun
 
 PROTOCOL = 1
 """The version of the contract of `/ws/session`."""
+ID_LIMIT = 128
+"""Characters of a request's id that a refusal repeats."""
 EARLY_LIMIT = 8
 """Messages that a client may send while its first is not dealt with yet."""
 
@@ -101,6 +103,7 @@ class Conversation:
 
     def _take(self, message: str | bytes, run: SessionRun) -> None:
         """Do what a client says, or refuse it; the run goes on either way."""
+        said: dict[str, object] = {}
         try:
             said = messages.parse_object(message)
             if said.get("type") == "gateway":
@@ -108,7 +111,7 @@ class Conversation:
             else:
                 run.say(session.rebuild(said, run.session.asked, self._config.controls))
         except BadMessage as error:
-            self._peer.post(messages.render_refused(error.code, str(error)))
+            self._peer.post(messages.render_refused(error.code, str(error), **_named(said)))
 
     def _stop(self, mode: str, run: SessionRun) -> None:
         self._peer.post(messages.render_event("stopping", mode=mode))
@@ -161,6 +164,13 @@ class Conversation:
         """Say that an approval was denied because nobody answered."""
         text = f"nobody answered within {seconds:g} s"
         self._peer.post(messages.render_event("denied", request=request, code="approval-timeout", error=text))
+
+
+def _named(said: dict[str, object]) -> dict[str, object]:
+    """Return by which id a program knows what it said."""
+    response = said.get("response")
+    name = response.get("request_id") if isinstance(response, dict) else said.get("request_id")
+    return {"request_id": name} if isinstance(name, str) and len(name) <= ID_LIMIT else {}
 
 
 def _closing(outcome: Outcome) -> Closing:

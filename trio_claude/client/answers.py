@@ -1,34 +1,17 @@
-"""The client library for `/ws/claude`, for Trio and asyncio programs alike.
-
-Duty: ask a server one thing and yield what it says until the end. This module must never run a CLI itself and never
-retry a prompt: a prompt that was sent may have had effects.
-"""
+"""`/ws/claude`: ask a server one thing and hear what it says until the end."""
 
 from __future__ import annotations
 
 import contextlib
 import json
 from collections.abc import AsyncIterator
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from contextlib import asynccontextmanager
 from typing import Any
-from urllib.parse import urlsplit, urlunsplit
 
 import attrs
-import httpx
-from httpx_ws import AsyncWebSocketSession, HTTPXWSException, WebSocketDisconnect, WebSocketUpgradeError, aconnect_ws
+from httpx_ws import AsyncWebSocketSession, HTTPXWSException, WebSocketDisconnect
 
-from .errors import TrioClaudeError
-
-MESSAGE_LIMIT = 32 * 1024 * 1024
-"""Bytes of one frame: twice what a server takes for a line by default."""
-QUEUE = 64
-"""Frames that wait here unread; then the server waits."""
-CONNECT_TIMEOUT = 10.0
-"""Seconds for TCP and the handshake."""
-
-
-class ConnectFailed(TrioClaudeError):
-    """The server could not be reached, or refused the handshake; the text says which."""
+from .sockets import door, open_socket
 
 
 @attrs.frozen
@@ -93,39 +76,13 @@ def _gateway_note(text: str) -> dict[str, Any] | None:
     return said if isinstance(said, dict) and said.keys() & {"info", "error", "stderr"} and "type" not in said else None
 
 
-def door(url: str, path: str = "/ws/claude", query: str = "frames=verbatim") -> str:
-    """Return a server's address, with or without scheme and path, as the address of a door."""
-    parts = urlsplit(url if "://" in url else f"http://{url}")
-    scheme = {"http": "ws", "https": "wss"}.get(parts.scheme, parts.scheme)
-    return urlunsplit((scheme, parts.netloc, parts.path if len(parts.path) > 1 else path, query, ""))
-
-
 @asynccontextmanager
 async def ask(prompt: str, *, meta: str, url: str = "http://127.0.0.1:3000", **options: Any) -> AsyncIterator[Answer]:
     """Send a prompt and yield its `Answer`; leaving the context ends the run. `options` are those of the wire contract.
 
     Raises `ConnectFailed`.
     """
-    loopback = urlsplit(door(url)).hostname in ("127.0.0.1", "localhost", "::1")
-    async with httpx.AsyncClient(
-        trust_env=not loopback, timeout=httpx.Timeout(None, connect=CONNECT_TIMEOUT)
-    ) as client:
-        try:
-            connection: AbstractAsyncContextManager[AsyncWebSocketSession] = aconnect_ws(
-                door(url),
-                client,
-                max_message_size_bytes=MESSAGE_LIMIT,
-                queue_size=QUEUE,
-                keepalive_ping_interval_seconds=None,
-            )
-            socket = await connection.__aenter__()
-        except WebSocketUpgradeError as error:
-            raise ConnectFailed(f"{url} refused: HTTP {error.response.status_code}") from error
-        except (httpx.InvalidURL, httpx.HTTPError, HTTPXWSException, OSError) as error:
-            raise ConnectFailed(f"can't reach {url}: {error}") from error
-        try:
-            with contextlib.suppress(HTTPXWSException):  # a server that went away is read out below, with its reason
-                await socket.send_text(json.dumps({"prompt": prompt, "meta": meta, **options}))
-            yield Answer(socket)
-        finally:
-            await connection.__aexit__(None, None, None)
+    async with open_socket(door(url), url) as socket:
+        with contextlib.suppress(HTTPXWSException):  # a server that went away is read out below, with its reason
+            await socket.send_text(json.dumps({"prompt": prompt, "meta": meta, **options}))
+        yield Answer(socket)

@@ -1,0 +1,232 @@
+"""Rule: a session of the client library does the same under Trio and asyncio; every refusal and end is typed."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from functools import partial
+from typing import Any
+
+import pytest
+import trio
+from harness import Backend, directive, until
+
+from trio_claude.client import (
+    Allow,
+    Approval,
+    Assistant,
+    ConnectFailed,
+    Delta,
+    Deny,
+    Init,
+    Refused,
+    Result,
+    Session,
+    Unknown,
+    User,
+    open_session,
+    parse_line,
+)
+
+ASKS = directive("bash", cmd="touch made-by-tool; ls")
+
+
+async def under_trio(program: Callable[[], Awaitable[Any]]) -> Any:
+    return await program()
+
+
+async def under_asyncio(program: Callable[[], Awaitable[Any]]) -> Any:
+    return await trio.to_thread.run_sync(lambda: asyncio.run(program()))  # type: ignore[arg-type]
+
+
+BOTH = pytest.mark.parametrize("library", [under_trio, under_asyncio])
+Library = Callable[[Callable[[], Awaitable[Any]]], Awaitable[Any]]
+
+
+async def turn(session: Session, text: str) -> tuple[list[Any], Result]:
+    lines = [line async for line in session.ask(text)]
+    assert isinstance(lines[-1], Result)
+    return lines, lines[-1]
+
+
+@BOTH
+async def test_turns_models_and_the_end(fake: Backend, library: Library) -> None:
+    async def program(url: str) -> Any:
+        async with open_session(meta="T", url=url, partial=True) as session:
+            lines, first = await turn(session, directive("text", text="one two three", deltas=3))
+            await session.set_model("claude-haiku-5-5")
+            _, second = await turn(session, "again")
+            return session.id, lines, first, second, await session.end()
+
+    async with fake.serve() as server:
+        name, lines, first, second, ended = await library(partial(program, server.url))
+    inits = [line for line in lines if isinstance(line, Init)]
+    assert [init.session for init in inits] == [name]
+    assert "".join(line.text for line in lines if isinstance(line, Delta)) == "one two three"
+    assert [line.text for line in lines if isinstance(line, Assistant)] == ["one two three"]
+    assert (first.text, first.error, second.error) == ("one two three", None, None)
+    assert ended.ok
+    assert (ended.reason, ended.code, ended.receipt["survivors"]) == ("exit", 1000, 0)
+
+
+@BOTH
+@pytest.mark.parametrize(
+    ("decision", "told"),
+    [(Allow(), "made-by-tool"), (Allow({"command": "echo changed"}), "changed"), (Deny("not today"), "not today")],
+    ids=["allow", "changed", "deny"],
+)
+async def test_approvals_are_a_callback(fake: Backend, library: Library, decision: Allow | Deny, told: str) -> None:
+    async def program(url: str) -> Any:
+        asked: list[Approval] = []
+
+        async def decide(approval: Approval) -> Allow | Deny:
+            asked.append(approval)
+            return decision
+
+        async with open_session(meta="T", url=url, on_approval=decide) as session:
+            lines, _ = await turn(session, ASKS)
+            await session.end()
+            return asked, lines
+
+    async with fake.serve() as server:
+        asked, lines = await library(partial(program, server.url))
+    assert [(approval.tool, approval.input["command"]) for approval in asked] == [("Bash", "touch made-by-tool; ls")]
+    results = [block for line in lines if isinstance(line, User) for block in line.blocks]
+    assert told in str(results[0]["content"])
+
+
+@BOTH
+async def test_a_callback_that_fails_is_the_programs_error_and_the_tool_does_not_run(
+    fake: Backend, library: Library
+) -> None:
+    async def decide(_approval: Approval) -> Allow | Deny:
+        raise LookupError("no such policy")
+
+    async def program(url: str) -> None:
+        async with open_session(meta="T", url=url, on_approval=decide) as session:
+            await turn(session, ASKS)
+
+    async with fake.serve() as server:
+        with pytest.raises(LookupError, match="no such policy"):
+            await library(partial(program, server.url))
+        await until(lambda: fake.ended)
+    assert not (fake.cwd / "made-by-tool").exists()
+
+
+async def test_without_a_callback_all_is_denied(fake: Backend) -> None:
+    async with fake.serve() as server, open_session(meta="T", url=server.url) as session:
+        lines, _ = await turn(session, ASKS)
+        assert any("nobody is here" in str(line) for line in lines if isinstance(line, User))
+
+
+@BOTH
+async def test_an_interrupt_ends_the_turn(fake: Backend, library: Library) -> None:
+    async def program(url: str) -> Any:
+        async with open_session(meta="T", url=url, partial=True) as session:
+            kept, result = "", None
+            async for line in session.ask(directive("slow", n=500, ms=10)):
+                if isinstance(line, Delta) and not kept:
+                    kept = line.text
+                    await session.interrupt()
+                result = line
+            _, after = await turn(session, "again")
+            return result, after, await session.kill()
+
+    async with fake.serve() as server:
+        result, after, ended = await library(partial(program, server.url))
+    assert result.error
+    assert after.error is None
+    assert (ended.reason, ended.ok) == ("stopped", False)
+
+
+async def test_an_approval_that_is_not_wanted_any_more_is_cancelled(fake: Backend) -> None:
+    asked, cancelled = trio.Event(), trio.Event()
+
+    async def decide(_approval: Approval) -> Allow | Deny:
+        asked.set()
+        try:
+            await trio.sleep_forever()
+        finally:
+            cancelled.set()
+
+    async with (
+        fake.serve() as server,
+        open_session(meta="T", url=server.url, on_approval=decide) as session,
+        trio.open_nursery() as nursery,
+    ):
+        nursery.start_soon(turn, session, ASKS)
+        await asked.wait()
+        await session.interrupt()
+        with trio.fail_after(5):
+            await cancelled.wait()
+
+
+@BOTH
+async def test_refusals(fake: Backend, library: Library) -> None:
+    async def wrong_start(url: str) -> None:
+        async with open_session(meta="lower", url=url):
+            pass
+
+    async def wrong_line(url: str) -> None:
+        async with open_session(meta="T", url=url) as session:
+            await turn(session, "")
+
+    async def wrong_request(url: str) -> None:
+        async with open_session(meta="T", url=url) as session:
+            await session.control("mcp_set_servers", servers={})
+
+    async with fake.serve() as server:
+        for program, code in (
+            (wrong_start, "bad-message"),
+            (wrong_line, "bad-message"),
+            (wrong_request, "not-allowed"),
+        ):
+            with pytest.raises(Refused) as caught:
+                await library(partial(program, server.url))
+            assert caught.value.code == code
+
+
+@BOTH
+async def test_the_clis_death_is_an_end_and_not_an_exception(fake: Backend, library: Library) -> None:
+    async def program(url: str) -> Any:
+        async with open_session(meta="T", url=url) as session:
+            lines = [line async for line in session.ask(directive("exit", status=3))]
+            with pytest.raises(ConnectionError):
+                await turn(session, "more")
+            return lines, session.ended
+
+    async with fake.serve() as server:
+        lines, ended = await library(partial(program, server.url))
+    assert not [line for line in lines if isinstance(line, Result)]
+    assert (ended.reason, ended.error, ended.code) == ("failed", "the CLI exited with status 3", 1011)
+
+
+async def test_leaving_ends_the_run(fake: Backend) -> None:
+    async with fake.serve() as server:
+        async with open_session(meta="T", url=server.url) as session:
+            async for _ in session.ask(directive("slow", n=500, ms=50)):
+                break
+        await until(lambda: fake.ended)
+    assert fake.ended[0].outcome.reason == "disconnected"
+
+
+async def test_events_are_heard(fake: Backend) -> None:
+    heard: list[str] = []
+    async with fake.serve() as server:
+        async with open_session(meta="T", url=server.url, on_event=lambda said: heard.append(said["event"])) as session:
+            await session.end()
+    assert heard == ["hello", "started", "stopping", "ended"]
+
+
+async def test_who_can_not_be_reached() -> None:
+    with pytest.raises(ConnectFailed):
+        async with open_session(meta="T", url="http://127.0.0.1:1"):
+            pass
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["x", "[]", "7", "{}", '{"type":"new"}', '{"type":"assistant"}', '{"type":"result","usage":[1]}', "[" * 99999],
+)
+def test_an_unknown_line_is_no_error(text: str) -> None:
+    assert isinstance(parse_line(text), Unknown)

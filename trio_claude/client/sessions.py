@@ -1,0 +1,347 @@
+"""`/ws/session`: many turns with one CLI, approvals answered by a callback, turns that can be interrupted.
+
+One task reads: it answers approvals through tasks of their own, hands the CLI's answers to whoever asked, and keeps
+the rest, at most `QUEUE` lines, for whoever iterates. Who does not iterate stops the server, not this program's memory.
+"""
+
+from __future__ import annotations
+
+import json
+import secrets
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from typing import Any, TypeAlias
+
+import anyio
+import anyio.abc
+import attrs
+from httpx_ws import AsyncWebSocketSession, HTTPXWSException, WebSocketDisconnect
+
+from ..errors import TrioClaudeError
+from .cli_lines import Line, Question, Result, parse_line
+from .sockets import QUEUE, door, open_socket
+
+Json: TypeAlias = dict[str, Any]
+
+
+class Refused(TrioClaudeError):
+    """The server refused what this program said; `code` is for programs."""
+
+    def __init__(self, code: str, text: str, retry_after: float | None = None) -> None:
+        super().__init__(text)
+        self.code = code
+        self.retry_after = retry_after
+
+
+@attrs.frozen
+class SessionEnded:
+    """How a session ended: the reason, the server's error if it said one, the receipt, and the close code.
+
+    `reason` is empty where the connection broke before the server could tell; `receipt` is empty then.
+    """
+
+    reason: str
+    error: str | None
+    receipt: Json
+    code: int
+
+    @property
+    def ok(self) -> bool:
+        """Whether the CLI came to a good end."""
+        return self.reason == "exit" and self.error is None
+
+
+@attrs.frozen
+class Allow:
+    """Let the tool run, with `input` in place of its own where one is given."""
+
+    input: Json | None = None
+
+
+@attrs.frozen
+class Deny:
+    """Keep the tool from running; the model reads the message. `interrupt` ends the turn."""
+
+    message: str = "denied by the user"
+    interrupt: bool = False
+
+
+@attrs.frozen
+class Approval:
+    """What the CLI wants to be allowed: a tool and its input; `said` is all of the CLI's request."""
+
+    id: str
+    tool: str
+    input: Json
+    said: Json = attrs.field(repr=False)
+
+
+Decide: TypeAlias = Callable[[Approval], Awaitable[Allow | Deny]]
+Hear: TypeAlias = Callable[[Json], None]
+
+
+async def _deny(_approval: Approval) -> Allow | Deny:
+    return Deny("nobody is here to be asked")
+
+
+class Session:
+    """A conversation with one CLI.
+
+    Resource handling: lives in the context that `open_session` gives; leaving it ends the run, whatever it is at.
+    Error handling: methods raise `Refused` for what the server refuses, and `ConnectionError` once the session is over.
+    """
+
+    def __init__(self, socket: AsyncWebSocketSession, decide: Decide, hear: Hear, tasks: anyio.abc.TaskGroup) -> None:
+        self.hello: Json = {}
+        self.started: Json = {}
+        self.ended: SessionEnded | None = None
+        self._socket = socket
+        self._decide = decide
+        self._hear = hear
+        self._tasks = tasks
+        self._put, self._lines = anyio.create_memory_object_stream[Line | Exception](QUEUE)
+        self._answers: dict[str, _Answer] = {}
+        self._approvals: dict[str, anyio.CancelScope] = {}
+        self._last: Json = {}
+        self._begun = anyio.Event()
+
+    @property
+    def id(self) -> str:
+        """The CLI's id of this session, by which it can be resumed."""
+        return str(self.started.get("session", ""))
+
+    # what this program says
+
+    def ask(self, content: str | list[Json]) -> Turn:
+        """Say something, text or content blocks, and iterate over the CLI's lines up to the turn's `Result`."""
+        return Turn(self, {"type": "user", "message": {"role": "user", "content": content}})
+
+    async def interrupt(self) -> None:
+        """End the turn; what was said of the answer is kept. Returns at once; the turn's `Result` comes as a line."""
+        await self._stop("interrupt")
+
+    async def end(self) -> SessionEnded:
+        """Let the turn end, then the run; drop what is still said and return how it ended."""
+        await self._stop("end")
+        return await self._wait_end()
+
+    async def kill(self) -> SessionEnded:
+        """End the whole process tree now; return how it ended."""
+        await self._stop("kill")
+        return await self._wait_end()
+
+    async def set_model(self, model: str | None) -> None:
+        """Choose a model from the next turn on, None for the CLI's own."""
+        await self.control("set_model", model=model)
+
+    async def control(self, subtype: str, **fields: Any) -> Json:
+        """Make a control request of the CLI; return its answer. Raises `Refused`, also where the CLI refuses."""
+        name = f"client-{secrets.token_hex(8)}"
+        self._answers[name] = waiting = _Answer()
+        await self.say({"type": "control_request", "request_id": name, "request": {"subtype": subtype, **fields}})
+        return await waiting.get()
+
+    async def _stop(self, mode: str) -> None:
+        await self.say({"type": "gateway", "op": "stop", "mode": mode})
+
+    async def say(self, line: Json) -> None:
+        """Say a line of the wire contract as it is. Raises `ConnectionError` once the session is over."""
+        if self.ended:
+            raise ConnectionError("the session is over")
+        try:
+            await self._socket.send_text(json.dumps(line))
+        except HTTPXWSException as error:
+            raise ConnectionError("the session is over") from error
+
+    # what the server says
+
+    def __aiter__(self) -> Session:
+        return self
+
+    async def __anext__(self) -> Line:
+        """Return the next line, whichever turn it belongs to; stop at the session's end."""
+        try:
+            line = await self._lines.receive()
+        except anyio.EndOfStream:
+            raise StopAsyncIteration from None
+        if isinstance(line, Exception):
+            raise line
+        return line
+
+    async def _wait_end(self) -> SessionEnded:
+        async for _ in self:
+            pass
+        assert self.ended
+        return self.ended
+
+    async def read(self) -> None:
+        """Read the socket to its end, in a task of its own."""
+        code = 1006
+        try:
+            while True:
+                await self._take(await self._socket.receive_text())
+        except WebSocketDisconnect as end:
+            code = int(end.code)
+        except HTTPXWSException:
+            pass
+        last = self._last
+        self.ended = SessionEnded(last.get("reason", ""), last.get("error"), last.get("receipt", {}), code)
+        for waiting in self._answers.values():
+            waiting.fail(ConnectionError("the session is over"))
+        self._begun.set()
+        self._put.close()
+
+    async def _take(self, text: str) -> None:
+        line = parse_line(text)
+        kind = line.said.get("type")
+        if kind == "gateway":
+            await self._event(line.said)
+        elif kind == "control_response":
+            self._answered(line.said["response"])
+        elif kind == "control_cancel_request":
+            if scope := self._approvals.get(str(line.said.get("request_id"))):
+                scope.cancel()
+        elif isinstance(line, Question) and line.subtype == "can_use_tool":
+            self._tasks.start_soon(self._approve, line)
+        else:
+            await self._put.send(line)
+
+    async def _event(self, said: Json) -> None:
+        """Take what the server says of its own."""
+        match said.get("event"):
+            case "hello":
+                self.hello = said
+            case "started":
+                self.started = said
+                self._begun.set()
+            case "ended":
+                self._last = said
+            case "refused":
+                await self._refused(said)
+        self._hear(said)
+
+    async def _refused(self, said: Json) -> None:
+        refused = Refused(str(said.get("code")), str(said.get("error")), said.get("retry_after"))
+        if (name := said.get("request_id")) in self._answers:
+            self._answers.pop(str(name)).fail(refused)
+        elif name is None:
+            await self._put.send(refused)
+
+    def _answered(self, response: Json) -> None:
+        if waiting := self._answers.pop(str(response.get("request_id")), None):
+            if response.get("subtype") == "success":
+                waiting.set(response.get("response") or {})
+            else:
+                waiting.fail(Refused("cli", str(response.get("error"))))
+
+    async def _approve(self, question: Question) -> None:
+        """Have an approval decided, and tell the CLI, unless it does not want to know any more."""
+        said = question.said
+        approval = Approval(question.id, str(said.get("tool_name")), said.get("input") or {}, said)
+        with anyio.CancelScope() as self._approvals[question.id]:
+            answer: Json = {"subtype": "error", "error": "the client's callback failed"}
+            try:
+                answer = {"subtype": "success", "response": _decision(await self._decide(approval))}
+            except Exception as error:
+                await self._put.send(error)
+            await self.say({"type": "control_response", "response": {"request_id": question.id, **answer}})
+        del self._approvals[question.id]
+
+    def forget(self) -> None:
+        """Drop what nobody has read."""
+        self._put.close()
+        self._lines.close()
+
+    async def start(self, meta: str, options: Json) -> None:
+        """Start the session and wait until the CLI runs. Raises `Refused` and `ConnectionError`."""
+        await self.say({"type": "gateway", "op": "start", "meta": meta, "options": options})
+        await self._begun.wait()
+        if not self.started:
+            async for _ in self:
+                pass
+            raise ConnectionError("the server closed before the session began")
+
+
+class Turn:
+    """One turn: iterate over its lines, of which a `Result` is the last. What is not read goes to the next turn."""
+
+    def __init__(self, session: Session, prompt: Json) -> None:
+        self._session = session
+        self._prompt: Json | None = prompt
+        self.result: Result | None = None
+
+    def __aiter__(self) -> Turn:
+        return self
+
+    async def __anext__(self) -> Line:
+        if self._prompt:
+            prompt, self._prompt = self._prompt, None
+            await self._session.say(prompt)
+        if self.result:
+            raise StopAsyncIteration
+        line = await anext(self._session)
+        if isinstance(line, Result):
+            self.result = line
+        return line
+
+
+class _Answer:
+    """An answer that is waited for."""
+
+    def __init__(self) -> None:
+        self._come = anyio.Event()
+        self._value: Json | Exception = {}
+
+    def set(self, value: Json) -> None:
+        """Take the answer."""
+        self._value = value
+        self._come.set()
+
+    def fail(self, error: Exception) -> None:
+        """Take that there will be none."""
+        self._value = error
+        self._come.set()
+
+    async def get(self) -> Json:
+        """Wait for the answer and return it, or raise why there is none."""
+        await self._come.wait()
+        if isinstance(self._value, Exception):
+            raise self._value
+        return self._value
+
+
+def _decision(decision: Allow | Deny) -> Json:
+    if isinstance(decision, Allow):
+        return {"behavior": "allow", **({} if decision.input is None else {"updatedInput": decision.input})}
+    return {"behavior": "deny", "message": decision.message, **({"interrupt": True} if decision.interrupt else {})}
+
+
+@asynccontextmanager
+async def open_session(
+    *,
+    meta: str,
+    url: str = "http://127.0.0.1:3000",
+    on_approval: Decide = _deny,
+    on_event: Hear = lambda _said: None,
+    **options: Any,
+) -> AsyncIterator[Session]:
+    """Open a session and yield it; leaving the context ends its run. `options` are those of the wire contract.
+
+    `on_approval` decides what a tool may do; without it all that is asked for is denied. `on_event` hears what the
+    server itself says. Raises `ConnectFailed`, `Refused`, and `ConnectionError`.
+    """
+    failure: Exception | None = None
+    async with open_socket(door(url, "/ws/session", ""), url) as socket:
+        async with anyio.create_task_group() as tasks:
+            session = Session(socket, on_approval, on_event, tasks)
+            tasks.start_soon(session.read)
+            try:
+                await session.start(meta, options)
+                yield session
+            except Exception as error:  # raised below, bare: a group would make every handler a group's
+                failure = error
+            finally:
+                session.forget()
+            tasks.cancel_scope.cancel()
+        if failure:
+            raise failure

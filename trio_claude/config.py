@@ -38,6 +38,16 @@ OPTIONS = (
     "workspace",
 )
 """What a client may ask for beside its prompt, unless `allow_options` says less."""
+GRANTS = (
+    "tools",
+    "allowed_tools",
+    "disallowed_tools",
+    "permission_mode",
+    "mcp_servers",
+    "fallback_model",
+    "max_thinking_tokens",
+)
+"""What clients may set only where the operator grants it by name: it can widen what the CLI may do, or cost."""
 CONTROLS = (
     "initialize",
     "interrupt",
@@ -77,14 +87,12 @@ def _one_of(choices: tuple[str, ...]) -> Callable[[object, attrs.Attribute[Any],
     return check
 
 
-def _known_options(_instance: object, field: attrs.Attribute[Any], value: tuple[str, ...]) -> None:
-    if unknown := sorted(set(value) - set(OPTIONS)):
-        raise ConfigError(f"{field.name} names {unknown[0]!r}; it takes: {', '.join(OPTIONS)}")
+def _some_of(names: tuple[str, ...]) -> Callable[[object, attrs.Attribute[Any], tuple[str, ...]], None]:
+    def check(_instance: object, field: attrs.Attribute[Any], value: tuple[str, ...]) -> None:
+        if unknown := sorted(set(value) - set(names)):
+            raise ConfigError(f"{field.name} names {unknown[0]!r}; it takes: {', '.join(names)}")
 
-
-def _known_controls(_instance: object, field: attrs.Attribute[Any], value: tuple[str, ...]) -> None:
-    if unknown := sorted(set(value) - set(CONTROLS)):
-        raise ConfigError(f"{field.name} names {unknown[0]!r}; it takes: {', '.join(CONTROLS)}")
+    return check
 
 
 def _origins(_instance: object, field: attrs.Attribute[Any], value: tuple[str, ...]) -> None:
@@ -123,11 +131,16 @@ class Config:
     workspaces: str = _option("", "folder whose sub-folders clients may name as `workspace`; empty: none")
     env: tuple[str, ...] = _option((), "further names or patterns of variables that the CLI inherits")
     allow_options: tuple[str, ...] = attrs.field(
-        default=OPTIONS, validator=_known_options, metadata={"help": "what clients may set", "unit": ""}
+        default=OPTIONS, validator=_some_of(OPTIONS), metadata={"help": "what clients may set", "unit": ""}
+    )
+    grants: tuple[str, ...] = attrs.field(
+        default=(),
+        validator=_some_of(GRANTS),
+        metadata={"help": "what clients may set beyond that, though it widens the CLI's rights", "unit": ""},
     )
     allow_control: tuple[str, ...] = attrs.field(
         default=CONTROLS[:3],
-        validator=_known_controls,
+        validator=_some_of(CONTROLS),
         metadata={"help": "control requests that clients of a session may make", "unit": ""},
     )
     allow_origin: tuple[str, ...] = attrs.field(
@@ -200,7 +213,8 @@ class Config:
     @property
     def offered(self) -> tuple[str, ...]:
         """Return what a client may set: what the operator allows, but for what the profile does not have."""
-        return tuple(name for name in self.allow_options if name != "resume" or self.profile != "lean")
+        names = (*self.allow_options, *self.grants)
+        return tuple(name for name in names if name != "resume" or self.profile != "lean")
 
     @property
     def controls(self) -> tuple[str, ...]:

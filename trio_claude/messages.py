@@ -33,12 +33,16 @@ SCHEMA_LIMIT = 32768
 """A JSON schema in bytes of compact JSON; it travels in argv, where Linux takes 131,071 bytes an argument."""
 REASON_LIMIT = 123
 """A close reason in bytes (RFC 6455, section 5.5: 125 less the code)."""
+NAMES_LIMIT = 200
+"""Names of tools in one list."""
+MODES = ("default", "acceptEdits", "plan", "dontAsk", "bypassPermissions")
 EFFORTS = ("low", "medium", "high", "xhigh", "max")
 
 META_PATTERN = r"[A-Z0-9_\-]+"
 MODEL_PATTERN = r"[A-Za-z0-9][A-Za-z0-9._:/@\[\]-]{0,199}"
 
 _META = re.compile(META_PATTERN)
+_TOOL = re.compile(r"[A-Za-z_*][^\x00-\x1f\x7f]{0,299}")
 _FOLDER = re.compile(r"[A-Za-z0-9_\-]+")
 _SESSION = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}")
 _MODEL = re.compile(MODEL_PATTERN)
@@ -46,8 +50,8 @@ _MODEL = re.compile(MODEL_PATTERN)
 Check = Callable[[Any, "attrs.Attribute[Any]", Any], None]
 
 
-def _text(limit: int) -> Check:
-    """Accept 1 to `limit` bytes of UTF-8 without NUL or lone surrogates."""
+def _text(limit: int, least: int = 1) -> Check:
+    """Accept `least` to `limit` bytes of UTF-8 without NUL or lone surrogates."""
 
     def check(_instance: object, field: attrs.Attribute[Any], value: str | None) -> None:
         if value is None:
@@ -56,8 +60,8 @@ def _text(limit: int) -> Check:
             size = len(value.encode())
         except UnicodeEncodeError:
             raise BadMessage(f"{field.name} holds a lone surrogate, which is not UTF-8") from None
-        if not 1 <= size <= limit:
-            raise BadMessage(f"{field.name} must be 1 to {limit} bytes of UTF-8, not {size}")
+        if not least <= size <= limit:
+            raise BadMessage(f"{field.name} must be {least} to {limit} bytes of UTF-8, not {size}")
         if "\0" in value:
             raise BadMessage(f"{field.name} must not hold a NUL character")
 
@@ -87,9 +91,21 @@ def _brief(value: float) -> str:
     return f"a number of {len(str(value))} digits" if isinstance(value, int) and abs(value) >= 10**18 else f"{value:g}"
 
 
-def _effort(_instance: object, field: attrs.Attribute[Any], value: str | None) -> None:
-    if value is not None and value not in EFFORTS:
-        raise BadMessage(f"{field.name} must be one of {', '.join(EFFORTS)}")
+def _choice(choices: tuple[str, ...]) -> Check:
+    def check(_instance: object, field: attrs.Attribute[Any], value: str | None) -> None:
+        if value is not None and value not in choices:
+            raise BadMessage(f"{field.name} must be one of {', '.join(choices)}")
+
+    return check
+
+
+def _names(_instance: object, field: attrs.Attribute[Any], value: list[str] | None) -> None:
+    """Accept names of tools, or rules for them."""
+    if value is not None and len(value) > NAMES_LIMIT:
+        raise BadMessage(f"{field.name} must hold at most {NAMES_LIMIT} names, not {len(value)}")
+    for name in value or ():
+        if not _TOOL.fullmatch(name):
+            raise BadMessage(f"{field.name} must hold names that match ^{_TOOL.pattern}$")
 
 
 def _schema(_instance: object, field: attrs.Attribute[Any], value: dict[str, Any] | None) -> None:
@@ -111,11 +127,11 @@ class Options:
     """
 
     model: str | None = attrs.field(default=None, validator=_shape(_MODEL, 200))
-    system_prompt: str | None = attrs.field(default=None, validator=_text(SYSTEM_PROMPT_LIMIT))
+    system_prompt: str | None = attrs.field(default=None, validator=_text(SYSTEM_PROMPT_LIMIT, least=0))
     append_system_prompt: str | None = attrs.field(default=None, validator=_text(SYSTEM_PROMPT_LIMIT))
     max_turns: int | None = attrs.field(default=None, validator=_range(1, 1000))
     max_budget_usd: float | None = attrs.field(default=None, validator=_range(0.0001, 10000))
-    effort: str | None = attrs.field(default=None, validator=_effort)
+    effort: str | None = attrs.field(default=None, validator=_choice(EFFORTS))
     partial: bool | None = None
     resume: str | None = attrs.field(default=None, validator=_shape(_SESSION, 36))
     temperature: float | None = attrs.field(default=None, validator=_range(0, 1))
@@ -124,6 +140,13 @@ class Options:
     timeout: float | None = attrs.field(default=None, validator=_range(0.01, 86400))
     workspace: str | None = attrs.field(default=None, validator=_shape(_FOLDER, META_LIMIT))
     fork: bool | None = None
+    tools: list[str] | None = attrs.field(default=None, validator=_names)
+    allowed_tools: list[str] | None = attrs.field(default=None, validator=_names)
+    disallowed_tools: list[str] | None = attrs.field(default=None, validator=_names)
+    permission_mode: str | None = attrs.field(default=None, validator=_choice(MODES))
+    mcp_servers: dict[str, Any] | None = attrs.field(default=None, validator=_schema)
+    fallback_model: str | None = attrs.field(default=None, validator=_shape(_MODEL, 200))
+    max_thinking_tokens: int | None = attrs.field(default=None, validator=_range(0, 1_000_000))
 
 
 @attrs.frozen(kw_only=True)
@@ -206,6 +229,7 @@ def _converter() -> cattrs.Converter:
     converter.register_structure_hook(float, _strict((int, float), "a number"))
     converter.register_structure_hook(bool, _strict(bool, "true or false"))
     converter.register_structure_hook_func(lambda kind: kind == dict[str, Any], _strict(dict, "an object"))
+    converter.register_structure_hook_func(lambda kind: kind == list[str], _texts)
     return converter
 
 
@@ -216,6 +240,12 @@ def _strict(kinds: type | tuple[type, ...], name: str) -> Callable[[Any, Any], A
         return value
 
     return check
+
+
+def _texts(value: Any, _kind: Any) -> list[str]:
+    if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
+        raise TypeError("must be an array of texts")
+    return value
 
 
 def _first(group: ClassValidationError) -> BadMessage:

@@ -184,22 +184,29 @@ def is_reply(line: bytes, request: str) -> bool:
 
 
 def arguments(
-    options: Options, profile: str, *, cli_settings: bool, system_files: dict[str, str], session: str | None = None
+    options: Options, profile: str, *, cli_settings: bool, files: dict[str, str], session: str | None = None
 ) -> list[str]:
     """Return the CLI's arguments, each option as `--flag=value` so that no value can become a flag.
 
-    `system_files` holds the paths of the files with the system prompts, by option name. `session` is the id that a
+    `files` holds the paths of what travels in files, by option name. `session` is the id that a
     session of many turns has or gets; its client can be asked for approvals.
     """
     words = [*BASE_ARGUMENTS, *(() if cli_settings else NO_SETTINGS), *PROFILES[profile]]
     flags = {
         "model": options.model,
-        "system-prompt-file": system_files.get("system_prompt"),
-        "append-system-prompt-file": system_files.get("append_system_prompt"),
+        "system-prompt-file": files.get("system_prompt"),
+        "append-system-prompt-file": files.get("append_system_prompt"),
         "max-turns": options.max_turns,
         "max-budget-usd": options.max_budget_usd,
         "effort": options.effort,
         "resume": options.resume,
+        "tools": _joined(options.tools),
+        "allowed-tools": _joined(options.allowed_tools),
+        "disallowed-tools": _joined(options.disallowed_tools),
+        "permission-mode": options.permission_mode,
+        "mcp-config": files.get("mcp_servers"),
+        "fallback-model": options.fallback_model,
+        "max-thinking-tokens": options.max_thinking_tokens,
         "json-schema": None if options.json_schema is None else compact(options.json_schema),
     }
     if session is not None:
@@ -208,6 +215,10 @@ def arguments(
     words += [f"--{name}={value}" for name, value in flags.items() if value is not None]
     words += ["--fork-session"] if options.fork else []
     return [*words, "--include-partial-messages"] if options.partial else words
+
+
+def _joined(names: list[str] | None) -> str | None:
+    return None if names is None else ",".join(names)
 
 
 def environment(options: Options) -> dict[str, str]:

@@ -24,7 +24,7 @@ from .config import Config
 from .containment import MARK, Job
 from .errors import ConfigError, SpawnFailed
 from .leftovers import Home, open_home, remove, remove_empty
-from .messages import Options
+from .messages import Options, compact
 
 INHERITED = (
     "PATH",
@@ -165,9 +165,9 @@ class Workplace:
 
     def _job(self, run: str, options: Options, meta: str, folder: str, session: str | None, *, binds: bool) -> Job:
         config, tmp = self.config, self.folders if binds else folder
-        files = self._system_files(options, folder, tmp)
+        files = self._files(options, folder, tmp)
         words = stream_json.arguments(
-            options, config.profile, cli_settings=config.cli_settings, system_files=files, session=session
+            options, config.profile, cli_settings=config.cli_settings, files=files, session=session
         )
         env = {
             **self.environ,
@@ -190,14 +190,15 @@ class Workplace:
             writable=(cwd, *self.state) if binds else (cwd, folder, *self.state),
         )
 
-    def _system_files(self, options: Options, folder: str, tmp: str) -> dict[str, str]:
-        """Write the system prompts where only the CLI reads them; return the paths, as it sees them, by option name."""
-        files = {}
-        for name in ("system_prompt", "append_system_prompt"):
-            if text := getattr(options, name):
-                files[name] = f"{tmp}/{name}"
-                _write_private(f"{folder}/{name}", text)
-        return files
+    def _files(self, options: Options, folder: str, tmp: str) -> dict[str, str]:
+        """Write what only the CLI may read; return the paths, as it sees them, by option name."""
+        texts = {"system_prompt": options.system_prompt, "append_system_prompt": options.append_system_prompt}
+        if options.mcp_servers is not None:
+            texts["mcp_servers"] = compact({"mcpServers": options.mcp_servers})
+        written = {name: text for name, text in texts.items() if text is not None}
+        for name, text in written.items():
+            _write_private(f"{folder}/{name}", text)
+        return {name: f"{tmp}/{name}" for name in written}
 
     def _own_folders(self, folder: str) -> tuple[tuple[str, str], ...]:
         """Give a run that has a mount namespace a list of sessions of its own, and hide the others' folders.

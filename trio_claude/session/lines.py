@@ -104,7 +104,10 @@ def _user(said: dict[str, Any]) -> ClientLine:
 # -- what a client asks of the CLI ------------------------------------------------------------------------------------
 
 HOOK_EVENT = match(r"[A-Za-z]+", 64)
-HOOK = record({"hookCallbackIds": array(ID)}, {"matcher": optional(TEXT), "timeout": optional(number)})
+HOOK = record(
+    {"hookCallbackIds": array(ID)},
+    {"matcher": optional(TEXT), "timeout": optional(number), "onFailure": one_of("block", "continue")},
+)
 
 
 def _hooks(path: str, value: Any) -> Any:

@@ -139,12 +139,12 @@ def _system_prompt(prompt: Any) -> Json:
     """Return the options of a system prompt; none is an empty one to the SDK, and the CLI's own to the CLI."""
     if prompt is None or isinstance(prompt, str):
         return {"system_prompt": prompt or ""}
-    match prompt.get("type"), set(prompt) - {"type"}:
-        case "custom", {"prompt", *rest} if not rest:
-            return {"system_prompt": prompt["prompt"]}
-        case "preset", keys if keys <= {"preset", "append"}:
-            return {"append_system_prompt": prompt["append"]} if prompt.get("append") else {}
-    raise ValueError(f"system_prompt: of the kind {prompt.get('type')}, with {sorted(prompt)}, not over a server")
+    kind, keys = prompt.get("type"), set(prompt) - {"type"}
+    if kind == "custom" and keys == {"prompt"}:
+        return {"system_prompt": prompt["prompt"]}
+    if kind == "preset" and keys <= {"preset", "append"}:
+        return {"append_system_prompt": prompt["append"]} if prompt.get("append") else {}
+    raise ValueError(f"system_prompt: of the kind {kind}, with {sorted(keys)}, not over a server")
 
 
 def _schema(output: Any) -> Json | None:
@@ -274,7 +274,8 @@ class WebSocketTransport(Transport):
                 return answer
             if said.get("event") == "ended":
                 self._over = True
-                return self._judge(said)
+                self._judge(said)
+                return None
         if self._closing.is_set():
             return None
         raise CLIConnectionError("the connection to the server broke")
@@ -357,5 +358,3 @@ def _spawn(job: Coroutine[Any, Any, None]) -> None:
     task = asyncio.get_running_loop().create_task(job)
     _TASKS.add(task)
     task.add_done_callback(_TASKS.discard)
-
-

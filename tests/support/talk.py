@@ -27,7 +27,7 @@ class Talk:
     async def read(self) -> None:
         try:
             while True:
-                self.frames.append(json.loads(await self.socket.get_message()))
+                self.frames.append(_frame(await self.socket.get_message()))
                 self._stir.set()
         except ConnectionClosed as end:
             self.code, self.reason = end.reason.code, end.reason.reason or ""
@@ -91,6 +91,15 @@ class Talk:
     def lines(self) -> list[dict[str, Any]]:
         """The CLI's own lines."""
         return [frame for frame in self.frames if frame["type"] != "gateway"]
+
+
+def _frame(text: str) -> dict[str, Any]:
+    """Return a frame; a line of the CLI that is no object is one of no type."""
+    try:
+        said = json.loads(text)
+    except ValueError:
+        said = None
+    return said if isinstance(said, dict) else {"type": "", "text": text}
 
 
 @asynccontextmanager

@@ -16,9 +16,10 @@ from ..errors import TrioClaudeError
 COMMANDS = {
     "ask": "Send one prompt to a server and print the answer.",
     "batch": "Run many prompts and write one result each.",
+    "chat": "Talk to the CLI on a server.",
     "demo": "Serve a demonstration that needs no account.",
     "doctor": "Say what this machine has and what is missing.",
-    "serve": "Serve the Claude command line at /ws/claude.",
+    "serve": "Serve the Claude command line at /ws/claude and /ws/session.",
 }
 
 

@@ -10,6 +10,7 @@ import click
 import trio
 
 from ..client import Answer, ConnectFailed, Ended, ask
+from .words import clean
 
 EXIT_STATUSES = {1000: 0, 1008: 2, 1009: 2, 1012: 75, 1013: 75}
 """By close code; every other one is 1."""
@@ -55,7 +56,7 @@ async def _ask(prompt: str, meta: str, url: str, options: dict[str, Any], as_jso
 async def _print(answer: Answer, as_json: bool) -> None:
     shown = 0
     async for line in answer:
-        click.echo(line if as_json else readable(line), nl=as_json)
+        click.echo(line if as_json else clean(readable(line)), nl=as_json)
         while shown < len(answer.notes):
             _print_note(answer.notes[shown])
             shown += 1

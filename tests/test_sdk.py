@@ -1,0 +1,367 @@
+"""Rule: a program written against the official SDK says the same over a server as over the SDK's own transport."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import importlib.util
+from collections.abc import Awaitable, Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import trio
+from harness import Backend, directive, until
+
+pytestmark = [
+    pytest.mark.real_cli,
+    pytest.mark.skipif(importlib.util.find_spec("claude_agent_sdk") is None, reason="needs trio-claude[claude]"),
+    # the SDK leaves streams to the garbage collector, and warns of its own callbacks
+    pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning"),
+]
+
+ASKS = directive("bash", cmd="touch made-by-tool; ls")
+Program = Callable[[Callable[[], Any], Any], Awaitable[Any]]
+"""What gets a maker of transports and the SDK, and returns what it has seen."""
+
+
+async def under_trio(program: Callable[[], Awaitable[Any]]) -> Any:
+    return await program()
+
+
+async def under_asyncio(program: Callable[[], Awaitable[Any]]) -> Any:
+    return await trio.to_thread.run_sync(lambda: asyncio.run(program()))  # type: ignore[arg-type]
+
+
+BOTH = pytest.mark.parametrize("library", [under_trio, under_asyncio])
+Library = Callable[[Callable[[], Awaitable[Any]]], Awaitable[Any]]
+
+
+def over(url: str, options: Any) -> Any:
+    from trio_claude.sdk import WebSocketTransport
+
+    return WebSocketTransport(url, options=options)
+
+
+def own(backend: Backend, options: Any) -> Any:
+    """The SDK's own transport, on the same CLI in the same surroundings."""
+    from claude_agent_sdk._internal.transport.subprocess_cli import SubprocessCLITransport
+
+    more = {"cli_path": backend.program, "cwd": str(backend.cwd), "env": backend.environ, "setting_sources": []}
+    return SubprocessCLITransport(prompt="", options=dataclasses.replace(options, **more))
+
+
+def shown(message: Any) -> Any:
+    """What a program makes of a message: its kind and what was said, without ids and times."""
+    content = getattr(message, "content", None)
+    if isinstance(content, list):
+        blocks = [
+            getattr(block, "text", None) or getattr(block, "content", None) or getattr(block, "name", None)
+            for block in content
+        ]
+        return type(message).__name__, blocks
+    return type(message).__name__, getattr(message, "subtype", None), getattr(message, "result", None)
+
+
+async def compare(backend: Backend, library: Library, program: Program, options: Any = None) -> list[Any]:
+    """Run a program over both transports; return what it has seen, which must be the same."""
+    from claude_agent_sdk import ClaudeAgentOptions
+
+    options = options or ClaudeAgentOptions()
+    async with backend.serve() as server:
+        seen = await library(partial(program, partial(over, server.url, options), options))
+        await until(lambda: backend.ended)
+        receipts = [event.outcome.receipt.survivors for event in backend.ended]
+    theirs = await library(partial(program, partial(own, backend, options), options))
+    assert seen == theirs
+    assert set(receipts) == {0}
+    assert not backend.left()
+    result: list[Any] = seen
+    return result
+
+
+@BOTH
+async def test_quick_start(real: Backend, library: Library) -> None:
+    async def program(transport: Callable[[], Any], options: Any) -> Any:
+        from claude_agent_sdk import query
+
+        return [
+            shown(message)
+            async for message in query(prompt="What is 2 + 2?", options=options, transport=transport())
+            if type(message).__name__ != "SystemMessage"
+        ]
+
+    seen = await compare(real, library, program)
+    assert seen == [("AssistantMessage", ["Hello from stub."]), ("ResultMessage", "success", "Hello from stub.")]
+
+
+@BOTH
+async def test_streaming_input_and_partial_messages(real: Backend, library: Library) -> None:
+    async def program(transport: Callable[[], Any], options: Any) -> Any:
+        from claude_agent_sdk import ClaudeSDKClient
+
+        seen = []
+        async with ClaudeSDKClient(options=options, transport=transport()) as client:
+            for text in (directive("text", text="one two", deltas=2), "again"):
+                await client.query(text)
+                async for message in client.receive_response():
+                    if type(message).__name__ == "StreamEvent":
+                        seen.append(message.event.get("delta", {}).get("text"))
+                    elif type(message).__name__ != "SystemMessage":
+                        seen.append(shown(message))
+        return [one for one in seen if one]
+
+    from claude_agent_sdk import ClaudeAgentOptions
+
+    seen = await compare(real, library, program, ClaudeAgentOptions(include_partial_messages=True))
+    assert len([one for one in seen if one[0] == "ResultMessage"]) == 2
+    assert "".join(one for one in seen[:4] if isinstance(one, str)) == "one two"
+
+
+@BOTH
+@pytest.mark.parametrize("decision", ["allow", "change", "deny"])
+async def test_a_permission_callback(real: Backend, library: Library, decision: str) -> None:
+    from claude_agent_sdk import ClaudeAgentOptions, PermissionResultAllow, PermissionResultDeny
+
+    async def decide(_tool: str, _input: Any, _context: Any) -> Any:
+        if decision == "deny":
+            return PermissionResultDeny(message="policy says no")
+        changed = {"command": "echo changed", "description": "x"}
+        return PermissionResultAllow(updated_input=changed if decision == "change" else None)
+
+    async def program(transport: Callable[[], Any], options: Any) -> Any:
+        from claude_agent_sdk import ClaudeSDKClient
+
+        async with ClaudeSDKClient(options=options, transport=transport()) as client:
+            await client.query(ASKS)
+            return [
+                shown(message)
+                async for message in client.receive_response()
+                if type(message).__name__ != "SystemMessage"
+            ]
+
+    options = ClaudeAgentOptions(can_use_tool=decide, permission_prompt_tool_name="stdio")
+    seen = await compare(real, library, program, options)
+    expected = {"allow": "made-by-tool", "change": "changed", "deny": "policy says no"}[decision]
+    assert expected in str(seen)
+
+
+@BOTH
+async def test_an_interrupt(real: Backend, library: Library) -> None:
+    async def program(transport: Callable[[], Any], options: Any) -> Any:
+        from claude_agent_sdk import ClaudeSDKClient
+
+        async with ClaudeSDKClient(options=options, transport=transport()) as client:
+            await client.query(directive("slow", n=400, ms=20))
+            seen = []
+            async for message in client.receive_response():
+                if type(message).__name__ == "SystemMessage" and message.subtype == "init":
+                    await client.interrupt()
+                seen.append(type(message).__name__)
+            await client.set_model("claude-haiku-5-5")
+            await client.query("again")
+            seen += [
+                message.data["model"]
+                async for message in client.receive_response()
+                if type(message).__name__ == "SystemMessage" and message.subtype == "init"
+            ]
+            return [one for one in seen if one != "SystemMessage"]
+
+    seen = await compare(real, library, program)
+    assert seen[-1] == "claude-haiku-5-5"
+
+
+@BOTH
+async def test_a_session_is_resumed_and_forked(real: Backend, library: Library) -> None:
+    async def program(url: str) -> Any:
+        from claude_agent_sdk import ClaudeAgentOptions, query
+
+        ids = []
+        for more in ({}, {"resume": 0}, {"resume": 0, "fork_session": True}):
+            wish = {name: ids[0] if name == "resume" else value for name, value in more.items()}
+            options = ClaudeAgentOptions(**wish)
+            ids += [
+                message.session_id
+                async for message in query(prompt="hello", options=options, transport=over(url, options))
+                if type(message).__name__ == "ResultMessage"
+            ]
+        return ids
+
+    async with real.serve() as server:
+        first, second, third = await library(partial(program, server.url))
+    assert first == second != third
+
+
+@BOTH
+async def test_hooks_and_servers_of_this_program(real: Backend, library: Library) -> None:
+    async def program(transport: Callable[[], Any], options: Any) -> Any:
+        from claude_agent_sdk import ClaudeSDKClient
+
+        async with ClaudeSDKClient(options=options, transport=transport()) as client:
+            await client.query(directive("tool", name="mcp__calc__add", input={"a": 2, "b": 3}))
+            return [
+                shown(message)
+                async for message in client.receive_response()
+                if type(message).__name__ != "SystemMessage"
+            ]
+
+    from claude_agent_sdk import (
+        ClaudeAgentOptions,
+        HookMatcher,
+        PermissionResultAllow,
+        create_sdk_mcp_server,
+        tool,
+    )
+
+    hooked: list[str] = []
+
+    @tool("add", "Add two numbers", {"a": int, "b": int})
+    async def add(numbers: dict[str, Any]) -> dict[str, Any]:
+        return {"content": [{"type": "text", "text": f"sum {numbers['a'] + numbers['b']}"}]}
+
+    async def before(said: Any, _use: Any, _context: Any) -> Any:
+        hooked.append(said["tool_name"])
+        return {}
+
+    async def decide(_tool: str, _input: Any, _context: Any) -> Any:
+        return PermissionResultAllow()
+
+    options = ClaudeAgentOptions(
+        mcp_servers={"calc": create_sdk_mcp_server("calc", tools=[add])},
+        hooks={"PreToolUse": [HookMatcher(matcher=None, hooks=[before])]},
+        can_use_tool=decide,
+        permission_prompt_tool_name="stdio",
+    )
+    seen = await compare(real, library, program, options)
+    assert "sum 5" in str(seen)
+    assert hooked == ["mcp__calc__add", "mcp__calc__add"]
+
+
+@BOTH
+async def test_a_failed_turn_is_the_sdks_own_error(real: Backend, library: Library) -> None:
+    async def program(transport: Callable[[], Any], options: Any) -> Any:
+        from claude_agent_sdk import ProcessError, query
+
+        seen = []
+        try:
+            async for message in query(prompt=directive("err", status=400), options=options, transport=transport()):
+                seen.append(shown(message))  # noqa: PERF401 - what came before the error counts
+        except ProcessError as error:
+            seen.append((type(error).__name__, getattr(error, "api_error_status", None), error.exit_code))
+        return [one for one in seen if one[0] != "SystemMessage"]
+
+    seen = await compare(real, library, program)
+    assert seen[-1][:2] == ("ResultError", 400)
+
+
+@BOTH
+async def test_leaving_ends_the_run_at_once(real: Backend, library: Library) -> None:
+    async def program(url: str) -> None:
+        from claude_agent_sdk import ClaudeAgentOptions, ClaudeSDKClient
+
+        options = ClaudeAgentOptions()
+        async with ClaudeSDKClient(options=options, transport=over(url, options)) as client:
+            await client.query(directive("bash", cmd="(setsid sleep 61 &) ; sleep 60"))
+            async for message in client.receive_messages():
+                if type(message).__name__ == "AssistantMessage":
+                    break
+
+    async with real.serve() as server:
+        await library(partial(program, server.url))
+        await until(lambda: real.ended)
+        assert not real.left()
+    assert real.ended[0].outcome.reason == "disconnected"
+
+
+async def test_what_the_server_refuses_is_the_sdks_own_error(fake: Backend) -> None:
+    from claude_agent_sdk import ClaudeAgentOptions, ClaudeSDKClient, CLIConnectionError
+
+    options = ClaudeAgentOptions(allowed_tools=["Bash"])
+    async with fake.serve() as server:
+        with pytest.raises(CLIConnectionError, match="allowed_tools is not allowed"):
+            await over(server.url, options).connect()
+        plain = ClaudeAgentOptions()
+        async with ClaudeSDKClient(options=plain, transport=over(server.url, plain)) as client:
+            with pytest.raises(Exception, match="set_permission_mode' is not allowed here"):
+                await client.set_permission_mode("plan")
+    async with fake.serve(grants=("allowed_tools",), allow_control=("initialize", "set_permission_mode")) as server:
+        async with ClaudeSDKClient(options=options, transport=over(server.url, options)) as client:
+            await client.set_permission_mode("plan")
+
+
+async def test_a_server_that_is_not_there() -> None:
+    from claude_agent_sdk import CLIConnectionError
+
+    with pytest.raises(CLIConnectionError, match="can't reach"):
+        await over("http://127.0.0.1:1", None).connect()
+
+
+# -- options ----------------------------------------------------------------------------------------------------------
+
+
+def test_every_field_of_the_sdk_has_its_fate() -> None:
+    from claude_agent_sdk import ClaudeAgentOptions
+
+    from trio_claude.sdk import FIELDS
+
+    assert set(FIELDS) == {field.name for field in dataclasses.fields(ClaudeAgentOptions)}
+
+
+def test_a_refused_field_is_refused_by_name(tmp_path: Path) -> None:
+    from claude_agent_sdk import ClaudeAgentOptions
+
+    from trio_claude.sdk import FIELDS, REFUSED, WebSocketTransport
+
+    values: dict[str, Any] = {
+        "permission_prompt_tool_name": "mcp__x__y", "continue_conversation": True, "include_hook_events": True,
+        "forward_subagent_text": True, "enable_file_checkpointing": True, "cwd": tmp_path, "add_dirs": ["/"],
+        "env": {"A": "b"}, "extra_args": {"a": None}, "agents": {"x": None}, "setting_sources": ["user"],
+        "plugins": [{"type": "local", "path": "/"}], "betas": ["x"], "skills": [],
+    }  # fmt: skip
+    for name, fate in FIELDS.items():
+        if fate == REFUSED:
+            with pytest.raises(ValueError, match=f"^{name}: "):
+                WebSocketTransport(options=ClaudeAgentOptions(**{name: values.get(name, "x")}))
+
+
+def test_what_a_session_is_started_with() -> None:
+    from claude_agent_sdk import ClaudeAgentOptions
+
+    from trio_claude.sdk import start_options
+
+    assert start_options(ClaudeAgentOptions()) == ({"system_prompt": ""}, [])
+    wish = ClaudeAgentOptions(
+        model="m", system_prompt={"type": "preset", "preset": "claude_code", "append": "be brief"}, max_turns=2,
+        max_budget_usd=0.5, effort="low", resume="r", fork_session=True, include_partial_messages=True,
+        output_format={"type": "json_schema", "schema": {"type": "object"}}, tools={"type": "preset", "preset": "claude_code"},
+        allowed_tools=["Read"], disallowed_tools=["Bash"], permission_mode="plan", fallback_model="f",
+        thinking={"type": "enabled", "budget_tokens": 1000}, mcp_servers={"x": {"command": "y"}},
+        permission_prompt_tool_name="stdio",
+    )  # fmt: skip
+    assert start_options(wish)[0] == {
+        "model": "m", "append_system_prompt": "be brief", "max_turns": 2, "max_budget_usd": 0.5, "effort": "low",
+        "resume": "r", "fork": True, "partial": True, "json_schema": {"type": "object"}, "tools": ["default"],
+        "allowed_tools": ["Read"], "disallowed_tools": ["Bash"], "permission_mode": "plan", "fallback_model": "f",
+        "max_thinking_tokens": 1000, "mcp_servers": {"x": {"command": "y"}},
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"system_prompt": {"type": "file", "path": "/etc/passwd"}},
+        {"system_prompt": {"type": "custom", "prompt": "x", "snapshot": "y"}},
+        {"output_format": {"type": "xml"}},
+        {"thinking": {"type": "adaptive"}},
+        {"mcp_servers": "/etc/mcp.json"},
+    ],
+    ids=str,
+)
+def test_what_has_no_counterpart(wrong: dict[str, Any]) -> None:
+    from claude_agent_sdk import ClaudeAgentOptions
+
+    from trio_claude.sdk import start_options
+
+    with pytest.raises(ValueError, match=next(iter(wrong))):
+        start_options(ClaudeAgentOptions(**wrong))

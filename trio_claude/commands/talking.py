@@ -1,0 +1,194 @@
+"""A conversation in a terminal: what is typed goes to the CLI, what it says is shown, what it asks is asked.
+
+Ctrl-C ends the turn, never the program. One thing at a time owns the keyboard: the prompt, or a question.
+"""
+
+from __future__ import annotations
+
+import json
+import signal
+from collections.abc import AsyncIterator
+from typing import Any
+
+import trio
+from rich.console import Console
+from rich.text import Text
+
+from ..client import Allow, Approval, Assistant, Delta, Deny, Line, Refused, Result, Session, User
+from .terminal import Keyboard, MarkdownStream
+from .words import clean
+
+SHOWN_INPUT = 500
+SHOWN_RESULT = 600
+"""Characters of a tool's input and of its result that are shown."""
+HELP = "/model NAME changes the model, /quit ends; Ctrl-C interrupts a turn"
+
+
+class Chat:
+    """One conversation, from the first prompt to the end."""
+
+    def __init__(self) -> None:
+        self._console = Console(highlight=False)
+        self._markdown = MarkdownStream(self._console)
+        self._keyboard = Keyboard()
+        self._session: Session | None = None
+        self._in_turn = False
+        self._spent = 0.0
+        self._asking = trio.Lock()
+
+    async def run(self, session: Session) -> None:
+        """Converse until the person or the session ends."""
+        self._session = session
+        self._note(f"session {session.id} · {HELP}")
+        with trio.open_signal_receiver(signal.SIGINT) as signals:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(self._watch_signals, signals)
+                await self._converse(session)
+                nursery.cancel_scope.cancel()
+
+    async def _converse(self, session: Session) -> None:
+        while session.ended is None:
+            self._console.print("> ", end="", style="bold cyan")
+            typed = await self._keyboard.line()
+            if typed is None or typed.strip() == "/quit":
+                await session.end()
+                return
+            if typed.strip():
+                await self._do(session, typed.strip())
+
+    async def _do(self, session: Session, typed: str) -> None:
+        """Do what was typed: a command, or a turn."""
+        name, _, value = typed.partition(" ")
+        if name == "/model":
+            await self._set_model(session, value.strip())
+        elif name.startswith("/"):
+            self._note(HELP)
+        else:
+            await self._turn(session, typed)
+
+    async def _set_model(self, session: Session, model: str) -> None:
+        try:
+            await session.set_model(model or None)
+        except Refused as error:
+            self._note(f"refused: {error}")
+        else:
+            self._note(f"model: {model or 'the default'}")
+
+    async def _turn(self, session: Session, prompt: str) -> None:
+        self._in_turn = True
+        try:
+            async for line in session.ask(prompt):
+                self._show(line)
+        except Refused as error:
+            self._note(f"refused: {error}")
+        finally:
+            self._in_turn = False
+            self._markdown.finish()
+
+    async def _watch_signals(self, signals: AsyncIterator[int]) -> None:
+        async for _ in signals:
+            if self._in_turn and self._session:
+                self._note("interrupting")
+                await self._session.interrupt()
+            else:
+                self._note(HELP)
+
+    # what is shown
+
+    def _show(self, line: Line) -> None:
+        match line:
+            case Delta(kind="text"):
+                self._markdown.feed(line.text)
+            case Assistant():
+                self._markdown.finish()
+                for block in line.blocks:
+                    self._show_tool(block)
+            case User():
+                for block in line.blocks:
+                    self._show_result(block)
+            case Result():
+                self._show_end(line)
+
+    def _show_tool(self, block: dict[str, Any]) -> None:
+        if block.get("type") == "tool_use":
+            self._markdown.finish()
+            self._console.print(Text(f"● {_tool(str(block.get('name')), block.get('input'))}", style="yellow"))
+
+    def _show_result(self, block: dict[str, Any]) -> None:
+        if block.get("type") == "tool_result":
+            style = "red" if block.get("is_error") else "dim"
+            self._console.print(Text(_short(_content(block.get("content")), SHOWN_RESULT), style=style))
+
+    def _show_end(self, result: Result) -> None:
+        self._markdown.finish()
+        if result.error:
+            self._console.print(Text(clean(result.error), style="red"))
+        cost, self._spent = result.usd - self._spent, result.usd
+        tokens = f"{result.input_tokens} tokens in, {result.output_tokens} out"
+        self._note(f"${cost:.4f} · {tokens} · {result.seconds:.1f} s")
+
+    def _note(self, text: str) -> None:
+        self._console.print(Text(clean(text), style="dim"))
+
+    def event(self, said: dict[str, Any]) -> None:
+        """Show what the server says of its own, where a person can use it."""
+        match said.get("event"):
+            case "stderr":
+                self._note(str(said.get("line")))
+            case "stalled":
+                self._note(f"silent for {said.get('seconds')} s ({said.get('phase')})")
+            case "queued":
+                self._note(f"waiting for a slot, place {said.get('position')}")
+            case "denied":
+                self._note(f"denied: {said.get('error')}")
+
+    # what is asked
+
+    async def decide(self, approval: Approval) -> Allow | Deny:
+        """Ask the person what a tool may do."""
+        async with self._asking:
+            self._markdown.finish()
+            self._console.print(Text(f"{_tool(approval.tool, approval.input)}", style="bold yellow"))
+            while True:
+                self._console.print("allow? y, n, e to edit: ", end="", style="bold")
+                answer = (await self._keyboard.answer() or "n").strip().lower()
+                if answer in ("y", "yes"):
+                    return Allow()
+                if answer in ("n", "no"):
+                    return Deny()
+                if answer in ("e", "edit") and (changed := await self._edit(approval)) is not None:
+                    return Allow(changed)
+
+    async def _edit(self, approval: Approval) -> dict[str, Any] | None:
+        """Have a tool's input changed: its command where it has one, else the whole of it as JSON."""
+        by_command = isinstance(approval.input.get("command"), str)
+        self._console.print("command: " if by_command else "input, as JSON: ", end="", style="bold")
+        typed = await self._keyboard.answer()
+        if not typed:
+            return None
+        if by_command:
+            return {**approval.input, "command": typed}
+        try:
+            value = json.loads(typed)
+        except ValueError as error:
+            self._note(f"not JSON: {error}")
+            return None
+        return value if isinstance(value, dict) else None
+
+
+def _tool(name: str, given: Any) -> str:
+    """Return a tool and its input on one line."""
+    command = given.get("command") if isinstance(given, dict) and isinstance(given.get("command"), str) else None
+    return clean(f"{name}  {_short(command or json.dumps(given, ensure_ascii=False), SHOWN_INPUT)}")
+
+
+def _content(content: Any) -> str:
+    if isinstance(content, str):
+        return content
+    blocks = content if isinstance(content, list) else []
+    return "\n".join(str(block.get("text", "")) for block in blocks if isinstance(block, dict))
+
+
+def _short(text: str, limit: int) -> str:
+    text = clean(text)
+    return text if len(text) <= limit else f"{text[:limit]} …"

@@ -3,8 +3,9 @@
 A well-behaved client reads 100 lines a second, each stamped by the child when it was written. Its latencies are taken
 in four phases: alone; while `--clients` of the others come and start their CLIs, all at once; while these flood, the
 CLIs with lines until every buffer is full and the clients with pings; and when all stand still. Also printed: the
-server's memory, and how soon the end of a run is acted on when such a client leaves. The CLI is a fake in C, and the
-well-behaved client a program of its own. Needs a C compiler.
+server's memory, and how soon the end of a run is acted on when such a client leaves. For comparison the same crowd then
+floods another server on the same machine: what the well-behaved client feels of that is the machine's doing, not the
+server's. The CLI is a fake in C, and the well-behaved client a program of its own. Needs a C compiler.
 """
 
 from __future__ import annotations
@@ -74,8 +75,8 @@ class Crowd:
     ended: float
 
 
-async def crowd(load: Path, subject: Subject, clients: int, lines: int) -> Crowd:
-    """Let a crowd come, flood, stand and leave beside a well-behaved client."""
+async def crowd(load: Path, subject: Subject, clients: int, lines: int, port: int | None = None) -> Crowd:
+    """Let a crowd come, flood, stand and leave beside a well-behaved client, whose server may be another, at `port`."""
     leave, seconds = trio.Event(), (lines + SKIP) / RATE
     at = time.monotonic_ns() + int(1.5 * seconds * 1e9)
     before = len(subject.events("RunEnded"))
@@ -87,11 +88,11 @@ async def crowd(load: Path, subject: Subject, clients: int, lines: int) -> Crowd
 
     async with trio.open_nursery() as nursery:
         nursery.start_soon(come)
-        phases = [await latencies(load, subject.port, lines) for _ in range(3)]
+        phases = [await latencies(load, port or subject.port, lines) for _ in range(3)]
         memory, left = subject.rss(), time.time()
         leave.set()
     with trio.fail_after(30):
-        while len(ended := subject.events("RunEnded")) < before + clients + 3:
+        while len(ended := subject.events("RunEnded")) < before + clients + (0 if port else 3):
             await trio.sleep(0.02)
     late = max(float(str(event["time"])) for event in ended[-clients:]) - left
     return Crowd(*phases, memory, late * 1000)
@@ -100,22 +101,26 @@ async def crowd(load: Path, subject: Subject, clients: int, lines: int) -> Crowd
 async def main(clients: int, lines: int, rounds: int) -> None:
     """Print the figures."""
     print(f"never-reading clients: {clients}; fake CLI; {machine()}")
-    quiets, found, one = [], [], []
+    quiets, found, elsewhere, one = [], [], [], []
     with compiled() as native:
-        async with serving("--max-runs", str(clients + 5), "--cli", str(native.cli)) as subject:
+        words = ("--max-runs", str(clients + 5), "--cli", str(native.cli))
+        async with serving(*words) as subject, serving(*words) as other:
             quiet_memory = subject.rss()
             for _ in range(rounds):
                 quiets.append(await latencies(native.load, subject.port, lines))
                 found.append(await crowd(native.load, subject, clients, lines))
+                elsewhere.append(await crowd(native.load, other, clients, lines, subject.port))
                 one.append((await crowd(native.load, subject, 1, 2 * SKIP)).ended)
                 print(
                     f"p50/p99 quiet {quiets[-1]}, while they come {found[-1].coming}, flood {found[-1].flooding}, "
-                    f"stand {found[-1].standing}; RSS {quiet_memory} -> {found[-1].memory} KiB; "
+                    f"stand {found[-1].standing}, flood another server {elsewhere[-1].flooding}; "
+                    f"RSS {quiet_memory} -> {found[-1].memory} KiB; "
                     f"all {clients} runs ended {found[-1].ended:.0f} ms after leaving, one {one[-1]:.0f} ms"
                 )
     for phase in ("coming", "flooding", "standing"):
         ratios = [getattr(seen, phase).p99 / quiet.p99 for quiet, seen in zip(quiets, found, strict=True)]
-        print(f"{phase}: median of the p99 ratios {median(ratios):.2f}")
+        others = [getattr(seen, phase).p99 / quiet.p99 for quiet, seen in zip(quiets, elsewhere, strict=True)]
+        print(f"{phase}: median of the p99 ratios {median(ratios):.2f}, of another server's crowd {median(others):.2f}")
     print(f"one run's end acted on within {median(one):.0f} ms (median)")
 
 

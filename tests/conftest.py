@@ -46,6 +46,8 @@ def _missing(marker: str) -> str | None:
         return "Node.js and npm are not installed"
     if marker == "browser" and not shutil.which("chromium"):
         return "Chromium is not installed"
+    if marker == "tmux" and not shutil.which("tmux"):
+        return "tmux is not installed"
     if marker == "sandbox" and not shutil.which("bwrap"):
         return "bubblewrap is not installed"
     if marker == "namespace":
@@ -60,7 +62,7 @@ def _missing(marker: str) -> str | None:
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
-    for marker in ("real_cli", "node", "browser", "netns", "root", "sandbox", "cgroup", "namespace"):
+    for marker in ("real_cli", "node", "browser", "netns", "root", "sandbox", "cgroup", "namespace", "tmux"):
         if item.get_closest_marker(marker) and (why := _missing(marker)):
             if REQUIRED:
                 pytest.fail(f"required in CI: {why}")

@@ -21,6 +21,7 @@ TABLE: dict[str, set[str]] = {
     # rules: no await, no trio, no clock
     "admission": {"errors"},
     "stream_json": {"messages"},
+    "session": {"errors", "messages", "stream_json"},
     # hands: each owns exactly one outside thing
     "services": {"events"},
     "turns": set(),
@@ -32,15 +33,25 @@ TABLE: dict[str, set[str]] = {
     "leftovers": {"containment"},
     "workplace": {"errors", "config", "messages", "stream_json", "containment", "leftovers"},
     "pool": {"errors", "events", "messages", "stream_json", "containment", "workplace"},
-    "run": {"errors", "events", "messages", "stream_json", "turns", "containment", "workplace", "pool"},
-    "runs": {"errors", "events", "messages", "admission", "turns", "containment", "workplace", "pool", "run"},
+    "run": {"errors", "events", "messages", "stream_json", "session", "turns", "containment", "workplace", "pool"},
+    "session_run": {
+        "errors", "events", "config", "messages", "stream_json", "session", "turns", "containment", "workplace", "run",
+    },
+    "runs": {
+        "errors", "events", "messages", "admission", "session", "turns", "containment", "workplace", "pool", "run", "session_run",
+    },
     "engine": {"errors", "events", "config", "services", "containment", "workplace", "runs"},
     "api": {"errors", "containment", "upgrade", "workplace", "runs"},
-    "connection": {"errors", "events", "config", "messages", "peer", "upgrade", "run", "runs"},
-    "server": {"errors", "events", "config", "admission", "peer", "upgrade", "runs", "services", "engine", "api", "connection"},
+    "conversation": {"errors", "events", "config", "messages", "session", "peer", "session_run", "runs"},
+    "connection": {"errors", "events", "config", "messages", "peer", "upgrade", "run", "runs", "conversation"},
+    "server": {
+        "errors", "events", "config", "admission", "peer", "upgrade", "runs", "services", "engine", "api", "conversation",
+        "connection", "__init__",
+    },
     # faces
     "embed": {"errors", "events", "config", "messages", "services", "run", "engine"},
     "client": {"errors"},
+    "sdk": {"client"},
     "batch": {
         "errors", "events", "config", "messages", "containment", "engine", "embed", "client", "__init__",
     },
@@ -54,9 +65,10 @@ TABLE: dict[str, set[str]] = {
 }  # fmt: skip
 ASYNC_FREE = (
     "errors", "events", "config", "messages", "admission", "stream_json",
+    *(f"session/{name}" for name in ("shapes", "lines", "ops", "states")),
     *(f"batch/{name}" for name in ("tasks", "throttle", "order", "results", "retries", "tally")),
 )  # fmt: skip
-OWNERS = {"trio_websocket": {"peer"}, "wsproto": set(), "h11": {"upgrade", "testing"}, "httpx_ws": {"client"}}
+OWNERS = {"trio_websocket": {"peer"}, "wsproto": set(), "h11": {"upgrade", "testing"}, "httpx_ws": {"client", "sdk"}}
 """Outside libraries and the rooms that may import them."""
 STDLIB_ONLY = (
     "containment/guardian.py",

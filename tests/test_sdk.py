@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import importlib.util
+import re
 from collections.abc import Awaitable, Callable
 from functools import partial
 from pathlib import Path
@@ -306,6 +307,17 @@ def test_every_field_of_the_sdk_has_its_fate() -> None:
     from trio_claude.sdk import FIELDS
 
     assert set(FIELDS) == {field.name for field in dataclasses.fields(ClaudeAgentOptions)}
+
+
+def test_the_docs_tell_every_field() -> None:
+    from trio_claude.sdk import FIELDS, GRANT, LOCAL, PASSED, REFUSED
+
+    page = (Path(__file__).parents[1] / "docs" / "sessions.md").read_text()
+    told = dict(re.findall(r"^\| `(\w+)` \| (.*) \|$", page, re.MULTILINE))
+    assert list(told) == list(FIELDS)
+    words = {PASSED: "passed", GRANT: "grant `", LOCAL: "program alone|always so", REFUSED: "refused"}
+    for name, fate in FIELDS.items():
+        assert re.search(words[fate], told[name]), name
 
 
 def test_a_refused_field_is_refused_by_name(tmp_path: Path) -> None:

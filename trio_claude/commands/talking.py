@@ -121,7 +121,9 @@ class Chat:
 
     def _show_end(self, result: Result) -> None:
         self._markdown.finish()
-        if result.error:
+        if str(result.said.get("terminal_reason")).startswith("aborted"):
+            self._note("interrupted")
+        elif result.error:
             self._console.print(Text(clean(result.error), style="red"))
         cost, self._spent = result.usd - self._spent, result.usd
         tokens = f"{result.input_tokens} tokens in, {result.output_tokens} out"

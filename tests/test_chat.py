@@ -1,0 +1,187 @@
+"""`trio-claude chat` in a terminal: what is typed, shown, asked and interrupted."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import shlex
+import subprocess
+import sys
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+
+import pytest
+import trio
+from harness import Backend, directive, open_backend, until
+from rich.console import Console
+
+from trio_claude.commands.talking import _content, _tool
+from trio_claude.commands.terminal import MarkdownStream, _whole_part
+from trio_claude.commands.words import clean
+
+BOTH = [pytest.param("fake"), pytest.param("real", marks=pytest.mark.real_cli)]
+
+
+@pytest.fixture(params=BOTH)
+async def cli(request: pytest.FixtureRequest, folder: Path) -> AsyncIterator[Backend]:
+    async with open_backend(request.param, folder) as backend:
+        yield backend
+
+
+class Terminal:
+    """A terminal of tmux, on a socket of its own."""
+
+    def __init__(self, folder: Path) -> None:
+        self._socket = str(folder / "tmux")
+
+    def tmux(self, *words: str) -> str:
+        return subprocess.run(["tmux", "-S", self._socket, *words], capture_output=True, text=True, check=True).stdout
+
+    def type(self, text: str) -> None:
+        self.tmux("send-keys", "-t", "chat", "-l", text)
+        self.tmux("send-keys", "-t", "chat", "Enter")
+
+    def press(self, key: str) -> None:
+        self.tmux("send-keys", "-t", "chat", key)
+
+    def screen(self) -> str:
+        with contextlib.suppress(subprocess.CalledProcessError):
+            return self.tmux("capture-pane", "-p", "-J", "-t", "chat", "-S", "-500")
+        return ""
+
+    async def shows(self, text: str, times: int = 1) -> None:
+        try:
+            await until(lambda: self.screen().count(text) >= times, 20)
+        except trio.TooSlowError:
+            raise AssertionError(f"{text!r} is not shown:\n{self.screen()}") from None
+
+
+@contextlib.contextmanager
+def chatting(folder: Path, url: str) -> Iterator[Terminal]:
+    terminal = Terminal(folder)
+    words = [sys.executable, "-m", "trio_claude", "chat", "--url", url]
+    command = f"{shlex.join(words)}; echo status $?; sleep 60"
+    terminal.tmux("-f", "/dev/null", "new-session", "-d", "-s", "chat", "-x", "110", "-y", "45", command)
+    try:
+        yield terminal
+    finally:
+        with contextlib.suppress(subprocess.CalledProcessError):
+            terminal.tmux("kill-server")
+
+
+@pytest.mark.tmux
+async def test_a_chat(cli: Backend, folder: Path) -> None:
+    async with cli.serve() as server:
+        with chatting(folder, server.url) as terminal:
+            await terminal.shows("session ")
+            terminal.type("Hello")
+            await terminal.shows("Hello from stub.")
+            await terminal.shows("tokens in")
+            terminal.type("/model claude-haiku-5-5")
+            await terminal.shows("model: claude-haiku-5-5")
+            terminal.type(directive("bash", cmd="touch allowed; ls"))
+            await terminal.shows("allow? y, n, e to edit:")
+            terminal.type("y")
+            await terminal.shows("tokens in", 2)
+            terminal.type(directive("bash", cmd="touch refused; ls"))
+            await terminal.shows("allow? y, n, e to edit:", 2)
+            terminal.type("n")
+            await terminal.shows("denied by the user")
+            await terminal.shows("tokens in", 3)
+            terminal.type(directive("bash", cmd="touch unchanged; ls"))
+            await terminal.shows("allow? y, n, e to edit:", 3)
+            terminal.type("e")
+            await terminal.shows("command: ")
+            terminal.type("echo was-changed")
+            await terminal.shows("tokens in", 4)
+            terminal.type(directive("slow", n=1000, ms=20))
+            await trio.sleep(1)
+            terminal.press("C-c")
+            await terminal.shows("interrupting")
+            await terminal.shows("interrupted")
+            await terminal.shows("tokens in", 5)
+            terminal.type("/nonsense")
+            await terminal.shows("Ctrl-C interrupts a turn", 2)
+            terminal.type(directive("text", text="still here"))
+            await terminal.shows("tokens in", 6)
+            terminal.type("/quit")
+            await terminal.shows("status 0")
+        await until(lambda: cli.ended)
+    assert (cli.cwd / "allowed").exists()
+    assert not (cli.cwd / "refused").exists()
+    assert not (cli.cwd / "unchanged").exists()
+    assert [event.outcome.reason for event in cli.ended] == ["exit"]
+
+
+@pytest.mark.tmux
+async def test_a_chat_whose_cli_dies(fake: Backend, folder: Path) -> None:
+    async with fake.serve() as server:
+        with chatting(folder, server.url) as terminal:
+            await terminal.shows("session ")
+            terminal.type(directive("exit", status=3))
+            await terminal.shows("error: the CLI exited with status 3")
+            await terminal.shows("status 1")
+
+
+async def test_a_chat_that_can_not_begin(fake: Backend) -> None:
+    words = [sys.executable, "-m", "trio_claude", "chat"]
+    nobody = await trio.run_process([*words, "--url", "http://127.0.0.1:1"], check=False, capture_stderr=True)
+    assert nobody.returncode == 69
+    assert b"is `trio-claude serve` running?" in nobody.stderr
+    async with fake.serve() as server:
+        wrong = await trio.run_process([*words, "--url", server.url, "--meta", "x"], check=False, capture_stderr=True)
+        quit_ = await trio.run_process([*words, "--url", server.url], stdin=b"hello\n", capture_stdout=True)
+    assert wrong.returncode == 2
+    assert b"meta must match" in wrong.stderr
+    assert quit_.returncode == 0
+    assert b"Hello from stub." in quit_.stdout
+
+
+# -- what is shown ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("said", "shown"),
+    [
+        ("a\x1b[31mb\x1b[0m", "ab"),
+        ("a\x1b]0;title\x07b", "ab"),
+        ("a\x1b]52;c;aGk=\x1b\\b", "ab"),
+        ("a\x9b31mb\x08\x7f", "a31mb"),
+        ("a\r\nb\tc\r", "a\nb\tc"),
+    ],
+)
+def test_no_control_sequence_reaches_the_terminal(said: str, shown: str) -> None:
+    assert clean(said) == shown
+    assert clean(_tool("Bash", {"command": said})) == _tool("Bash", {"command": said})
+
+
+@pytest.mark.parametrize(
+    ("text", "whole", "rest"),
+    [
+        ("one", "", "one"),
+        ("one\n\ntwo", "one\n\n", "two"),
+        ("one\n\n```\nx\n\ny", "one\n\n", "```\nx\n\ny"),
+        ("```\nx\n\ny\n```\n\nend", "```\nx\n\ny\n```\n\n", "end"),
+    ],
+)
+def test_what_is_whole(text: str, whole: str, rest: str) -> None:
+    assert _whole_part(text) == (whole, rest)
+
+
+def test_markdown_comes_out_once_whatever_its_pieces() -> None:
+    text = "# Title\n\nSome *words*\n\n- one\n- two\n\n```\ncode\n\nmore\n```\n\nthe end"
+    shown = []
+    for size in (1, 7, 1000):
+        console = Console(file=io.StringIO(), width=60)
+        stream = MarkdownStream(console)
+        for at in range(0, len(text), size):
+            stream.feed(text[at : at + size])
+        stream.finish()
+        shown.append(console.file.getvalue())  # type: ignore[attr-defined]
+    assert shown[0].count("the end") == 1
+    assert shown[0].split() == shown[1].split() == shown[2].split()
+
+
+def test_a_tools_result_is_its_text() -> None:
+    assert _content([{"type": "text", "text": "a"}, {"type": "image"}, "odd"]) == "a\n"
+    assert (_content("x"), _content(None)) == ("x", "")

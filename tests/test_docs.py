@@ -72,6 +72,27 @@ async def test_the_samples_of_the_readme_run(
     assert "Ended(code=1000" in told
 
 
+async def test_the_samples_of_sessions_run(fake: Backend, capsys: pytest.CaptureFixture[str]) -> None:
+    async with fake.serve() as server:
+        world: dict[str, object] = {}
+        text = named("docs/sessions.md", "main").partition("\n\n\ntrio.run(")[0]
+        exec(text.replace('meta="TASK-1"', f'meta="TASK-1", url="{server.url}"'), world)
+        await world["main"]()  # type: ignore[operator]
+    assert "Hello from stub.{'seen': " in capsys.readouterr().out
+
+
+@pytest.mark.real_cli
+@pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning")
+async def test_the_sample_of_the_sdk_runs(fake: Backend, capsys: pytest.CaptureFixture[str]) -> None:
+    async with fake.serve() as server:
+        sample = next(text for text in samples("docs/sessions.md") if "WebSocketTransport" in text)
+        source = f"async def program():\n{textwrap.indent(sample, '    ')}"
+        world: dict[str, object] = {}
+        exec(source.replace("http://127.0.0.1:3000", server.url), world)
+        await world["program"]()  # type: ignore[operator]
+    assert "ResultMessage(" in capsys.readouterr().out
+
+
 async def test_the_examples_of_batch_run(fake: Backend, folder: Path) -> None:
     page = (ROOT / "docs" / "batch.md").read_text()
     (tasks,) = re.findall(r"```json\n(.*?)```", page, re.DOTALL)
@@ -100,6 +121,8 @@ def test_every_setting_of_the_contract_has_the_value_that_is_written() -> None:
         f"`result_grace` ({config.result_grace:g} s)", f"no message in {config.first_message_timeout:g} s",
         f"over {config.max_message // 1024} KiB, or in more than {config.max_frames} frames",
         f"timed out after {config.timeout:g} s", f"`queue_timeout` ({config.queue_timeout:g} s)",
+        f"`interrupt_grace` ({config.interrupt_grace:g} s)", f"`approval_timeout` ({config.approval_timeout:g} s)",
+        f"`stall_notice` ({config.stall_notice:g} s)",
         f"`send_timeout` ({config.send_timeout:g} s)", f"a line over {config.max_line // 2**20} MiB",
     ):  # fmt: skip
         assert text in page, text

@@ -415,3 +415,31 @@ async def test_what_is_refused_in_a_session_leaves_it_as_it_was(cli: Backend) ->
         assert not (await talk.result())["is_error"]
         await talk.stop("end")
         assert (await talk.end())["reason"] == "exit"
+
+
+async def test_a_large_message_waits_for_the_start(fake: Backend) -> None:
+    block = {"type": "image", "source": {"type": "base64", "media_type": "image/png", "data": "aGkh" * 2**20}}
+    said = {"type": "user", "message": {"role": "user", "content": [block, {"type": "text", "text": "look"}]}}
+    async with fake.serve() as server:
+        async with open_talk(server) as talk:
+            await talk.say(json.dumps({"type": "gateway", "op": "start", "meta": "T", "pad": "x" * 70_000}))
+            await until(lambda: talk.code)
+            assert talk.code == 1009
+        async with open_talk(server) as talk:
+            await talk.start()
+            await talk.say(said)
+            assert not (await talk.result())["is_error"]
+            await talk.stop("end")
+            await talk.end()
+
+
+async def test_a_cli_that_does_not_read_is_given_so_much_and_no_more(fake: Backend) -> None:
+    async with fake.serve(max_session_message=2**20) as server, open_talk(server) as talk:
+        await talk.start()
+        await talk.user(directive("silent"))
+        for _ in range(8):
+            await talk.user("x" * 300_000)
+        refused = await talk.event("refused")
+        assert refused["code"] == "backlog"
+        await talk.stop("kill")
+        assert (await talk.end())["reason"] == "stopped"

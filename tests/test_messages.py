@@ -79,7 +79,9 @@ def test_a_good_message_is_taken_as_it_is() -> None:
         ({**GOOD, "workspace": ".."}, "workspace must match"),
         ({**GOOD, "effort": "huge"}, "effort must be one of"),
         ({**GOOD, "json_schema": {"a": "x" * 40000}}, "json_schema must be at most"),
-        ({**GOOD, "permission_mode": "bypassPermissions"}, "unknown key"),
+        ({**GOOD, "permission_mode": "bypassPermissions"}, "permission_mode is not allowed"),
+        ({**GOOD, "fork": True}, "fork is not allowed"),
+        ({**GOOD, "cwd": "/"}, "unknown key"),
     ],
 )
 def test_a_bad_message_is_refused_by_name(message: object, told: str) -> None:
@@ -179,3 +181,17 @@ def test_a_failure_carries_the_exit_status() -> None:
 def test_a_close_reason_always_fits_its_frame(text: str) -> None:
     clipped = messages.clip(text.encode("utf-8", "replace").decode())
     assert len(clipped.encode()) <= messages.REASON_LIMIT
+
+
+def test_a_large_message_is_text_and_little_else() -> None:
+    large = json.dumps({"prompt": 'a "quoted" \\ text' * 100_000})
+    assert len(messages.parse_object(large)["prompt"]) == 1_700_000
+    for wrong in (
+        json.dumps({"a": [{"b": 1}] * 100_000}),
+        "[" * 300_000,
+        json.dumps({"a": [1] * 200_000}),
+        json.dumps({"a": ["\\"] * 200_000}),
+        '{"a":[' + '"",' * 200_000 + '""]}',
+    ):
+        with pytest.raises(BadMessage, match="outside of its texts"):
+            messages.parse_object(wrong)

@@ -139,6 +139,7 @@ class Conversation:
     def started(self) -> None:
         """Say that the CLI runs, and under which ids."""
         assert self._run
+        self._peer.allow(self._config.max_session_message)
         ids = {"run": self._run.id, "session": self._run.start.session}
         self._peer.post(messages.render_event("started", **ids, warm=False, history=False))
 

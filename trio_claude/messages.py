@@ -31,6 +31,8 @@ SYSTEM_PROMPT_LIMIT = 32768
 """A system prompt in bytes of UTF-8: half of the message limit, so that it can be escaped."""
 SCHEMA_LIMIT = 32768
 """A JSON schema in bytes of compact JSON; it travels in argv, where Linux takes 131,071 bytes an argument."""
+STRUCTURE_LIMIT = 256 * 1024
+"""Characters of a message that are not in its texts; the most that one message takes to parse is 30 ms."""
 REASON_LIMIT = 123
 """A close reason in bytes (RFC 6455, section 5.5: 125 less the code)."""
 NAMES_LIMIT = 200
@@ -167,6 +169,7 @@ def parse_object(raw: str | bytes) -> dict[str, Any]:
     """Return the JSON object in a text message. Raises `BadMessage` for everything else."""
     if isinstance(raw, bytes):
         raise BadMessage("message must be text, not binary")
+    _check_structure(raw)
     try:
         value = json.loads(raw, object_pairs_hook=_no_duplicates, parse_constant=_no_constant)
     except (ValueError, RecursionError) as error:
@@ -176,6 +179,15 @@ def parse_object(raw: str | bytes) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise BadMessage("message must be a JSON object")
     return value
+
+
+def _check_structure(raw: str) -> None:
+    """Refuse a message that would take long to parse: text in it costs little, structure much. Raises `BadMessage`."""
+    if len(raw) <= STRUCTURE_LIMIT:
+        return
+    plain = raw.replace("\\\\", "").replace('\\"', "")
+    if plain.count('"') > STRUCTURE_LIMIT or sum(map(len, plain.split('"')[::2])) > STRUCTURE_LIMIT:
+        raise BadMessage(f"message must have at most {STRUCTURE_LIMIT} characters outside of its texts")
 
 
 def parse_prompt(raw: str | bytes, allowed: tuple[str, ...], max_timeout: float) -> Prompt:

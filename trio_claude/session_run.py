@@ -41,10 +41,10 @@ class SessionSink(Sink, Protocol):
 
 
 class Outbox:
-    """Lines that wait for the CLI's stdin, at most `limit` bytes of them; urgent ones go first."""
+    """Lines that wait for the CLI's stdin, at most `limit` bytes of them, which may be raised; urgent ones go first."""
 
     def __init__(self, limit: int) -> None:
-        self._limit = limit
+        self.limit: int = limit
         self._urgent: deque[bytes] = deque()
         self._plain: deque[bytes] = deque()
         self._waiting = 0
@@ -53,8 +53,8 @@ class Outbox:
 
     def put(self, line: bytes, *, urgent: bool = False) -> None:
         """Take a line. Raises `Backlog` where too much waits already."""
-        if self._waiting and self._waiting + len(line) > self._limit:
-            raise Backlog(f"{self._waiting} bytes wait for the CLI already; it takes {self._limit}")
+        if self._waiting and self._waiting + len(line) > self.limit:
+            raise Backlog(f"{self._waiting} bytes wait for the CLI already; it takes {self.limit}")
         (self._urgent if urgent else self._plain).append(line)
         self._waiting += len(line)
         self._stir.set()
@@ -91,7 +91,7 @@ class SessionRun(Run):
         config = workplace.config
         self.start = start
         self.session: Session = Session(_patience(config, start.options), trio.current_time())
-        self._outbox = Outbox(config.max_session_message)
+        self._outbox = Outbox(config.max_message)
         self._talking = trio.CancelScope()
         self._stir = trio.Event()
 
@@ -134,6 +134,7 @@ class SessionRun(Run):
     def _begin_talk(self, process: Contained, sink: Sink, nursery: trio.Nursery) -> None:
         hearer = cast("SessionSink", sink)
         self.session.begin(trio.current_time())
+        self._outbox.limit = self._workplace.config.max_session_message
         hearer.started()
         if self._outbox.closed and self.session.state is State.IDLE:
             self._arm_grace()

@@ -84,6 +84,10 @@ class Peer:
         if patience.cancelled_caught:
             self._wire.abort()
 
+    def allow(self, limit: int) -> None:
+        """Let a message have so many bytes from now on."""
+        self._wire.allow(limit)
+
     def drop(self) -> None:
         """Reset the connection."""
         self._wire.abort()
@@ -179,12 +183,12 @@ async def accept(
 ) -> AsyncIterator[Peer]:
     """Answer a checked handshake and yield the client; leaving the context ends the connection.
 
-    `heart` takes its pulse, `turns` keeps one that sends too much from holding up the others, and a message may have
-    `limit` bytes.
+    `heart` takes its pulse, `turns` keeps one that sends too much from holding up the others. A message may have
+    `max_message` bytes, and up to `limit` once the client is allowed them.
 
     Raises `PeerGone` where the client left before the answer.
     """
-    wire = Wire(sock, handshake.data, handshake.early, config, turns, limit)
+    wire = Wire(sock, handshake.data, handshake.early, config, turns)
     try:
         async with open_services() as nursery:
             ws = await _open_library(_Ward(nursery, wire), wire, handshake, limit)

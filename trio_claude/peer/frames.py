@@ -63,11 +63,12 @@ def _without(data: bytes, gaps: list[tuple[int, int]]) -> bytes:
 class FrameGuard:
     """Counts a client's frames before the library buffers them.
 
-    `wrong` names a message over `max_message` bytes or in more than `max_frames` frames, at its first excess byte.
+    `wrong` names a message over `max_message` bytes, which may be raised, or in more than `max_frames` frames, at its
+    first excess byte.
     """
 
     def __init__(self, max_message: int, max_frames: int) -> None:
-        self._max_message = max_message
+        self.max_message: int = max_message
         self._max_frames = max_frames
         self._head = bytearray()
         self._skip = 0
@@ -121,8 +122,8 @@ class FrameGuard:
             return
         self._frames += 1
         self._size += size
-        if self._size > self._max_message:
-            self.wrong = f"message over {self._max_message} bytes"
+        if self._size > self.max_message:
+            self.wrong = f"message over {self.max_message} bytes"
         elif self._frames > self._max_frames:
             self.wrong = f"message in more than {self._max_frames} frames"
         elif first & 0x80:

@@ -48,16 +48,14 @@ class Wire(trio.abc.Stream):
     `send_timeout` seconds breaks the connection. A cancelled write leaves its rest to be sent before anything else.
     """
 
-    def __init__(
-        self, sock: socket.socket, handshake: bytes, early: bytes, config: Config, turns: Turns, limit: int
-    ) -> None:
+    def __init__(self, sock: socket.socket, handshake: bytes, early: bytes, config: Config, turns: Turns) -> None:
         self._socket = sock
         self._handshake = handshake
         self._early = early
         self.accepted: trio.Event = trio.Event()
         self._config = config
         self._turns = turns
-        self._guard = FrameGuard(limit, config.max_frames)
+        self._guard = FrameGuard(config.max_message, config.max_frames)
         self._lock = trio.StrictFIFOLock()
         self._rest: memoryview | None = None
         self._control: list[bytes] = []
@@ -70,6 +68,10 @@ class Wire(trio.abc.Stream):
         self.heard: float = trio.current_time()
         self.close_sent: int | None = None
         self.broken: bool = False
+
+    def allow(self, limit: int) -> None:
+        """Let a message have so many bytes from now on."""
+        self._guard.max_message = limit
 
     def forget(self) -> None:
         """Know no client any more, so that what it held is free at once and no matter for the garbage collector."""

@@ -32,7 +32,7 @@ SYSTEM_PROMPT_LIMIT = 32768
 SCHEMA_LIMIT = 32768
 """A JSON schema in bytes of compact JSON; it travels in argv, where Linux takes 131,071 bytes an argument."""
 STRUCTURE_LIMIT = 256 * 1024
-"""Characters of a message that are not in its texts; the most that one message takes to parse is 30 ms."""
+"""Characters of a message that are not in its texts: 30 ms to parse and build anew. 32 MiB of text take 0.3 s."""
 REASON_LIMIT = 123
 """A close reason in bytes (RFC 6455, section 5.5: 125 less the code)."""
 NAMES_LIMIT = 200

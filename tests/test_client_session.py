@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import Awaitable, Callable
 from functools import partial
 from typing import Any
 
 import pytest
 import trio
 from harness import Backend, directive, until
+from libraries import BOTH_LIBRARIES, Library
 
 from trio_claude.client import (
     Allow,
@@ -31,25 +30,13 @@ from trio_claude.client import (
 ASKS = directive("bash", cmd="touch made-by-tool; ls")
 
 
-async def under_trio(program: Callable[[], Awaitable[Any]]) -> Any:
-    return await program()
-
-
-async def under_asyncio(program: Callable[[], Awaitable[Any]]) -> Any:
-    return await trio.to_thread.run_sync(lambda: asyncio.run(program()))  # type: ignore[arg-type]
-
-
-BOTH = pytest.mark.parametrize("library", [under_trio, under_asyncio])
-Library = Callable[[Callable[[], Awaitable[Any]]], Awaitable[Any]]
-
-
 async def turn(session: Session, text: str) -> tuple[list[Any], Result]:
     lines = [line async for line in session.ask(text)]
     assert isinstance(lines[-1], Result)
     return lines, lines[-1]
 
 
-@BOTH
+@BOTH_LIBRARIES
 async def test_turns_models_and_the_end(fake: Backend, library: Library) -> None:
     async def program(url: str) -> Any:
         async with open_session(meta="T", url=url, partial=True) as session:
@@ -69,7 +56,7 @@ async def test_turns_models_and_the_end(fake: Backend, library: Library) -> None
     assert (ended.reason, ended.code, ended.receipt["survivors"]) == ("exit", 1000, 0)
 
 
-@BOTH
+@BOTH_LIBRARIES
 @pytest.mark.parametrize(
     ("decision", "told"),
     [(Allow(), "made-by-tool"), (Allow({"command": "echo changed"}), "changed"), (Deny("not today"), "not today")],
@@ -95,7 +82,7 @@ async def test_approvals_are_a_callback(fake: Backend, library: Library, decisio
     assert told in str(results[0]["content"])
 
 
-@BOTH
+@BOTH_LIBRARIES
 async def test_a_callback_that_fails_is_the_programs_error_and_the_tool_does_not_run(
     fake: Backend, library: Library
 ) -> None:
@@ -119,7 +106,7 @@ async def test_without_a_callback_all_is_denied(fake: Backend) -> None:
         assert any("nobody is here" in str(line) for line in lines if isinstance(line, User))
 
 
-@BOTH
+@BOTH_LIBRARIES
 async def test_an_interrupt_ends_the_turn(fake: Backend, library: Library) -> None:
     async def program(url: str) -> Any:
         async with open_session(meta="T", url=url, partial=True) as session:
@@ -161,7 +148,7 @@ async def test_an_approval_that_is_not_wanted_any_more_is_cancelled(fake: Backen
             await cancelled.wait()
 
 
-@BOTH
+@BOTH_LIBRARIES
 async def test_refusals(fake: Backend, library: Library) -> None:
     async def wrong_start(url: str) -> None:
         async with open_session(meta="lower", url=url):
@@ -186,7 +173,7 @@ async def test_refusals(fake: Backend, library: Library) -> None:
             assert caught.value.code == code
 
 
-@BOTH
+@BOTH_LIBRARIES
 async def test_the_clis_death_is_an_end_and_not_an_exception(fake: Backend, library: Library) -> None:
     async def program(url: str) -> Any:
         async with open_session(meta="T", url=url) as session:

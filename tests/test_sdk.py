@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import dataclasses
 import importlib.util
 import re
@@ -12,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import trio
 from harness import Backend, directive, until
+from libraries import BOTH_LIBRARIES, Library
 
 pytestmark = [
     pytest.mark.real_cli,
@@ -25,18 +24,6 @@ pytestmark = [
 ASKS = directive("bash", cmd="touch made-by-tool; ls")
 Program = Callable[[Callable[[], Any], Any], Awaitable[Any]]
 """What gets a maker of transports and the SDK, and returns what it has seen."""
-
-
-async def under_trio(program: Callable[[], Awaitable[Any]]) -> Any:
-    return await program()
-
-
-async def under_asyncio(program: Callable[[], Awaitable[Any]]) -> Any:
-    return await trio.to_thread.run_sync(lambda: asyncio.run(program()))  # type: ignore[arg-type]
-
-
-BOTH = pytest.mark.parametrize("library", [under_trio, under_asyncio])
-Library = Callable[[Callable[[], Awaitable[Any]]], Awaitable[Any]]
 
 
 def over(url: str, options: Any) -> Any:
@@ -82,7 +69,7 @@ async def compare(backend: Backend, library: Library, program: Program, options:
     return result
 
 
-@BOTH
+@BOTH_LIBRARIES
 async def test_quick_start(real: Backend, library: Library) -> None:
     async def program(transport: Callable[[], Any], options: Any) -> Any:
         from claude_agent_sdk import query
@@ -97,7 +84,7 @@ async def test_quick_start(real: Backend, library: Library) -> None:
     assert seen == [("AssistantMessage", ["Hello from stub."]), ("ResultMessage", "success", "Hello from stub.")]
 
 
-@BOTH
+@BOTH_LIBRARIES
 async def test_streaming_input_and_partial_messages(real: Backend, library: Library) -> None:
     async def program(transport: Callable[[], Any], options: Any) -> Any:
         from claude_agent_sdk import ClaudeSDKClient
@@ -120,7 +107,7 @@ async def test_streaming_input_and_partial_messages(real: Backend, library: Libr
     assert "".join(one for one in seen[:4] if isinstance(one, str)) == "one two"
 
 
-@BOTH
+@BOTH_LIBRARIES
 @pytest.mark.parametrize("decision", ["allow", "change", "deny"])
 async def test_a_permission_callback(real: Backend, library: Library, decision: str) -> None:
     from claude_agent_sdk import ClaudeAgentOptions, PermissionResultAllow, PermissionResultDeny
@@ -148,7 +135,7 @@ async def test_a_permission_callback(real: Backend, library: Library, decision: 
     assert expected in str(seen)
 
 
-@BOTH
+@BOTH_LIBRARIES
 async def test_an_interrupt(real: Backend, library: Library) -> None:
     async def program(transport: Callable[[], Any], options: Any) -> Any:
         from claude_agent_sdk import ClaudeSDKClient
@@ -173,7 +160,7 @@ async def test_an_interrupt(real: Backend, library: Library) -> None:
     assert seen[-1] == "claude-haiku-5-5"
 
 
-@BOTH
+@BOTH_LIBRARIES
 async def test_a_session_is_resumed_and_forked(real: Backend, library: Library) -> None:
     async def program(url: str) -> Any:
         from claude_agent_sdk import ClaudeAgentOptions, query
@@ -194,7 +181,7 @@ async def test_a_session_is_resumed_and_forked(real: Backend, library: Library) 
     assert first == second != third
 
 
-@BOTH
+@BOTH_LIBRARIES
 async def test_hooks_and_servers_of_this_program(real: Backend, library: Library) -> None:
     async def program(transport: Callable[[], Any], options: Any) -> Any:
         from claude_agent_sdk import ClaudeSDKClient
@@ -239,7 +226,7 @@ async def test_hooks_and_servers_of_this_program(real: Backend, library: Library
     assert hooked == ["mcp__calc__add", "mcp__calc__add"]
 
 
-@BOTH
+@BOTH_LIBRARIES
 async def test_a_failed_turn_is_the_sdks_own_error(real: Backend, library: Library) -> None:
     async def program(transport: Callable[[], Any], options: Any) -> Any:
         from claude_agent_sdk import ProcessError, query
@@ -256,7 +243,7 @@ async def test_a_failed_turn_is_the_sdks_own_error(real: Backend, library: Libra
     assert seen[-1][:2] == ("ResultError", 400)
 
 
-@BOTH
+@BOTH_LIBRARIES
 async def test_leaving_ends_the_run_at_once(real: Backend, library: Library) -> None:
     async def program(url: str) -> None:
         from claude_agent_sdk import ClaudeAgentOptions, ClaudeSDKClient

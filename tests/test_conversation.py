@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import trio
-from harness import Backend, directive, open_backend, until
+from harness import Backend, directive, head, open_backend, until
 from talk import Talk, open_talk
 
 from trio_claude.errors import Reason
@@ -30,6 +30,15 @@ async def cli(request: pytest.FixtureRequest, folder: Path) -> AsyncIterator[Bac
 async def fake(folder: Path) -> AsyncIterator[Backend]:
     async with open_backend("fake", folder) as backend:
         yield backend
+
+
+def frame(said: dict[str, object]) -> bytes:
+    """A client's text frame."""
+    payload = json.dumps(said).encode()
+    size = (
+        bytes((0x80 | len(payload),)) if len(payload) < 126 else bytes((0x80 | 126,)) + len(payload).to_bytes(2, "big")
+    )
+    return b"\x81" + size + b"\0\0\0\0" + payload
 
 
 def tool_results(talk: Talk) -> list[str]:
@@ -176,6 +185,50 @@ async def test_a_client_may_interrupt_in_the_clis_own_words(cli: Backend) -> Non
         assert (await talk.result())["is_error"]
         await talk.stop("kill")
         assert (await talk.end())["reason"] == "stopped"
+
+
+async def test_an_interrupt_on_the_heels_of_its_prompt(cli: Backend) -> None:
+    async with cli.serve() as server, open_talk(server) as talk:
+        await talk.say({"type": "gateway", "op": "start", "meta": "T"})
+        await talk.user(directive("slow", n=500, ms=20))
+        await talk.stop("interrupt")
+        assert (await talk.result())["is_error"]
+        await talk.user(directive("text", text="and on"))
+        assert (await talk.result())["result"] == "and on"
+        await talk.stop("end")
+        assert (await talk.end())["reason"] == "exit"
+
+
+async def test_an_end_waits_for_the_answer_that_is_open(cli: Backend) -> None:
+    async with cli.serve() as server, open_talk(server) as talk:
+        await talk.start()
+        await talk.user(ASKS)
+        question = await talk.asked()
+        await talk.stop("end")
+        await talk.event("stopping")
+        await talk.user("too late")
+        assert (await talk.event("refused"))["code"] == "ending"
+        await talk.answer(question["request_id"], behavior="allow")
+        assert (await talk.end())["reason"] == "exit"
+    assert (cli.cwd / "made-by-tool").exists()
+
+
+async def test_a_client_that_reads_too_slowly_does_not_hold_an_ended_run(fake: Backend) -> None:
+    async with fake.serve(send_timeout=1.0) as server:
+        async with await trio.open_tcp_stream("127.0.0.1", server.port) as stream:
+            await stream.send_all(head("/ws/session"))
+            await stream.send_all(frame({"type": "gateway", "op": "start", "meta": "T"}))
+            flood = {"type": "user", "message": {"role": "user", "content": directive("lines", n=10**7, size=300)}}
+            await stream.send_all(frame(flood))
+            await trio.sleep(1)
+            await stream.send_all(frame({"type": "gateway", "op": "stop", "mode": "interrupt"}))
+            began = trio.current_time()
+            with trio.fail_after(20):
+                while not fake.ended:
+                    await stream.receive_some(2000)
+                    await trio.sleep(0.2)
+            assert trio.current_time() - began < 15
+    assert fake.ended[0].outcome.receipt.survivors == 0
 
 
 async def test_the_end_comes_after_the_turn(cli: Backend) -> None:

@@ -68,7 +68,7 @@ ASYNC_FREE = (
     *(f"session/{name}" for name in ("shapes", "lines", "ops", "states")),
     *(f"batch/{name}" for name in ("tasks", "throttle", "order", "results", "retries", "tally")),
 )  # fmt: skip
-OWNERS = {"trio_websocket": {"peer"}, "wsproto": set(), "h11": {"upgrade", "testing"}, "httpx_ws": {"client", "sdk"}}
+OWNERS = {"trio_websocket": {"peer"}, "wsproto": {"client"}, "h11": {"upgrade", "testing"}, "httpx_ws": {"client"}}
 """Outside libraries and the rooms that may import them."""
 STDLIB_ONLY = (
     "containment/guardian.py",

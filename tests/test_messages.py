@@ -183,6 +183,12 @@ def test_a_close_reason_always_fits_its_frame(text: str) -> None:
     assert len(clipped.encode()) <= messages.REASON_LIMIT
 
 
+@pytest.mark.parametrize("number", ["1e999", "-1e400", "NaN", "Infinity"])
+def test_a_number_that_is_none_is_refused(number: str) -> None:
+    with pytest.raises(BadMessage, match="number"):
+        messages.parse_object(f'{{"prompt":{number}}}')
+
+
 def test_a_large_message_is_text_and_little_else() -> None:
     large = json.dumps({"prompt": 'a "quoted" \\ text' * 100_000})
     assert len(messages.parse_object(large)["prompt"]) == 1_700_000

@@ -32,10 +32,8 @@ from trio_claude.session.states import OPEN_BYTES, OPEN_LIMIT
 
 DEFAULT = Config().controls
 ASKED = {
-    "q1": Asked("can_use_tool", {"command": "ls"}, 100, 0.0),
-    "h1": Asked("hook_callback", {}, 100, 0.0),
-    "m1": Asked("mcp_message", {}, 100, 0.0),
-    "e1": Asked("elicitation", {}, 100, 0.0),
+    name: Asked(kind, json.dumps({"request": {"subtype": kind, "input": {"command": "ls"}}}).encode(), 0.0)
+    for name, kind in {"q1": "can_use_tool", "h1": "hook_callback", "m1": "mcp_message", "e1": "elicitation"}.items()
 }
 PATIENCE = Patience(turn=300, idle=1800, whole=86400, approval=600, interrupt=5, notice=30)
 
@@ -192,6 +190,7 @@ ATTACKS = [
     response("m1", {"mcp_response": {"jsonrpc": "2.0", "result": {}}, "more": 1}),
     response("e1", {"action": "accept"}),
     response("nobody", {"behavior": "allow"}),
+    json.loads('{"type":"control_response","response":{"subtype":"success","request_id":"q\\ud800"}}'),
 ]  # fmt: skip
 
 
@@ -242,13 +241,6 @@ def test_an_error_answers_any_question() -> None:
     for number in ASKED:
         line = sent(response(number, subtype="error", error="crashed"))
         assert line["response"] == {"subtype": "error", "request_id": number, "error": "crashed"}
-
-
-def test_answers_and_interrupts_go_first() -> None:
-    assert rebuild(request("interrupt"), ASKED, DEFAULT).urgent
-    assert rebuild(response("q1", {"behavior": "allow"}), ASKED, DEFAULT).urgent
-    assert not rebuild(request("set_model"), ASKED, DEFAULT).urgent
-    assert not rebuild(user("x"), ASKED, DEFAULT).urgent
 
 
 def test_an_answer_that_is_not_wanted_any_more() -> None:
@@ -388,14 +380,35 @@ def test_a_hook_does_not_stop_the_clock() -> None:
 
 def test_an_interrupt_is_due_until_the_result() -> None:
     session = Session(PATIENCE, 0.0)
-    session.interrupt(0.0)
+    assert not session.interrupt(0.0)
     assert session.due(0.0).clock is Clock.IDLE
     session.prompt(1.0)
-    session.interrupt(2.0)
-    session.interrupt(4.0)
+    assert session.interrupt(2.0)
+    assert not session.interrupt(4.0)
     assert (session.due(2.0).clock, session.due(2.0).at) == (Clock.INTERRUPT, 7.0)
     session.hear([RESULT_LINE], 3.0)
     assert session.due(3.0).clock is Clock.IDLE
+
+
+def test_an_approval_outside_of_a_turn_leaves_the_session_idle() -> None:
+    session = Session(PATIENCE, 0.0)
+    session.prompt(0.0)
+    session.hear([INIT, question("q1"), RESULT_LINE], 299.0)
+    assert session.state is State.AWAITING
+    session.answer("q1", 400.0)
+    assert session.state is State.IDLE
+    session.hear([question("q2")], 401.0)
+    assert session.state is State.AWAITING
+    session.answer("q2", 402.0)
+    assert session.due(402.0).clock is Clock.IDLE
+
+
+def test_what_is_asked_of_nobody_is_not_open() -> None:
+    session = Session(PATIENCE, 0.0)
+    session.prompt(0.0)
+    session.close()
+    assert session.hear([question()], 1.0) == []
+    assert (session.state, session.asked) == (State.RUNNING, {})
 
 
 def test_a_silence_is_told_once() -> None:
@@ -420,14 +433,14 @@ def test_open_questions_are_bounded() -> None:
         request={"subtype": "can_use_tool", "input": {"x": "y" * (OPEN_BYTES - 1000)}},
     )
     session.hear([large], 2.0)
-    assert sum(one.size for one in session.asked.values()) <= OPEN_BYTES
+    assert sum(len(one.line) for one in session.asked.values()) <= OPEN_BYTES
 
 
 @pytest.mark.parametrize(
     "odd",
     [b"not json, but \"result\"", b'["result"]', b'{"type":"control_request"}', b'{"type":"control_request","request_id":7,"request":{}}',
-     b'{"type":"stream_event","x":"\\"result\\""}', b"[" * 100_000 + b'"result"'],
-    ids=["text", "list", "bare", "number", "delta", "deep"],
+     b'{"type":"stream_event","x":"\\"result\\""}', b"[" * 100_000 + b'"result"', b'{"type":"result","x":[' + b"[]," * 200_000 + b"[]]}"],
+    ids=["text", "list", "bare", "number", "delta", "deep", "heavy"],
 )  # fmt: skip
 def test_odd_lines_change_nothing(odd: bytes) -> None:
     session = Session(PATIENCE, 0.0)
@@ -460,6 +473,7 @@ def test_time_is_never_made_and_the_state_fits_what_is_open(steps: list[tuple[st
         assert session.state in State
         if session.state is not State.ENDING:
             assert bool(session.asked) == (session.state is State.AWAITING)
+            assert session._in_turn or session.state is not State.RUNNING
         due = session.due(now)
         assert not math.isnan(due.at)
         assert math.isclose(session._left[Clock.WHOLE], PATIENCE.whole - (now - awaited), abs_tol=1e-6)

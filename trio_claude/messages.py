@@ -9,6 +9,7 @@ from __future__ import annotations
 import collections
 import functools
 import json
+import math
 import re
 from collections.abc import Callable
 from typing import Any, NoReturn, TypeVar
@@ -32,7 +33,7 @@ SYSTEM_PROMPT_LIMIT = 32768
 SCHEMA_LIMIT = 32768
 """A JSON schema in bytes of compact JSON; it travels in argv, where Linux takes 131,071 bytes an argument."""
 STRUCTURE_LIMIT = 256 * 1024
-"""Characters of a message that are not in its texts: 30 ms to parse and build anew. 32 MiB of text take 0.3 s."""
+"""Bytes of a line or a message that are not in its texts: 30 ms to parse and build anew. 32 MiB of text take 0.3 s."""
 REASON_LIMIT = 123
 """A close reason in bytes (RFC 6455, section 5.5: 125 less the code)."""
 NAMES_LIMIT = 200
@@ -169,9 +170,10 @@ def parse_object(raw: str | bytes) -> dict[str, Any]:
     """Return the JSON object in a text message. Raises `BadMessage` for everything else."""
     if isinstance(raw, bytes):
         raise BadMessage("message must be text, not binary")
-    _check_structure(raw)
+    if len(raw) > STRUCTURE_LIMIT and is_heavy(raw.encode(errors="surrogatepass")):
+        raise BadMessage(f"message must have at most {STRUCTURE_LIMIT} bytes outside of its texts")
     try:
-        value = json.loads(raw, object_pairs_hook=_no_duplicates, parse_constant=_no_constant)
+        value = json.loads(raw, object_pairs_hook=_no_duplicates, parse_constant=_no_constant, parse_float=_finite)
     except (ValueError, RecursionError) as error:
         if isinstance(error, json.JSONDecodeError):
             raise BadMessage(f"message is not JSON: {error.msg} at character {error.pos}") from None
@@ -181,13 +183,12 @@ def parse_object(raw: str | bytes) -> dict[str, Any]:
     return value
 
 
-def _check_structure(raw: str) -> None:
-    """Refuse a message that would take long to parse: text in it costs little, structure much. Raises `BadMessage`."""
+def is_heavy(raw: bytes) -> bool:
+    """Return whether JSON would take long to parse: text in it costs little, structure much."""
     if len(raw) <= STRUCTURE_LIMIT:
-        return
-    plain = raw.replace("\\\\", "").replace('\\"', "")
-    if plain.count('"') > STRUCTURE_LIMIT or sum(map(len, plain.split('"')[::2])) > STRUCTURE_LIMIT:
-        raise BadMessage(f"message must have at most {STRUCTURE_LIMIT} characters outside of its texts")
+        return False
+    plain = raw.replace(b"\\\\", b"").replace(b'\\"', b"")
+    return plain.count(b'"') > STRUCTURE_LIMIT or sum(map(len, plain.split(b'"')[::2])) > STRUCTURE_LIMIT
 
 
 def parse_prompt(raw: str | bytes, allowed: tuple[str, ...], max_timeout: float) -> Prompt:
@@ -297,6 +298,14 @@ def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return value
 
 
+def _finite(text: str) -> float:
+    """Return a number; one that is too large for a float would be written as no JSON at all."""
+    value = float(text)
+    if math.isinf(value):
+        raise BadMessage(f"{text[:40]} is too large a number")
+    return value
+
+
 def _no_constant(name: str) -> NoReturn:
     raise BadMessage(f"{name} is not a JSON number")
 
@@ -360,7 +369,7 @@ def as_message(line: bytes) -> bytes:
     `type` becomes `message`; an outer field whose name the inner message has too is kept as `outer_NAME`. A line that
     is no assistant line comes back as it is.
     """
-    if b'"assistant"' not in line:
+    if b'"assistant"' not in line or is_heavy(line):
         return line
     try:
         outer = json.loads(line)

@@ -112,12 +112,16 @@ class Run:
         self._stirs = 0
         self._delivering = 0
         self._grace = trio.CancelScope()
+        self._too_late = Decision(Reason.DEADLINE, f"timed out after {timeout:g} s")
         self._result_error: str | None = None
         self._last_stderr = ""
 
     def stop(self, reason: Reason, error: str | None = None, *, now: bool = False) -> None:
-        """End the run by its reason's ladder, or `now` by the kill alone, unless it has ended. Returns at once."""
-        if now and self._decision is not None:
+        """End the run by its reason's ladder, or `now` by the kill alone, unless it has ended. Returns at once.
+
+        A run whose end is decided already is not asked politely again where nobody waits for it any more.
+        """
+        if self._decision is not None and (now or reason in (Reason.DRAINED, Reason.DISCONNECTED)):
             self._scope.cancel()
         self._decide(Decision(reason, error, drain=not now and reason in LADDERS))
 
@@ -154,7 +158,7 @@ class Run:
         with self._scope:
             await self._converse(process, sink)
         if self._scope.cancelled_caught:  # by a decision, else by the deadline
-            self._decide(Decision(Reason.DEADLINE, f"timed out after {self._timeout:g} s"))
+            self._decide(self._too_late)
         process.end()
         with trio.CancelScope(shield=True):
             receipt = await process.wait_gone()
@@ -190,12 +194,20 @@ class Run:
         """Wait for the CLI's end; then see to it that the pipes end too, whoever holds them."""
         with self._grace:
             await process.wait_exit()
-        if process.status is None:
+        asked = process.status is None
+        if asked:
             self._decide(Decision(Reason.EXIT, drain=True, after_result=True))
             await self._descend(process)
-        elif not process.alone:
+        self._bound_delivery()
+        if not asked and not process.alone:
             await self._wait_quiet()
         process.end()
+
+    def _bound_delivery(self) -> None:
+        """Give the client so long for what an ended CLI has said as a write may stand still, and no longer."""
+        if (bound := trio.current_time() + self._workplace.config.send_timeout) < self._scope.deadline:
+            self._scope.deadline = bound
+            self._too_late = Decision(Reason.DISCONNECTED, "the client did not take the last lines in time")
 
     async def _descend(self, process: Contained) -> None:
         """Ask the CLI to end, step by step, until it has."""

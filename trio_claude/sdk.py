@@ -18,9 +18,8 @@ from typing import Any, TypeAlias
 import anyio
 import sniffio
 from claude_agent_sdk import ClaudeAgentOptions, CLIConnectionError, ProcessError, Transport
-from httpx_ws import AsyncWebSocketSession, HTTPXWSException, WebSocketDisconnect
 
-from .client.sockets import ConnectFailed, door, open_socket
+from .client.sockets import Inbox, Socket, door, open_socket
 
 Json: TypeAlias = dict[str, Any]
 
@@ -195,10 +194,12 @@ class WebSocketTransport(Transport):
     ) -> None:
         self._options = options or ClaudeAgentOptions()
         self._start, self._own_servers = start_options(self._options)
-        self._url = url
+        self._name, self._url = url, door(url, "/ws/session", "")
         self._meta = meta
-        self._socket: AsyncWebSocketSession | None = None
-        self._failure: Exception | None = None
+        self._socket: Socket | None = None
+        self._frames: Inbox[Json] = Inbox()
+        self._failure: BaseException | None = None
+        self._started = False
         self._opened = anyio.Event()
         self._closing = anyio.Event()
         self._closed = anyio.Event()
@@ -207,32 +208,52 @@ class WebSocketTransport(Transport):
 
     async def connect(self) -> None:
         """Connect, start the session, and wait until the CLI runs. Raises `CLIConnectionError`."""
-        if self._opened.is_set():
+        if self._started:
             return
+        if self._opened.is_set() or self._over:
+            raise CLIConnectionError("this transport was used already") from self._failure
         _spawn(self._hold())
+        try:
+            await self._begin()
+        except BaseException:
+            self._over = True
+            self._closing.set()
+            raise
+        self._started = True
+
+    async def _begin(self) -> None:
         await self._opened.wait()
         if self._failure:
             raise CLIConnectionError(str(self._failure)) from self._failure
         await self._send({"type": "gateway", "op": "start", "meta": self._meta, "options": self._start})
-        while (said := await self._receive()) is not None:
+        while (said := await self._frames.take()) is not None:
             if said.get("event") == "started":
                 return
             if said.get("event") == "refused":
-                await self.close()
                 raise CLIConnectionError(f"the server refused: {said.get('error')}")
         raise CLIConnectionError("the server closed before the CLI ran")
 
     async def _hold(self) -> None:
-        """Hold the socket, in a task of its own, until `close`."""
+        """Hold the socket and read it, in a task of its own, until `close` or its end."""
         try:
-            async with open_socket(door(self._url, "/ws/session", ""), self._url) as self._socket:
+            async with open_socket(self._url, self._name) as self._socket, anyio.create_task_group() as tasks:
                 self._opened.set()
+                tasks.start_soon(self._read, self._socket)
                 await self._closing.wait()
-        except ConnectFailed as error:
+                tasks.cancel_scope.cancel()
+        except Exception as error:  # told by whoever waits; a task that belongs to nobody must not raise
             self._failure = error
         finally:
+            self._over = True
+            self._frames.close()
             self._opened.set()
             self._closed.set()
+
+    async def _read(self, socket: Socket) -> None:
+        """Read always, so that pings are answered while the program does something else."""
+        while (text := await socket.receive()) is not None:
+            await self._frames.put(json.loads(text), len(text))
+        self._frames.close()
 
     async def write(self, data: str) -> None:
         """Say lines to the CLI. Raises `CLIConnectionError` where nobody is left to hear them."""
@@ -247,19 +268,9 @@ class WebSocketTransport(Transport):
         if self._over or self._socket is None:
             raise CLIConnectionError("the session is over")
         try:
-            await self._socket.send_text(json.dumps(line))
-        except HTTPXWSException as error:
+            await self._socket.send(json.dumps(line))
+        except ConnectionError as error:
             raise CLIConnectionError("the connection to the server broke") from error
-
-    async def _receive(self) -> Json | None:
-        """Return the next frame, None at the end."""
-        assert self._socket
-        try:
-            said: Json = json.loads(await self._socket.receive_text())
-        except (WebSocketDisconnect, HTTPXWSException):
-            self._over = True
-            return None
-        return said
 
     def read_messages(self) -> AsyncIterator[Json]:
         """Iterate over the CLI's lines; raises `ProcessError` after a bad end, `CLIConnectionError` after none."""
@@ -267,7 +278,7 @@ class WebSocketTransport(Transport):
 
     async def next_message(self) -> Json | None:
         """Return the CLI's next line, None after a good end."""
-        while (said := await self._receive()) is not None:
+        while (said := await self._frames.take()) is not None:
             if said.get("type") != "gateway":
                 return said
             if (answer := self._hear(said)) is not None:

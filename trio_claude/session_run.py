@@ -41,7 +41,10 @@ class SessionSink(Sink, Protocol):
 
 
 class Outbox:
-    """Lines that wait for the CLI's stdin, at most `limit` bytes of them, which may be raised; urgent ones go first."""
+    """Lines that wait for the CLI's stdin, urgent ones first.
+
+    At most `limit` bytes of a client's, which may be raised; the gateway's own are few, and always taken.
+    """
 
     def __init__(self, limit: int) -> None:
         self.limit: int = limit
@@ -51,9 +54,9 @@ class Outbox:
         self.closed: bool = False
         self._stir = trio.Event()
 
-    def put(self, line: bytes, *, urgent: bool = False) -> None:
+    def put(self, line: bytes, *, urgent: bool = False, own: bool = False) -> None:
         """Take a line. Raises `Backlog` where too much waits already."""
-        if self._waiting and self._waiting + len(line) > self.limit:
+        if not own and self._waiting and self._waiting + len(line) > self.limit:
             raise Backlog(f"{self._waiting} bytes wait for the CLI already; it takes {self.limit}")
         (self._urgent if urgent else self._plain).append(line)
         self._waiting += len(line)
@@ -97,33 +100,49 @@ class SessionRun(Run):
 
     def say(self, line: ClientLine) -> None:
         """Take a client's line for the CLI. Raises `Ending` and `Backlog`."""
-        if self._outbox.closed or self.session.state is State.ENDING:
+        closing = self.session.closing and line.kind is not Kind.RESPONSE
+        if closing or self._outbox.closed or self.session.state is State.ENDING:
             raise Ending("the run is ending")
-        self._outbox.put(line.data, urgent=line.urgent)
-        now = trio.current_time()
+        now, interrupt = trio.current_time(), line.subtype == "interrupt"
+        self._outbox.put(line.data, urgent=line.kind is Kind.RESPONSE or (interrupt and self.session.begun))
         if line.kind is Kind.USER:
             self.session.prompt(now)
         elif line.kind is Kind.RESPONSE:
-            self.session.answer(line.request, now)
-        elif line.subtype == "interrupt":
+            self._settle(line.request)
+        elif interrupt:
             self.session.interrupt(now)
         self._stir.set()
 
     def interrupt(self) -> None:
-        """End the turn: an interrupt past all that waits, and if there is no result in its grace, the run's end."""
-        if self.session.state in (State.RUNNING, State.AWAITING) and not self._outbox.closed:
-            request = OWN_REQUEST + secrets.token_hex(8)
-            self._outbox.put(stream_json.control_line(request, "interrupt"), urgent=True)
-        self.session.interrupt(trio.current_time())
+        """End the turn: an interrupt past all that waits, and if there is no result in its grace, the run's end.
+
+        Where the CLI has not begun the turn yet, the interrupt goes behind the prompt, and once more when it has.
+        """
+        if self.session.interrupt(trio.current_time()):
+            self._put_interrupt(urgent=self.session.begun)
         self._stir.set()
+
+    def _put_interrupt(self, *, urgent: bool) -> None:
+        request = OWN_REQUEST + secrets.token_hex(8)
+        self._outbox.put(stream_json.control_line(request, "interrupt"), urgent=urgent, own=True)
 
     def finish(self) -> None:
         """End the run politely: the CLI does what it was told, and then ends, because it is told no more."""
-        self._outbox.close()
         self.session.closing = True
+        self._close_when_settled()
         if self.session.state is State.IDLE:
             self._arm_grace()
         self._stir.set()
+
+    def _close_when_settled(self) -> None:
+        """Close the CLI's stdin, once that was asked for and nothing is open that can still be answered."""
+        if self.session.closing and not self.session.asked:
+            self._outbox.close()
+            self.session.close()
+
+    def _settle(self, request: str) -> None:
+        self.session.answer(request, trio.current_time())
+        self._close_when_settled()
 
     # what differs from a run of one prompt
 
@@ -157,7 +176,8 @@ class SessionRun(Run):
             while line := await self._outbox.take():
                 await process.stdin.send_all(line)
         except trio.BrokenResourceError:
-            return  # it ended, or closed its stdin; its exit status tells
+            self._outbox.close()  # it ended, or closed its stdin; its exit status tells
+            self.session.close()
         finally:
             await process.stdin.aclose()
 
@@ -181,8 +201,8 @@ class SessionRun(Run):
                 sink.stalled(self.session.phase, self.session.silent(now))
             case Clock.APPROVAL:
                 text = f"nobody answered within {patience.approval:g} s"
-                self._outbox.put(denial(due.request, text), urgent=True)
-                self.session.answer(due.request, now)
+                self._outbox.put(denial(due.request, text), urgent=True, own=True)
+                self._settle(due.request)
                 sink.expired(due.request, patience.approval)
             case Clock.INTERRUPT:
                 self.stop(Reason.STOPPED, f"the CLI did not obey an interrupt within {patience.interrupt:g} s")
@@ -197,12 +217,15 @@ class SessionRun(Run):
 
     def _hear(self, lines: list[bytes]) -> None:
         happened = self.session.hear(lines, trio.current_time())
-        for happening in happened if self.session.closing else ():
-            if happening is Happening.RESULT:
+        for happening in happened:
+            if happening is Happening.BEGAN and self.session.interrupted:
+                self._put_interrupt(urgent=True)
+            if happening is Happening.RESULT and self.session.closing:
                 self._arm_grace()
             elif happening is Happening.BEGAN:
                 self._grace.deadline = math.inf
         if happened:
+            self._close_when_settled()
             self._stir.set()
 
     def _note(self, sign: Sign, sink: Sink) -> None:

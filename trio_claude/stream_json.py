@@ -12,7 +12,7 @@ from typing import Any
 
 import attrs
 
-from .messages import Options, compact
+from .messages import Options, compact, is_heavy
 
 BASE_ARGUMENTS = (
     "-p",
@@ -127,13 +127,19 @@ def signs(lines: list[bytes]) -> list[Sign]:
     return [sign for sign in found if sign is not None]
 
 
-def _sign(line: bytes) -> Sign | None:
+def parse_line(line: bytes) -> dict[str, Any]:
+    """Return what a line says, nothing where it is no object or would take long to parse."""
+    if is_heavy(line):
+        return {}
     try:
         said = json.loads(line)
     except (ValueError, RecursionError):
-        return None
-    if not isinstance(said, dict):
-        return None
+        return {}
+    return said if isinstance(said, dict) else {}
+
+
+def _sign(line: bytes) -> Sign | None:
+    said = parse_line(line)
     if said.get("type") == "result":
         return Sign(result=True, error=_result_error(said))
     if said.get("type") != "system":

@@ -9,9 +9,8 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 import attrs
-from httpx_ws import AsyncWebSocketSession, HTTPXWSException, WebSocketDisconnect
 
-from .sockets import door, open_socket
+from .sockets import BROKEN, Socket, door, open_socket
 
 
 @attrs.frozen
@@ -37,7 +36,7 @@ class Answer:
 
     NOTES = 1000
 
-    def __init__(self, socket: AsyncWebSocketSession) -> None:
+    def __init__(self, socket: Socket) -> None:
         self._socket = socket
         self._error: str | None = None
         self.notes: list[dict[str, Any]] = []
@@ -58,13 +57,9 @@ class Answer:
 
     async def _receive(self) -> str | None:
         """Return the next frame, None at the end."""
-        try:
-            return await self._socket.receive_text()
-        except WebSocketDisconnect as end:
-            self.ended = Ended(int(end.code), end.reason or "", self._error)
-        except HTTPXWSException as error:
-            self.ended = Ended(1006, str(error) or "the connection broke", self._error)
-        return None
+        if (text := await self._socket.receive()) is None:
+            self.ended = Ended(self._socket.code or BROKEN, self._socket.reason, self._error)
+        return text
 
 
 def _gateway_note(text: str) -> dict[str, Any] | None:
@@ -83,6 +78,6 @@ async def ask(prompt: str, *, meta: str, url: str = "http://127.0.0.1:3000", **o
     Raises `ConnectFailed`.
     """
     async with open_socket(door(url), url) as socket:
-        with contextlib.suppress(HTTPXWSException):  # a server that went away is read out below, with its reason
-            await socket.send_text(json.dumps({"prompt": prompt, "meta": meta, **options}))
+        with contextlib.suppress(ConnectionError):  # a server that went away is read out below, with its reason
+            await socket.send(json.dumps({"prompt": prompt, "meta": meta, **options}))
         yield Answer(socket)

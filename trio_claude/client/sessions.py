@@ -1,11 +1,13 @@
 """`/ws/session`: many turns with one CLI, approvals answered by a callback, turns that can be interrupted.
 
 One task reads: it answers approvals through tasks of their own, hands the CLI's answers to whoever asked, and keeps
-the rest, at most `QUEUE` lines, for whoever iterates. Who does not iterate stops the server, not this program's memory.
+the rest, at most `INBOX_LIMIT` bytes, for whoever iterates. Who does not iterate stops the server in the end, not this
+program's memory.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import secrets
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -15,11 +17,10 @@ from typing import Any, TypeAlias
 import anyio
 import anyio.abc
 import attrs
-from httpx_ws import AsyncWebSocketSession, HTTPXWSException, WebSocketDisconnect
 
 from ..errors import TrioClaudeError
 from .cli_lines import Line, Question, Result, parse_line
-from .sockets import QUEUE, door, open_socket
+from .sockets import BROKEN, Inbox, Socket, door, open_socket
 
 Json: TypeAlias = dict[str, Any]
 
@@ -91,7 +92,7 @@ class Session:
     Error handling: methods raise `Refused` for what the server refuses, and `ConnectionError` once the session is over.
     """
 
-    def __init__(self, socket: AsyncWebSocketSession, decide: Decide, hear: Hear, tasks: anyio.abc.TaskGroup) -> None:
+    def __init__(self, socket: Socket, decide: Decide, hear: Hear, tasks: anyio.abc.TaskGroup) -> None:
         self.hello: Json = {}
         self.started: Json = {}
         self.ended: SessionEnded | None = None
@@ -99,7 +100,7 @@ class Session:
         self._decide = decide
         self._hear = hear
         self._tasks = tasks
-        self._put, self._lines = anyio.create_memory_object_stream[Line | Exception](QUEUE)
+        self._lines: Inbox[Line | Exception] = Inbox()
         self._answers: dict[str, _Answer] = {}
         self._approvals: dict[str, anyio.CancelScope] = {}
         self._last: Json = {}
@@ -148,10 +149,7 @@ class Session:
         """Say a line of the wire contract as it is. Raises `ConnectionError` once the session is over."""
         if self.ended:
             raise ConnectionError("the session is over")
-        try:
-            await self._socket.send_text(json.dumps(line))
-        except HTTPXWSException as error:
-            raise ConnectionError("the session is over") from error
+        await self._socket.send(json.dumps(line))
 
     # what the server says
 
@@ -160,10 +158,8 @@ class Session:
 
     async def __anext__(self) -> Line:
         """Return the next line, whichever turn it belongs to; stop at the session's end."""
-        try:
-            line = await self._lines.receive()
-        except anyio.EndOfStream:
-            raise StopAsyncIteration from None
+        if (line := await self._lines.take()) is None:
+            raise StopAsyncIteration
         if isinstance(line, Exception):
             raise line
         return line
@@ -176,37 +172,33 @@ class Session:
 
     async def read(self) -> None:
         """Read the socket to its end, in a task of its own."""
-        code = 1006
-        try:
-            while True:
-                await self._take(await self._socket.receive_text())
-        except WebSocketDisconnect as end:
-            code = int(end.code)
-        except HTTPXWSException:
-            pass
-        last = self._last
+        while (text := await self._socket.receive()) is not None:
+            await self._take(text)
+        last, code = self._last, self._socket.code or BROKEN
         self.ended = SessionEnded(last.get("reason", ""), last.get("error"), last.get("receipt", {}), code)
         for waiting in self._answers.values():
             waiting.fail(ConnectionError("the session is over"))
+        for scope in self._approvals.values():
+            scope.cancel()
         self._begun.set()
-        self._put.close()
+        self._lines.close()
 
     async def _take(self, text: str) -> None:
         line = parse_line(text)
         kind = line.said.get("type")
         if kind == "gateway":
-            await self._event(line.said)
+            self._event(line.said)
         elif kind == "control_response":
-            self._answered(line.said["response"])
+            self._answered(line.said.get("response"))
         elif kind == "control_cancel_request":
             if scope := self._approvals.get(str(line.said.get("request_id"))):
                 scope.cancel()
         elif isinstance(line, Question) and line.subtype == "can_use_tool":
             self._tasks.start_soon(self._approve, line)
         else:
-            await self._put.send(line)
+            await self._lines.put(line, len(text))
 
-    async def _event(self, said: Json) -> None:
+    def _event(self, said: Json) -> None:
         """Take what the server says of its own."""
         match said.get("event"):
             case "hello":
@@ -217,17 +209,19 @@ class Session:
             case "ended":
                 self._last = said
             case "refused":
-                await self._refused(said)
+                self._refused(said)
         self._hear(said)
 
-    async def _refused(self, said: Json) -> None:
+    def _refused(self, said: Json) -> None:
         refused = Refused(str(said.get("code")), str(said.get("error")), said.get("retry_after"))
         if (name := said.get("request_id")) in self._answers:
             self._answers.pop(str(name)).fail(refused)
         elif name is None:
-            await self._put.send(refused)
+            self._lines.add(refused)
 
-    def _answered(self, response: Json) -> None:
+    def _answered(self, response: Any) -> None:
+        if not isinstance(response, dict):
+            return
         if waiting := self._answers.pop(str(response.get("request_id")), None):
             if response.get("subtype") == "success":
                 waiting.set(response.get("response") or {})
@@ -243,14 +237,10 @@ class Session:
             try:
                 answer = {"subtype": "success", "response": _decision(await self._decide(approval))}
             except Exception as error:
-                await self._put.send(error)
-            await self.say({"type": "control_response", "response": {"request_id": question.id, **answer}})
+                self._lines.add(error)
+            with contextlib.suppress(ConnectionError):  # the session is over; whoever iterates sees it
+                await self.say({"type": "control_response", "response": {"request_id": question.id, **answer}})
         del self._approvals[question.id]
-
-    def forget(self) -> None:
-        """Drop what nobody has read."""
-        self._put.close()
-        self._lines.close()
 
     async def start(self, meta: str, options: Json) -> None:
         """Start the session and wait until the CLI runs. Raises `Refused` and `ConnectionError`."""
@@ -340,8 +330,6 @@ async def open_session(
                 yield session
             except Exception as error:  # raised below, bare: a group would make every handler a group's
                 failure = error
-            finally:
-                session.forget()
             tasks.cancel_scope.cancel()
         if failure:
             raise failure

@@ -1,20 +1,34 @@
-"""A WebSocket to a server: reach it, or say why not."""
+"""A WebSocket to a server: the only place that knows the library below, and the one map of its exceptions."""
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import AsyncIterator
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
+from typing import Generic, TypeVar
 from urllib.parse import urlsplit, urlunsplit
 
+import anyio
 import httpx
-from httpx_ws import AsyncWebSocketSession, HTTPXWSException, WebSocketUpgradeError, aconnect_ws
+from httpx_ws import (
+    AsyncWebSocketSession,
+    HTTPXWSException,
+    WebSocketDisconnect,
+    WebSocketUpgradeError,
+    aconnect_ws,
+)
+from wsproto.utilities import LocalProtocolError
 
 from ..errors import TrioClaudeError
 
 MESSAGE_LIMIT = 32 * 1024 * 1024
 """Bytes of one frame: twice what a server takes for a line by default."""
 QUEUE = 64
-"""Frames that wait here unread; then the server waits."""
+"""Frames that the library keeps unread."""
+INBOX_LIMIT = 32 * 1024 * 1024
+"""Bytes of lines that a session keeps for a program which does not iterate; then the server waits."""
+BROKEN = 1006
+"""What stands for a close code where the connection broke."""
 CONNECT_TIMEOUT = 10.0
 """Seconds for TCP and the handshake."""
 
@@ -24,33 +38,110 @@ class ConnectFailed(TrioClaudeError):
 
 
 def door(url: str, path: str = "/ws/claude", query: str = "frames=verbatim") -> str:
-    """Return a server's address, with or without scheme and path, as the address of a door."""
-    parts = urlsplit(url if "://" in url else f"http://{url}")
+    """Return a server's address, with or without scheme and path, as the address of a door. Raises `ConnectFailed`."""
+    try:
+        parts = urlsplit(url if "://" in url else f"http://{url}")
+    except ValueError as error:
+        raise ConnectFailed(f"can't reach {url}: {error}") from error
     scheme = {"http": "ws", "https": "wss"}.get(parts.scheme, parts.scheme)
     return urlunsplit((scheme, parts.netloc, parts.path if len(parts.path) > 1 else path, query, ""))
 
 
-@asynccontextmanager
-async def open_socket(url: str, name: str) -> AsyncIterator[AsyncWebSocketSession]:
-    """Connect to a door and yield the socket; `name` is the address as its user knows it. Raises `ConnectFailed`."""
-    loopback = urlsplit(url).hostname in ("127.0.0.1", "localhost", "::1")
-    async with httpx.AsyncClient(
-        trust_env=not loopback, timeout=httpx.Timeout(None, connect=CONNECT_TIMEOUT)
-    ) as client:
-        connection: AbstractAsyncContextManager[AsyncWebSocketSession] = aconnect_ws(
-            url,
-            client,
-            max_message_size_bytes=MESSAGE_LIMIT,
-            queue_size=QUEUE,
-            keepalive_ping_interval_seconds=None,
-        )
+class Socket:
+    """A connected WebSocket. `code` and `reason` say how it ended, once it has."""
+
+    def __init__(self, session: AsyncWebSocketSession) -> None:
+        self._session = session
+        self.code: int | None = None
+        self.reason: str = ""
+
+    async def send(self, text: str) -> None:
+        """Send a text frame. Raises `ConnectionError` where nobody is left to take it."""
         try:
-            socket = await connection.__aenter__()
+            await self._session.send_text(text)
+        except (HTTPXWSException, LocalProtocolError, anyio.ClosedResourceError, anyio.BrokenResourceError) as error:
+            raise ConnectionError("the connection to the server is over") from error
+
+    async def receive(self) -> str | None:
+        """Return the next text frame, None at the end."""
+        try:
+            return await self._session.receive_text()
+        except WebSocketDisconnect as end:
+            self.code, self.reason = int(end.code), end.reason or ""
+        except (HTTPXWSException, anyio.ClosedResourceError, anyio.BrokenResourceError) as error:
+            self.code, self.reason = BROKEN, str(error) or "the connection broke"
+        return None
+
+
+T = TypeVar("T")
+
+
+class Inbox(Generic[T]):
+    """Things that wait for one reader, at most `INBOX_LIMIT` bytes of them; whoever puts more in waits."""
+
+    def __init__(self) -> None:
+        self._things: deque[tuple[T, int]] = deque()
+        self._size = 0
+        self._closed = False
+        self._stir = anyio.Event()
+
+    async def put(self, thing: T, size: int = 0) -> None:
+        """Put a thing of so many bytes in; wait where too much is there already."""
+        while self._size and self._size + size > INBOX_LIMIT and not self._closed:
+            await self._stir.wait()
+        self.add(thing, size)
+
+    def add(self, thing: T, size: int = 0) -> None:
+        """Put a thing in, whatever is there."""
+        self._things.append((thing, size))
+        self._size += size
+        self._wake()
+
+    async def take(self) -> T | None:
+        """Return the next thing, None once there comes no more."""
+        while not self._things:
+            if self._closed:
+                return None
+            await self._stir.wait()
+        thing, size = self._things.popleft()
+        self._size -= size
+        self._wake()
+        return thing
+
+    def close(self) -> None:
+        """Say that no more comes."""
+        self._closed = True
+        self._wake()
+
+    def _wake(self) -> None:
+        self._stir.set()
+        self._stir = anyio.Event()
+
+
+@asynccontextmanager
+async def open_socket(url: str, name: str) -> AsyncIterator[Socket]:
+    """Connect to a door and yield the socket; `name` is the address as its user knows it. Raises `ConnectFailed`."""
+    async with AsyncExitStack() as stack:
+        try:
+            connection = _connection(url, await stack.enter_async_context(_client(url)))
+            session = await connection.__aenter__()
         except WebSocketUpgradeError as error:
             raise ConnectFailed(f"{name} refused: HTTP {error.response.status_code}") from error
-        except (httpx.InvalidURL, httpx.HTTPError, HTTPXWSException, OSError) as error:
+        except (httpx.InvalidURL, httpx.HTTPError, HTTPXWSException, OSError, ImportError) as error:
             raise ConnectFailed(f"can't reach {name}: {error}") from error
         try:
-            yield socket
+            yield Socket(session)
         finally:
             await connection.__aexit__(None, None, None)
+
+
+def _client(url: str) -> httpx.AsyncClient:
+    """Return what speaks HTTP; a proxy of the environment is not for this machine's own servers."""
+    loopback = urlsplit(url).hostname in ("127.0.0.1", "localhost", "::1")
+    return httpx.AsyncClient(trust_env=not loopback, timeout=httpx.Timeout(None, connect=CONNECT_TIMEOUT))
+
+
+def _connection(url: str, client: httpx.AsyncClient) -> AbstractAsyncContextManager[AsyncWebSocketSession]:
+    return aconnect_ws(
+        url, client, max_message_size_bytes=MESSAGE_LIMIT, queue_size=QUEUE, keepalive_ping_interval_seconds=None
+    )

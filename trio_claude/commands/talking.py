@@ -5,6 +5,7 @@ Ctrl-C ends the turn, never the program. One thing at a time owns the keyboard: 
 
 from __future__ import annotations
 
+import contextlib
 import json
 import signal
 from collections.abc import AsyncIterator
@@ -15,6 +16,7 @@ from rich.console import Console
 from rich.text import Text
 
 from ..client import Allow, Approval, Assistant, Delta, Deny, Line, Refused, Result, Session, User
+from ..services import open_services
 from .terminal import Keyboard, MarkdownStream
 from .words import clean
 
@@ -41,10 +43,9 @@ class Chat:
         self._session = session
         self._note(f"session {session.id} · {HELP}")
         with trio.open_signal_receiver(signal.SIGINT) as signals:
-            async with trio.open_nursery() as nursery:
+            async with open_services() as nursery:
                 nursery.start_soon(self._watch_signals, signals)
                 await self._converse(session)
-                nursery.cancel_scope.cancel()
 
     async def _converse(self, session: Session) -> None:
         while session.ended is None:
@@ -53,7 +54,7 @@ class Chat:
             if typed is None or typed.strip() == "/quit":
                 await session.end()
                 return
-            if typed.strip():
+            if typed.strip() and session.ended is None:
                 await self._do(session, typed.strip())
 
     async def _do(self, session: Session, typed: str) -> None:
@@ -89,7 +90,8 @@ class Chat:
         async for _ in signals:
             if self._in_turn and self._session:
                 self._note("interrupting")
-                await self._session.interrupt()
+                with contextlib.suppress(ConnectionError):  # the session is over, as whoever iterates sees
+                    await self._session.interrupt()
             else:
                 self._note(HELP)
 
@@ -141,6 +143,8 @@ class Chat:
                 self._note(f"silent for {said.get('seconds')} s ({said.get('phase')})")
             case "queued":
                 self._note(f"waiting for a slot, place {said.get('position')}")
+            case "ended":
+                self._note(f"the session has ended: {said.get('reason')}")
             case "denied":
                 self._note(f"denied: {said.get('error')}")
 
@@ -150,7 +154,7 @@ class Chat:
         """Ask the person what a tool may do."""
         async with self._asking:
             self._markdown.finish()
-            self._console.print(Text(f"{_tool(approval.tool, approval.input)}", style="bold yellow"))
+            self._console.print(Text(_question(approval), style="bold yellow"))
             while True:
                 self._console.print("allow? y, n, e to edit: ", end="", style="bold")
                 answer = (await self._keyboard.answer() or "n").strip().lower()
@@ -176,6 +180,11 @@ class Chat:
             self._note(f"not JSON: {error}")
             return None
         return value if isinstance(value, dict) else None
+
+
+def _question(approval: Approval) -> str:
+    """Return all that is asked for: what is not shown can't be allowed."""
+    return clean(f"{approval.tool}\n{json.dumps(approval.input, ensure_ascii=False, indent=2)}")
 
 
 def _tool(name: str, given: Any) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 import sys
 import threading
@@ -53,12 +54,12 @@ class Keyboard:
             return None
 
     def _read(self) -> None:
-        try:
-            for line in sys.stdin:
+        with contextlib.suppress(
+            trio.RunFinishedError, trio.Cancelled, trio.BrokenResourceError
+        ):  # the program is over
+            for line in open(sys.stdin.fileno(), encoding="utf-8", errors="replace", closefd=False):  # noqa: SIM115
                 trio.from_thread.run(self._put.send, line.rstrip("\n"), trio_token=self._token)
             trio.from_thread.run_sync(self._put.close, trio_token=self._token)
-        except (trio.RunFinishedError, trio.Cancelled, trio.BrokenResourceError, ValueError):
-            return  # the program is over
 
 
 class MarkdownStream:

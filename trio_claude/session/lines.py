@@ -45,11 +45,6 @@ class ClientLine:
     request: str = ""
     subtype: str = ""
 
-    @property
-    def urgent(self) -> bool:
-        """Whether it goes before what waits: an answer, or an interrupt."""
-        return self.kind is Kind.RESPONSE or self.subtype == "interrupt"
-
 
 # -- what a user says -------------------------------------------------------------------------------------------------
 

@@ -6,14 +6,13 @@ The clocks of a turn and of the whole session stand still while an approval is o
 from __future__ import annotations
 
 import enum
-import json
 import math
 from collections.abc import Mapping
 from typing import Any
 
 import attrs
 
-from ..stream_json import DELTA
+from ..stream_json import DELTA, parse_line
 
 APPROVAL = "can_use_tool"
 OPEN_LIMIT = 1000
@@ -40,7 +39,9 @@ class Happening(enum.StrEnum):
     ASKED = "asked"
     """The CLI has asked for an approval."""
     SETTLED = "settled"
-    """The last open approval was answered, or is not wanted any more."""
+    """The last open approval was answered, or is not wanted any more, and the turn goes on."""
+    SATISFIED = "satisfied"
+    """The same, outside of a turn."""
     RESULT = "result"
     """The CLI has said a turn's result."""
     DECIDED = "decided"
@@ -53,6 +54,7 @@ TABLE: Mapping[State, Mapping[Happening, State]] = {
         Happening.BEGAN: State.RUNNING,
         Happening.ASKED: State.AWAITING,
         Happening.SETTLED: State.IDLE,
+        Happening.SATISFIED: State.IDLE,
         Happening.RESULT: State.IDLE,
         Happening.DECIDED: State.ENDING,
     },
@@ -61,6 +63,7 @@ TABLE: Mapping[State, Mapping[Happening, State]] = {
         Happening.BEGAN: State.RUNNING,
         Happening.ASKED: State.AWAITING,
         Happening.SETTLED: State.RUNNING,
+        Happening.SATISFIED: State.RUNNING,
         Happening.RESULT: State.IDLE,
         Happening.DECIDED: State.ENDING,
     },
@@ -69,7 +72,8 @@ TABLE: Mapping[State, Mapping[Happening, State]] = {
         Happening.BEGAN: State.AWAITING,
         Happening.ASKED: State.AWAITING,
         Happening.SETTLED: State.RUNNING,
-        Happening.RESULT: State.IDLE,
+        Happening.SATISFIED: State.IDLE,
+        Happening.RESULT: State.AWAITING,
         Happening.DECIDED: State.ENDING,
     },
     State.ENDING: dict.fromkeys(Happening, State.ENDING),
@@ -78,12 +82,17 @@ TABLE: Mapping[State, Mapping[Happening, State]] = {
 
 @attrs.frozen
 class Asked:
-    """A question of the CLI: what it asks, in how many bytes, and since when it is open."""
+    """A question of the CLI: what it asks, its line, and since when it is open."""
 
     subtype: str
-    input: dict[str, Any]
-    size: int
+    line: bytes
     since: float
+
+    @property
+    def input(self) -> dict[str, Any]:
+        """The input of the tool that is asked for."""
+        given = parse_line(self.line)["request"].get("input")
+        return given if isinstance(given, dict) else {}
 
 
 @attrs.frozen(kw_only=True)
@@ -139,6 +148,9 @@ class Session:
         self.asked: dict[str, Asked] = {}
         self.lines: int = 0
         self.closing: bool = False
+        self.deaf: bool = False
+        self.begun: bool = False
+        self._in_turn = False
         self._left = {Clock.TURN: patience.turn, Clock.IDLE: patience.idle, Clock.WHOLE: patience.whole}
         self._counted = now
         self._heard = now
@@ -173,8 +185,8 @@ class Session:
 
     def prompt(self, now: float) -> None:
         """Take that the client has said something to the model."""
-        if self.state is State.IDLE:
-            self._left[Clock.TURN] = self.patience.turn
+        if not self._in_turn:
+            self._enter_turn()
             self._heard, self._told, self._said_since_prompt = now, False, False
         self._happen(Happening.PROMPTED, now)
 
@@ -183,12 +195,23 @@ class Session:
         question = self.asked.pop(request, None)
         if question and question.subtype == APPROVAL and not self._approvals():
             self._heard, self._told = now, False
-            self._happen(Happening.SETTLED, now)
+            self._happen(Happening.SETTLED if self._in_turn else Happening.SATISFIED, now)
 
-    def interrupt(self, now: float) -> None:
-        """Take that the turn is to end."""
-        if self.state in (State.RUNNING, State.AWAITING) and self._interrupted is None:
-            self._interrupted = now
+    def interrupt(self, now: float) -> bool:
+        """Take that the turn is to end; return whether there is one that was not to end before."""
+        if not self._in_turn or self.state is State.ENDING or self.interrupted:
+            return False
+        self._interrupted = now
+        return True
+
+    @property
+    def interrupted(self) -> bool:
+        """Whether the turn is to end."""
+        return self._interrupted is not None
+
+    def close(self) -> None:
+        """Take that the CLI can be told nothing more: what it asks from now on nobody can answer."""
+        self.deaf = True
 
     def decide(self, now: float) -> None:
         """Take that the end of the run is decided."""
@@ -227,35 +250,39 @@ class Session:
     # inside
 
     def _note(self, line: bytes, now: float) -> list[Happening]:
-        said = _object(line)
+        said = parse_line(line)
         kind = said.get("type")
         if kind == "control_request":
-            return self._ask(said, len(line), now)
+            return self._ask(said, line, now)
         if kind == "control_cancel_request":
             was = self.state
             self.answer(str(said.get("request_id")), now)
             return [Happening.SETTLED] if self.state is not was else []
         if kind == "result":
-            self.asked.clear()
             self._interrupted = None
+            self._in_turn = self.begun = False
             self._happen(Happening.RESULT, now)
             return [Happening.RESULT]
         if kind == "system" and said.get("subtype") == "init":
-            if self.state is State.IDLE:
-                self._left[Clock.TURN] = self.patience.turn
+            if not self._in_turn:
+                self._enter_turn()
+            self.begun = True
             self._happen(Happening.BEGAN, now)
             return [Happening.BEGAN]
         self._said_since_prompt = True
         return []
 
-    def _ask(self, said: dict[str, Any], size: int, now: float) -> list[Happening]:
+    def _enter_turn(self) -> None:
+        self._in_turn = True
+        self._left[Clock.TURN] = self.patience.turn
+
+    def _ask(self, said: dict[str, Any], line: bytes, now: float) -> list[Happening]:
         request, question = said.get("request_id"), said.get("request")
-        if not isinstance(request, str) or not isinstance(question, dict):
+        if self.deaf or not isinstance(request, str) or not request.isprintable() or not isinstance(question, dict):
             return []
-        given = question.get("input")
         subtype = str(question.get("subtype"))
-        self.asked[request] = Asked(subtype, given if isinstance(given, dict) else {}, size, now)
-        while len(self.asked) > OPEN_LIMIT or sum(one.size for one in self.asked.values()) > OPEN_BYTES:
+        self.asked[request] = Asked(subtype, line, now)
+        while len(self.asked) > OPEN_LIMIT or sum(len(one.line) for one in self.asked.values()) > OPEN_BYTES:
             self.answer(next(iter(self.asked)), now)
         if subtype != APPROVAL:
             return []
@@ -280,11 +307,3 @@ class Session:
 
 def _is_suspect(line: bytes) -> bool:
     return not line.startswith(DELTA) and any(mark in line for mark in _MARKS)
-
-
-def _object(line: bytes) -> dict[str, Any]:
-    try:
-        said = json.loads(line)
-    except (ValueError, RecursionError):
-        return {}
-    return said if isinstance(said, dict) else {}

@@ -100,9 +100,11 @@ def test_of_a_flood_of_pings_few_are_heard_and_of_all_else_everything(
 
 
 def test_a_flood_of_small_frames_is_looked_at_in_turns() -> None:
-    ping = masked(9, b"")
+    ping, pong = masked(9, b""), masked(10, b"")
     guard = FrameGuard(max_message=100, max_frames=3)
-    assert guard.feed(ping * 1000) == (FRAMES_A_TURN * len(ping), ping)
+    assert guard.feed(pong * 1000) == (FRAMES_A_TURN * len(pong), pong * FRAMES_A_TURN)
+    assert guard.feed(ping * 1000 + pong) == (1000 * len(ping) + len(pong), ping + pong)
+    assert guard.feed(ping * 16)[1] == ping * 16
 
 
 async def test_a_quiet_client_that_answers_pings_stays(fake: Backend) -> None:

@@ -11,7 +11,7 @@ import trio
 
 BULK: Final = 16 * 1024
 """Bytes of a read from which on it is bulk: more than any run says at the pace of a model."""
-READS: Final = 1
+READS: Final = 3
 """Reads of bulk that a turn is good for: so many, of 64 KiB, may come before a lone line, a third of a millisecond."""
 
 

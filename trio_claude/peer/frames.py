@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import struct
 from typing import Final
 
@@ -10,13 +11,16 @@ from ..messages import clip
 KEPT_HEADS: Final = 65536
 """Frame heads of lengths below this are kept for the next frame of that length (at most 4 MiB of them)."""
 FRAMES_A_TURN: Final = 32
-"""A client's frames that are looked at before other tasks get their turn; a flood of pings has 10,000 in a read."""
-PINGS_A_TURN: Final = 16
-"""Pings among them that are all answered; of more only the last is, as each costs more than thirty looks."""
-PING_HEAD: Final = 0x89
-"""The first byte of a ping, from either side."""
+"""A client's frames that are looked at before other tasks get their turn."""
+FLOOD: Final = 17
+"""Pings on end of which only the last is heard (RFC 6455, section 5.5.3); a read can have 10,000."""
 TEXT, CLOSE, PING, PONG = 0x81, 0x88, 0x89, 0x8A
 """First bytes of whole frames."""
+
+
+_PING = b"|".join(re.escape(bytes((0x80 | size,))) + b".{%d}" % (4 + size) for size in range(126))
+_PINGS = re.compile(rb"(\x89(?:%s)){%d,}+" % (_PING, FLOOD), re.DOTALL)
+"""A flood of whole masked pings; the group is its last."""
 
 
 class _Heads(dict[int, bytes]):
@@ -54,7 +58,7 @@ def encode(lines: list[bytes]) -> bytes:
 
 
 def _without(data: bytes, gaps: list[tuple[int, int]]) -> bytes:
-    """Return `data` without the bytes in `gaps`, which are in order. A gap may reach beyond the end."""
+    """Return `data` without the bytes in `gaps`, which are in order."""
     ends = [0, *(end for _, end in gaps)]
     starts = [*(start for start, _ in gaps), len(data)]
     return b"".join(data[end:start] for end, start in zip(ends, starts, strict=True))
@@ -80,27 +84,25 @@ class FrameGuard:
     def feed(self, data: bytes) -> tuple[int, bytes]:
         """Take in bytes of the stream, of at most `FRAMES_A_TURN` frames.
 
-        Return how many bytes those are, and what of them is to be heard: of a flood of pings only the last (RFC 6455,
-        section 5.5.3).
+        Return how many bytes those are, and what of them is to be heard: of a flood of pings only the last.
         """
-        at = frames = start = 0
-        pings: list[tuple[int, int]] = []
+        at = frames = 0
+        gaps: list[tuple[int, int]] = []
         while at < len(data) and frames < FRAMES_A_TURN and not self.wrong:
             if self._skip:
                 step = min(self._skip, len(data) - at)
                 self._skip -= step
                 at += step
                 continue
-            if not self._head:
-                start = at
+            if not self._head and data[at] == PING and (flood := _PINGS.match(data, at)):
+                gaps.append((at, flood.start(1)))
+                at = flood.start(1)
             self._head.append(data[at])
             at += 1
             if (size := self._payload()) is not None:
-                if self._head[0] == PING_HEAD and at - start == len(self._head) and at + size <= len(data):
-                    pings.append((start, at + size))
                 self._frame(size)
                 frames += 1
-        return at, _without(data[:at], pings[:-1]) if len(pings) > PINGS_A_TURN else data[:at]
+        return at, _without(data[:at], gaps) if gaps else data[:at]
 
     def _payload(self) -> int | None:
         """Return the payload's length once the frame's head is whole."""

@@ -69,3 +69,23 @@ async def test_a_cancelled_wait_gives_its_place_up() -> None:
         await turns.wait("b")
     with trio.fail_after(1):
         await turns.wait("c")
+
+
+async def test_a_crowd_starts_one_in_a_round() -> None:
+    turns, said = Turns(), []
+
+    async def start(name: str) -> None:
+        await turns.wait_apart(name)
+        said.append(name)
+
+    async def lone() -> None:
+        while len([name for name in said if name != "lone"]) < 10:
+            await trio.lowlevel.checkpoint()
+            said.append("lone")
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(lone)
+        for name in "abcdefghij":
+            nursery.start_soon(start, name)
+    crowds = re.findall("[a-j]+", "".join("." if name == "lone" else name for name in said))
+    assert max(map(len, crowds)) <= 3

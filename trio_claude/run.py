@@ -145,6 +145,7 @@ class Run:
             async with self._warm.owned() as process:
                 yield process
             return
+        await self._turns.wait_apart(self)
         async with self._job() as job, self._containment.start(job) as process:
             yield process
 

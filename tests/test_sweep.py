@@ -8,40 +8,48 @@ from pathlib import Path
 
 import pytest
 import trio
-from sweep import LINES, pairs, sweep
+from sweep import LINES, ONE_SHOT, SESSION, Way, pairs, sweep
+
+WAYS = pytest.mark.parametrize("way", [ONE_SHOT, SESSION], ids=["one-shot", "session"])
 
 
-async def test_undisturbed_the_client_gets_everything(folder: Path, autojump_clock: trio.testing.MockClock) -> None:
-    swept = await sweep(folder)
+@WAYS
+async def test_undisturbed_the_client_gets_everything(
+    folder: Path, autojump_clock: trio.testing.MockClock, way: Way
+) -> None:
+    swept = await sweep(folder, way=way)
     assert swept.frames.count(b'{"type":"line"') == LINES
     assert b"\x03\xe8exit 0; 1 process, 0 left" in swept.frames
     assert (swept.end, swept.crashes) == ("end", [])
 
 
-async def test_cancelled_at_every_step(folder: Path, autojump_clock: trio.testing.MockClock) -> None:
-    steps = (await sweep(folder)).steps
+@WAYS
+async def test_cancelled_at_every_step(folder: Path, autojump_clock: trio.testing.MockClock, way: Way) -> None:
+    steps = (await sweep(folder, way=way)).steps
     print(f"{steps} steps")
     assert steps > 50
     for step in range(1, steps + 1):
-        swept = await sweep(folder, cancel_at=step)
+        swept = await sweep(folder, cancel_at=step, way=way)
         assert not swept.crashes, f"cancelled at step {step}: {swept.crashes}"
 
 
-async def test_a_fault_at_every_call(folder: Path, autojump_clock: trio.testing.MockClock) -> None:
-    calls = (await sweep(folder)).calls
+@WAYS
+async def test_a_fault_at_every_call(folder: Path, autojump_clock: trio.testing.MockClock, way: Way) -> None:
+    calls = (await sweep(folder, way=way)).calls
     print(f"{calls} calls")
     assert calls > 8
     for call in range(1, calls + 1):
-        swept = await sweep(folder, fault_at=call)
+        swept = await sweep(folder, fault_at=call, way=way)
         assert not swept.crashes, f"a fault at call {call}: {swept.crashes}"
 
 
-async def test_two_faults_at_once(folder: Path, autojump_clock: trio.testing.MockClock, long: bool) -> None:
-    whole = await sweep(folder)
+@WAYS
+async def test_two_faults_at_once(folder: Path, autojump_clock: trio.testing.MockClock, long: bool, way: Way) -> None:
+    whole = await sweep(folder, way=way)
     seed = random.randrange(2**32)
     print(f"seed {seed}")
     for step, call in pairs(5000 if long else 150, whole.steps, whole.calls, seed):
-        swept = await sweep(folder, step, call)
+        swept = await sweep(folder, step, call, way)
         assert not swept.crashes, f"seed {seed}, cancelled at {step}, fault at {call}: {swept.crashes}"
 
 

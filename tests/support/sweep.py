@@ -17,14 +17,43 @@ from trio.testing import MemorySendStream
 
 from trio_claude.api import Api
 from trio_claude.config import Config
-from trio_claude.connection import DOOR, Household, serve_connection
+from trio_claude.connection import DOOR, SESSION_DOOR, Household, serve_connection
+from trio_claude.conversation import greeting
 from trio_claude.events import Crashed, Event, RunEnded
 from trio_claude.peer import Heart
 from trio_claude.runs import Runs
 from trio_claude.upgrade import Site
 from trio_claude.workplace import Workplace
 
-MESSAGE = json.dumps({"prompt": "hello", "meta": "T"}).encode()
+
+@attrs.frozen
+class Way:
+    """What a client does: the door that it takes, what it waits for, and what it says then."""
+
+    path: str
+    greeting: bytes
+    says: tuple[dict[str, object], ...]
+
+    @property
+    def frames(self) -> bytes:
+        return b"".join(
+            b"\x81" + bytes((0x80 | len(said),)) + b"\0\0\0\0" + said
+            for said in (json.dumps(one).encode() for one in self.says)
+        )
+
+
+ONE_SHOT = Way(DOOR, b"send {prompt", ({"prompt": "hello", "meta": "T"},))
+SESSION = Way(
+    SESSION_DOOR,
+    b'"identity"',
+    (
+        {"type": "gateway", "op": "start", "meta": "T"},
+        {"type": "nonsense"},
+        {"type": "user", "message": {"role": "user", "content": "hello"}},
+        {"type": "gateway", "op": "stop", "mode": "interrupt"},
+        {"type": "gateway", "op": "stop", "mode": "end"},
+    ),
+)
 CLOSE = b"\x88\x82\0\0\0\0\x03\xe8"
 LINES = 3
 
@@ -121,16 +150,16 @@ async def act(containment: FakeContainment) -> None:
         return
 
 
-async def talk(sock: socket.socket, heard: bytearray) -> str:
+async def talk(sock: socket.socket, heard: bytearray, way: Way) -> str:
     """Be the client; return how the connection ended."""
     stream = trio.SocketStream(trio.socket.from_stdlib_socket(sock))
     try:
-        await stream.send_all(head())
-        while b"send {prompt" not in heard:
+        await stream.send_all(head(way.path))
+        while way.greeting not in heard:
             heard += (chunk := await stream.receive_some())
             if not chunk:
                 return "end"
-        await stream.send_all(b"\x81" + bytes((0x80 | len(MESSAGE),)) + b"\0\0\0\0" + MESSAGE)
+        await stream.send_all(way.frames)
         while chunk := await stream.receive_some():
             heard += chunk
             if b"\x88" in chunk:
@@ -142,7 +171,7 @@ async def talk(sock: socket.socket, heard: bytearray) -> str:
         await trio.aclose_forcefully(stream)
 
 
-async def sweep(folder: Path, cancel_at: int | None = None, fault_at: int | None = None) -> Swept:
+async def sweep(folder: Path, cancel_at: int | None = None, fault_at: int | None = None, way: Way = ONE_SHOT) -> Swept:
     """Serve one connection, cancelled at step `cancel_at`, its `fault_at`-th call failing; assert that nothing is left."""
     faults, heard, events = Faults(fault_at), bytearray(), []
     before = set(os.listdir("/proc/self/fd"))
@@ -154,14 +183,14 @@ async def sweep(folder: Path, cancel_at: int | None = None, fault_at: int | None
     containment = FaultyContainment(faults)
     async with Workplace.open(config, FAKE_ENV) as workplace:
         runs = Runs(workplace, containment, events.append)
-        site = Site(Api(workplace, containment, runs).answer, frozenset({DOOR}))
-        household = Household(config, runs, site, Heart(config), events.append)
+        site = Site(Api(workplace, containment, runs).answer, frozenset({DOOR, SESSION_DOOR}))
+        household = Household(config, runs, site, Heart(config), events.append, greeting(config, "0", "fake"))
         stepper = Stepper(trio.CancelScope(), cancel_at)
         ends: list[str] = []
         async with trio.open_nursery() as nursery:
 
             async def client() -> None:
-                ends.append(await talk(theirs, heard))
+                ends.append(await talk(theirs, heard, way))
 
             nursery.start_soon(client)
             nursery.start_soon(act, containment)

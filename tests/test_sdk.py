@@ -36,7 +36,14 @@ def own(backend: Backend, options: Any) -> Any:
     """The SDK's own transport, on the same CLI in the same surroundings."""
     from claude_agent_sdk._internal.transport.subprocess_cli import SubprocessCLITransport
 
-    more = {"cli_path": backend.program, "cwd": str(backend.cwd), "env": backend.environ, "setting_sources": []}
+    asked = "stdio" if options.can_use_tool else None  # as the SDK does for its own transport
+    more = {
+        "permission_prompt_tool_name": asked,
+        "cli_path": backend.program,
+        "cwd": str(backend.cwd),
+        "env": backend.environ,
+        "setting_sources": [],
+    }
     return SubprocessCLITransport(prompt="", options=dataclasses.replace(options, **more))
 
 
@@ -129,7 +136,7 @@ async def test_a_permission_callback(real: Backend, library: Library, decision: 
                 if type(message).__name__ != "SystemMessage"
             ]
 
-    options = ClaudeAgentOptions(can_use_tool=decide, permission_prompt_tool_name="stdio")
+    options = ClaudeAgentOptions(can_use_tool=decide)
     seen = await compare(real, library, program, options)
     expected = {"allow": "made-by-tool", "change": "changed", "deny": "policy says no"}[decision]
     assert expected in str(seen)
@@ -219,7 +226,6 @@ async def test_hooks_and_servers_of_this_program(real: Backend, library: Library
         mcp_servers={"calc": create_sdk_mcp_server("calc", tools=[add])},
         hooks={"PreToolUse": [HookMatcher(matcher=None, hooks=[before])]},
         can_use_tool=decide,
-        permission_prompt_tool_name="stdio",
     )
     seen = await compare(real, library, program, options)
     assert "sum 5" in str(seen)

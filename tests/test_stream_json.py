@@ -97,7 +97,7 @@ def test_a_prompt_is_composed_by_the_client() -> None:
 
 def test_every_option_is_one_word() -> None:
     options = Options(model="haiku", max_turns=3, effort="low", partial=True, json_schema={"a": 1}, max_budget_usd=0.5)
-    words = stream_json.arguments(options, "approve", cli_settings=False, system_files={"system_prompt": "/t/p"})
+    words = stream_json.arguments(options, "approve", cli_settings=False, files={"system_prompt": "/t/p"})
     assert {"--model=haiku", "--max-turns=3", "--effort=low", "--max-budget-usd=0.5", '--json-schema={"a":1}'} <= set(
         words
     )
@@ -110,7 +110,7 @@ def test_every_option_is_one_word() -> None:
 
 
 def test_settings_files_are_read_only_if_the_operator_says_so() -> None:
-    words = stream_json.arguments(Options(), "chat", cli_settings=True, system_files={})
+    words = stream_json.arguments(Options(), "chat", cli_settings=True, files={})
     assert "--setting-sources=" not in words
     assert "--tools=" in words
 

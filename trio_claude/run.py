@@ -199,16 +199,13 @@ class Run:
         if asked:
             self._decide(Decision(Reason.EXIT, drain=True, after_result=True))
             await self._descend(process)
-        self._bound_delivery()
+        self._has_ended()
         if not asked and not process.alone:
             await self._wait_quiet()
         process.end()
 
-    def _bound_delivery(self) -> None:
-        """Give the client so long for what an ended CLI has said as a write may stand still, and no longer."""
-        if (bound := trio.current_time() + self._workplace.config.send_timeout) < self._scope.deadline:
-            self._scope.deadline = bound
-            self._too_late = Decision(Reason.DISCONNECTED, "the client did not take the last lines in time")
+    def _has_ended(self) -> None:
+        """Take that the CLI has ended; what it and its descendants have said may still be on its way."""
 
     async def _descend(self, process: Contained) -> None:
         """Ask the CLI to end, step by step, until it has."""

@@ -163,6 +163,11 @@ class SessionRun(Run):
         self._talking.cancel()
         self.session.decide(trio.current_time())
 
+    def _has_ended(self) -> None:
+        """Give the client so long for what the CLI has said as a write may stand still: a session has no deadline."""
+        self._scope.deadline = trio.current_time() + self._workplace.config.send_timeout
+        self._too_late = Decision(Reason.DISCONNECTED, "the client did not take the last lines in time")
+
     async def _talk(self, process: Contained, sink: SessionSink) -> None:
         """Speak and watch the clocks until the CLI has ended."""
         with self._talking:

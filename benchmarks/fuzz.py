@@ -1,18 +1,19 @@
 """Coverage-guided fuzzing of what a client's bytes reach first; needs `pip install atheris`.
 
-    python benchmarks/fuzz.py --target head|frames|messages|all --minutes N
+    python benchmarks/fuzz.py --target head|frames|messages|lines|all --minutes N
 
 The invariant is h11's: input is accepted, or raises our error, never another. `head` feeds `serve_http`, `frames` feeds
 `accept` behind a good handshake; both through a socket pair and on virtual time, the input in one piece or in several,
-then a FIN. `messages` feeds `parse_prompt`. What the server says is read back: whole answers, whole frames, nothing
-behind a close. `--minutes` are divided among the targets. The exit status is 0 where nothing was found; `--replay HEX`
-runs one input again, with a traceback.
+then a FIN. `messages` feeds `parse_prompt`, `lines` what rebuilds a client's lines on `/ws/session`. What the server
+says is read back: whole answers, whole frames, nothing behind a close. `--minutes` are divided among the targets. The
+exit status is 0 where nothing was found; `--replay HEX` runs one input again, with a traceback.
 """
 
 from __future__ import annotations
 
 import argparse
 import contextlib
+import json
 import re
 import socket
 import subprocess
@@ -43,9 +44,10 @@ with atheris.instrument_imports(include=INSTRUMENTED) if "--child" in sys.argv e
     from trio_claude.api import PAGES
     from trio_claude.config import OPTIONS, Config
     from trio_claude.errors import BadMessage, CloseCode, HttpRefusal, PeerGone
-    from trio_claude.messages import parse_prompt
+    from trio_claude.messages import parse_object, parse_prompt
     from trio_claude.peer import Heart, Wire, accept
     from trio_claude.peer.frames import CLOSE, PING, PONG, TEXT
+    from trio_claude.session import Asked, parse_op, parse_start, rebuild
     from trio_claude.stream_json import user_line
     from trio_claude.turns import Turns
     from trio_claude.upgrade import Handshake, Request, Response, Site, check_upgrade, json_response, serve_http
@@ -69,7 +71,7 @@ class Finding(Exception):
 
 TOLD = re.compile(
     r"message (is not JSON|must be) .{1,200}|message is not JSON: .{1,200}|(unknown|duplicate) key ['\"].{0,500}['\"]"
-    r"|-?\w+ (is missing|is not a JSON number|is not allowed by this server|(must|holds) .{1,400})"
+    r"|[-+.\w]+ (is missing|is not a JSON number|is too large a number|is not allowed by this server|(must|holds) .{1,400})"
 )
 """What a `BadMessage` says: the field and the limit."""
 
@@ -112,6 +114,38 @@ async def serve_head(sock: socket.socket) -> None:
         h11.Connection(h11.SERVER).receive_data(handshake.data)
 
 
+ASKED = {
+    name: Asked(kind, json.dumps({"request": {"subtype": kind, "input": {"command": "ls"}}}).encode(), 0.0)
+    for name, kind in {"q": "can_use_tool", "h": "hook_callback", "m": "mcp_message"}.items()
+}
+
+
+def try_lines(data: bytes) -> None:
+    """Rebuild a client's line; what the CLI gets is one line of JSON of a known kind, and stays so if said again."""
+    text = data.decode(errors="replace")
+    with contextlib.suppress(BadMessage):
+        parse_start(text, OPTIONS, 300.0)
+    try:
+        said = parse_object(text)
+        if said.get("type") == "gateway":
+            parse_op(said)
+            return
+        line = rebuild(said, ASKED, CONFIG.controls)
+    except BadMessage as error:
+        if not 0 < len(str(error)) < 2000:
+            raise Finding(f"an error that does not say what is wrong: {error!r}") from error
+        return
+    if line.data.count(b"\n") != 1 or not line.data.endswith(b"\n"):
+        raise Finding(f"not one line: {line.data!r}")
+    told = json.loads(line.data, parse_constant=lambda name: 1 / 0)
+    if told["type"] != line.kind or (line.kind == "user" and told["client_composed"] is not True):
+        raise Finding(f"not what it is said to be: {line.data!r}")
+    if line.kind == "control_request" and told["request"]["subtype"] not in CONFIG.controls:
+        raise Finding(f"a request that is not allowed: {line.data!r}")
+    if rebuild(parse_object(line.data.decode()), ASKED, CONFIG.controls).data != line.data:
+        raise Finding(f"not the same when it is said again: {line.data!r}")
+
+
 def try_frames(data: bytes) -> None:
     """Serve a connection's frames."""
     said = run(data, serve_frames)
@@ -150,7 +184,7 @@ HANDSHAKE = good_handshake()
 
 async def serve_frames(sock: socket.socket) -> None:
     """Answer each message at once, refuse the fourth, and stay until the client leaves."""
-    async with accept(sock, HANDSHAKE, CONFIG, Heart(CONFIG), Turns()) as peer:
+    async with accept(sock, HANDSHAKE, CONFIG, Heart(CONFIG), Turns(), CONFIG.max_message) as peer:
         heard: list[str | bytes] = []
         enough = trio.Event()
 
@@ -240,7 +274,12 @@ async def speak(sock: socket.socket, data: bytes, said: bytearray) -> None:
 
 # -- many inputs ------------------------------------------------------------------------------------------------------
 
-TARGETS: dict[str, Callable[[bytes], None]] = {"head": try_head, "frames": try_frames, "messages": try_messages}
+TARGETS: dict[str, Callable[[bytes], None]] = {
+    "head": try_head,
+    "frames": try_frames,
+    "messages": try_messages,
+    "lines": try_lines,
+}
 SEEDS: dict[str, list[bytes]] = {
     "head": [
         head(),
@@ -277,6 +316,23 @@ SEEDS: dict[str, list[bytes]] = {
         b'{"a":NaN,"a":1}',
         b'{"prompt":"x","meta":"T","max_turns":1' + b"0" * 400 + b"}",
     ],
+    "lines": [
+        b'{"type":"gateway","op":"start","meta":"T","options":{"resume":"01234567-89ab-cdef-0123-456789abcdef","fork":true}}',
+        b'{"type":"gateway","op":"stop","mode":"interrupt"}',
+        b'{"type":"user","message":{"role":"user","content":[{"type":"text","text":"x","cache_control":{"type":"ephemeral"}}]}}',
+        b'{"type":"user","message":{"role":"user","content":[{"type":"image","source":{"type":"base64","media_type":'
+        b'"image/png","data":"aGk="}},{"type":"tool_result","tool_use_id":"t","content":"x","is_error":true}]}}',
+        b'{"type":"control_request","request_id":"r","request":{"subtype":"initialize","hooks":{"Stop":[{"matcher":null,'
+        b'"hookCallbackIds":["a"],"timeout":1.5}]},"sdkMcpServers":["x"]}}',
+        b'{"type":"control_request","request_id":"r","request":{"subtype":"set_model","model":"opus"}}',
+        b'{"type":"control_response","response":{"subtype":"success","request_id":"q","response":{"behavior":"allow",'
+        b'"updatedInput":{"command":"x"}}}}',
+        b'{"type":"control_response","response":{"subtype":"success","request_id":"h","response":{"continue":true,'
+        b'"hookSpecificOutput":{"hookEventName":"PreToolUse","permissionDecision":"deny"}}}}',
+        b'{"type":"control_response","response":{"subtype":"success","request_id":"m","response":{"mcp_response":'
+        b'{"jsonrpc":"2.0","id":1,"result":{}}}}}',
+        b'{"type":"control_response","response":{"subtype":"error","request_id":"q","error":"x"}}',
+    ],
 }
 
 WORDS: dict[str, list[str]] = {
@@ -288,6 +344,11 @@ WORDS: dict[str, list[str]] = {
     "messages": [
         "prompt", "meta", *OPTIONS, "1e999", "9" * 60, "NaN", "-Infinity", "\\ud800", "\\u0000",
         "null", "true", '{"', '":', ',"',
+    ],
+    "lines": [
+        "type", "gateway", "op", "start", "stop", "user", "message", "content", "control_request", "control_response",
+        "request", "response", "request_id", "subtype", "behavior", "allow", "deny", "updatedInput",
+        "updatedPermissions", "hooks", "mcp_set_servers", "tool_result", "1e999", "\\ud800", "null", '{"', '":', ',"',
     ],
 }  # fmt: skip
 """What the engine may put into an input."""

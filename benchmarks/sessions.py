@@ -3,7 +3,7 @@
     python benchmarks/sessions.py [--rounds 20] [--unread 60]
 
 1. `interrupt` (real CLI): milliseconds from the stop to the turn's result, in the middle of a stream.
-2. `unread` (fake CLI): a CLI floods and the client reads nothing for `--unread` seconds; then it stops the run. Ours:
+2. `unread` (both): a CLI floods and the client reads nothing for `--unread` seconds; then it stops the run. Ours:
    milliseconds until the process tree is proven gone. The SDK: what `interrupt()` comes to.
 3. `leave` (real CLI): the program's task ends while a Bash tool runs that has left a daemon behind. Milliseconds until
    the program is out of it, and which processes live then.
@@ -67,13 +67,14 @@ def frame(said: dict[str, Any]) -> bytes:
     return masked(1, json.dumps(said).encode())
 
 
-async def unread(cli: Backend, server: Server, seconds: float) -> float:
+async def unread(cli: Backend, server: Server, seconds: float, flood: str) -> float:
     """Return how long the end takes of a run whose client has read nothing for so long."""
     before = len(cli.ended)
     async with await trio.open_tcp_stream("127.0.0.1", server.port) as stream:
         await stream.send_all(HEAD.encode())
-        flood = {"type": "user", "message": {"role": "user", "content": directive("lines", n=10**8, size=300)}}
-        await stream.send_all(frame({"type": "gateway", "op": "start", "meta": "BENCH"}) + frame(flood))
+        start = {"type": "gateway", "op": "start", "meta": "BENCH", "options": {"partial": True}}
+        said = {"type": "user", "message": {"role": "user", "content": flood}}
+        await stream.send_all(frame(start) + frame(said))
         await trio.sleep(seconds)
         if len(cli.ended) != before:
             raise RuntimeError("the client was dropped")
@@ -95,11 +96,11 @@ def own(cli: Backend, options: ClaudeAgentOptions) -> SubprocessCLITransport:
     )
 
 
-async def unread_sdk(cli: Backend, seconds: float) -> str:
+async def unread_sdk(cli: Backend, seconds: float, flood: str) -> str:
     """Return what an interrupt comes to over the SDK's own transport, when nothing was read for so long."""
     options = ClaudeAgentOptions(include_partial_messages=True)
     async with ClaudeSDKClient(options=options, transport=own(cli, options)) as client:
-        await client.query(directive("many", n=3_600_000))
+        await client.query(flood)
         await trio.sleep(seconds)
         began = time.perf_counter()
         try:
@@ -137,11 +138,12 @@ async def main(rounds: int, seconds: float) -> None:
             folder = Path(name) / kind
             folder.mkdir()
             async with open_backend(kind, folder) as cli, cli.serve() as server:
+                flood = {"fake": directive("lines", n=10**8, size=300), "real": directive("many", n=300_000)}[kind]
+                said = f"after {seconds:g} s unread ({kind})"
+                print(f"{said}: gone {await unread(cli, server, seconds, flood):.0f} ms after the stop")
                 if kind == "fake":
-                    said = f"after {seconds:g} s unread (fake)"
-                    print(f"{said}: gone {await unread(cli, server, seconds):.0f} ms after the stop")
-                    print(f"{said}, the SDK's own transport: {await unread_sdk(cli, seconds)}")
                     continue
+                print(f"{said}, the SDK's own transport: {await unread_sdk(cli, seconds, flood)}")
                 took = await interrupt(server, rounds)
                 print(f"interrupt to result (real): p50 {median(took):.0f} ms, p99 {percentile(took, 0.99):.0f} ms")
                 for who in ("over the server", "the SDK's own transport"):

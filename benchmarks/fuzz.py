@@ -71,7 +71,8 @@ class Finding(Exception):
 
 TOLD = re.compile(
     r"message (is not JSON|must be) .{1,200}|message is not JSON: .{1,200}|(unknown|duplicate) key ['\"].{0,500}['\"]"
-    r"|[-+.\w]+ (is missing|is not a JSON number|is too large a number|is not allowed by this server|(must|holds) .{1,400})"
+    r"|[-+.\w]+ (is missing|is not a JSON number|is too large a number|is not allowed by this server)"
+    r"|-?\w+ (must|holds) .{1,400}"
 )
 """What a `BadMessage` says: the field and the limit."""
 
@@ -122,7 +123,7 @@ ASKED = {
 
 def try_lines(data: bytes) -> None:
     """Rebuild a client's line; what the CLI gets is one line of JSON of a known kind, and stays so if said again."""
-    text = data.decode(errors="replace")
+    text = data[1:].decode(errors="replace")
     with contextlib.suppress(BadMessage):
         parse_start(text, OPTIONS, 300.0)
     try:

@@ -14,6 +14,7 @@ The CLI is the real one before a stub of the Messages API, or the stand-in, as s
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import signal
@@ -91,7 +92,12 @@ def own(cli: Backend, options: ClaudeAgentOptions) -> SubprocessCLITransport:
     return SubprocessCLITransport(
         prompt="",
         options=ClaudeAgentOptions(
-            cli_path=cli.program, cwd=str(cli.cwd), env=environ, setting_sources=[], include_partial_messages=True
+            cli_path=cli.program,
+            cwd=str(cli.cwd),
+            env=environ,
+            setting_sources=[],
+            include_partial_messages=True,
+            allowed_tools=["Bash"],
         ),
     )
 
@@ -110,6 +116,16 @@ async def unread_sdk(cli: Backend, seconds: float, flood: str) -> str:
         return f"{milliseconds(began):.0f} ms"
 
 
+def running(command: str) -> bool:
+    """Return whether a process with these words runs."""
+    words = command.replace(" ", "\0").encode() + b"\0"
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        with contextlib.suppress(OSError):
+            if path.read_bytes() == words:
+                return True
+    return False
+
+
 async def leave(cli: Backend, transport: Any) -> tuple[float, float, int]:
     """End a program in a turn; return the milliseconds to its end and to the last process's, and how many stayed."""
     with trio.CancelScope() as scope:
@@ -118,7 +134,9 @@ async def leave(cli: Backend, transport: Any) -> tuple[float, float, int]:
             await client.query(BASH)
             async for message in client.receive_messages():
                 if type(message).__name__ == "AssistantMessage":
-                    await trio.sleep(1)  # the tool has begun by now
+                    with trio.fail_after(10):
+                        while not running("sleep 76"):
+                            await trio.sleep(0.02)
                     began = time.perf_counter()
                     scope.cancel()
     out = milliseconds(began)
@@ -137,7 +155,7 @@ async def main(rounds: int, seconds: float) -> None:
         for kind in ("real", "fake"):
             folder = Path(name) / kind
             folder.mkdir()
-            async with open_backend(kind, folder) as cli, cli.serve() as server:
+            async with open_backend(kind, folder) as cli, cli.serve(cli_args="--allowed-tools=Bash") as server:
                 flood = {"fake": directive("lines", n=10**8, size=300), "real": directive("many", n=300_000)}[kind]
                 said = f"after {seconds:g} s unread ({kind})"
                 print(f"{said}: gone {await unread(cli, server, seconds, flood):.0f} ms after the stop")

@@ -10,6 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import anyio
 import pytest
 from harness import Backend, directive, until
 from libraries import BOTH_LIBRARIES, Library
@@ -250,21 +251,24 @@ async def test_a_failed_turn_is_the_sdks_own_error(real: Backend, library: Libra
 
 
 @BOTH_LIBRARIES
-async def test_leaving_ends_the_run_at_once(real: Backend, library: Library) -> None:
+async def test_leaving_ends_the_run_at_once(real: Backend, library: Library, folder: Path) -> None:
     async def program(url: str) -> None:
         from claude_agent_sdk import ClaudeAgentOptions, ClaudeSDKClient
 
         options = ClaudeAgentOptions()
         async with ClaudeSDKClient(options=options, transport=over(url, options)) as client:
-            await client.query(directive("bash", cmd="(setsid sleep 61 &) ; sleep 60"))
+            await client.query(directive("bash", cmd=f"(setsid sleep 61 &) ; touch {folder}/begun; sleep 60"))
             async for message in client.receive_messages():
                 if type(message).__name__ == "AssistantMessage":
+                    while not (folder / "begun").exists():
+                        await anyio.sleep(0.02)
                     break
 
-    async with real.serve() as server:
+    async with real.serve(cli_args="--allowed-tools=Bash") as server:
         await library(partial(program, server.url))
         await until(lambda: real.ended)
         assert not real.left()
+        assert real.ended[0].outcome.receipt.killed >= 3
     assert real.ended[0].outcome.reason == "disconnected"
 
 

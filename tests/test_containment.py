@@ -407,5 +407,5 @@ def _name(pid: int) -> str:
 
 
 async def test_a_run_yields_the_processors(guarded: Containment) -> None:
-    async with guarded.start(shell("cat /proc/self/stat", nice=7)) as process:
+    async with guarded.start(shell("sleep 0.3; cat /proc/self/stat", nice=7)) as process:
         assert (await read_all(process.stdout)).rpartition(b")")[2].split()[16] == b"7"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import importlib.util
 import re
 from collections.abc import Awaitable, Callable
 from functools import partial
@@ -17,7 +16,6 @@ from libraries import BOTH_LIBRARIES, Library
 
 pytestmark = [
     pytest.mark.real_cli,
-    pytest.mark.skipif(importlib.util.find_spec("claude_agent_sdk") is None, reason="needs trio-claude[claude]"),
     # the SDK leaves streams to the garbage collector, and warns of its own callbacks
     pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning"),
 ]

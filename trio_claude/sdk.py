@@ -215,7 +215,7 @@ class WebSocketTransport(Transport):
         _spawn(self._hold())
         try:
             await self._begin()
-        except BaseException:
+        except BaseException:  # a cancellation too: whoever gave up will not call close
             self._over = True
             self._closing.set()
             raise

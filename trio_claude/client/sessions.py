@@ -236,7 +236,7 @@ class Session:
             answer: Json = {"subtype": "error", "error": "the client's callback failed"}
             try:
                 answer = {"subtype": "success", "response": _decision(await self._decide(approval))}
-            except Exception as error:
+            except Exception as error:  # the program's own; raised where it iterates
                 self._lines.add(error)
             with contextlib.suppress(ConnectionError):  # the session is over; whoever iterates sees it
                 await self.say({"type": "control_response", "response": {"request_id": question.id, **answer}})

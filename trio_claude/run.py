@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import secrets
 import signal
-from collections.abc import AsyncIterator, Iterator
-from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import Protocol
 
 import attrs
@@ -76,6 +76,21 @@ class Decision:
         return LADDERS.get(self.reason, ()) if self.drain else ()
 
 
+class Delivery:
+    """What a run says, on its way to the client: `open` parts now, and a count of all that has stirred."""
+
+    def __init__(self) -> None:
+        self.open: int = 0
+        self.stirs: int = 0
+
+    def __enter__(self) -> None:
+        self.open += 1
+
+    def __exit__(self, *_: object) -> None:
+        self.open -= 1
+        self.stirs += 1
+
+
 class Run:
     """One run, from its start to its receipt.
 
@@ -109,8 +124,7 @@ class Run:
         self._scope = trio.CancelScope()
         self._splitter = LineSplitter(workplace.config.max_line)
         self._line_count = 0
-        self._stirs = 0
-        self._delivering = 0
+        self._delivery = Delivery()
         self._grace = trio.CancelScope()
         self._too_late = Decision(Reason.DEADLINE, f"timed out after {timeout:g} s")
         self._result_error: str | None = None
@@ -222,10 +236,10 @@ class Run:
         What a slow client has not taken yet is not quiet, and the time that it takes does not count.
         """
         left, seen = DRAIN_LIMIT, -1
-        while left > 0 and (self._delivering or seen != self._stirs):
-            seen = self._stirs
+        while left > 0 and (self._delivery.open or seen != self._delivery.stirs):
+            seen = self._delivery.stirs
             await trio.sleep(DRAIN_IDLE)
-            left -= 0 if self._delivering else DRAIN_IDLE
+            left -= 0 if self._delivery.open else DRAIN_IDLE
 
     async def _feed(self, process: Contained, words: bytes) -> None:
         """Give the CLI what its stdin did not take at once, and close it."""
@@ -246,7 +260,7 @@ class Run:
     async def _read_stdout(self, process: Contained, sink: Sink) -> None:
         try:
             while chunk := await process.stdout.receive_some():
-                self._stirs += 1
+                self._delivery.stirs += 1
                 if len(chunk) >= BULK:
                     await self._turns.wait(self, READS)
                 await self._take(self._splitter.feed(bytes(chunk)), sink)
@@ -265,20 +279,10 @@ class Run:
         signs = stream_json.signs(lines)
         for sign in signs:
             self._note(sign, sink)
-        with self._delivery():
+        with self._delivery:
             await sink.lines(lines)
         if any(sign.unauthorized for sign in signs):
             self._decide(Decision(Reason.UNAUTHORIZED, "the API refused the key (401 or 403); check ANTHROPIC_API_KEY"))
-
-    @contextmanager
-    def _delivery(self) -> Iterator[None]:
-        """Say that lines are on their way, for as long as that takes."""
-        self._delivering += 1
-        try:
-            yield
-        finally:
-            self._delivering -= 1
-            self._stirs += 1
 
     def _hear(self, lines: list[bytes]) -> None:
         """Take what the CLI has said before anybody else does."""
@@ -293,7 +297,7 @@ class Run:
     async def _read_stderr(self, process: Contained, sink: Sink) -> None:
         rest = b""
         while chunk := await process.stderr.receive_some():
-            self._stirs += 1
+            self._delivery.stirs += 1
             *lines, rest = (rest + bytes(chunk)).split(b"\n")
             if len(rest) > STDERR_LINE:
                 lines, rest = [*lines, rest], b""
@@ -304,7 +308,7 @@ class Run:
         if lines:
             texts = [line.decode(errors="replace") for line in lines]
             self._last_stderr = next((text for text in reversed(texts) if text.strip()), self._last_stderr)[:200]
-            with self._delivery():
+            with self._delivery:
                 await sink.stderr_lines(texts)
 
     def _decide(self, decision: Decision) -> None:

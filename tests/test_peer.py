@@ -4,21 +4,26 @@ from __future__ import annotations
 
 import contextlib
 import json
+import socket
 import struct
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 
 import pytest
 import trio
+import trio.testing
 from harness import Backend, connect, directive, head, listen, until
 from hypothesis import given
 from hypothesis import strategies as st
 from trio_websocket import ConnectionClosed
 from wsproto.frame_protocol import FrameProtocol, Opcode
 
-from trio_claude.peer.frames import FRAMES_A_TURN, FrameGuard, encode
+from trio_claude.config import Config
+from trio_claude.peer.frames import FRAMES_A_TURN, FrameGuard, close_frame, encode
+from trio_claude.peer.wire import Wire
 from trio_claude.server import Server
+from trio_claude.turns import Turns
 
 SILENT = json.dumps({"prompt": directive("silent"), "meta": "T"})
 FLOOD = json.dumps({"prompt": directive("lines", n=2_000_000, size=500), "meta": "T"})
@@ -216,3 +221,38 @@ async def test_no_line_is_lost_to_a_slow_reader(fake: Backend) -> None:
                             await trio.sleep(0.02)
         assert numbers == sorted(numbers)
         assert len(numbers) == len(set(numbers)) == 20_000
+
+
+async def test_writes_that_are_cancelled_are_sent_all_the_same_before_the_close() -> None:
+    ours, theirs = socket.socketpair()
+    ours.setblocking(False)
+    with ours, theirs:
+        wire = Wire(ours, b"", b"", Config(), Turns())
+        parts = [bytes((letter,)) * 2**20 for letter in b"abc"]
+        bye = close_frame(1000, "bye")
+        async with trio.open_nursery() as nursery:
+            wire.start_flush = lambda: nursery.start_soon(wire.flush)
+            async with trio.open_nursery() as writers:
+                for part in parts:
+                    writers.start_soon(wire.send_frames, part)
+                    await trio.testing.wait_all_tasks_blocked()
+                writers.cancel_scope.cancel()
+            wire.post(bye)
+            said = await trio.to_thread.run_sync(lambda: b"".join(iter_exactly(theirs, 3 * 2**20 + len(bye))))
+        assert said == b"".join(parts) + bye
+
+
+async def test_what_the_kernel_takes_at_once_is_sent_although_its_sender_was_cancelled() -> None:
+    ours, theirs = socket.socketpair()
+    ours.setblocking(False)
+    with ours, theirs, trio.CancelScope() as scope:
+        scope.cancel()
+        await Wire(ours, b"", b"", Config(), Turns()).send_frames(b"line")
+        assert theirs.recv(16) == b"line"
+
+
+def iter_exactly(sock: socket.socket, size: int) -> Iterator[bytes]:
+    """Yield what comes, until it is `size` bytes or the end."""
+    while size and (data := sock.recv(min(size, 65536))):
+        size -= len(data)
+        yield data

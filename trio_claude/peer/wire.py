@@ -58,6 +58,7 @@ class Wire(trio.abc.Stream):
         self._guard = FrameGuard(config.max_message, config.max_frames)
         self._lock = trio.StrictFIFOLock()
         self._rest: memoryview | None = None
+        self._late: list[bytes] = []
         self._control: list[bytes] = []
         self._pong: bytes | None = None
         self._closing = False
@@ -123,9 +124,11 @@ class Wire(trio.abc.Stream):
         return self._lock.locked() or self._rest is not None
 
     async def send_frames(self, frames: bytes) -> None:
-        """Send data frames; returns when the kernel has them. No checkpoint where it takes them at once."""
+        """Send data frames; returns when the kernel has them. No checkpoint where it takes them at once.
+
+        A call that is cancelled has taken them all the same: they go out as soon as may be.
+        """
         if self._ready():
-            await trio.lowlevel.checkpoint_if_cancelled()
             self._check_writable()
             if (sent := self._try(frames)) == len(frames):
                 return
@@ -136,9 +139,11 @@ class Wire(trio.abc.Stream):
                 await self._drain()
                 if frames:
                     self._check_writable()
-                    self._rest = memoryview(frames)
+                    self._rest, frames = memoryview(frames), b""
                     await self._drain()
         except trio.Cancelled:
+            if frames and self.close_sent is None:
+                self._late.append(frames)
             self._see_to_rest()
             raise
 
@@ -171,10 +176,13 @@ class Wire(trio.abc.Stream):
 
     def _see_to_rest(self) -> None:
         """Have what waits sent by a task of its own, unless a writer is at it: that one sends the control lane too."""
-        waits = self._rest is not None or self._control or self._pong
-        if waits and not self._flushing and not self._lock.locked():
+        if self._waits() and not self._flushing and not self._lock.locked():
             self._flushing = True
             self.start_flush()
+
+    def _waits(self) -> bool:
+        """Return whether something is to be sent that no writer is at."""
+        return self._rest is not None or bool(self._late or self._control or self._pong)
 
     async def flush(self) -> None:
         """Send everything that waits."""
@@ -190,7 +198,7 @@ class Wire(trio.abc.Stream):
 
     def _ready(self) -> bool:
         """Return whether nobody is in the middle of a write."""
-        return not self._lock.locked() and self._rest is None
+        return not self._lock.locked() and self._rest is None and not self._late
 
     def _take_control(self) -> bytes:
         """Return the control frames that wait, the newest pong among them, the close frame last."""
@@ -205,9 +213,10 @@ class Wire(trio.abc.Stream):
                 self._push()
                 if self._rest is not None:
                     await self._wait_writable()
-            if not (self._control or self._pong):
+            if not self._waits():
                 return
-            self._rest = memoryview(self._take_control())
+            late, self._late = self._late, []
+            self._rest = memoryview(b"".join(late) + self._take_control())
 
     def _push(self) -> None:
         assert self._rest is not None
@@ -269,7 +278,7 @@ class Wire(trio.abc.Stream):
 
     def _all_said(self) -> bool:
         """Return whether both sides have said their close, and nothing waits to be sent."""
-        waits = self.writing or self._control or self._pong
+        waits = self.writing or self._waits()
         return self._guard.saw_close and self.close_sent is not None and not waits
 
     async def _part(self) -> bool:

@@ -116,7 +116,10 @@ async def test_no_free_slot_closes_with_1013(fake: Backend) -> None:
         await busy.send_message(json.dumps({"prompt": directive("silent"), "meta": "T"}))
         await until(lambda: server.runs.statistics().live)
         said = await ask(server, "hi")
-        assert said.objects[1:] == [{"error": "no slot came free within 0.2 s", "retry_after": 0.2}]
+        assert said.objects[1:] == [
+            {"info": "waiting for a free slot, place 1", "position": 1, "wait_s": 0.2},
+            {"error": "no slot came free within 0.2 s", "retry_after": 0.2},
+        ]
         assert said.code == 1013
 
 

@@ -68,7 +68,7 @@ def test_every_setting_says_what_it_is() -> None:
 
 
 async def test_what_would_be_unsafe_is_refused() -> None:
-    with pytest.raises(ConfigError, match="no authentication"):
+    with pytest.raises(ConfigError, match="make keys"):
         async with open_server(Config(host="0.0.0.0")):
             pytest.fail("opened")
     with pytest.raises(ConfigError, match="--allow-unattended"):

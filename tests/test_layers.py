@@ -19,34 +19,38 @@ TABLE: dict[str, set[str]] = {
     "config": {"errors"},
     "messages": {"errors", "events"},
     # rules: no await, no trio, no clock
-    "admission": {"errors"},
+    "admission": {"errors", "config"},
     "stream_json": {"messages"},
     "session": {"errors", "messages", "stream_json"},
     # hands: each owns exactly one outside thing
     "services": {"events"},
     "turns": set(),
     "containment": {"errors", "events", "services"},
-    "upgrade": {"errors", "config"},
+    "quarters": set(),
+    "identity": {"errors", "config"},
+    "upgrade": {"errors", "config", "identity"},
     "peer": {"errors", "config", "messages", "services", "turns", "upgrade"},
     "logs": {"events"},
     # wiring
     "leftovers": {"containment"},
-    "workplace": {"errors", "config", "messages", "stream_json", "containment", "leftovers"},
+    "workplace": {"errors", "config", "messages", "stream_json", "containment", "quarters", "leftovers"},
     "pool": {"errors", "events", "messages", "stream_json", "containment", "workplace"},
     "run": {"errors", "events", "messages", "stream_json", "session", "turns", "containment", "workplace", "pool"},
     "session_run": {
         "errors", "events", "config", "messages", "stream_json", "session", "turns", "containment", "workplace", "run",
     },
     "runs": {
-        "errors", "events", "messages", "admission", "session", "turns", "containment", "workplace", "pool", "run", "session_run",
+        "errors", "events", "config", "messages", "admission", "session", "turns", "containment", "workplace", "pool", "run",
+        "session_run",
     },
     "engine": {"errors", "events", "config", "services", "containment", "workplace", "runs"},
-    "api": {"errors", "containment", "upgrade", "workplace", "runs"},
-    "conversation": {"errors", "events", "config", "messages", "session", "peer", "session_run", "runs"},
-    "connection": {"errors", "events", "config", "messages", "peer", "upgrade", "run", "runs", "conversation"},
+    "entrance": {"errors", "config", "admission", "identity", "upgrade"},
+    "api": {"errors", "containment", "identity", "upgrade", "workplace", "runs", "entrance"},
+    "conversation": {"errors", "events", "config", "messages", "session", "peer", "session_run", "runs", "entrance"},
+    "connection": {"errors", "events", "config", "messages", "peer", "upgrade", "run", "runs", "entrance", "conversation"},
     "server": {
-        "errors", "events", "config", "admission", "peer", "upgrade", "runs", "services", "engine", "api", "conversation",
-        "connection", "__init__",
+        "errors", "events", "config", "admission", "peer", "runs", "services", "engine", "entrance", "api",
+        "conversation", "connection", "__init__",
     },
     # faces
     "embed": {"errors", "events", "config", "messages", "services", "run", "engine"},
@@ -57,18 +61,26 @@ TABLE: dict[str, set[str]] = {
     },
     "testing": set(),
     "commands": {
-        "errors", "events", "config", "messages", "containment", "logs", "workplace", "engine", "embed", "server", "client", "batch",
+        "errors", "events", "config", "messages", "containment", "logs", "identity", "quarters", "workplace", "engine", "embed", "server", "client", "batch",
         "testing", "services", "__init__",
     },
     "__main__": {"commands"},
     "__init__": {"errors", "events", "config", "engine", "server", "embed", "client"},
 }  # fmt: skip
 ASYNC_FREE = (
-    "errors", "events", "config", "messages", "admission", "stream_json",
+    "errors", "events", "config", "messages", "stream_json",
+    *(f"admission/{name}" for name in ("allowance", "budgets", "doors", "limits", "locks", "rates", "slots")),
+    *(f"identity/{name}" for name in ("gatekeeper", "keys", "people", "tickets", "tokens")),
     *(f"session/{name}" for name in ("shapes", "lines", "ops", "states")),
     *(f"batch/{name}" for name in ("tasks", "throttle", "order", "results", "retries", "tally")),
 )  # fmt: skip
-OWNERS = {"trio_websocket": {"peer"}, "wsproto": {"client"}, "h11": {"upgrade", "testing"}, "httpx_ws": {"client"}}
+OWNERS = {
+    "trio_websocket": {"peer"},
+    "wsproto": {"client"},
+    "h11": {"upgrade", "testing"},
+    "httpx_ws": {"client"},
+    "joserfc": {"identity"},
+}
 """Outside libraries and the rooms that may import them."""
 STDLIB_ONLY = (
     "containment/guardian.py",

@@ -12,9 +12,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from trio_claude.config import Config
+from trio_claude.entrance import check_host, check_origin
 from trio_claude.errors import HttpRefusal
 from trio_claude.server import Server
-from trio_claude.upgrade import Request, check_host, check_origin, check_upgrade
+from trio_claude.upgrade import Request, check_upgrade
 
 
 async def exchange(server: Server, data: bytes, *, eof: bool = True) -> bytes:

@@ -1,4 +1,4 @@
-"""The plain HTTP routes beside the sockets: the page, health and readiness.
+"""The plain HTTP routes beside the sockets: the page, health and readiness, tickets.
 
 This module must never start or stop a run, and never read a file that a client names.
 """
@@ -11,7 +11,9 @@ from importlib import resources
 from pathlib import Path
 
 from .containment import Containment
+from .entrance import Entrance
 from .errors import HttpRefusal
+from .identity.tickets import LIFETIME
 from .runs import Runs
 from .upgrade import Request, Response, json_response
 from .workplace import Workplace
@@ -22,6 +24,8 @@ PAGES = {
     "/page.js": ("page.js", "text/javascript; charset=utf-8"),
     "/page.css": ("page.css", "text/css; charset=utf-8"),
 }
+OPEN_PATHS = frozenset({*PAGES, "/healthz", "/readyz", "/notice"})
+"""What is answered to everybody."""
 POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; connect-src 'self'; "
     "base-uri 'none'; frame-ancestors 'none'; require-trusted-types-for 'script'"
@@ -31,38 +35,58 @@ POLICY = (
 class Api:
     """The routes of one server."""
 
-    def __init__(self, workplace: Workplace, containment: Containment, runs: Runs, notice: str = "") -> None:
+    def __init__(
+        self, workplace: Workplace, containment: Containment, runs: Runs, entrance: Entrance, notice: str = ""
+    ) -> None:
         self._workplace = workplace
         self._containment = containment
         self._runs = runs
+        self._entrance = entrance
         self._notice = notice
-        self._routes: dict[str, Callable[[], Response]] = {
-            "/healthz": self._health,
-            "/readyz": self._readiness,
-            "/notice": self._tell_notice,
+        self._routes: dict[str, tuple[str, Callable[[Request], Response]]] = {
+            "/healthz": ("GET", self._health),
+            "/readyz": ("GET", self._readiness),
+            "/notice": ("GET", self._tell_notice),
+            "/api/ticket": ("POST", self._ticket),
         }
 
     async def answer(self, request: Request) -> Response:
         """Answer one request. Raises `HttpRefusal`."""
-        if request.path not in PAGES and request.path not in self._routes:
-            raise HttpRefusal(404, "not-found", "nothing is served at this path")
-        if request.method not in ("GET", "HEAD"):
-            raise HttpRefusal(405, "method", "GET it", (("Allow", "GET"),))
         if request.path in PAGES:
+            _check_method(request, "GET")
             return _page(request.path)
-        return self._routes[request.path]()
+        if request.path not in self._routes:
+            raise HttpRefusal(404, "not-found", "nothing is served at this path")
+        method, route = self._routes[request.path]
+        _check_method(request, method)
+        return route(request)
 
-    def _health(self) -> Response:
+    def _health(self, _request: Request) -> Response:
         return json_response(200, {"ok": True})
 
-    def _readiness(self) -> Response:
-        """Tell whether a run would start now."""
-        checks = {"cli": Path(self._workplace.program).is_file(), "draining": self._runs.draining}
-        ready = checks["cli"] and not checks["draining"]
-        return json_response(200 if ready else 503, {"ready": ready, **checks, "containment": self._containment.mode})
+    def _readiness(self, request: Request) -> Response:
+        """Tell whether a run would start now; why not, and how it would be held, to those who are known."""
+        cli, draining = Path(self._workplace.program).is_file(), self._runs.draining
+        ready = cli and not draining
+        told: dict[str, object] = {"ready": ready}
+        if request.identity:
+            told |= {"cli": cli, "draining": draining, "containment": self._containment.mode}
+        if request.identity and self._entrance.fault:
+            told["keys"] = self._entrance.fault
+        return json_response(200 if ready else 503, told)
 
-    def _tell_notice(self) -> Response:
-        return json_response(200, {"notice": self._notice, "profile": self._workplace.config.profile})
+    def _tell_notice(self, _request: Request) -> Response:
+        told = {"notice": self._notice, "profile": self._workplace.config.profile, "credentials": self._entrance.asks}
+        return json_response(200, told)
+
+    def _ticket(self, request: Request) -> Response:
+        return json_response(200, {"ticket": self._entrance.ticket(request), "seconds": LIFETIME})
+
+
+def _check_method(request: Request, method: str) -> None:
+    """Refuse a request that does something else. Raises `HttpRefusal`."""
+    if request.method != method and (request.method, method) != ("HEAD", "GET"):
+        raise HttpRefusal(405, "method", f"{method} it", (("Allow", method),))
 
 
 @functools.cache

@@ -6,6 +6,7 @@ The defaults stand here and nowhere else. This module must never read a file or 
 
 from __future__ import annotations
 
+import ipaddress
 import os
 import re
 import shlex
@@ -101,6 +102,20 @@ def _origins(_instance: object, field: attrs.Attribute[Any], value: tuple[str, .
             raise ConfigError(f"{field.name} takes scheme://host[:port] without a path, not {origin!r}")
 
 
+def _networks(_instance: object, field: attrs.Attribute[Any], value: tuple[str, ...]) -> None:
+    for network in value:
+        try:
+            ipaddress.ip_network(network)
+        except ValueError:
+            raise ConfigError(f"{field.name} takes addresses and networks, not {network!r}") from None
+
+
+def _issuers(_instance: object, field: attrs.Attribute[Any], value: tuple[str, ...]) -> None:
+    for issuer in value:
+        if not re.fullmatch(r"[!-~]{1,256}", issuer) or "#" in issuer:
+            raise ConfigError(f"{field.name} takes printable ASCII without # and spaces, not {issuer!r}")
+
+
 def _arguments(_instance: object, field: attrs.Attribute[Any], value: str) -> None:
     try:
         shlex.split(value)
@@ -147,6 +162,24 @@ class Config:
         default=(), validator=_origins, metadata={"help": "browser origins that may come in, scheme://host", "unit": ""}
     )
     allow_host: tuple[str, ...] = _option((), "further Host names under which this server is reached")
+    trusted_proxies: tuple[str, ...] = attrs.field(
+        default=(),
+        validator=_networks,
+        metadata={"help": "addresses or networks of proxies whose X-Forwarded-For is believed", "unit": ""},
+    )
+    keys: str = _option("", "file of API keys (`trio-claude keys`); empty: none")
+    jwt_keys: str = _option("", "JWK set whose keys sign tokens; empty: none")
+    jwt_issuer: tuple[str, ...] = attrs.field(
+        default=(), validator=_issuers, metadata={"help": "`iss` of tokens that are believed", "unit": ""}
+    )
+    jwt_audience: str = _option("", "`aud` that tokens must have")
+    jwt_leeway: float = _option(30.0, "clocks may be apart when tokens are looked at", high=60, unit="s")
+    isolation: str = attrs.field(
+        default="auto",
+        validator=_one_of(("auto", "off", "identity", "run")),
+        metadata={"help": "who shares home, settings, transcripts and folder: auto, off, identity or run", "unit": ""},
+    )
+    state: str = _option("", "folder in which the server keeps things; empty: trio-claude in XDG_STATE_HOME")
     containment: str = attrs.field(
         default="auto",
         validator=_one_of(("auto", "sandbox", "namespace", "supervisor", "group")),
@@ -168,7 +201,11 @@ class Config:
     timeout: float = _option(300.0, "a run may last, from the CLI's start", low=0.01, high=86400, unit="s")
     result_grace: float = _option(5.0, "a CLI may live on after its result", high=3600, unit="s")
     queue_timeout: float = _option(30.0, "a run waits for a free slot", high=3600, unit="s")
-    max_runs: int = _option(0, "runs at once; 0: the machine's memory over 150 MB", high=100000, unit="runs")
+    max_runs: int = _option(0, "runs at once; 0: what the machine has memory for", high=100000, unit="runs")
+    run_memory: int = _option(
+        RUN_MEMORY, "memory that a run is reckoned to need", low=MIB, high=1024 * 1024 * MIB, unit="bytes"
+    )
+    max_waiting: int = _option(1000, "runs that wait for a slot", high=100000, unit="runs")
     drain_timeout: float = _option(30.0, "runs may go on after SIGTERM", high=86400, unit="s")
 
     session_idle_timeout: float = _option(1800.0, "a session may idle", low=0.05, high=604800, unit="s")
@@ -204,6 +241,50 @@ class Config:
     max_connections: int = _option(4096, "connections at once", low=1, high=MIB, unit="connections")
     max_handshakes: int = _option(1024, "connections without a request yet", low=1, high=MIB, unit="connections")
     max_handshakes_per_address: int = _option(512, "of them from one address", low=1, high=MIB, unit="connections")
+    connections_per_address: int = _option(
+        0, "WebSockets from one address; 0: any number", high=MIB, unit="connections"
+    )
+
+    connections_per_identity: int = _option(
+        0, "WebSockets of one identity; 0: any number", high=MIB, unit="connections"
+    )
+    runs_per_identity: int = _option(0, "runs at once of one identity; 0: any number", high=100000, unit="runs")
+    waiting_per_identity: int = _option(
+        0, "runs of one identity that wait for a slot; 0: any number", high=100000, unit="runs"
+    )
+    prompts_per_minute: float = _option(
+        0.0, "prompts and turns of one identity; 0: any number", high=1e6, unit="prompts a minute"
+    )
+    tokens_per_day: int = _option(0, "tokens of one identity, by UTC; 0: any number", high=10**15, unit="tokens a day")
+    dollars_per_day: float = _option(
+        0.0, "dollars of one identity, by UTC; 0: any number", high=1e9, unit="dollars a day"
+    )
+    total_prompts_per_minute: float = _option(
+        0.0, "prompts and turns of all together; 0: any number", high=1e6, unit="prompts a minute"
+    )
+    total_tokens_per_day: int = _option(
+        0, "tokens of all together, by UTC; 0: any number", high=10**15, unit="tokens a day"
+    )
+    total_dollars_per_day: float = _option(
+        0.0, "dollars of all together, by UTC; 0: any number", high=1e9, unit="dollars a day"
+    )
+
+    def __attrs_post_init__(self) -> None:
+        """Check what depends on two fields. Raises `ConfigError`."""
+        if self.jwt_keys and not (self.jwt_issuer and self.jwt_audience):
+            raise ConfigError("jwt_keys needs jwt_issuer and jwt_audience")
+
+    @property
+    def asks_identity(self) -> bool:
+        """Whether clients must say who they are."""
+        return bool(self.keys or self.jwt_keys)
+
+    @property
+    def isolated(self) -> str:
+        """Return who has a home, settings and a folder of its own: nobody (off), each identity, or each run."""
+        if self.isolation != "auto":
+            return self.isolation
+        return "identity" if self.asks_identity else "off"
 
     @property
     def cli_arguments(self) -> list[str]:
@@ -239,8 +320,8 @@ class Config:
 
     @property
     def run_slots(self) -> int:
-        """Return how many runs go at once, reckoned from the machine's memory where `max_runs` is 0."""
-        return self.max_runs or max(1, _memory() // RUN_MEMORY)
+        """Return how many runs go at once, reckoned from the machine's memory and a run's where `max_runs` is 0."""
+        return self.max_runs or max(1, _memory() // max(self.run_memory, self.memory_max))
 
 
 def _memory() -> int:

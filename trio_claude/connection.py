@@ -16,16 +16,18 @@ import trio
 from . import messages
 from .config import Config
 from .conversation import Conversation
+from .entrance import Entrance, Guest
 from .errors import Busy, ClientError, CloseCode, Draining, NoMessage, NotWanted, PeerGone, Reason
 from .events import ConnectionClosed, ConnectionOpened, Crashed, Observer, Refused
 from .messages import Closing, Prompt
 from .peer import Heart, Peer, accept
 from .run import Run
 from .runs import Runs
-from .upgrade import Handshake, Site, serve_http
+from .upgrade import Handshake, Routes, Site, serve_http
 
 DOOR = "/ws/claude"
 SESSION_DOOR = "/ws/session"
+DOORS = frozenset({DOOR, SESSION_DOOR})
 STRIKES = 8
 """Messages after the prompt that a client may send before it is shown out."""
 
@@ -36,22 +38,27 @@ class Household:
 
     config: Config
     runs: Runs
-    site: Site
+    entrance: Entrance
+    routes: Routes
     heart: Heart
     observer: Observer
-    greeting: str
-    """What a session is greeted with."""
+    greet: Callable[[str], str]
+    """Returns what a session of an identity is greeted with."""
+
+    def site(self, address: str) -> Site:
+        """Return what is served to a client at an address."""
+        return Site(self.routes, DOORS, lambda request: self.entrance.check(request, address), self.entrance.enter)
 
 
 async def serve_connection(
-    sock: socket.socket, address: str, household: Household, on_request: Callable[[], None] = lambda: None
+    sock: socket.socket, host: str, port: int, household: Household, on_request: Callable[[], None] = lambda: None
 ) -> None:
     """Serve one client to its end; `on_request` hears of its first request. Never raises but for a cancellation."""
     try:
         with household.runs.until_drain():
-            handshake = await serve_http(sock, household.site, household.config, on_request)
+            handshake = await serve_http(sock, household.site(host), household.config, on_request)
         if handshake is not None:
-            await _serve_websocket(sock, address, handshake, household)
+            await _serve_websocket(sock, port, handshake, household)
     except* (OSError, Draining, PeerGone, trio.BrokenResourceError, trio.ClosedResourceError):
         pass  # the client left; there is nobody to tell
     except* Exception as group:
@@ -62,14 +69,25 @@ async def serve_connection(
             sock.close()
 
 
-async def _serve_websocket(sock: socket.socket, address: str, handshake: Handshake, household: Household) -> None:
+async def _serve_websocket(sock: socket.socket, port: int, handshake: Handshake, household: Household) -> None:
+    """Open the WebSocket of a client that was counted in, serve it, close it, and count the client out."""
+    guest = household.entrance.guest(handshake.request)
+    try:
+        await _serve_guest(sock, f"{guest.address}:{port}", handshake, guest, household)
+    finally:
+        household.entrance.leave(guest)
+
+
+async def _serve_guest(
+    sock: socket.socket, address: str, handshake: Handshake, guest: Guest, household: Household
+) -> None:
     """Open the WebSocket, serve it, and close it with what is to be said at the end."""
     path, config = handshake.request.path, household.config
-    household.observer(ConnectionOpened(address, path))
+    household.observer(ConnectionOpened(address, path, guest.name))
     limit = config.max_session_message if path == SESSION_DOOR else config.max_message
     async with accept(sock, handshake, config, household.heart, household.runs.turns, limit) as peer:
         try:
-            closing = await _door(path, peer, handshake, household).serve()
+            closing = await _door(path, peer, handshake, guest, household).serve()
             if closing is not None:
                 if closing.frame is not None:
                     peer.post(closing.frame)
@@ -78,11 +96,12 @@ async def _serve_websocket(sock: socket.socket, address: str, handshake: Handsha
             household.observer(ConnectionClosed(address, peer.closed.code, peer.closed.reason))
 
 
-def _door(path: str, peer: Peer, handshake: Handshake, household: Household) -> OneShot | Conversation:
+def _door(path: str, peer: Peer, handshake: Handshake, guest: Guest, household: Household) -> OneShot | Conversation:
     """Return what serves a client behind the door that it took."""
     if path == SESSION_DOOR:
-        return Conversation(peer, household.runs, household.config, household.observer, household.greeting)
-    return OneShot(peer, handshake, household)
+        greeting = household.greet(guest.name)
+        return Conversation(peer, guest, household.runs, household.config, household.observer, greeting)
+    return OneShot(peer, handshake, guest, household)
 
 
 class OneShot:
@@ -91,8 +110,9 @@ class OneShot:
     Each step of `serve` either returns what to say at the end, or None where nobody is left to hear it.
     """
 
-    def __init__(self, peer: Peer, handshake: Handshake, household: Household) -> None:
+    def __init__(self, peer: Peer, handshake: Handshake, guest: Guest, household: Household) -> None:
         self._peer = peer
+        self._guest = guest
         self._household = household
         self._verbatim = handshake.request.query.get("frames") == "verbatim"
         self._first: str | bytes | None = None
@@ -137,7 +157,9 @@ class OneShot:
 
     async def _serve_run(self, prompt: Prompt) -> Closing | None:
         """Wait for a slot, run the CLI, and return what its client is told."""
-        async with self._household.runs.open(prompt, self._waiting) as run:
+        self._guest.check()
+        member = self._guest.member
+        async with self._household.runs.open(prompt, self._waiting, member=member, on_wait=self._queue) as run:
             self._run = run
             if self._waiting.cancel_called:
                 raise NotWanted("gave up before its run began")
@@ -170,6 +192,9 @@ class OneShot:
             self._run.stop(reason)
         else:
             self._waiting.cancel()
+
+    def _queue(self, place: int) -> None:
+        self._peer.post(messages.render_queued(place, self._household.config.queue_timeout))
 
     # what the run says: the Sink
 

@@ -11,12 +11,13 @@ import trio
 
 from . import messages, session
 from .config import Config
-from .errors import BadMessage, Busy, ClientError, CloseCode, Draining, NoMessage, NotWanted, PeerGone, Reason
+from .entrance import Guest
+from .errors import Busy, ClientError, CloseCode, Draining, NoMessage, NotWanted, PeerGone, Reason
 from .events import Observer, Outcome, Refused
 from .messages import Closing
 from .peer import Peer
 from .runs import Runs
-from .session import Start
+from .session import ClientLine, Kind, Start
 from .session_run import SessionRun
 
 PROTOCOL = 1
@@ -30,8 +31,9 @@ EARLY_LIMIT = 8
 class Conversation:
     """One client on `/ws/session`. Each step of `serve` returns how to close, or None where nobody is left to hear."""
 
-    def __init__(self, peer: Peer, runs: Runs, config: Config, observer: Observer, greeting: str) -> None:
+    def __init__(self, peer: Peer, guest: Guest, runs: Runs, config: Config, observer: Observer, greeting: str) -> None:
         self._peer = peer
+        self._guest = guest
         self._runs = runs
         self._config = config
         self._observer = observer
@@ -55,7 +57,7 @@ class Conversation:
         except NotWanted:
             return None if self._left else Closing(None, CloseCode.NORMAL, "stopped before it began")
         except Busy as error:
-            frame = messages.render_refused("busy", str(error), retry_after=error.retry_after)
+            frame = messages.render_refused(error.code, str(error), retry_after=error.retry_after)
             return self._refuse(error.close_code, frame, str(error))
         except Draining as error:
             return self._refuse(error.close_code, messages.render_refused("draining", str(error)), str(error))
@@ -77,11 +79,13 @@ class Conversation:
 
     async def _serve_run(self, start: Start) -> Closing | None:
         """Wait for a slot, run the CLI, and return what its client is told."""
-        self._run = run = self._runs.session(start)
+        self._guest.check()
+        member = self._guest.member
+        self._run = run = self._runs.session(start, member)
         for message in self._early:
             self._take(message, run)
         self._early.clear()
-        async with self._runs.admit(run, self._waiting, self._queue):
+        async with self._runs.admit(run, self._waiting, self._queue, member):
             if self._waiting.cancel_called:
                 raise NotWanted("gave up before its run began")
             self._begun = True
@@ -109,9 +113,19 @@ class Conversation:
             if said.get("type") == "gateway":
                 self._stop(session.parse_op(said).mode, run)
             else:
-                run.say(session.rebuild(said, run.session.asked, self._config.controls))
-        except BadMessage as error:
+                self._say(session.rebuild(said, run.session.asked, self._config.controls), run)
+        except ClientError as error:
             self._peer.post(messages.render_refused(error.code, str(error), **_named(said)))
+        except Busy as error:
+            more = {"retry_after": error.retry_after, **_named(said)}
+            self._peer.post(messages.render_refused(error.code, str(error), **more))
+
+    def _say(self, line: ClientLine, run: SessionRun) -> None:
+        """Hand a line to the run; a turn takes a credential that is still good, and something left of the limits."""
+        if line.kind is Kind.USER:
+            self._guest.check()
+            self._runs.ask(self._guest.member)
+        run.say(line)
 
     def _stop(self, mode: str, run: SessionRun) -> None:
         self._peer.post(messages.render_event("stopping", mode=mode))
@@ -180,8 +194,8 @@ def _closing(outcome: Outcome) -> Closing:
     return Closing(messages.render_ended(outcome), told.code, told.reason)
 
 
-def greeting(config: Config, version: str, containment: str) -> str:
-    """Return the first frame of every session."""
+def greeting(config: Config, version: str, containment: str, identity: str) -> str:
+    """Return the first frame of a session."""
     limits = {
         "message": config.max_session_message,
         "line": config.max_line,
@@ -198,5 +212,5 @@ def greeting(config: Config, version: str, containment: str) -> str:
         limits=limits,
         options=list(config.session_offered),
         control=list(config.controls),
-        identity="local",
+        identity=identity,
     )

@@ -95,6 +95,12 @@ class Backlog(BadMessage):
     code = "backlog"
 
 
+class NotKnown(ClientError):
+    """A credential that was good when the client came, and is not any more."""
+
+    code = "credentials"
+
+
 class NoMessage(ClientError):
     """No first message in time."""
 
@@ -111,10 +117,32 @@ class Busy(TrioClaudeError):
     """No slot came free in time; `retry_after` is in seconds."""
 
     close_code: ClassVar[CloseCode] = CloseCode.BUSY
+    code: ClassVar[str] = "busy"
 
     def __init__(self, text: str, retry_after: float) -> None:
         super().__init__(text)
         self.retry_after = retry_after
+
+
+class QueueFull(Busy):
+    """Too many wait already."""
+
+    code = "queue-full"
+
+    def __init__(self, text: str) -> None:
+        super().__init__(text, retry_after=1.0)
+
+
+class TooFast(Busy):
+    """More prompts in a minute than may be."""
+
+    code = "rate"
+
+
+class OverBudget(Busy):
+    """A day's tokens or dollars are used up; `retry_after` is when the next day begins."""
+
+    code = "over-budget"
 
 
 class NotWanted(TrioClaudeError):

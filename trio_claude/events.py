@@ -82,6 +82,7 @@ class ConnectionOpened:
 
     peer: str
     path: str
+    identity: str = "local"
 
 
 @attrs.frozen
@@ -109,6 +110,7 @@ class RunStarted:
     meta: str
     pid: int
     warm: bool = False
+    identity: str = "local"
 
 
 @attrs.frozen
@@ -119,6 +121,7 @@ class RunEnded:
     meta: str
     seconds: float
     outcome: Outcome
+    identity: str = "local"
 
 
 @attrs.frozen
@@ -127,6 +130,13 @@ class Strained:
 
     what: str
     over: bool
+
+
+@attrs.frozen
+class Reloaded:
+    """The settings were read anew; `error` says why the old ones stay, empty where the new ones hold."""
+
+    error: str = ""
 
 
 @attrs.frozen
@@ -154,6 +164,7 @@ Event: TypeAlias = (
     | RunStarted
     | RunEnded
     | Strained
+    | Reloaded
     | GuardianLost
     | Crashed
 )

@@ -28,6 +28,8 @@ ONE_PROMPT = '{"error":"one prompt per connection"}'
 PROMPT_LIMIT = 8192
 """A prompt in bytes of UTF-8; the original contract's limit."""
 META_LIMIT = 64
+BUDGET_LEAST = 0.0001
+"""Dollars that a run may be bounded to at the least."""
 SYSTEM_PROMPT_LIMIT = 32768
 """A system prompt in bytes of UTF-8: half of the message limit, so that it can be escaped."""
 SCHEMA_LIMIT = 32768
@@ -133,7 +135,7 @@ class Options:
     system_prompt: str | None = attrs.field(default=None, validator=_text(SYSTEM_PROMPT_LIMIT, least=0))
     append_system_prompt: str | None = attrs.field(default=None, validator=_text(SYSTEM_PROMPT_LIMIT))
     max_turns: int | None = attrs.field(default=None, validator=_range(1, 1000))
-    max_budget_usd: float | None = attrs.field(default=None, validator=_range(0.0001, 10000))
+    max_budget_usd: float | None = attrs.field(default=None, validator=_range(BUDGET_LEAST, 10000))
     effort: str | None = attrs.field(default=None, validator=_choice(EFFORTS))
     partial: bool | None = None
     resume: str | None = attrs.field(default=None, validator=_shape(_SESSION, 36))
@@ -323,6 +325,11 @@ def render_stderr(line: str) -> str:
 def render_event(event: str, **fields: object) -> str:
     """Return a frame of the gateway's own on `/ws/session`."""
     return compact({"type": "gateway", "event": event, **fields})
+
+
+def render_queued(place: int, patience: float) -> str:
+    """Return what a client hears that waits for a slot: its place, and how many seconds it waits at most."""
+    return compact({"info": f"waiting for a free slot, place {place}", "position": place, "wait_s": patience})
 
 
 def render_refused(code: str, text: str, **more: object) -> str:

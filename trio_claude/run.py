@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import secrets
 import signal
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import Protocol
 
@@ -23,7 +23,7 @@ from .events import Observer, Outcome, Receipt, RunEnded, RunStarted
 from .messages import Options, Prompt
 from .pool import Warm
 from .session import Start
-from .stream_json import LineSplitter, LineTooLong, Sign
+from .stream_json import LineSplitter, LineTooLong, Sign, Spent
 from .turns import BULK, READS, Turns
 from .workplace import Workplace
 
@@ -52,6 +52,7 @@ LADDERS: dict[Reason, tuple[tuple[int, float], ...]] = {
     Reason.STOPPED: ((signal.SIGINT, 1.0), (signal.SIGTERM, 1.0)),
     Reason.DEADLINE: ((signal.SIGINT, 1.0), (signal.SIGTERM, 1.0)),
     Reason.STALLED: ((signal.SIGINT, 1.0), (signal.SIGTERM, 1.0)),
+    Reason.OVER_BUDGET: ((signal.SIGINT, 1.0), (signal.SIGTERM, 1.0)),
     Reason.DRAINED: ((signal.SIGTERM, 1.0),),
 }
 """How a run is asked to end before its tree is killed: signals to the CLI, each with its grace in seconds.
@@ -74,6 +75,14 @@ class Decision:
     def ladder(self) -> tuple[tuple[int, float], ...]:
         """The polite steps before the kill."""
         return LADDERS.get(self.reason, ()) if self.drain else ()
+
+
+@attrs.frozen
+class Account:
+    """Who a run is charged to: a name, and what takes its tokens and dollars and says what limit they pass, if any."""
+
+    name: str = "local"
+    spend: Callable[[int, float], str] = lambda _tokens, _dollars: ""
 
 
 class Delivery:
@@ -107,6 +116,7 @@ class Run:
         observer: Observer,
         timeout: float,
         turns: Turns,
+        account: Account = Account(),
         warm: Warm | None = None,
     ) -> None:
         self.id: str = warm.id if warm else secrets.token_hex(16)
@@ -120,6 +130,8 @@ class Run:
         self._observer = observer
         self._timeout = timeout
         self._turns = turns
+        self.account: Account = account
+        self._spent = Spent()
         self._decision: Decision | None = None
         self._scope = trio.CancelScope()
         self._splitter = LineSplitter(workplace.config.max_line)
@@ -144,12 +156,12 @@ class Run:
         began = trio.current_time()
         try:
             async with self._started() as process:
-                self._observer(RunStarted(self.id, self.meta, process.pid, bool(self._warm)))
+                self._observer(RunStarted(self.id, self.meta, process.pid, bool(self._warm), self.account.name))
                 outcome = await self._live(process, sink)
         except SpawnFailed as error:
             receipt = Receipt(seen=0, killed=0, survivors=0, ms=0.0, containment=self._containment.mode)
             outcome = self._outcome(Decision(Reason.SPAWN_FAILED, str(error)), receipt)
-        self._observer(RunEnded(self.id, self.meta, trio.current_time() - began, outcome))
+        self._observer(RunEnded(self.id, self.meta, trio.current_time() - began, outcome, self.account.name))
         return outcome
 
     @asynccontextmanager
@@ -165,7 +177,9 @@ class Run:
 
     def _job(self) -> AbstractAsyncContextManager[Job]:
         """Return what there is to start."""
-        return self._workplace.job(self.id, self.options, self.meta, binds=self._containment.binds)
+        return self._workplace.job(
+            self.id, self.options, self.meta, binds=self._containment.binds, who=self.account.name
+        )
 
     async def _live(self, process: Contained, sink: Sink) -> Outcome:
         """Converse until the run is decided, then end what is left and count it."""
@@ -178,7 +192,7 @@ class Run:
         with trio.CancelScope(shield=True):
             receipt = await process.wait_gone()
         if (process.status is None or process.status < 0) and not self._containment.binds:
-            self._workplace.forget(process.pid)
+            self._workplace.forget(process.pid, self.account.name)
         return self._outcome(self._decision or self._exit_decision(process.status), receipt, process.status)
 
     async def _converse(self, process: Contained, sink: Sink) -> None:
@@ -279,6 +293,7 @@ class Run:
         signs = stream_json.signs(lines)
         for sign in signs:
             self._note(sign, sink)
+            self._charge(sign)
         with self._delivery:
             await sink.lines(lines)
         if any(sign.unauthorized for sign in signs):
@@ -293,6 +308,15 @@ class Run:
             self._grace.deadline = min(self._grace.deadline, trio.current_time() + self._workplace.config.result_grace)
         if sign.denied_tool:
             sink.denied(sign.denied_tool)
+
+    def _charge(self, sign: Sign) -> None:
+        """Charge what a result says was used, which it says of the whole process; end a run that passes a limit."""
+        if sign.spent is None:
+            return
+        before, self._spent = self._spent, sign.spent
+        tokens, dollars = self._spent.tokens - before.tokens, self._spent.dollars - before.dollars
+        if over := self.account.spend(max(0, tokens), max(0.0, dollars)):
+            self._decide(Decision(Reason.OVER_BUDGET, over, drain=True, after_result=True))
 
     async def _read_stderr(self, process: Contained, sink: Sink) -> None:
         rest = b""

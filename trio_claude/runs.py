@@ -5,25 +5,35 @@ A run never leaves the nursery of its connection; this module knows of it and ma
 
 from __future__ import annotations
 
-import contextlib
+import functools
 import math
+import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 
 import attrs
 import trio
 
-from .admission import SessionLocks
+from .admission import Allowance, Limits, Member, SessionLocks, Slots, Waiter, total_limits
+from .config import Config
 from .containment import Containment
 from .errors import Busy, Draining, NotWanted, Reason
 from .events import Observer
-from .messages import Prompt
-from .pool import Pool, Slots
-from .run import Run
+from .messages import BUDGET_LEAST, Options, Prompt
+from .pool import Pool, Warm
+from .pool import Slots as PoolSlots
+from .run import Account, Run
 from .session import Start
 from .session_run import SessionRun
 from .turns import Turns
 from .workplace import Workplace
+
+PLACE_PERIOD = 0.5
+"""Seconds after which a run that waits is told its place again, where that has changed."""
+LOCAL = Member()
+"""Who runs CLIs where nobody is asked who they are."""
+POOL = Member("pool", Limits())
+"""Whose the slots are of CLIs that were started ahead of need."""
 
 
 @attrs.frozen
@@ -39,38 +49,61 @@ class Statistics:
 class Runs:
     """Every live run of one server.
 
-    Error handling: `open` raises `Busy` where no slot comes free in `queue_timeout` seconds, `Draining` once the server
-    goes down and `SessionBusy` where another run holds the session to resume.
+    Error handling: `open` raises `Busy` where no slot comes free in `queue_timeout` seconds, `TooFast` and `OverBudget`
+    where the member has used what it may, `Draining` once the server goes down and `SessionBusy` where another run
+    holds the session to resume.
     """
 
     def __init__(self, workplace: Workplace, containment: Containment, observer: Observer) -> None:
         self._workplace = workplace
         self._containment = containment
         self._observer = observer
-        self._slots = trio.CapacityLimiter(workplace.config.run_slots)
+        total = total_limits(workplace.config)
+        self._slots = Slots(total.runs, total.waiting)
+        self._allowance = Allowance(total)
+        self._patience = workplace.config.queue_timeout
         self._sessions = SessionLocks()
         self.turns: Turns = Turns()
         self._live: dict[str, Run] = {}
         self._draining = False
-        self.pool: Pool = Pool(
-            workplace, containment, observer, Slots(self._spare_slot, self._slots.release_on_behalf_of)
-        )
+        self.pool: Pool = Pool(workplace, containment, observer, PoolSlots(self._spare_slot, self._slots.free))
         self._idle: set[trio.CancelScope] = set()
         self._empty = trio.Event()
         self._empty.set()
 
+    def reload(self, config: Config) -> None:
+        """Take the limits of another configuration; what runs goes on."""
+        total = total_limits(config)
+        self._patience = config.queue_timeout
+        self._allowance.total = total
+        self._slots.resize(total.runs, total.waiting)
+
+    def ask(self, member: Member) -> None:
+        """Count a prompt. Raises `TooFast` and `OverBudget`."""
+        self._allowance.ask(member, trio.current_time(), time.time())
+
     @asynccontextmanager
-    async def open(self, prompt: Prompt, waiting: trio.CancelScope | None = None) -> AsyncIterator[Run]:
-        """Wait for a slot and yield a run that holds it. Cancelling `waiting` ends the wait with `NotWanted`."""
-        config = self._workplace.config
-        timeout = prompt.options.timeout or config.timeout
-        warm = self.pool.take(prompt.options)
+    async def open(
+        self,
+        prompt: Prompt,
+        waiting: trio.CancelScope | None = None,
+        *,
+        member: Member = LOCAL,
+        on_wait: Callable[[int], None] = lambda _place: None,
+    ) -> AsyncIterator[Run]:
+        """Wait for a slot and yield a run that holds it; `on_wait` hears of the place in the queue as it changes.
+
+        Cancelling `waiting` ends the wait with `NotWanted`.
+        """
+        self.ask(member)
+        options = self._bounded(prompt.options, member)
+        warm = self._take_warm(options, member)
         holder = warm or object()
-        with self._sessions.hold(prompt.options.resume):
+        with self._sessions.hold(options.resume, member.name):
             if warm is None:
-                await self._wait_slot(holder, waiting or trio.CancelScope())
+                await self._wait_slot(holder, member, waiting or trio.CancelScope(), on_wait)
             try:
-                run = Run(prompt, self._workplace, self._containment, self._observer, timeout, self.turns, warm)
+                run = self._run(attrs.evolve(prompt, options=options), member, warm)
                 with self._registered(run):
                     yield run
             finally:
@@ -78,41 +111,88 @@ class Runs:
                     if warm:
                         await warm.aclose()
                 finally:
-                    self._slots.release_on_behalf_of(holder)
+                    self._slots.free(holder)
 
-    def session(self, start: Start) -> SessionRun:
-        """Return the run of a session; `admit` lets it begin."""
-        return SessionRun(start, self._workplace, self._containment, self._observer, self.turns)
+    def _run(self, prompt: Prompt, member: Member, warm: Warm | None) -> Run:
+        timeout = prompt.options.timeout or self._workplace.config.timeout
+        account = Account(member.name, functools.partial(self._spend, member))
+        return Run(prompt, self._workplace, self._containment, self._observer, timeout, self.turns, account, warm)
+
+    def _take_warm(self, options: Options, member: Member) -> Warm | None:
+        """Return a CLI that waits, and let its slot count for `member`."""
+        if not self._slots.may(member.name, member.limits.runs):
+            return None
+        if warm := self.pool.take(options):
+            self._slots.hand_over(warm, member.name)
+        return warm
+
+    def _bounded(self, options: Options, member: Member) -> Options:
+        """Let a run spend no more than its member has left of the day."""
+        left = self._allowance.left(member, time.time())
+        if left is None:
+            return options
+        left = max(left, BUDGET_LEAST)
+        return attrs.evolve(options, max_budget_usd=min(left, options.max_budget_usd or left))
+
+    def _spend(self, member: Member, tokens: int, dollars: float) -> str:
+        return self._allowance.spend(member, tokens, dollars, time.time())
+
+    def session(self, start: Start, member: Member = LOCAL) -> SessionRun:
+        """Return the run of a session; `admit` lets it begin. Raises `OverBudget`."""
+        self._allowance.check_budget(member, time.time())
+        bounded = attrs.evolve(start, options=self._bounded(start.options, member))
+        account = Account(member.name, functools.partial(self._spend, member))
+        return SessionRun(bounded, self._workplace, self._containment, self._observer, self.turns, account)
 
     @asynccontextmanager
     async def admit(
-        self, run: SessionRun, waiting: trio.CancelScope, on_wait: Callable[[int], None]
+        self, run: SessionRun, waiting: trio.CancelScope, on_wait: Callable[[int], None], member: Member = LOCAL
     ) -> AsyncIterator[None]:
-        """Wait for a slot and hold it for a session; `on_wait` hears of the place in the queue, if there is one.
+        """Wait for a slot and hold it for a session; `on_wait` hears of the place in the queue as it changes.
 
         Raises what `open` raises.
         """
-        with self._sessions.hold(run.start.session):
-            await self._wait_slot(run, waiting, on_wait)
+        with self._sessions.hold(run.start.session, member.name):
+            await self._wait_slot(run, member, waiting, on_wait)
             try:
                 with self._registered(run):
                     yield
             finally:
-                self._slots.release_on_behalf_of(run)
+                self._slots.free(run)
 
     async def _wait_slot(
-        self, holder: object, waiting: trio.CancelScope, on_wait: Callable[[int], None] = lambda _place: None
+        self, holder: object, member: Member, waiting: trio.CancelScope, on_wait: Callable[[int], None]
     ) -> None:
-        patience = self._workplace.config.queue_timeout
+        """Take a slot for `holder`, waiting for it in the queue if need be."""
         if self._draining:
             raise Draining("server shutting down")
-        with contextlib.suppress(trio.WouldBlock):
-            self._slots.acquire_on_behalf_of_nowait(holder)
+        if self._slots.take(holder, member.name, member.limits.runs):
             return
-        self.pool.evict()
-        on_wait(self._slots.statistics().tasks_waiting + 1)
+        granted = trio.Event()
+        waiter = Waiter(holder, member.name, member.limits.runs, granted.set)
+        self._slots.queue(waiter, member.limits.waiting)
+        has_slot = False
+        try:
+            await self._queue_up(waiter, granted, waiting, on_wait)
+            has_slot = True
+        finally:
+            if not has_slot:
+                self._slots.leave(waiter)
+
+    async def _queue_up(
+        self, waiter: Waiter, granted: trio.Event, waiting: trio.CancelScope, on_wait: Callable[[int], None]
+    ) -> None:
+        """Wait for a slot for `queue_timeout` seconds. Raises `NotWanted`, `Busy` and `Draining`."""
+        patience, told = self._patience, 0
+        if self._slots.taken >= self._slots.total:
+            self.pool.evict()
         with self.until_drain(patience) as late, waiting:
-            await self._slots.acquire_on_behalf_of(holder)
+            while not waiter.granted:
+                if (place := self._slots.place(waiter)) != told:
+                    told = place
+                    on_wait(place)
+                with trio.move_on_after(PLACE_PERIOD):
+                    await granted.wait()
         if waiting.cancelled_caught:
             raise NotWanted("gave up before a slot came free")
         if late.cancelled_caught:
@@ -120,11 +200,7 @@ class Runs:
 
     def _spare_slot(self, holder: object) -> bool:
         """Take a slot that no run waits for; return whether there was one."""
-        try:
-            self._slots.acquire_on_behalf_of_nowait(holder)
-        except trio.WouldBlock:
-            return False
-        return True
+        return self._slots.take(holder, POOL.name)
 
     @contextmanager
     def until_drain(self, patience: float = math.inf) -> Iterator[trio.CancelScope]:
@@ -158,13 +234,8 @@ class Runs:
 
     def statistics(self) -> Statistics:
         """Return what goes on now."""
-        slots = self._slots.statistics()
-        return Statistics(
-            live=len(self._live),
-            waiting=slots.tasks_waiting,
-            taken=int(slots.borrowed_tokens),
-            slots=int(slots.total_tokens),
-        )
+        slots = self._slots
+        return Statistics(live=len(self._live), waiting=len(slots), taken=slots.taken, slots=slots.total)
 
     def stop_all(self, reason: Reason, error: str, *, now: bool) -> None:
         """End every live run, by the reason's ladder or `now`."""

@@ -182,7 +182,8 @@ def _mcp_servers(options: ClaudeAgentOptions) -> tuple[list[str], Json]:
 class WebSocketTransport(Transport):
     """The SDK's way to a CLI on a server. For one `query` or one `ClaudeSDKClient`.
 
-    `options` are the same that the SDK gets: it does not tell them to a transport. `meta` names the run on the server.
+    `options` are the same that the SDK gets: it does not tell them to a transport. `meta` names the run on the server,
+    `key` is an API key or token, where the server wants one.
 
     Resource handling: `connect` opens a WebSocket in a task of its own and `close` gives it up, which ends the run and
     all its processes; neither depends on the task that calls. Error handling: what the server refuses and every bad end
@@ -190,12 +191,18 @@ class WebSocketTransport(Transport):
     """
 
     def __init__(
-        self, url: str = "http://127.0.0.1:3000", *, options: ClaudeAgentOptions | None = None, meta: str = "SDK"
+        self,
+        url: str = "http://127.0.0.1:3000",
+        *,
+        options: ClaudeAgentOptions | None = None,
+        meta: str = "SDK",
+        key: str | None = None,
     ) -> None:
         self._options = options or ClaudeAgentOptions()
         self._start, self._own_servers = start_options(self._options)
         self._name, self._url = url, door(url, "/ws/session", "")
         self._meta = meta
+        self._key = key
         self._socket: Socket | None = None
         self._frames: Inbox[Json] = Inbox()
         self._failure: BaseException | None = None
@@ -236,7 +243,10 @@ class WebSocketTransport(Transport):
     async def _hold(self) -> None:
         """Hold the socket and read it, in a task of its own, until `close` or its end."""
         try:
-            async with open_socket(self._url, self._name) as self._socket, anyio.create_task_group() as tasks:
+            async with (
+                open_socket(self._url, self._name, self._key) as self._socket,
+                anyio.create_task_group() as tasks,
+            ):
                 self._opened.set()
                 tasks.start_soon(self._read, self._socket)
                 await self._closing.wait()

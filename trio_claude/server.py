@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import functools
 import resource
 import socket
 import sys
-from collections.abc import AsyncIterator, Iterable, Mapping
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from contextlib import asynccontextmanager
 
 import attrs
@@ -19,17 +20,17 @@ import trio
 
 from . import __version__
 from .admission import Doorstep
-from .api import Api
+from .api import OPEN_PATHS, Api
 from .config import Config
-from .connection import DOOR, SESSION_DOOR, Household, serve_connection
+from .connection import Household, serve_connection
 from .conversation import greeting
 from .engine import open_engine
+from .entrance import Entrance, changed
 from .errors import ConfigError
-from .events import Listening, Observer, Refused, Strained
+from .events import Listening, Observer, Refused, Reloaded, Strained
 from .peer import NOTSENT_LOWAT, Heart
 from .runs import Runs
 from .services import keep_going, open_services
-from .upgrade import Site
 
 BACKLOG = 4096
 """Connections that the kernel holds before they are accepted."""
@@ -53,6 +54,8 @@ class Server:
     host: str
     port: int
     runs: Runs
+    _entrance: Entrance
+    _observer: Observer
     _listening: trio.CancelScope
     closed: trio.Event = attrs.Factory(trio.Event)
     """Set when the last connection has ended after a drain."""
@@ -61,6 +64,20 @@ class Server:
     def url(self) -> str:
         """The server's address, with http:// before it."""
         return f"http://{f'[{self.host}]' if ':' in self.host else self.host}:{self.port}"
+
+    def reload(self, read: Callable[[], Config]) -> None:
+        """Take keys, limits, origins and hosts of the configuration that `read` returns; runs go on.
+
+        A bad one is told of as `Reloaded` with its error, and the old one stays.
+        """
+        try:
+            config = changed(self._entrance.config, read())
+            self._entrance.reload(config)
+        except ConfigError as error:
+            self._observer(Reloaded(str(error)))
+            return
+        self.runs.reload(config)
+        self._observer(Reloaded())
 
     async def drain(self, patience: float) -> None:
         """Accept nothing more, let runs end for `patience` seconds, end the rest, and tell every client."""
@@ -77,18 +94,17 @@ async def open_server(
     CLIs inherit from `environ`, this process's own by default; `notice` is shown on the page. Raises `ConfigError`
     where the configuration can't be used on this machine.
     """
-    check_host(config)
+    entrance = Entrance(config, OPEN_PATHS)
     listeners = await _listen(config)
     async with contextlib.AsyncExitStack() as stack:
         for listener in listeners:
             stack.callback(listener.close)
         engine = await stack.enter_async_context(open_engine(config, observers, environ=environ))
-        site = Site(
-            Api(engine.workplace, engine.containment, engine.runs, notice).answer, frozenset({DOOR, SESSION_DOOR})
-        )
-        hello = greeting(config, __version__, engine.containment.mode)
-        household = Household(config, engine.runs, site, Heart(config), engine.observer, hello)
-        server = Server(config.host, listeners[0].getsockname()[1], engine.runs, trio.CancelScope())
+        api = Api(engine.workplace, engine.containment, engine.runs, entrance, notice)
+        greet = functools.partial(greeting, config, __version__, engine.containment.mode)
+        household = Household(config, engine.runs, entrance, api.answer, Heart(config), engine.observer, greet)
+        port = listeners[0].getsockname()[1]
+        server = Server(config.host, port, engine.runs, entrance, engine.observer, trio.CancelScope())
         async with open_services() as services:
             services.start_soon(keep_going, "heart", household.heart.serve, engine.observer)
             await services.start(_accept_all, server, listeners, household)
@@ -109,12 +125,6 @@ async def serve(
     async with open_server(config, observers) as server:
         task_status.started(server)
         await trio.sleep_forever()
-
-
-def check_host(config: Config) -> None:
-    """Refuse to listen where everyone could come in. Raises `ConfigError`."""
-    if config.host not in ("127.0.0.1", "localhost", "::1"):
-        raise ConfigError(f"host: {config.host} is not a loopback address, and this server has no authentication yet")
 
 
 async def _listen(config: Config) -> list[socket.socket]:
@@ -209,7 +219,7 @@ class Gate:
                 sock.setsockopt(
                     socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, int(self._household.config.send_timeout * 1000)
                 )
-            await serve_connection(sock, f"{host}:{port}", self._household, standing.close)
+            await serve_connection(sock, host, port, self._household, standing.close)
         finally:
             standing.close()
             self._slots.release()

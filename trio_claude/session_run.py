@@ -20,7 +20,7 @@ from .containment import Contained, Containment, Job
 from .errors import Backlog, Ending, Reason
 from .events import Observer
 from .messages import Options
-from .run import Decision, Run, Sink
+from .run import Account, Decision, Run, Sink
 from .session import OWN_REQUEST, ClientLine, Clock, Due, Happening, Kind, Patience, Session, Start, State, denial
 from .stream_json import Sign
 from .turns import Turns
@@ -88,9 +88,15 @@ class SessionRun(Run):
     """
 
     def __init__(
-        self, start: Start, workplace: Workplace, containment: Containment, observer: Observer, turns: Turns
+        self,
+        start: Start,
+        workplace: Workplace,
+        containment: Containment,
+        observer: Observer,
+        turns: Turns,
+        account: Account = Account(),  # noqa: B008 - frozen
     ) -> None:
-        super().__init__(start, workplace, containment, observer, math.inf, turns)
+        super().__init__(start, workplace, containment, observer, math.inf, turns, account)
         config = workplace.config
         self.start = start
         self.session: Session = Session(_patience(config, start.options), trio.current_time())
@@ -148,7 +154,9 @@ class SessionRun(Run):
 
     def _job(self) -> AbstractAsyncContextManager[Job]:
         binds, session = self._containment.binds, self.start.session
-        return self._workplace.job(self.id, self.options, self.meta, binds=binds, session=session)
+        return self._workplace.job(
+            self.id, self.options, self.meta, binds=binds, who=self.account.name, session=session
+        )
 
     def _begin_talk(self, process: Contained, sink: Sink, nursery: trio.Nursery) -> None:
         hearer = cast("SessionSink", sink)

@@ -101,10 +101,19 @@ class LineSplitter:
 
 
 @attrs.frozen
+class Spent:
+    """What a process has used so far, as its last result says: tokens in and out, cached ones too, and dollars."""
+
+    tokens: int = 0
+    dollars: float = 0.0
+
+
+@attrs.frozen
 class Sign:
     """What a CLI line says about its run, where it says something that the run must know."""
 
     result: bool = False
+    spent: Spent | None = None
     unauthorized: bool = False
     denied_tool: str | None = None
     error: str | None = None
@@ -141,7 +150,7 @@ def parse_line(line: bytes) -> dict[str, Any]:
 def _sign(line: bytes) -> Sign | None:
     said = parse_line(line)
     if said.get("type") == "result":
-        return Sign(result=True, error=_result_error(said))
+        return Sign(result=True, spent=_spent(said), error=_result_error(said))
     if said.get("type") != "system":
         return None
     if said.get("subtype") == "api_retry" and said.get("error_status") in (401, 403):
@@ -149,6 +158,24 @@ def _sign(line: bytes) -> Sign | None:
     if said.get("subtype") == "permission_denied":
         return Sign(denied_tool=str(said.get("tool_name"))[:64])
     return None
+
+
+_TOKENS = ("inputTokens", "outputTokens", "cacheReadInputTokens", "cacheCreationInputTokens")
+
+
+def _spent(said: dict[str, Any]) -> Spent:
+    """Return what a result says was used, by all models together."""
+    models = said.get("modelUsage")
+    each = [usage for usage in models.values() if isinstance(usage, dict)] if isinstance(models, dict) else []
+    tokens = sum(_number(usage.get(name)) for usage in each for name in _TOKENS)
+    return Spent(int(tokens), _number(said.get("total_cost_usd")))
+
+
+def _number(value: object) -> float:
+    """Return a number that a line gives, 0 where it is none that can be counted."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < 1e15:
+        return 0.0
+    return float(value)
 
 
 def _result_error(said: dict[str, Any]) -> str | None:

@@ -19,6 +19,7 @@ import trio
 
 from .config import Config
 from .errors import HttpRefusal
+from .identity import Identity
 
 SUBPROTOCOL = "trio-claude.v1"
 BODY_LIMIT = 64 * 1024
@@ -35,7 +36,6 @@ LINGER_READS = 64
 
 _KEY = re.compile(rb"[A-Za-z0-9+/]{22}==")
 _TOKEN = re.compile(rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")
-_LOOPBACK = ("localhost", "127.0.0.1", "[::1]")
 _ALWAYS = (("X-Content-Type-Options", "nosniff"), ("Referrer-Policy", "no-referrer"))
 
 
@@ -48,6 +48,10 @@ class Request:
     query: Mapping[str, str]
     headers: Mapping[str, str]
     body: bytes = b""
+    identity: Identity | None = None
+    """Who sent it, where that is known."""
+    address: str = ""
+    """From where."""
 
 
 @attrs.frozen
@@ -101,10 +105,15 @@ class _Http(h11.Connection):
 
 @attrs.frozen
 class Site:
-    """What is served: `routes` answers plain requests, `doors` are the paths that take a WebSocket."""
+    """What is served: `routes` answers plain requests, `doors` are the paths that take a WebSocket.
+
+    `check` returns a request with who sent it, `enter` lets one in whose handshake is good. Both raise `HttpRefusal`.
+    """
 
     routes: Routes
     doors: frozenset[str]
+    check: Callable[[Request], Request] = lambda request: request
+    enter: Callable[[Request], None] = lambda _request: None
 
 
 async def serve_http(
@@ -139,10 +148,10 @@ async def _serve_request(sock: socket.socket, conn: _Http, site: Site, config: C
         request = await _read_request(sock, conn, config.head_limit)
         if request is None:
             return False
-        check_host(request, config)
-        check_origin(request, config)
+        request = site.check(request)
         if handshake := check_upgrade(request, bytes(conn.trailing_data[0])):
             if request.path in site.doors:
+                site.enter(request)
                 return handshake
             raise HttpRefusal(404, "not-found", f"no WebSocket here; there is one at {', '.join(sorted(site.doors))}")
         if request.path in site.doors:
@@ -196,7 +205,7 @@ def _request(head: h11.Request, body: bytes) -> Request:
     headers: dict[str, str] = {}
     for name, value in head.headers:
         key, text = name.decode("ascii"), value.decode("latin-1")
-        if key in ("host", "origin", "sec-websocket-key") and key in headers:
+        if key in ("host", "origin", "sec-websocket-key", "authorization") and key in headers:
             raise HttpRefusal(400, "bad-request", f"two {key} headers")
         headers[key] = f"{headers[key]}, {text}" if key in headers else text
     target = head.target.decode("ascii")
@@ -269,25 +278,6 @@ async def _send_all(sock: socket.socket, data: bytes) -> None:
 
 
 # -- the checks, in the order of the flow -----------------------------------------------------------------------------
-
-
-def check_host(request: Request, config: Config) -> None:
-    """Refuse a Host under which this server is not reached (DNS rebinding). Raises `HttpRefusal`."""
-    host = request.headers.get("host", "").lower()
-    name = re.sub(r":\d*$", "", host)
-    if name in _LOOPBACK or name in (config.host, f"[{config.host}]") or {host, name} & set(config.allow_host):
-        return
-    raise HttpRefusal(403, "host", "this Host is not served here; the operator can name it with allow_host")
-
-
-def check_origin(request: Request, config: Config) -> None:
-    """Refuse a browser page of another origin. Raises `HttpRefusal`."""
-    origin = request.headers.get("origin")
-    if origin is None or origin in config.allow_origin:
-        return
-    if origin == f"http://{request.headers.get('host', '')}":
-        return
-    raise HttpRefusal(403, "origin", "this Origin may not come in; the operator can allow it with --allow-origin")
 
 
 def check_upgrade(request: Request, early: bytes) -> Handshake | None:

@@ -25,6 +25,7 @@ from .containment import MARK, Job
 from .errors import ConfigError, SpawnFailed
 from .leftovers import Home, open_home, remove, remove_empty
 from .messages import Options, compact
+from .quarters import OPERATORS, WORK, Homes, state_folder
 
 INHERITED = (
     "PATH",
@@ -113,6 +114,8 @@ class Workplace:
     """The folder in which CLIs list themselves by pid."""
     words: tuple[str, ...]
     """The operator's own arguments for the CLI."""
+    homes: Homes | None = None
+    """The quarters of each identity, None where all share the operator's."""
 
     @classmethod
     @asynccontextmanager
@@ -124,6 +127,7 @@ class Workplace:
         if not await trio.Path(root).is_dir():
             raise ConfigError(f"cwd is no folder: {root}")
         own = inherited(environ, config.env)
+        homes = _open_homes(config, environ)
         state = _cli_state(own)
         async with open_home() as home:
             folders = home.folder / "runs"
@@ -132,13 +136,16 @@ class Workplace:
                 for folder in (home.folder, folders):
                     folder.chmod(0o711)
             words = tuple(config.cli_arguments)
-            yield cls(config, str(program), own, cwd, user, home, str(folders), state, _make_sessions(state[0]), words)
+            if homes:
+                own = {name: value for name, value in own.items() if name not in OPERATORS}
+            sessions = "" if homes else _make_sessions(state[0])
+            yield cls(config, str(program), own, cwd, user, home, str(folders), state, sessions, words, homes)
 
     @asynccontextmanager
     async def job(
-        self, run: str, options: Options, meta: str, *, binds: bool, session: str | None = None
+        self, run: str, options: Options, meta: str, *, binds: bool, who: str = "local", session: str | None = None
     ) -> AsyncIterator[Job]:
-        """Yield the job of one run; its temporary folder is gone when the context is left.
+        """Yield the job of one run of `who`; its temporary folder is gone when the context is left.
 
         `session` is the CLI's id for a session of many turns. With `binds` the run sees its own folder in place of
         everybody's. Raises `SpawnFailed` where a folder can't be made.
@@ -146,7 +153,8 @@ class Workplace:
         folder = f"{self.folders}/{run[:RUN_NAME]}"
         try:
             os.mkdir(folder, 0o700)
-            job = self._job(run, options, meta, folder, session, binds=binds)
+            place = self._place(who, options, meta, folder, binds=binds)
+            job = self._job(run, options, folder, session, place, binds=binds)
         except OSError as error:
             await remove(Path(folder))
             raise SpawnFailed(f"the run's folders can't be used: {error.strerror} ({error.filename})") from error
@@ -157,13 +165,16 @@ class Workplace:
                 with trio.CancelScope(shield=True):
                     await remove(Path(folder))
 
-    def forget(self, pid: int) -> None:
-        """Remove what a killed CLI has left in the folder that all its sessions share."""
+    def forget(self, pid: int, who: str) -> None:
+        """Remove what a killed CLI of `who` has left in the folder that all its sessions share."""
+        if self.homes and self.homes.per_run:
+            return
+        sessions = self.homes.quarters(who, "", "", binds=False).sessions if self.homes else self.sessions
         with contextlib.suppress(OSError):
-            for path in Path(self.sessions).glob(f"{pid}.*"):
+            for path in Path(sessions).glob(f"{pid}.*"):
                 path.unlink()
 
-    def _job(self, run: str, options: Options, meta: str, folder: str, session: str | None, *, binds: bool) -> Job:
+    def _job(self, run: str, options: Options, folder: str, session: str | None, place: _Place, *, binds: bool) -> Job:
         config, tmp = self.config, self.folders if binds else folder
         files = self._files(options, folder, tmp)
         words = stream_json.arguments(
@@ -171,24 +182,48 @@ class Workplace:
         )
         env = {
             **self.environ,
+            **place.env,
             **stream_json.environment(options),
             "TMPDIR": tmp,
             MARK: f"{self.home.server}:{run}",
         }
-        pairs = self._own_folders(folder) if binds else ()
         if self.user:
             _give(Path(folder), self.user)
-        cwd = self._folder(options, meta)
         return Job(
             argv=(self.program, *words, *self.words),
             env=env,
-            cwd=cwd,
+            cwd=place.cwd,
             limits=config.limits,
             nice=config.nice,
-            binds=pairs,
+            binds=(*place.binds, (folder, self.folders)) if binds else (),
             user=self.user,
-            writable=(cwd, *self.state) if binds else (cwd, folder, *self.state),
+            writable=place.writable if binds else (folder, *place.writable),
         )
+
+    def _place(self, who: str, options: Options, meta: str, folder: str, *, binds: bool) -> _Place:
+        """Return where a run lives. Raises `SpawnFailed` and OSError."""
+        if not self.homes:
+            cwd = self._folder(options, meta)
+            return _Place(cwd, {}, self._own_sessions(folder, self.sessions) if binds else (), (cwd, *self.state))
+        quarters = self.homes.quarters(who, folder, self.folders if binds else folder, binds=binds)
+        quarters.make()
+        if self.user:
+            for own in quarters.folders:
+                os.chown(own, *self.user, follow_symlinks=False)
+        within = self._workspace(options, Path(quarters.real) / WORK)
+        cwd = f"{quarters.seen}/{Path(within).relative_to(quarters.real)}"
+        if not binds:
+            return _Place(cwd, quarters.env, (), (quarters.real,))
+        sessions = self._own_sessions(folder, f"{quarters.settings}/sessions")
+        return _Place(cwd, quarters.env, (*self.homes.binds(quarters), *sessions), ())
+
+    def _workspace(self, options: Options, work: Path) -> str:
+        """Return the working directory of a run in quarters of its own. Raises `SpawnFailed`."""
+        if options.workspace is None:
+            return str(work)
+        if not self.config.workspaces:
+            raise SpawnFailed("workspace: this server has no workspaces")
+        return self._make(work / options.workspace)
 
     def _files(self, options: Options, folder: str, tmp: str) -> dict[str, str]:
         """Write what only the CLI may read; return the paths, as it sees them, by option name."""
@@ -200,17 +235,16 @@ class Workplace:
             _write_private(f"{folder}/{name}", text)
         return {name: f"{tmp}/{name}" for name in written}
 
-    def _own_folders(self, folder: str) -> tuple[tuple[str, str], ...]:
-        """Give a run that has a mount namespace a list of sessions of its own, and hide the others' folders.
+    def _own_sessions(self, folder: str, sessions: str) -> tuple[tuple[str, str], ...]:
+        """Give a run that has a mount namespace a list of sessions of its own.
 
         Every CLI has the same pid in a namespace of its own; and in the others' folders are the sockets on which their
         CLIs take messages.
         """
-        own = ((folder, self.folders),)
-        if not self.sessions:
-            return own
+        if not sessions:
+            return ()
         os.mkdir(f"{folder}/sessions", 0o700)
-        return ((f"{folder}/sessions", self.sessions), *own)
+        return ((f"{folder}/sessions", sessions),)
 
     def _folder(self, options: Options, meta: str) -> str:
         """Return the working directory of a run. Raises `SpawnFailed`."""
@@ -229,6 +263,29 @@ class Workplace:
         if self.user:
             _give(folder, self.user)
         return str(folder)
+
+
+@attrs.frozen
+class _Place:
+    """Where a run lives: its working directory, the variables that say so, what is put where, what it may write."""
+
+    cwd: str
+    env: Mapping[str, str]
+    binds: tuple[tuple[str, str], ...]
+    writable: tuple[str, ...]
+
+
+def _open_homes(config: Config, environ: Mapping[str, str]) -> Homes | None:
+    """Return the quarters of each identity, None where there is one for all. Raises `ConfigError`."""
+    if config.isolated == "off":
+        return None
+    if config.cwd:
+        raise ConfigError(f"cwd: with isolation {config.isolated} runs work in folders of their own")
+    root = state_folder(config.state, environ) / "homes"
+    try:
+        return Homes.open(root, per_run=config.isolated == "run", shared=bool(config.user))
+    except OSError as error:
+        raise ConfigError(f"state: {error.filename} can't be made: {error.strerror}") from None
 
 
 def _cli_state(environ: Mapping[str, str]) -> tuple[str, ...]:

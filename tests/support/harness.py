@@ -21,6 +21,7 @@ from trio_websocket import ConnectionClosed, WebSocketConnection, open_websocket
 
 from trio_claude.config import Config
 from trio_claude.events import Event, RunEnded
+from trio_claude.identity.keys import Key, digest, new_secret, write_keys
 from trio_claude.server import Server, open_server
 from trio_claude.testing import fake_cli
 from trio_claude.testing.messages_api import MessagesApi, open_messages_api
@@ -90,6 +91,17 @@ class Backend:
         async with open_server(settings, [self.events.append], environ=environ) as server:
             yield server
 
+    @asynccontextmanager
+    async def serve_known(self, *names: str, **config: object) -> AsyncIterator[tuple[Server, dict[str, str]]]:
+        """Serve those who have a key; yield the server and the keys by name. `NAME/ROLE` says the role."""
+        secrets = {name.partition("/")[0]: new_secret() for name in names}
+        roles = {name.partition("/")[0]: name.partition("/")[2] or "user" for name in names}
+        path = self.cwd.parent / "keys.json"
+        write_keys(path, {name: Key(digest(secret), roles[name]) for name, secret in secrets.items()})
+        own = {"keys": str(path), "cwd": "", "state": str(self.cwd.parent / "state"), **config}
+        async with self.serve(**own) as server:
+            yield server, secrets
+
     def left(self) -> list[int]:
         """Return the processes of all runs so far that still exist, but for those that cleared their environment."""
         return bearing(f"TCT_BACKEND={self.mark}")
@@ -139,10 +151,18 @@ class Said:
         return [said for said in self.objects if "error" in said and "type" not in said]
 
 
+def bearer(key: str | None) -> list[tuple[bytes, bytes]]:
+    """Return the headers that carry a key."""
+    return [(b"Authorization", f"Bearer {key}".encode())] if key else []
+
+
 @asynccontextmanager
-async def connect(server: Server, query: str = "") -> AsyncIterator[WebSocketConnection]:
+async def connect(server: Server, query: str = "", key: str | None = None) -> AsyncIterator[WebSocketConnection]:
     async with open_websocket_url(
-        f"ws://127.0.0.1:{server.port}/ws/claude{query}", max_message_size=2**27, message_queue_size=10000
+        f"ws://127.0.0.1:{server.port}/ws/claude{query}",
+        max_message_size=2**27,
+        message_queue_size=10000,
+        extra_headers=bearer(key),
     ) as socket:
         try:
             yield socket
@@ -161,9 +181,9 @@ async def listen(socket: WebSocketConnection, frames: list[str] | None = None) -
         return Said(frames, end.reason.code, end.reason.reason or "")
 
 
-async def ask(server: Server, prompt: str, query: str = "", **options: object) -> Said:
+async def ask(server: Server, prompt: str, query: str = "", key: str | None = None, **options: object) -> Said:
     """Send one prompt and read to the close."""
-    async with connect(server, query) as socket:
+    async with connect(server, query, key) as socket:
         await socket.send_message(json.dumps({"prompt": prompt, "meta": "TEST-1", **options}))
         return await listen(socket)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import functools
 import json
 import os
 import random
@@ -15,14 +16,14 @@ from fakes import FakeContainment, FakeProcess
 from harness import FAKE_ENV, head
 from trio.testing import MemorySendStream
 
-from trio_claude.api import Api
+from trio_claude.api import OPEN_PATHS, Api
 from trio_claude.config import Config
 from trio_claude.connection import DOOR, SESSION_DOOR, Household, serve_connection
 from trio_claude.conversation import greeting
+from trio_claude.entrance import Entrance
 from trio_claude.events import Crashed, Event, RunEnded
 from trio_claude.peer import Heart
 from trio_claude.runs import Runs
-from trio_claude.upgrade import Site
 from trio_claude.workplace import Workplace
 
 
@@ -183,8 +184,10 @@ async def sweep(folder: Path, cancel_at: int | None = None, fault_at: int | None
     containment = FaultyContainment(faults)
     async with Workplace.open(config, FAKE_ENV) as workplace:
         runs = Runs(workplace, containment, events.append)
-        site = Site(Api(workplace, containment, runs).answer, frozenset({DOOR, SESSION_DOOR}))
-        household = Household(config, runs, site, Heart(config), events.append, greeting(config, "0", "fake"))
+        entrance = Entrance(config, OPEN_PATHS)
+        api = Api(workplace, containment, runs, entrance)
+        greet = functools.partial(greeting, config, "0", "fake")
+        household = Household(config, runs, entrance, api.answer, Heart(config), events.append, greet)
         stepper = Stepper(trio.CancelScope(), cancel_at)
         ends: list[str] = []
         async with trio.open_nursery() as nursery:
@@ -197,7 +200,7 @@ async def sweep(folder: Path, cancel_at: int | None = None, fault_at: int | None
             trio.lowlevel.add_instrument(stepper)
             try:
                 with stepper.scope:
-                    await serve_connection(server, "client", household)
+                    await serve_connection(server, "127.0.0.1", 1, household)
             finally:
                 trio.lowlevel.remove_instrument(stepper)
             with trio.move_on_after(60):
@@ -208,6 +211,7 @@ async def sweep(folder: Path, cancel_at: int | None = None, fault_at: int | None
         assert all(process.ended for process in containment.started), "a process was not ended"
         assert runs.statistics() == attrs.evolve(runs.statistics(), live=0, waiting=0, taken=0), "a run is left"
         assert not list(Path(workplace.folders).iterdir()), "a folder is left"
+        assert not entrance.inside, "a client is still counted"
     assert ends, "the client saw no end"
     assert set(os.listdir("/proc/self/fd")) == before, "a descriptor is left"
     return Swept(stepper.steps, faults.calls, bytes(heard), ends[0], events)

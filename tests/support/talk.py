@@ -8,6 +8,7 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 import trio
+from harness import bearer
 from trio_websocket import ConnectionClosed, WebSocketConnection, open_websocket_url
 
 from trio_claude.server import Server
@@ -103,11 +104,11 @@ def _frame(text: str) -> dict[str, Any]:
 
 
 @asynccontextmanager
-async def open_talk(server: Server) -> AsyncIterator[Talk]:
+async def open_talk(server: Server, key: str | None = None) -> AsyncIterator[Talk]:
     """Connect, and read in a task of its own."""
     url = f"ws://127.0.0.1:{server.port}/ws/session"
     async with (
-        open_websocket_url(url, max_message_size=2**27, message_queue_size=10000) as socket,
+        open_websocket_url(url, max_message_size=2**27, message_queue_size=10000, extra_headers=bearer(key)) as socket,
         trio.open_nursery() as nursery,
     ):
         talk = Talk(socket)

@@ -15,14 +15,15 @@ from .tasks import options_of
 class ServerDoor:
     """Runs prompts at a server."""
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, key: str | None = None) -> None:
         self._url = url
+        self._key = key
 
     async def run(self, prompt: Prompt, hear: Hear) -> Finish:
         """Ask the server; leaving early ends the run there."""
         options = options_of(prompt.options)
         try:
-            async with ask(prompt.prompt, meta=prompt.meta, url=self._url, **options) as answer:
+            async with ask(prompt.prompt, meta=prompt.meta, url=self._url, key=self._key, **options) as answer:
                 async for line in answer:
                     hear(line)
         except ConnectFailed as error:

@@ -72,12 +72,16 @@ def _gateway_note(text: str) -> dict[str, Any] | None:
 
 
 @asynccontextmanager
-async def ask(prompt: str, *, meta: str, url: str = "http://127.0.0.1:3000", **options: Any) -> AsyncIterator[Answer]:
-    """Send a prompt and yield its `Answer`; leaving the context ends the run. `options` are those of the wire contract.
+async def ask(
+    prompt: str, *, meta: str, url: str = "http://127.0.0.1:3000", key: str | None = None, **options: Any
+) -> AsyncIterator[Answer]:
+    """Send a prompt and yield its `Answer`; leaving the context ends the run.
+
+    `key` is an API key or token, for servers that want one. `options` are those of the wire contract.
 
     Raises `ConnectFailed`.
     """
-    async with open_socket(door(url), url) as socket:
+    async with open_socket(door(url), url, key) as socket:
         with contextlib.suppress(ConnectionError):  # a server that went away is read out below, with its reason
             await socket.send(json.dumps({"prompt": prompt, "meta": meta, **options}))
         yield Answer(socket)

@@ -311,17 +311,19 @@ async def open_session(
     *,
     meta: str,
     url: str = "http://127.0.0.1:3000",
+    key: str | None = None,
     on_approval: Decide = _deny,
     on_event: Hear = lambda _said: None,
     **options: Any,
 ) -> AsyncIterator[Session]:
-    """Open a session and yield it; leaving the context ends its run. `options` are those of the wire contract.
+    """Open a session and yield it; leaving the context ends its run.
 
+    `key` is an API key or token, for servers that want one. `options` are those of the wire contract.
     `on_approval` decides what a tool may do; without it all that is asked for is denied. `on_event` hears what the
     server itself says. Raises `ConnectFailed`, `Refused`, and `ConnectionError`.
     """
     failure: Exception | None = None
-    async with open_socket(door(url, "/ws/session", ""), url) as socket:
+    async with open_socket(door(url, "/ws/session", ""), url, key) as socket:
         async with anyio.create_task_group() as tasks:
             session = Session(socket, on_approval, on_event, tasks)
             tasks.start_soon(session.read)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import deque
 from collections.abc import AsyncIterator
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
@@ -119,14 +120,17 @@ class Inbox(Generic[T]):
 
 
 @asynccontextmanager
-async def open_socket(url: str, name: str) -> AsyncIterator[Socket]:
-    """Connect to a door and yield the socket; `name` is the address as its user knows it. Raises `ConnectFailed`."""
+async def open_socket(url: str, name: str, key: str | None = None) -> AsyncIterator[Socket]:
+    """Connect to a door and yield the socket; `name` is the address as its user knows it, `key` a key or token.
+
+    Raises `ConnectFailed`.
+    """
     async with AsyncExitStack() as stack:
         try:
-            connection = _connection(url, await stack.enter_async_context(_client(url)))
+            connection = _connection(url, await stack.enter_async_context(_client(url, key)))
             session = await connection.__aenter__()
         except WebSocketUpgradeError as error:
-            raise ConnectFailed(f"{name} refused: HTTP {error.response.status_code}") from error
+            raise ConnectFailed(f"{name} refused: {_why(error.response.status_code)}") from error
         except (httpx.InvalidURL, httpx.HTTPError, HTTPXWSException, OSError, ImportError) as error:
             raise ConnectFailed(f"can't reach {name}: {error}") from error
         try:
@@ -135,10 +139,26 @@ async def open_socket(url: str, name: str) -> AsyncIterator[Socket]:
             await connection.__aexit__(None, None, None)
 
 
-def _client(url: str) -> httpx.AsyncClient:
-    """Return what speaks HTTP; a proxy of the environment is not for this machine's own servers."""
+_WHY = {401: "it wants a valid key or token", 403: "not from here, or not you", 429: "too many connections"}
+
+
+def _why(status: int) -> str:
+    """Return what an HTTP status means at a door."""
+    return f"HTTP {status}: {_WHY[status]}" if status in _WHY else f"HTTP {status}"
+
+
+def _client(url: str, key: str | None) -> httpx.AsyncClient:
+    """Return what speaks HTTP; a proxy of the environment is not for this machine's own servers.
+
+    Raises `ConnectFailed` for a key that can't stand in a header.
+    """
+    if key is not None and not re.fullmatch(r"[!-~]+", key):
+        raise ConnectFailed("the key has characters that no key has")
+    headers = {"Authorization": f"Bearer {key}"} if key else {}
     loopback = urlsplit(url).hostname in ("127.0.0.1", "localhost", "::1")
-    return httpx.AsyncClient(trust_env=not loopback, timeout=httpx.Timeout(None, connect=CONNECT_TIMEOUT))
+    return httpx.AsyncClient(
+        trust_env=not loopback, timeout=httpx.Timeout(None, connect=CONNECT_TIMEOUT), headers=headers
+    )
 
 
 def _connection(url: str, client: httpx.AsyncClient) -> AbstractAsyncContextManager[AsyncWebSocketSession]:

@@ -19,6 +19,7 @@ COMMANDS = {
     "chat": "Talk to the CLI on a server.",
     "demo": "Serve a demonstration that needs no account.",
     "doctor": "Say what this machine has and what is missing.",
+    "keys": "Make, list, rotate and revoke API keys.",
     "serve": "Serve the Claude command line at /ws/claude and /ws/session.",
 }
 

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import sys
+from pathlib import Path
 from typing import Any
 
 import click
 import trio
 
 from ..client import Answer, ConnectFailed, Ended, ask
+from .credentials import find_key, key_option
 from .words import clean
 
 EXIT_STATUSES = {1000: 0, 1008: 2, 1009: 2, 1012: 75, 1013: 75}
@@ -26,16 +28,17 @@ EXAMPLES = r"""Examples:
 @click.argument("prompt")
 @click.option("--meta", default="ASK", show_default=True, help="A name for the run: capitals, digits, _ and -.")
 @click.option("--url", default="http://127.0.0.1:3000", show_default=True, help="The server.")
+@key_option
 @click.option("--model", help="A model's name or alias.")
 @click.option("--timeout", type=float, help="Seconds that the run may last.")
 @click.option("--json", "as_json", is_flag=True, help="Print the CLI's lines as they are.")
-def command(prompt: str, meta: str, url: str, as_json: bool, **options: Any) -> None:
+def command(prompt: str, meta: str, url: str, key_file: Path | None, as_json: bool, **options: Any) -> None:
     """Send PROMPT to a server and print the answer as it comes.
 
     Exit status: 0 for a good end, 1 where the run failed or timed out, 2 where the server refused the message, 69 where
     it can't be reached, 75 where it is full or going down.
     """
-    given = {name: value for name, value in options.items() if value is not None}
+    given = {name: value for name, value in options.items() if value is not None} | {"key": find_key(key_file)}
     sys.exit(trio.run(_ask, prompt, meta, url, given, as_json))
 
 

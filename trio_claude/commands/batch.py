@@ -17,6 +17,7 @@ from ..batch.tasks import Rules, make_plan
 from ..config import OPTIONS, Config
 from ..errors import ConfigError
 from .batching import Batch, run_batch
+from .credentials import find_key, key_option
 from .options import options_for, read_config
 
 LONGEST = 86400.0
@@ -50,9 +51,10 @@ _FILE = click.Path(dir_okay=False, path_type=Path)
 )
 @click.option("--retries", type=click.IntRange(0, 100), default=2, show_default=True, help="Further attempts.")
 @click.option("--url", help="A server that is to run the prompts, instead of this process.")
+@key_option
 @click.option("--json", "as_json", is_flag=True, help="Print the summary as JSON.")
 @options_for("timeout", "profile", "allow_unattended", "cli", "cli_args", "cwd", "workspaces", "containment")
-def command(tasks: str, url: str | None, config_file: Path | None, **options: Any) -> None:
+def command(tasks: str, url: str | None, key_file: Path | None, config_file: Path | None, **options: Any) -> None:
     """Run the prompts in TASKS and write one result each; `-` is standard input.
 
     A task is a JSON object on a line of its own: `prompt`, and, if you like, `id`, `meta`, `model`, `timeout`,
@@ -65,7 +67,8 @@ def command(tasks: str, url: str | None, config_file: Path | None, **options: An
     rules = _rules(config, values, config_file, options["models"], options["repeat"])
     data = read_tasks(tasks)
     batch = Batch(
-        plan=make_plan(data, rules), source=tasks, sha256=sha256(data), url=url, config=config, rules=rules,
+        plan=make_plan(data, rules), source=tasks, sha256=sha256(data), url=url, key=find_key(key_file),
+        config=config, rules=rules,
         settings=_settings(options), out=options["out"], manifest=options["manifest"], lines=options["lines"],
         force=options["force"], as_json=options["as_json"],
     )  # fmt: skip

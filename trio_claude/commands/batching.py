@@ -37,6 +37,7 @@ class Batch:
     source: str
     sha256: str
     url: str | None
+    key: str | None = attrs.field(repr=False)
     config: Config | None
     rules: Rules
     settings: Settings
@@ -74,7 +75,7 @@ async def _open_door(batch: Batch) -> AsyncIterator[tuple[Door, Settings, dict[s
         from ..batch.remote import ServerDoor  # see there
 
         assert batch.url
-        yield ServerDoor(batch.url), batch.settings, {"url": batch.url}
+        yield ServerDoor(batch.url, batch.key), batch.settings, {"url": batch.url}
         return
     concurrency = min(batch.settings.concurrency, batch.config.max_runs or batch.settings.concurrency)
     config = attrs.evolve(batch.config, max_runs=concurrency)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 from typing import Any
 
 import click
@@ -10,6 +11,7 @@ import trio
 
 from ..client import ConnectFailed, Refused, open_session
 from .ask import EXIT_STATUSES, UNREACHABLE
+from .credentials import find_key, key_option
 from .talking import Chat
 
 EXAMPLES = r"""Examples:
@@ -20,15 +22,16 @@ EXAMPLES = r"""Examples:
 @click.command("chat", epilog=f"\b\n{EXAMPLES}")
 @click.option("--meta", default="CHAT", show_default=True, help="A name for the run: capitals, digits, _ and -.")
 @click.option("--url", default="http://127.0.0.1:3000", show_default=True, help="The server.")
+@key_option
 @click.option("--model", help="A model's name or alias.")
 @click.option("--resume", help="The id of a session to go on with.")
-def command(meta: str, url: str, **options: Any) -> None:
+def command(meta: str, url: str, key_file: Path | None, **options: Any) -> None:
     """Talk to the CLI on a server.
 
     Ctrl-C interrupts the turn, /model NAME changes the model, /quit or Ctrl-D ends. What a tool may do is asked for.
     Exit statuses are those of `ask`.
     """
-    given = {name: value for name, value in options.items() if value is not None}
+    given = {name: value for name, value in options.items() if value is not None} | {"key": find_key(key_file)}
     sys.exit(trio.run(_chat, meta, url, given))
 
 

@@ -54,7 +54,7 @@ async def _demo(port: int, home: Path) -> None:
     notice = f"Demonstration: {what} runs here; {ANSWERS}."
     click.echo(notice)
     async with open_messages_api() as api:
-        await run_server(config, environ=environment(home, api.url), notice=notice)
+        await run_server(lambda: config, environ=environment(home, api.url), notice=notice)
 
 
 def environment(home: Path, api: str) -> dict[str, str]:

@@ -11,7 +11,7 @@ import click
 
 from ..config import Config, load
 
-_REPEATED = ("allow_origin", "allow_host", "env", "allow_options", "grants", "allow_control", "sandbox_read")
+_REPEATED = tuple(field.name for field in attrs.fields(Config) if isinstance(field.default, tuple))
 
 
 def config_options(function: Callable[..., Any]) -> Callable[..., Any]:

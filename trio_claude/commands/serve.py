@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from pathlib import Path
 from typing import Any
 
@@ -24,4 +25,4 @@ def command(config_file: Path | None, **values: Any) -> None:
 
     Each option is also a variable TRIO_CLAUDE_… and a key of the TOML file. The CLI uses your own login.
     """
-    trio.run(run_server, read_config(values, config_file))
+    trio.run(run_server, functools.partial(read_config, values, config_file))

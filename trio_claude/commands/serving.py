@@ -1,12 +1,12 @@
 """What `serve` and `demo` share: a server in a process of its own, with its signals and its log.
 
-First SIGTERM drains, a second one, or SIGINT, ends now; the exit status is 0 after either.
+First SIGTERM drains, a second one, or SIGINT, ends now; the exit status is 0 after either. SIGHUP reloads.
 """
 
 from __future__ import annotations
 
 import signal
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 
 import click
 import trio
@@ -17,17 +17,22 @@ from ..server import Server, open_server
 from .process import take_process
 
 
-async def run_server(config: Config, *, environ: Mapping[str, str] | None = None, notice: str = "") -> None:
-    """Serve until a signal; print where, once connections are accepted."""
+async def run_server(read: Callable[[], Config], *, environ: Mapping[str, str] | None = None, notice: str = "") -> None:
+    """Serve by the configuration that `read` returns, until a signal; print where, once connections are accepted."""
     take_process()
-    with open_log() as log, trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
+    config = read()
+    with open_log() as log, trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT, signal.SIGHUP) as signals:
         async with open_server(config, [log], environ=environ, notice=notice) as server:
             click.echo(f"listening on {server.url}")
-            await _serve_until_signal(server, config, signals)
+            await _serve_until_signal(server, config, read, signals)
 
 
-async def _serve_until_signal(server: Server, config: Config, signals: AsyncIterator[int]) -> None:
-    if await anext(signals) == signal.SIGINT:
+async def _serve_until_signal(
+    server: Server, config: Config, read: Callable[[], Config], signals: AsyncIterator[int]
+) -> None:
+    while (number := await anext(signals)) == signal.SIGHUP:
+        server.reload(read)
+    if number == signal.SIGINT:
         return
     async with trio.open_nursery() as nursery:
         nursery.start_soon(_end_on_signal, signals, nursery.cancel_scope)
@@ -36,5 +41,6 @@ async def _serve_until_signal(server: Server, config: Config, signals: AsyncIter
 
 
 async def _end_on_signal(signals: AsyncIterator[int], scope: trio.CancelScope) -> None:
-    await anext(signals)
+    while await anext(signals) == signal.SIGHUP:
+        pass  # it goes down; no new settings any more
     scope.cancel()

@@ -1,15 +1,8 @@
-"""Who may come in and how much they may use.
-
-Rules: no await, no trio, no clock; `now` is an argument. A decision either changes this module's state or raises.
-"""
+"""Places of connections, before and after they have said who they are. Pure."""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
-from contextlib import contextmanager
-
-from .errors import SessionBusy
 
 
 class Doorstep:
@@ -43,22 +36,24 @@ class Doorstep:
         return self._all
 
 
-class SessionLocks:
-    """CLI sessions in use: two runs that resume one at once would lose a turn without a word."""
+class Crowd:
+    """Connections counted by what they have in common: an address, or an identity."""
 
     def __init__(self) -> None:
-        self._held: set[str] = set()
+        self._counts: Counter[str] = Counter()
 
-    @contextmanager
-    def hold(self, session: str | None) -> Iterator[None]:
-        """Hold a session for a run; None is a new one. Raises `SessionBusy`."""
-        if session is None:
-            yield
-            return
-        if session in self._held:
-            raise SessionBusy(f"resume: session {session} is in use by another run")
-        self._held.add(session)
-        try:
-            yield
-        finally:
-            self._held.discard(session)
+    def enter(self, name: str, limit: int) -> bool:
+        """Count one more of `name`, unless there are `limit` already; 0 is no limit. Return whether it was counted."""
+        if limit and self._counts[name] >= limit:
+            return False
+        self._counts[name] += 1
+        return True
+
+    def leave(self, name: str) -> None:
+        """Count one less."""
+        self._counts[name] -= 1
+        if not self._counts[name]:
+            del self._counts[name]
+
+    def __len__(self) -> int:
+        return len(self._counts)

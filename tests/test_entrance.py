@@ -1,0 +1,383 @@
+"""Rule: each combination of Origin, Host, credential, bind and door has one answer, and it is the one written here."""
+
+from __future__ import annotations
+
+import base64
+import itertools
+import json
+import time
+from pathlib import Path
+
+import attrs
+import pytest
+import trio
+from harness import Backend, ask, connect, directive, head, listen, until
+from hypothesis import given
+from hypothesis import strategies as st
+from joserfc import jwt
+from joserfc.jwk import OctKey
+
+from trio_claude.api import OPEN_PATHS
+from trio_claude.config import Config
+from trio_claude.entrance import RELOADED, Entrance, changed
+from trio_claude.errors import ConfigError, HttpRefusal, Reason
+from trio_claude.events import ConnectionOpened, Reloaded, RunEnded
+from trio_claude.identity.keys import Key, new_secret, read_keys, write_keys
+from trio_claude.server import open_server
+from trio_claude.upgrade import Request
+
+ORIGINS = ("none", "same", "other port", "https of it", "another site", "named", "null", "a part of it")
+HOSTS = ("127.0.0.1", "localhost", "[::1]", "named", "rebound", "loopback with a tail", "none")
+CREDENTIALS = (
+    "none", "key", "key in a subprotocol", "viewer", "wrong key", "token", "expired token", "ticket", "ticket of another origin",
+    "spent ticket", "key in the query", "two",
+)  # fmt: skip
+DOORS = {
+    "/ws/claude": "socket", "/ws/session": "socket", "/": "open", "/page.js": "open", "/healthz": "open", "/readyz": "open",
+    "/api/ticket": "known", "/nothing": "nothing", "/ws/other": "nothing",
+}  # fmt: skip
+SECRET = b"k" * 32
+
+
+def expected(origin: str, host: str, credential: str, door: str, *, asks: bool) -> int:
+    """Return the status that a request gets, by the rules as the documentation has them."""
+    if host in ("rebound", "loopback with a tail", "none"):
+        return 400 if host == "none" else 403
+    if origin not in ("none", "same", "named"):
+        return 403
+    if asks and credential == "two":
+        return 400
+    if asks and credential in ("wrong key", "expired token", "ticket of another origin", "spent ticket"):
+        return 401
+    known = not asks or credential in ("key", "key in a subprotocol", "viewer", "token", "ticket")
+    if not known and DOORS[door] != "open":
+        return 401
+    if DOORS[door] == "socket" and asks and credential == "viewer":
+        return 403
+    return {"socket": 101, "open": 200, "known": 200, "nothing": 404}[DOORS[door]]
+
+
+@attrs.frozen
+class Table:
+    """A server's credentials, and the requests that the table is made of."""
+
+    port: int
+    keys: dict[str, str]
+    entrance: Entrance
+
+    def origin(self, what: str, host: str) -> str | None:
+        return {
+            "none": None, "same": f"http://{host}", "other port": "http://127.0.0.1:1", "https of it": f"https://{host}",
+            "another site": "https://evil.example", "named": "https://app.example", "null": "null",
+            "a part of it": f"http://{host}.evil.example",
+        }[what]  # fmt: skip
+
+    def host(self, what: str) -> str | None:
+        return {
+            "127.0.0.1": f"127.0.0.1:{self.port}", "localhost": "localhost", "[::1]": f"[::1]:{self.port}",
+            "named": "claude.example", "rebound": f"evil.example:{self.port}",
+            "loopback with a tail": "127.0.0.1.evil.example", "none": None,
+        }[what]  # fmt: skip
+
+    def ticket(self, origin: str | None) -> str:
+        alice = self.entrance._gatekeeper._find(self.keys["alice"], trio.current_time(), time.time())
+        headers = {} if origin is None else {"origin": origin}
+        return self.entrance.ticket(Request("POST", "/api/ticket", {}, headers, identity=alice))
+
+    def credential(self, what: str, origin: str | None) -> dict[str, str]:
+        key, wrong = self.keys["alice"], new_secret()
+        spent = self.ticket(origin)
+        self.entrance._tickets.spend(spent, origin, trio.current_time())
+        return {
+            "none": {}, "key": auth(key), "key in a subprotocol": protocol("bearer", key), "viewer": auth(self.keys["vera"]),
+            "wrong key": auth(wrong), "token": auth(token(600)), "expired token": auth(token(-600)),
+            "ticket": protocol("ticket", self.ticket(origin)),
+            "ticket of another origin": protocol("ticket", self.ticket("https://elsewhere.example")),
+            "spent ticket": protocol("ticket", spent), "key in the query": {},
+            "two": {**auth(key), **protocol("bearer", key)},
+        }[what]  # fmt: skip
+
+    def request(self, origin: str, host: str, credential: str, door: str) -> bytes:
+        named = self.host(host)
+        from_where = self.origin(origin, named or "")
+        path = f"{door}?token={self.keys['alice']}&ticket={self.ticket(from_where)}" if "query" in credential else door
+        headers: dict[str, str | None] = {
+            "host": named,
+            "origin": from_where,
+            **self.credential(credential, from_where),
+        }
+        if DOORS[door] == "socket" or door.startswith("/ws/"):
+            return head(path, **headers)
+        method = "POST" if door == "/api/ticket" else "GET"
+        lines = [f"{method} {path} HTTP/1.1", *(f"{name}: {value}" for name, value in headers.items() if value)]
+        return "\r\n".join([*lines, "content-length: 0", "", ""]).encode()
+
+
+def auth(secret: str) -> dict[str, str]:
+    return {"authorization": f"Bearer {secret}"}
+
+
+def protocol(kind: str, secret: str) -> dict[str, str]:
+    said = base64.urlsafe_b64encode(secret.encode()).rstrip(b"=").decode()
+    return {"sec-websocket-protocol": f"trio-claude.v1, {kind}.{said}"}
+
+
+def token(seconds: float) -> str:
+    claims = {"iss": "https://issuer.example", "aud": "trio-claude", "sub": "tom", "exp": int(time.time() + seconds)}
+    return jwt.encode({"alg": "HS256", "kid": "hs"}, claims, OctKey.import_key(SECRET))
+
+
+def jwt_settings(folder: Path) -> dict[str, object]:
+    said = {"kty": "oct", "k": base64.urlsafe_b64encode(SECRET).rstrip(b"=").decode(), "kid": "hs", "alg": "HS256"}
+    (folder / "jwks.json").write_text(json.dumps({"keys": [said]}))
+    return {
+        "jwt_keys": str(folder / "jwks.json"), "jwt_issuer": ("https://issuer.example",), "jwt_audience": "trio-claude",
+    }  # fmt: skip
+
+
+async def exchange(port: int, data: bytes) -> bytes:
+    """Send a request and read its answer, or its beginning where it is long."""
+    async with await trio.open_tcp_stream("127.0.0.1", port) as stream:
+        await stream.send_all(data)
+        return bytes(await stream.receive_some(65536))
+
+
+def told(answer: bytes) -> int:
+    return int(answer.split(b" ", 2)[1])
+
+
+@pytest.mark.parametrize("asks", [False, True], ids=["nobody is asked", "everybody is asked"])
+async def test_every_combination_has_its_answer(fake: Backend, tmp_path: Path, asks: bool) -> None:
+    named = {
+        "allow_origin": ("https://app.example",),
+        "allow_host": ("claude.example",),
+        "max_handshakes_per_address": 4096,
+    }
+    cells = list(itertools.product(ORIGINS, HOSTS, CREDENTIALS if asks else CREDENTIALS[:5], DOORS))
+    wrong: list[object] = []
+    settings = {**named, **jwt_settings(tmp_path)} if asks else named
+    async with fake.serve_known("alice", "vera/viewer", **{**settings, **({} if asks else {"keys": ""})}) as (
+        server,
+        keys,
+    ):
+        with_keys = Config(keys=str(fake.cwd.parent / "keys.json"), **jwt_settings(tmp_path))  # type: ignore[arg-type]
+        table = Table(server.port, keys, server._entrance if asks else Entrance(with_keys))
+
+        async def look(share: list[tuple[str, str, str, str]]) -> None:
+            for cell in share:
+                answer = await exchange(server.port, table.request(*cell))
+                if told(answer) != expected(*cell, asks=asks):
+                    wrong.append((cell, expected(*cell, asks=asks), answer[:200]))
+                if told(answer) == 101 and b"protocol" in table.request(*cell):
+                    assert b"bearer." not in answer
+                    assert b"ticket." not in answer
+
+        async with trio.open_nursery() as nursery:
+            for first in range(8):
+                nursery.start_soon(look, cells[first::8])
+        assert not wrong, wrong[:5]
+        await until(lambda: not server._entrance.inside)
+
+
+BINDS = {"127.0.0.1": True, "localhost": True, "::1": True, "0.0.0.0": False, "::": False, "192.0.2.1": False}
+
+
+@pytest.mark.parametrize("asks", [False, True])
+@pytest.mark.parametrize("host", BINDS)
+async def test_an_address_that_others_reach_takes_keys(fake: Backend, tmp_path: Path, host: str, asks: bool) -> None:
+    """Looked at without listening there: `Entrance` is made before anything is bound."""
+    path = tmp_path / "keys.json"
+    write_keys(path, {"a": Key("x")})
+    config = Config(host=host, keys=str(path) if asks else "")
+    if not BINDS[host] and not asks:
+        with pytest.raises(ConfigError, match="make keys"):
+            Entrance(config)
+        with pytest.raises(ConfigError, match="make keys"):
+            async with open_server(attrs.evolve(config, cli=fake.program)):
+                pytest.fail("opened")
+        return
+    entrance = Entrance(config, OPEN_PATHS)
+    for name, allowed in (("127.0.0.1", True), (f"[{host}]" if ":" in host else host, True), ("evil.example", False)):
+        request = Request("GET", "/healthz", {}, {"host": name})
+        if allowed:
+            entrance.check(request, "192.0.2.7")
+        else:
+            with pytest.raises(HttpRefusal):
+                entrance.check(request, "192.0.2.7")
+
+
+# -- addresses ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("proxies", "forwarded", "seen"),
+    [
+        ((), "203.0.113.9", "127.0.0.1"),
+        (("127.0.0.1",), None, "127.0.0.1"),
+        (("127.0.0.1",), "203.0.113.9", "203.0.113.9"),
+        (("127.0.0.0/8", "10.0.0.0/8"), "203.0.113.9, 10.1.1.1", "203.0.113.9"),
+        (("127.0.0.1",), "6.6.6.6, 203.0.113.9", "203.0.113.9"),
+        (("127.0.0.1",), "nonsense", "127.0.0.1"),
+        (("127.0.0.1",), "2001:db8::1", "2001:db8::1"),
+        (("10.0.0.0/8",), "203.0.113.9", "127.0.0.1"),
+    ],
+)
+async def test_an_address_is_believed_from_trusted_proxies(
+    proxies: tuple[str, ...], forwarded: str | None, seen: str
+) -> None:
+    entrance = Entrance(Config(trusted_proxies=proxies))
+    headers = {"host": "localhost", **({"x-forwarded-for": forwarded} if forwarded else {})}
+    assert entrance.check(Request("GET", "/", {}, headers), "127.0.0.1").address == seen
+
+
+@given(st.text(max_size=80))
+def test_any_forwarded_header_gives_an_address(forwarded: str) -> None:
+    entrance = Entrance(Config(trusted_proxies=("127.0.0.1",)))
+    request = Request("GET", "/", {}, {"host": "localhost", "x-forwarded-for": forwarded})
+    address = entrance._forwarded(request, "127.0.0.1")
+    assert address
+    assert "\n" not in address
+
+
+async def test_connections_are_counted_by_address_and_identity(fake: Backend) -> None:
+    async with fake.serve_known("alice", "bob", connections_per_identity=2, connections_per_address=3) as (
+        server,
+        keys,
+    ):
+        async with connect(server, key=keys["alice"]), connect(server, key=keys["alice"]):
+            third = await exchange(server.port, head(host="localhost", **auth(keys["alice"])))
+            assert told(third) == 429
+            assert b"retry-after: 1" in third.lower()
+            async with connect(server, key=keys["bob"]):
+                assert told(await exchange(server.port, head(host="localhost", **auth(keys["bob"])))) == 429
+        await until(lambda: not server._entrance.inside)
+        async with connect(server, key=keys["alice"]):
+            pass
+    opened = [event.identity for event in fake.events if isinstance(event, ConnectionOpened)]
+    assert opened == ["key:alice", "key:alice", "key:bob", "key:alice"]
+
+
+# -- reload ------------------------------------------------------------------------------------------------------------
+
+
+async def test_a_reload_changes_limits_and_origins_and_runs_go_on(fake: Backend) -> None:
+    async with fake.serve_known("alice", max_runs=1) as (server, keys), connect(server, key=keys["alice"]) as running:
+        await running.send_message(json.dumps({"prompt": directive("slow", n=20, ms=50), "meta": "T"}))
+        await until(lambda: server.runs.statistics().live)
+        config = server._entrance.config
+        server.reload(lambda: attrs.evolve(config, max_runs=2, allow_origin=("https://new.example",)))
+        assert server.runs.statistics().slots == 2
+        assert (await ask(server, "hello", key=keys["alice"])).code == 1000
+        from_new = head(host="localhost", origin="https://new.example", **auth(keys["alice"]))
+        assert told(await exchange(server.port, from_new)) == 101
+        assert (await listen(running)).code == 1000
+    assert [event for event in fake.events if isinstance(event, Reloaded)] == [Reloaded()]
+
+
+async def test_a_bad_reload_changes_nothing(fake: Backend) -> None:
+    async with fake.serve_known("alice") as (server, keys):
+        config = server._entrance.config
+        Path(config.keys).write_text("{")
+        server.reload(lambda: attrs.evolve(config, max_runs=7))
+        server.reload(lambda: attrs.evolve(config, port=1, timeout=7.0))
+        slots = server.runs.statistics().slots
+        assert (await ask(server, "hello", key=keys["alice"])).code == 1000
+    errors = [event.error for event in fake.events if isinstance(event, Reloaded)]
+    assert "no file of keys" in errors[0]
+    assert errors[1] == "port, timeout: takes a restart"
+    assert slots != 7
+
+
+def test_what_a_reload_changes_are_settings() -> None:
+    names = {field.name for field in attrs.fields(Config)}
+    assert set(RELOADED) <= names
+    assert changed(Config(), Config(prompts_per_minute=3.0)).prompts_per_minute == 3
+
+
+# -- while a client is there -------------------------------------------------------------------------------------------
+
+
+async def test_a_key_that_is_taken_back_starts_nothing_new(fake: Backend) -> None:
+    async with fake.serve_known("alice", "bob") as (server, keys), connect(server, key=keys["alice"]) as socket:
+        path = Path(server._entrance.config.keys)
+        write_keys(path, {name: key for name, key in read_keys(path).items() if name != "alice"})
+        await trio.sleep(1.1)
+        await socket.send_message(json.dumps({"prompt": "hello", "meta": "T"}))
+        said = await listen(socket)
+        assert said.code == 1008
+        assert "not valid any more" in str(said.errors)
+        assert told(await exchange(server.port, head(host="localhost", **auth(keys["alice"])))) == 401
+        assert (await ask(server, "hello", key=keys["bob"])).code == 1000
+
+
+async def test_prompts_over_the_rate_are_told_when_to_come_back(fake: Backend) -> None:
+    async with fake.serve_known("alice", "bob", prompts_per_minute=1.0) as (server, keys):
+        assert (await ask(server, "hello", key=keys["alice"])).code == 1000
+        said = await ask(server, "hello", key=keys["alice"])
+        assert said.code == 1013
+        assert 50 < float(str(said.errors[0]["retry_after"])) <= 60
+        assert (await ask(server, "hello", key=keys["bob"])).code == 1000
+
+
+async def test_a_run_that_passes_the_day_ends_over_budget(fake: Backend) -> None:
+    async with fake.serve_known("alice", "bob", dollars_per_day=0.0001) as (server, keys):
+        said = await ask(server, "hello", key=keys["alice"])
+        assert said.of_type("result")
+        assert said.code == 1011
+        assert said.reason.startswith("over-budget")
+        assert "dollars a day is spent" in str(said.errors)
+        again = await ask(server, "hello", key=keys["alice"])
+        assert again.code == 1013
+        assert 0 < float(str(again.errors[0]["retry_after"])) <= 86400
+    (ended,) = fake.ended
+    assert ended.outcome.reason is Reason.OVER_BUDGET
+    assert ended.identity == "key:alice"
+    assert ended.outcome.receipt.survivors == 0
+
+
+async def test_limits_are_exact_under_a_thousand_asks(fake: Backend) -> None:
+    """Never over; what is refused is told when to come back."""
+    codes: list[int] = []
+    highest = 0
+    async with fake.serve_known("alice", "bob", max_runs=4, prompts_per_minute=20.0, max_waiting=2000) as (
+        server,
+        keys,
+    ):
+
+        async def one(number: int) -> None:
+            nonlocal highest
+            said = await ask(server, "hello", key=keys["alice" if number % 2 else "bob"])
+            codes.append(said.code)
+            highest = max(highest, server.runs.statistics().live)
+
+        async with trio.open_nursery() as nursery:
+            for number in range(1000):
+                nursery.start_soon(one, number)
+                if number % 50 == 49:
+                    await trio.sleep(0.01)
+    good = codes.count(1000)
+    assert len(codes) == 1000
+    assert set(codes) == {1000, 1013}
+    ended = [event for event in fake.events if isinstance(event, RunEnded)]
+    assert len(ended) == good
+    assert highest <= 4
+    seconds = 120  # in which the buckets of two identities get back 40 at the most
+    assert 40 <= good <= 40 + 2 * 20 * seconds / 60
+
+
+async def test_one_prompt_waits_for_one_run_of_a_crowd(fake: Backend) -> None:
+    async with fake.serve_known("many", "one", max_runs=1) as (server, keys), trio.open_nursery() as nursery:
+
+        async def crowd(prompt: str) -> None:
+            await ask(server, prompt, key=keys["many"])
+
+        nursery.start_soon(crowd, directive("slow", n=80, ms=50))
+        await until(lambda: server.runs.statistics().live == 1)
+        for _ in range(200):
+            nursery.start_soon(crowd, "hello")
+        await until(lambda: server.runs.statistics().waiting == 200)
+        said = await ask(server, "hello", key=keys["one"])
+        assert said.code == 1000
+        assert said.objects[1]["position"] == 1
+        assert [event.identity for event in fake.ended[:2]] == ["key:many", "key:one"]
+        nursery.cancel_scope.cancel()

@@ -1,0 +1,23 @@
+"""Who may come in and how much they may use: places, slots, rates, budgets.
+
+Rules: no await, no trio, no clock; `now` is an argument. A decision either changes this room's state or raises.
+"""
+
+from .allowance import Allowance
+from .doors import Crowd, Doorstep
+from .limits import Limits, Member, own_limits, total_limits
+from .locks import SessionLocks
+from .slots import Slots, Waiter
+
+__all__ = [
+    "Allowance",
+    "Crowd",
+    "Doorstep",
+    "Limits",
+    "Member",
+    "SessionLocks",
+    "Slots",
+    "Waiter",
+    "own_limits",
+    "total_limits",
+]

@@ -1,0 +1,54 @@
+"""What a member may still use: prompts of a minute, tokens and dollars of a day, its own and those of all. Pure."""
+
+from __future__ import annotations
+
+from ..errors import OverBudget, TooFast
+from .budgets import Ledger
+from .limits import Limits, Member
+from .rates import Rates
+
+ALL = ""
+"""The name under which all together are counted; no identity has it."""
+
+
+class Allowance:
+    """The use of one server by all. `now` never goes back; `wall` is the wall clock, as days are its."""
+
+    def __init__(self, total: Limits) -> None:
+        self.total: Limits = total
+        self._rates = Rates()
+        self._ledger = Ledger()
+
+    def ask(self, member: Member, now: float, wall: float) -> None:
+        """Count a prompt. Raises `TooFast` and `OverBudget`, and counts nothing then."""
+        self.check_budget(member, wall)
+        own, every = member.limits.prompts_per_minute, self.total.prompts_per_minute
+        if wait := self._rates.wait(member.name, own, now):
+            raise TooFast(f"more than {own:g} prompts a minute", retry_after=wait)
+        if wait := self._rates.wait(ALL, every, now):
+            raise TooFast(f"more than {every:g} prompts a minute on this server", retry_after=wait)
+        self._rates.take(member.name, own, now)
+        self._rates.take(ALL, every, now)
+
+    def check_budget(self, member: Member, wall: float) -> None:
+        """Raise `OverBudget` where the day's tokens or dollars are used up, the member's or those of all."""
+        self._ledger.check(member.name, member.limits, wall)
+        self._ledger.check(ALL, self.total, wall, "the server's")
+
+    def spend(self, member: Member, tokens: int, dollars: float, wall: float) -> str:
+        """Count what a run has used; return what is over now, empty where nothing is."""
+        for name in (member.name, ALL):
+            self._ledger.spend(name, tokens, dollars, wall)
+        try:
+            self.check_budget(member, wall)
+        except OverBudget as error:
+            return str(error)
+        return ""
+
+    def left(self, member: Member, wall: float) -> float | None:
+        """Return the dollars that a run may still use today, None where nothing says how many."""
+        sums = (
+            self._ledger.left(member.name, member.limits, wall),
+            self._ledger.left(ALL, self.total, wall),
+        )
+        return min((one for one in sums if one is not None), default=None)

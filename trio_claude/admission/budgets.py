@@ -1,0 +1,67 @@
+"""Tokens and dollars of a day. Pure; `now` is wall-clock time, as days are."""
+
+from __future__ import annotations
+
+import attrs
+
+from ..errors import OverBudget
+from .limits import Limits
+
+DAY = 86400
+KEPT = 100_000
+"""Names whose spending is kept; over it, who has spent least is forgotten first."""
+
+
+@attrs.define
+class Spent:
+    """What was used in a day."""
+
+    tokens: int = 0
+    dollars: float = 0.0
+
+
+class Ledger:
+    """What each name has used on this day of UTC."""
+
+    def __init__(self) -> None:
+        self._day = 0
+        self._spent: dict[str, Spent] = {}
+
+    def of(self, name: str, now: float) -> Spent:
+        """Return what `name` has used today."""
+        self._turn_page(now)
+        return self._spent.get(name, Spent())
+
+    def spend(self, name: str, tokens: int, dollars: float, now: float) -> None:
+        """Add to what `name` has used today."""
+        self._turn_page(now)
+        if name not in self._spent and len(self._spent) >= KEPT:
+            del self._spent[min(self._spent, key=lambda one: self._spent[one].dollars)]
+        spent = self._spent.setdefault(name, Spent())
+        spent.tokens += tokens
+        spent.dollars += dollars
+
+    def check(self, name: str, limits: Limits, now: float, whose: str = "your") -> None:
+        """Raise `OverBudget` where `name` has used up its day; it says when the next begins."""
+        spent = self.of(name, now)
+        if limits.dollars_per_day and spent.dollars >= limits.dollars_per_day:
+            raise OverBudget(f"{whose} budget of {limits.dollars_per_day:g} dollars a day is spent", self._rest(now))
+        if limits.tokens_per_day and spent.tokens >= limits.tokens_per_day:
+            raise OverBudget(f"{whose} budget of {limits.tokens_per_day} tokens a day is spent", self._rest(now))
+
+    def left(self, name: str, limits: Limits, now: float) -> float | None:
+        """Return the dollars that `name` may still spend today, None where there is no limit."""
+        if not limits.dollars_per_day:
+            return None
+        return max(0.0, limits.dollars_per_day - self.of(name, now).dollars)
+
+    def _rest(self, now: float) -> float:
+        return float(DAY - now % DAY)
+
+    def _turn_page(self, now: float) -> None:
+        if (day := int(now // DAY)) != self._day:
+            self._day = day
+            self._spent.clear()
+
+    def __len__(self) -> int:
+        return len(self._spent)

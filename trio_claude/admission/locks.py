@@ -1,0 +1,30 @@
+"""CLI sessions in use. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from ..errors import SessionBusy
+
+
+class SessionLocks:
+    """CLI sessions in use: two runs that resume one at once would lose a turn without a word."""
+
+    def __init__(self) -> None:
+        self._held: set[tuple[str, str]] = set()
+
+    @contextmanager
+    def hold(self, session: str | None, who: str) -> Iterator[None]:
+        """Hold a session of `who` for a run; None is a new one. Raises `SessionBusy`."""
+        if session is None:
+            yield
+            return
+        held = (who, session)
+        if held in self._held:
+            raise SessionBusy(f"resume: session {session} is in use by another run")
+        self._held.add(held)
+        try:
+            yield
+        finally:
+            self._held.discard(held)

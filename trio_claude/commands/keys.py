@@ -1,0 +1,150 @@
+"""`trio-claude keys`."""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+import fcntl
+import json
+import os
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import attrs
+import click
+
+from ..errors import ConfigError
+from ..identity import ROLES
+from ..identity.keys import LIMITS, NAME, Key, digest, new_secret, read_keys, write_keys
+from ..quarters import state_folder
+
+EXAMPLES = r"""Examples:
+  trio-claude keys add alice
+  trio-claude keys add ci --limit dollars_per_day=20 --limit runs_per_identity=4
+  trio-claude keys rotate ci --overlap 3600
+  trio-claude keys revoke alice
+  trio-claude serve --keys ~/.local/state/trio-claude/keys.json"""
+
+_file = click.option(
+    "--file", type=click.Path(dir_okay=False, path_type=Path), envvar="TRIO_CLAUDE_KEYS",
+    help="The file of keys. [default: keys.json in the state folder]",
+)  # fmt: skip
+
+
+@click.group("keys", epilog=f"\b\n{EXAMPLES}")
+def command() -> None:
+    """Make, list, rotate and revoke API keys.
+
+    A key is shown once, when it is made; the file holds its hash only. A server that runs with the file sees a change
+    within a second.
+    """
+
+
+@command.command("add")
+@click.argument("name")
+@click.option("--role", type=click.Choice(ROLES), default="user", show_default=True, help="What its holder may do.")
+@click.option("--limit", "limits", multiple=True, help=f"NAME=NUMBER, in place of the server's: {', '.join(LIMITS)}.")
+@_file
+def add(name: str, role: str, limits: tuple[str, ...], file: Path | None) -> None:
+    """Make a key for NAME and print it."""
+    if not NAME.fullmatch(name):
+        raise ConfigError("NAME: at most 64 letters, digits and _ . @ -, a letter or digit first")
+    secret, made = new_secret(), datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+    with _changing(file) as (path, keys):
+        if name in keys:
+            raise ConfigError(f"{name} has a key already; `trio-claude keys rotate {name}` makes a new one")
+        keys[name] = Key(digest(secret), role, made, _limits(limits))
+    click.echo(f"kept as a hash in {path}; this is shown once:", err=True)
+    click.echo(secret)
+
+
+@command.command("rotate")
+@click.argument("name")
+@click.option("--overlap", type=click.FloatRange(0), default=0.0, help="Seconds for which the old key is good too.")
+@_file
+def rotate(name: str, overlap: float, file: Path | None) -> None:
+    """Make a new key for NAME and print it."""
+    secret = new_secret()
+    with _changing(file) as (_, keys):
+        key = _known(keys, name)
+        keys[name] = attrs.evolve(key, hash=digest(secret), old=key.hash, old_until=time.time() + overlap)
+    click.echo(secret)
+
+
+@command.command("revoke")
+@click.argument("name")
+@_file
+def revoke(name: str, file: Path | None) -> None:
+    """Take the key of NAME back: what it runs may end, and nothing new begins."""
+    with _changing(file) as (_, keys):
+        _known(keys, name)
+        del keys[name]
+
+
+@command.command("list")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@_file
+def list_(as_json: bool, file: Path | None) -> None:
+    """List names, roles and limits."""
+    keys = read_keys(_path(file))
+    if as_json:
+        told = {name: {"role": key.role, "created": key.created, "limits": key.limits} for name, key in keys.items()}
+        click.echo(json.dumps(told, indent=2))
+        return
+    for name, key in keys.items():
+        limits = " ".join(f"{limit}={value:g}" for limit, value in key.limits.items())
+        click.echo(f"{name}  {key.role}  {key.created}  {limits}".rstrip())
+
+
+def _path(file: Path | None) -> Path:
+    return file or state_folder(os.environ.get("TRIO_CLAUDE_STATE", ""), os.environ) / "keys.json"
+
+
+@contextmanager
+def _changing(file: Path | None) -> Iterator[tuple[Path, dict[str, Key]]]:
+    """Yield the keys for a change, which is written then; of two at once, one waits. Raises `ConfigError`."""
+    path = _path(file)
+    try:
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        with contextlib.closing(_Lock(path.with_name(f"{path.name}.lock"))):
+            keys = read_keys(path)
+            yield path, keys
+            write_keys(path, keys)
+    except OSError as error:
+        raise ConfigError(f"--file: {path} can't be written: {error.strerror}") from None
+
+
+class _Lock:
+    """A lock that the process's end gives back too."""
+
+    def __init__(self, path: Path) -> None:
+        self._descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        fcntl.flock(self._descriptor, fcntl.LOCK_EX)
+
+    def close(self) -> None:
+        """Give the lock back."""
+        os.close(self._descriptor)
+
+
+def _known(keys: dict[str, Key], name: str) -> Key:
+    if name not in keys:
+        raise ConfigError(f"there is no key of the name {name}")
+    return keys[name]
+
+
+def _limits(given: tuple[str, ...]) -> dict[str, float]:
+    """Return limits out of NAME=NUMBER. Raises `ConfigError`."""
+    limits: dict[str, float] = {}
+    for one in given:
+        name, _, value = one.partition("=")
+        if name not in LIMITS:
+            raise ConfigError(f"--limit: {name!r} is none; there are: {', '.join(LIMITS)}")
+        try:
+            limits[name] = float(value)
+        except ValueError:
+            raise ConfigError(f"--limit: {name} takes a number, not {value!r}") from None
+        if not 0 <= limits[name] < float("inf"):
+            raise ConfigError(f"--limit: {name} must be 0 or more")
+    return limits

@@ -1,0 +1,191 @@
+"""Who may come in: Host, Origin, credential, connections. The one place that a reload changes.
+
+Rule 1: every request passes `check`, whatever its path. Rule 2: a refusal says what the operator can do, and nothing
+about a credential. Rule 3: what is counted when a client comes in is counted off when it leaves, by `leave`.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+import time
+from collections.abc import Collection
+
+import attrs
+import trio
+
+from .admission import Crowd, Member, own_limits
+from .config import Config
+from .errors import ConfigError, HttpRefusal, NotKnown
+from .identity import Gatekeeper, Identity, Tickets
+from .identity.gatekeeper import unauthorized
+from .upgrade import Request
+
+LOOPBACK = ("localhost", "127.0.0.1", "[::1]")
+RELOADED = (
+    "allow_origin", "allow_host", "trusted_proxies", "keys", "jwt_keys", "jwt_issuer", "jwt_audience", "jwt_leeway",
+    "connections_per_address", "connections_per_identity", "runs_per_identity", "waiting_per_identity",
+    "prompts_per_minute", "tokens_per_day", "dollars_per_day", "total_prompts_per_minute", "total_tokens_per_day",
+    "total_dollars_per_day", "max_runs", "run_memory", "max_waiting", "queue_timeout",
+)  # fmt: skip
+"""The settings that a reload can change."""
+
+
+@attrs.frozen
+class Guest:
+    """Who a client is, for as long as it stays."""
+
+    identity: Identity
+    address: str
+    _entrance: Entrance
+
+    @property
+    def name(self) -> str:
+        """Its name."""
+        return self.identity.name
+
+    @property
+    def member(self) -> Member:
+        """Its name and its limits as they are now."""
+        return Member(self.name, own_limits(self._entrance.config, self.identity.limits))
+
+    def check(self) -> None:
+        """Raise `NotKnown` where its credential has ended, or was taken back, since it came."""
+        if not self._entrance.knows(self.identity):
+            raise NotKnown("your key or token is not valid any more")
+
+
+class Entrance:
+    """The entrance of one server. Raises `ConfigError` where a file of keys is bad."""
+
+    def __init__(self, config: Config, open_paths: Collection[str] = ()) -> None:
+        self.config: Config = config
+        self._open_paths = open_paths
+        self._gatekeeper = _gatekeeper(config)
+        self._proxies = [ipaddress.ip_network(network) for network in config.trusted_proxies]
+        self._tickets = Tickets()
+        self._addresses = Crowd()
+        self._identities = Crowd()
+
+    def reload(self, config: Config) -> None:
+        """Take another configuration; where it is bad, `ConfigError` is raised and the old one stays."""
+        gatekeeper = _gatekeeper(config)
+        self.config, self._gatekeeper = config, gatekeeper
+        self._proxies = [ipaddress.ip_network(network) for network in config.trusted_proxies]
+
+    @property
+    def asks(self) -> bool:
+        """Whether clients must say who they are."""
+        return self._gatekeeper.asks
+
+    @property
+    def inside(self) -> int:
+        """How many identities have a WebSocket open."""
+        return len(self._identities)
+
+    @property
+    def fault(self) -> str:
+        """What is wrong with the file of keys, empty where nothing is."""
+        return self._gatekeeper.fault
+
+    def check(self, request: Request, address: str) -> Request:
+        """Return the request with who sent it, nobody on an open path. Raises `HttpRefusal`."""
+        check_host(request, self.config)
+        check_origin(request, self.config)
+        identity = self._gatekeeper.identify(request.headers, self._tickets, trio.current_time(), time.time())
+        if identity is None and request.path not in self._open_paths:
+            raise unauthorized()
+        return attrs.evolve(request, identity=identity, address=self._forwarded(request, address))
+
+    def guest(self, request: Request) -> Guest:
+        """Return who sent a request that was let in."""
+        assert request.identity
+        return Guest(request.identity, request.address, self)
+
+    def enter(self, request: Request) -> None:
+        """Count a client in, which is about to open a WebSocket. Raises `HttpRefusal`."""
+        guest = self.guest(request)
+        if not guest.identity.may_run:
+            raise HttpRefusal(403, "role", "a viewer starts no runs")
+        if not self._addresses.enter(guest.address, self.config.connections_per_address):
+            raise _too_many("from your address")
+        if not self._identities.enter(guest.name, guest.member.limits.connections):
+            self._addresses.leave(guest.address)
+            raise _too_many("of yours")
+
+    def leave(self, guest: Guest) -> None:
+        """Count a client out."""
+        self._addresses.leave(guest.address)
+        self._identities.leave(guest.name)
+
+    def ticket(self, request: Request) -> str:
+        """Return a ticket for whoever sent a request."""
+        assert request.identity
+        return self._tickets.issue(request.identity, request.headers.get("origin"), trio.current_time())
+
+    def knows(self, identity: Identity) -> bool:
+        """Return whether an identity's credential is still good."""
+        return self._gatekeeper.knows(identity, trio.current_time(), time.time())
+
+    def _forwarded(self, request: Request, address: str) -> str:
+        """Return a client's address, as the nearest proxy that is trusted saw it."""
+        hops = [part.strip() for part in request.headers.get("x-forwarded-for", "").split(",")]
+        while hops and self._is_proxy(address):
+            hop = hops.pop()
+            if not _is_address(hop):
+                break
+            address = hop
+        return address
+
+    def _is_proxy(self, address: str) -> bool:
+        return bool(self._proxies) and any(ipaddress.ip_address(address) in network for network in self._proxies)
+
+
+def changed(old: Config, new: Config) -> Config:
+    """Return the configuration after a reload. Raises `ConfigError` where it changes what takes a restart."""
+    now = attrs.evolve(old, **{name: getattr(new, name) for name in RELOADED})
+    fixed = [field.name for field in attrs.fields(Config) if getattr(now, field.name) != getattr(new, field.name)]
+    if fixed:
+        raise ConfigError(f"{', '.join(fixed)}: takes a restart")
+    return now
+
+
+def _gatekeeper(config: Config) -> Gatekeeper:
+    """Return who knows the identities of a configuration. Raises `ConfigError`."""
+    gatekeeper = Gatekeeper(config)
+    if config.host not in ("127.0.0.1", "localhost", "::1") and not gatekeeper.asks:
+        raise ConfigError(
+            f"host: {config.host} is not a loopback address; everybody could come in: make keys (trio-claude keys add)"
+        )
+    return gatekeeper
+
+
+def _too_many(whose: str) -> HttpRefusal:
+    return HttpRefusal(429, "connections", f"too many connections {whose}", (("Retry-After", "1"),))
+
+
+def _is_address(text: str) -> bool:
+    try:
+        ipaddress.ip_address(text)
+    except ValueError:
+        return False
+    return True
+
+
+def check_host(request: Request, config: Config) -> None:
+    """Refuse a Host under which this server is not reached (DNS rebinding). Raises `HttpRefusal`."""
+    host = request.headers.get("host", "").lower()
+    name = re.sub(r":\d*$", "", host)
+    if name in LOOPBACK or name in (config.host, f"[{config.host}]") or {host, name} & set(config.allow_host):
+        return
+    raise HttpRefusal(403, "host", "this Host is not served here; the operator can name it with allow_host")
+
+
+def check_origin(request: Request, config: Config) -> None:
+    """Refuse a browser page of another origin. Raises `HttpRefusal`."""
+    origin = request.headers.get("origin")
+    if origin is None or origin in config.allow_origin:
+        return
+    if origin == f"http://{request.headers.get('host', '')}":
+        return
+    raise HttpRefusal(403, "origin", "this Origin may not come in; the operator can allow it with --allow-origin")

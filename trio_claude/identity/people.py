@@ -1,0 +1,36 @@
+"""What is known of a client. Pure."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+
+import attrs
+
+ROLES = ("user", "viewer", "admin")
+"""`user` runs CLIs and sees its own runs; `viewer` starts nothing and sees all runs; `admin` may do everything."""
+
+
+@attrs.frozen
+class Identity:
+    """Who a client is.
+
+    `name` is `local`, `key:NAME` or `jwt:ISSUER#SUBJECT`. `limits` are its own, by the names of the configuration's
+    fields, in place of everybody's. `until` is when its credential ends, in seconds of the wall clock. `credential`
+    tells one credential of the same name from another; it is no secret.
+    """
+
+    name: str
+    role: str = "user"
+    limits: Mapping[str, float] = attrs.field(factory=dict, hash=False)
+    until: float = math.inf
+    credential: str = ""
+
+    @property
+    def may_run(self) -> bool:
+        """Whether it may start runs."""
+        return self.role != "viewer"
+
+
+LOCAL = Identity("local", "admin")
+"""Everybody, where nobody is asked who they are."""

@@ -1,0 +1,158 @@
+"""JSON Web Tokens (RFC 7519): signed by a key of a file, each key for one algorithm only.
+
+Rule 1: a token's header names a key (`kid`) and nothing else about it is believed: no algorithm, address or key in it.
+Rule 2: `exp`, `iss`, `aud` and `sub` must be there. Needs the [jwt] extra.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import warnings
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import attrs
+
+from ..errors import ConfigError
+from .people import ROLES, Identity
+
+if TYPE_CHECKING:
+    from joserfc.jwk import Key
+
+ALGORITHMS = {
+    "oct": ("HS256", "HS384", "HS512"),
+    "RSA": ("RS256", "RS384", "RS512", "PS256", "PS384", "PS512"),
+    "EC": ("ES256", "ES384", "ES512"),
+    "OKP": ("EdDSA", "Ed25519"),
+}
+"""What a key may be for, by its type."""
+TOKEN_LIMIT = 8192
+"""Characters of a token."""
+SECRET_LEAST = 32
+"""Bytes of a secret that signs."""
+_SUBJECT = re.compile(r"[!-~]{1,256}")
+
+
+@attrs.frozen
+class Terms:
+    """What tokens must say: who gave them out, for whom; and how far clocks may be apart, in seconds."""
+
+    issuers: tuple[str, ...]
+    audience: str
+    leeway: float
+
+
+class Tokens:
+    """The keys of one file (a JWK set, RFC 7517). Raises `ConfigError` where the file is bad."""
+
+    def __init__(self, path: Path, terms: Terms) -> None:
+        self._terms = terms
+        self._keys = _read(path)
+
+    def find(self, token: str, wall: float) -> Identity | None:
+        """Return whose token it is, None where it is not good."""
+        from joserfc import jwt
+        from joserfc.errors import JoseError
+
+        if len(token) > TOKEN_LIMIT or token.count(".") != 2:
+            return None
+        kid = _kid(token)
+        if kid not in self._keys:
+            return None
+        key, algorithm = self._keys[kid]
+        try:
+            claims = jwt.decode(token, key, algorithms=[algorithm]).claims
+            self._registry(wall).validate(claims)
+        except (JoseError, ValueError, TypeError, RecursionError):
+            return None
+        return _identity(claims, kid, self._terms.leeway)
+
+    def holds(self, identity: Identity) -> bool:
+        """Return whether the key that signed an identity's token is still in the file."""
+        return identity.credential in self._keys
+
+    def _registry(self, wall: float) -> Any:
+        from joserfc import jwt
+
+        return jwt.JWTClaimsRegistry(
+            now=int(wall),
+            leeway=int(self._terms.leeway),
+            exp={"essential": True},
+            sub={"essential": True},
+            iss={"essential": True, "values": list(self._terms.issuers)},
+            aud={"essential": True, "value": self._terms.audience},
+        )
+
+
+def _identity(claims: dict[str, Any], kid: str, leeway: float) -> Identity | None:
+    """Return what checked claims say, None where a name or role is none."""
+    subject, role, until = claims["sub"], claims.get("role", "user"), claims["exp"]
+    if not isinstance(subject, str) or not _SUBJECT.fullmatch(subject) or role not in ROLES:
+        return None
+    if isinstance(until, bool) or not isinstance(until, int | float):
+        return None
+    return Identity(f"jwt:{claims['iss']}#{subject}", role, until=until + leeway, credential=kid)
+
+
+def _kid(token: str) -> str | None:
+    """Return the key that a token's header names."""
+    from joserfc.errors import JoseError
+    from joserfc.util import urlsafe_b64decode
+
+    try:
+        header = json.loads(urlsafe_b64decode(token.partition(".")[0].encode("ascii")))
+    except (JoseError, ValueError, RecursionError):
+        return None
+    kid = header.get("kid") if isinstance(header, dict) else None
+    return kid if isinstance(kid, str) else None
+
+
+def _read(path: Path) -> dict[str, tuple[Key, str]]:
+    """Return the keys of a file and their algorithms by `kid`. Raises `ConfigError`."""
+    try:
+        said = json.loads(path.read_bytes())
+    except OSError as error:
+        raise ConfigError(f"jwt_keys: {path} can't be read: {error.strerror}") from None
+    except (ValueError, RecursionError):
+        said = None
+    keys = said.get("keys") if isinstance(said, dict) else None
+    if not isinstance(keys, list) or not keys:
+        raise ConfigError(f"jwt_keys: {path} is no JWK set with keys")
+    found: dict[str, tuple[Key, str]] = {}
+    for number, one in enumerate(keys, 1):
+        kid, algorithm = _check(one, number)
+        if kid in found:
+            raise ConfigError(f"jwt_keys: two keys have the kid {kid!r}")
+        found[kid] = (_import(one, kid), algorithm)
+    return found
+
+
+def _check(said: Any, number: int) -> tuple[str, str]:
+    """Return a key's kid and algorithm. Raises `ConfigError`."""
+    kid = said.get("kid") if isinstance(said, dict) else None
+    if not isinstance(kid, str) or not kid:
+        raise ConfigError(f"jwt_keys: key {number} has no kid")
+    kind = str(said.get("kty"))
+    if kind not in ALGORITHMS:
+        raise ConfigError(f"jwt_keys: {kid!r} has no kty of {', '.join(ALGORITHMS)}")
+    if said.get("alg") not in ALGORITHMS[kind]:
+        raise ConfigError(f"jwt_keys: {kid!r} must name its alg, one of {', '.join(ALGORITHMS[kind])}")
+    return kid, str(said["alg"])
+
+
+def _import(said: dict[str, Any], kid: str) -> Key:
+    """Return a key that can verify. Raises `ConfigError`."""
+    try:
+        from joserfc.errors import JoseError
+        from joserfc.jwk import JWKRegistry
+    except ImportError:
+        raise ConfigError("jwt_keys: needs pip install 'trio-claude[jwt]'") from None
+    try:
+        with warnings.catch_warnings(action="ignore"):
+            key = JWKRegistry.import_key(said)
+    except (JoseError, ValueError, TypeError, KeyError, AttributeError):
+        raise ConfigError(f"jwt_keys: {kid!r} is no good key") from None
+    if isinstance(key.raw_value, bytes) and len(key.raw_value) < SECRET_LEAST:
+        raise ConfigError(f"jwt_keys: {kid!r} has fewer than {SECRET_LEAST} bytes")
+    return key

@@ -6,52 +6,16 @@ import json
 import os
 import signal
 import subprocess
-import sys
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
 import trio
 from harness import Backend, alive, bearing, directive, listen, until
+from program import PROGRAM, environ, serving, trio_claude
 from trio_websocket import open_websocket_url
 
-PROGRAM = [sys.executable, "-m", "trio_claude"]
 
-
-def environ(fake: Backend) -> dict[str, str]:
-    return {**fake.environ, "TRIO_CLAUDE_CLI": fake.program, "LC_TEST": fake.mark, "TRIO_CLAUDE_CWD": str(fake.cwd)}
-
-
-async def trio_claude(*words: str, env: dict[str, str] | None = None) -> subprocess.CompletedProcess[bytes]:
-    with trio.fail_after(60):
-        return await trio.run_process(
-            [*PROGRAM, *words], env=env, capture_stdout=True, capture_stderr=True, check=False, cwd="/"
-        )
-
-
-@asynccontextmanager
-async def serving(*words: str, env: dict[str, str]) -> AsyncIterator[tuple[trio.Process, str]]:
-    """Start `trio-claude serve` and yield it with its address."""
-    async with trio.open_nursery() as nursery:
-        process = await nursery.start(
-            lambda task_status: trio.run_process(
-                [*PROGRAM, *words], env=env, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, check=False, cwd="/",
-                task_status=task_status,
-            )
-        )  # fmt: skip
-        told = b""
-        with trio.fail_after(30):
-            while b"listening on " not in told or not told.endswith(b"\n"):
-                told += await process.stdout.receive_some()
-        yield process, told.decode().rpartition("listening on ")[2].strip()
-        if process.returncode is None:
-            process.terminate()
-            with trio.fail_after(30):
-                await process.wait()
-
-
-@pytest.mark.parametrize("words", [[], ["serve"], ["ask"], ["batch"], ["demo"], ["doctor"]])
+@pytest.mark.parametrize("words", [[], ["serve"], ["ask"], ["batch"], ["demo"], ["doctor"], ["keys"], ["keys", "add"]])
 async def test_every_command_has_help(words: list[str]) -> None:
     told = await trio_claude(*words, "--help")
     assert told.returncode == 0
@@ -130,7 +94,7 @@ async def test_a_second_sigterm_or_sigint_ends_now(fake: Backend, signals: list[
     [
         (["--port", "99999"], b"port must be from 0 to 65535"),
         (["--profile", "root"], b"profile must be one of"),
-        (["--host", "0.0.0.0"], b"no authentication"),
+        (["--host", "0.0.0.0"], b"make keys"),
         (["--config", "/nope"], b"no such config file"),
         (["--cwd", "/nope"], b"cwd is no folder"),
     ],

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from trio_claude import stream_json
 from trio_claude.messages import Options
-from trio_claude.stream_json import LineSplitter, LineTooLong, Sign
+from trio_claude.stream_json import LineSplitter, LineTooLong, Sign, Spent, signs
 
 CHUNKS = st.lists(st.binary(max_size=40).map(lambda data: data.replace(b"b", b"\n")), max_size=20)
 
@@ -60,9 +60,9 @@ def test_a_line_of_exactly_the_limit_passes() -> None:
 @pytest.mark.parametrize(
     ("line", "sign"),
     [
-        ({"duration": 1, "type": "result", "is_error": False, "result": "x"}, Sign(result=True)),
-        ({"type": "result", "subtype": "success", "is_error": True, "result": "API Error"}, Sign(result=True, error="API Error")),
-        ({"type": "result", "is_error": True, "subtype": "error_max_turns", "errors": ["Reached"]}, Sign(result=True, error="Reached")),
+        ({"duration": 1, "type": "result", "is_error": False, "result": "x"}, Sign(result=True, spent=Spent())),
+        ({"type": "result", "subtype": "success", "is_error": True, "result": "API Error"}, Sign(result=True, spent=Spent(), error="API Error")),
+        ({"type": "result", "is_error": True, "subtype": "error_max_turns", "errors": ["Reached"]}, Sign(result=True, spent=Spent(), error="Reached")),
         ({"type": "system", "subtype": "api_retry", "error_status": 401}, Sign(unauthorized=True)),
         ({"type": "system", "subtype": "api_retry", "error_status": 403}, Sign(unauthorized=True)),
         ({"type": "system", "subtype": "permission_denied", "tool_name": "Bash"}, Sign(denied_tool="Bash")),
@@ -119,3 +119,33 @@ def test_what_has_no_flag_goes_by_the_environment() -> None:
     assert stream_json.environment(Options(temperature=0.5, max_output_tokens=100)) == {
         "CLAUDE_CODE_EXTRA_BODY": '{"temperature":0.5}', "CLAUDE_CODE_MAX_OUTPUT_TOKENS": "100",
     }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("usage", "spent"),
+    [
+        ({}, Spent()),
+        ({"total_cost_usd": 0.5}, Spent(0, 0.5)),
+        (
+            {
+                "total_cost_usd": 1,
+                "modelUsage": {
+                    "a": {
+                        "inputTokens": 1,
+                        "outputTokens": 2,
+                        "cacheReadInputTokens": 4,
+                        "cacheCreationInputTokens": 8,
+                    },
+                    "b": {"inputTokens": 16, "costUSD": 9},
+                },
+            },
+            Spent(31, 1.0),
+        ),
+        ({"total_cost_usd": "1", "modelUsage": [1]}, Spent()),
+        ({"total_cost_usd": -1, "modelUsage": {"a": 1, "b": {"inputTokens": True, "outputTokens": None}}}, Spent()),
+        ({"total_cost_usd": 1e300, "modelUsage": {"a": {"inputTokens": -5}}}, Spent()),
+    ],
+)
+def test_what_a_result_says_was_used(usage: dict[str, object], spent: Spent) -> None:
+    (sign,) = signs([json.dumps({"type": "result", **usage}).encode()])
+    assert sign.spent == spent

@@ -77,11 +77,11 @@ async def test_two_runs_never_hold_one_session(folder: Path) -> None:
     from trio_claude.errors import SessionBusy
 
     locks = SessionLocks()
-    with locks.hold("s"), locks.hold("other"), locks.hold(None), locks.hold(None):
+    with locks.hold("s", "a"), locks.hold("other", "a"), locks.hold(None, "a"), locks.hold(None, "a"):
         with pytest.raises(SessionBusy, match="session s is in use"):
-            with locks.hold("s"):
+            with locks.hold("s", "a"):
                 pytest.fail("held twice")
-    with locks.hold("s"):
+    with locks.hold("s", "a"):
         pass
 
 
@@ -103,8 +103,8 @@ async def test_what_a_killed_cli_left_in_the_list_of_sessions_is_removed(folder:
     for name in ("77.json", "77.f00d.key", "78.json"):
         (sessions / name).write_text("")
     async with Workplace.open(Config(cli="sh", cwd=str(folder)), {"CLAUDE_CONFIG_DIR": str(folder)}) as workplace:
-        workplace.forget(77)
-        workplace.forget(79)
+        workplace.forget(77, "local")
+        workplace.forget(79, "local")
     assert [entry.name for entry in sessions.iterdir()] == ["78.json"]
 
 

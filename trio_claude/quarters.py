@@ -84,5 +84,5 @@ class Homes:
         return Quarters(real, self.root if binds else real)
 
     def binds(self, quarters: Quarters) -> tuple[tuple[str, str], ...]:
-        """Return what puts a run's quarters in place of everybody's."""
+        """Return what puts a run's quarters in place of everybody's; those in its own folder are there with that."""
         return () if self.per_run else ((quarters.real, quarters.seen),)

@@ -313,9 +313,10 @@ class Run:
         """Charge what a result says was used, which it says of the whole process; end a run that passes a limit."""
         if sign.spent is None:
             return
-        before, self._spent = self._spent, sign.spent
-        tokens, dollars = self._spent.tokens - before.tokens, self._spent.dollars - before.dollars
-        if over := self.account.spend(max(0, tokens), max(0.0, dollars)):
+        tokens = max(0, sign.spent.tokens - self._spent.tokens)
+        dollars = max(0.0, sign.spent.dollars - self._spent.dollars)
+        self._spent = Spent(self._spent.tokens + tokens, self._spent.dollars + dollars)
+        if over := self.account.spend(tokens, dollars):
             self._decide(Decision(Reason.OVER_BUDGET, over, drain=True, after_result=True))
 
     async def _read_stderr(self, process: Contained, sink: Sink) -> None:

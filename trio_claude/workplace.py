@@ -214,7 +214,7 @@ class Workplace:
         cwd = f"{quarters.seen}/{Path(within).relative_to(quarters.real)}"
         if not binds:
             return _Place(cwd, quarters.env, (), (quarters.real,))
-        sessions = self._own_sessions(folder, f"{quarters.settings}/sessions")
+        sessions = () if self.homes.per_run else self._own_sessions(folder, f"{quarters.settings}/sessions")
         return _Place(cwd, quarters.env, (*self.homes.binds(quarters), *sessions), ())
 
     def _workspace(self, options: Options, work: Path) -> str:

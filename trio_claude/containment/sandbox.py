@@ -45,7 +45,8 @@ class Sandbox:
 
     def wrap(self, job: Job) -> Job:
         """Return `job` inside the sandbox."""
-        return attrs.evolve(job, argv=(self.program, *self._words(job), "--", *job.argv), binds=(), depth=DEPTH)
+        argv = (self.program, *self._words(job), "--", *job.argv)
+        return attrs.evolve(job, argv=argv, cwd="/", binds=(), depth=DEPTH)
 
     def _words(self, job: Job) -> list[str]:
         words = ["--unshare-user-try", "--unshare-pid", "--unshare-ipc", "--unshare-uts", "--unshare-cgroup-try"]

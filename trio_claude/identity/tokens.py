@@ -20,7 +20,7 @@ from .people import ROLES, Identity
 if TYPE_CHECKING:
     from joserfc.jwk import Key
 
-ALGORITHMS = {
+ALGORITHMS: dict[str, tuple[str, ...]] = {
     "oct": ("HS256", "HS384", "HS512"),
     "RSA": ("RS256", "RS384", "RS512", "PS256", "PS384", "PS512"),
     "EC": ("ES256", "ES384", "ES512"),

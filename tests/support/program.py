@@ -1,0 +1,47 @@
+"""The command line as a program: run to its end, or as a server."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import trio
+from harness import Backend
+
+PROGRAM = [sys.executable, "-m", "trio_claude"]
+
+
+def environ(fake: Backend) -> dict[str, str]:
+    return {**fake.environ, "TRIO_CLAUDE_CLI": fake.program, "LC_TEST": fake.mark, "TRIO_CLAUDE_CWD": str(fake.cwd)}
+
+
+async def trio_claude(*words: str, env: dict[str, str] | None = None) -> subprocess.CompletedProcess[bytes]:
+    with trio.fail_after(60):
+        return await trio.run_process(
+            [*PROGRAM, *words], env=env, capture_stdout=True, capture_stderr=True, check=False, cwd="/"
+        )
+
+
+@asynccontextmanager
+async def serving(
+    *words: str, env: dict[str, str], stderr: int = subprocess.DEVNULL
+) -> AsyncIterator[tuple[trio.Process, str]]:
+    """Start `trio-claude serve` and yield it with its address; its log goes to the descriptor `stderr`."""
+    async with trio.open_nursery() as nursery:
+        process = await nursery.start(
+            lambda task_status: trio.run_process(
+                [*PROGRAM, *words], env=env, stdout=subprocess.PIPE, stderr=stderr, check=False, cwd="/",
+                task_status=task_status,
+            )
+        )  # fmt: skip
+        told = b""
+        with trio.fail_after(30):
+            while b"listening on " not in told or not told.endswith(b"\n"):
+                told += await process.stdout.receive_some()
+        yield process, told.decode().rpartition("listening on ")[2].strip()
+        if process.returncode is None:
+            process.terminate()
+            with trio.fail_after(30):
+                await process.wait()

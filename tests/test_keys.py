@@ -1,0 +1,125 @@
+"""Rule: a key is shown once and kept as a hash; what is taken back is good no more, without a restart."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+from pathlib import Path
+
+import pytest
+import trio
+from harness import Backend, until
+from program import environ, serving, trio_claude
+
+from trio_claude.identity.keys import digest, read_keys
+
+
+def known(fake: Backend, folder: Path) -> dict[str, str]:
+    """Return an environment in which keys are wanted."""
+    env = {**environ(fake), "TRIO_CLAUDE_KEYS": str(folder / "keys.json"), "TRIO_CLAUDE_STATE": str(folder / "state")}
+    del env["TRIO_CLAUDE_CWD"]
+    return env
+
+
+async def made(env: dict[str, str], *words: str) -> str:
+    told = await trio_claude("keys", *words, env=env)
+    assert told.returncode == 0, told.stderr
+    return told.stdout.decode().strip()
+
+
+async def test_a_key_opens_a_server_until_it_is_taken_back(fake: Backend, tmp_path: Path) -> None:
+    env = known(fake, tmp_path)
+    alice, bob = await made(env, "add", "alice"), await made(env, "add", "bob", "--limit", "prompts_per_minute=1")
+    async with serving("serve", "--port", "0", env=env) as (_, url):
+
+        async def ask(key: str) -> int:
+            return (await trio_claude("ask", "hello", "--url", url, env={**env, "TRIO_CLAUDE_KEY": key})).returncode
+
+        nobody = await trio_claude("ask", "hello", "--url", url, env=env)
+        assert nobody.returncode == 69
+        assert b"HTTP 401: it wants a valid key or token" in nobody.stderr
+        assert await ask(alice) == 0
+        assert [await ask(bob), await ask(bob)] == [0, 75]
+        file = tmp_path / "alice.key"
+        file.write_text(alice + "\n")
+        by_file = await trio_claude("ask", "hello", "--url", url, "--key-file", str(file), env=env)
+        assert by_file.returncode == 0
+        assert await made(env, "revoke", "alice") == ""
+        await trio.sleep(1.1)
+        assert await ask(alice) == 69
+        new = await made(env, "rotate", "bob")
+        await trio.sleep(1.1)
+        assert await ask(bob) == 69
+        assert await ask(new) == 75
+
+
+async def test_a_key_is_kept_as_a_hash_and_listed_without_it(fake: Backend, tmp_path: Path) -> None:
+    env = known(fake, tmp_path)
+    secret = await made(env, "add", "ci", "--role", "viewer", "--limit", "dollars_per_day=2.5")
+    path = tmp_path / "keys.json"
+    assert secret not in path.read_text()
+    assert read_keys(path)["ci"].hash == digest(secret)
+    assert path.stat().st_mode & 0o777 == 0o600
+    listed = await made(env, "list")
+    assert listed.startswith("ci  viewer  20")
+    assert listed.endswith("dollars_per_day=2.5")
+    assert json.loads(await made(env, "list", "--json"))["ci"]["limits"] == {"dollars_per_day": 2.5}
+    assert digest(secret) not in listed
+
+
+async def test_keys_that_are_made_at_once_are_all_there(fake: Backend, tmp_path: Path) -> None:
+    env = known(fake, tmp_path)
+    async with trio.open_nursery() as nursery:
+        for number in range(6):
+            nursery.start_soon(made, env, "add", f"k{number}")
+    assert len(read_keys(tmp_path / "keys.json")) == 6
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["add", "a b"], b"NAME: at most 64"),
+        (["add", "../a"], b"NAME: at most 64"),
+        (["add", "here"], b"here has a key already"),
+        (["add", "x", "--limit", "much=1"], b"'much' is none"),
+        (["add", "x", "--limit", "runs_per_identity=many"], b"takes a number"),
+        (["add", "x", "--limit", "runs_per_identity=-1"], b"must be 0 or more"),
+        (["revoke", "nobody"], b"no key of the name nobody"),
+        (["rotate", "nobody"], b"no key of the name nobody"),
+        (["list", "--file", "/proc/self/mem"], b"can't be read"),
+    ],
+)
+async def test_what_is_wrong_is_named(fake: Backend, tmp_path: Path, words: list[str], told: bytes) -> None:
+    env = known(fake, tmp_path)
+    await made(env, "add", "here")
+    answer = await trio_claude("keys", *words, env=env)
+    assert answer.returncode == 2
+    assert told in answer.stderr
+    assert list(read_keys(tmp_path / "keys.json")) == ["here"]
+
+
+async def test_a_signal_reads_the_settings_anew(fake: Backend, tmp_path: Path) -> None:
+    env, config, log = known(fake, tmp_path), tmp_path / "own.toml", tmp_path / "log"
+    key = await made(env, "add", "alice")
+    config.write_text("prompts_per_minute = 1\n")
+    with log.open("wb") as stderr:
+        async with serving("serve", "--port", "0", "--config", str(config), env=env, stderr=stderr.fileno()) as served:
+            process, url = served
+            env["TRIO_CLAUDE_KEY"] = key
+
+            async def ask() -> int:
+                return (await trio_claude("ask", "hello", "--url", url, env=env)).returncode
+
+            assert [await ask(), await ask()] == [0, 75]
+            config.write_text("prompts_per_minute = 'many'\n")
+            os.kill(process.pid, signal.SIGHUP)
+            await until(lambda: log.read_text().count('"Reloaded"') == 1, 10)
+            assert await ask() == 75
+            config.write_text("prompts_per_minute = 0\n")
+            os.kill(process.pid, signal.SIGHUP)
+            await until(lambda: log.read_text().count('"Reloaded"') == 2, 10)
+            assert await ask() == 0
+    reloaded = [json.loads(line) for line in log.read_text().splitlines() if '"Reloaded"' in line]
+    assert "prompts_per_minute" in reloaded[0]["error"]
+    assert reloaded[1]["error"] == ""

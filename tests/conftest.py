@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import trio
+from browser import install_modules
 from harness import Backend, cgroup2, open_backend, real_cli, short_folder
 
 from trio_claude.containment import open_containment
@@ -95,3 +96,9 @@ async def fake(folder: Path) -> AsyncIterator[Backend]:
 async def real(folder: Path) -> AsyncIterator[Backend]:
     async with open_backend("real", folder) as backend:
         yield backend
+
+
+@pytest.fixture(scope="session")
+def modules() -> Path:
+    """The npm packages of the lock file."""
+    return install_modules()

@@ -16,13 +16,14 @@ const ARGS = [
 
 const scenes = {
   // Fill in the form of the demonstration page, send it, and read the page once the connection is closed.
-  async demo(page, { prompt, meta }) {
+  async demo(page, { prompt, meta, key }) {
     const text = (selector) => page.locator(selector).innerText();
     const title = await page.title();
+    if (key) await page.fill("#key", key);
     await page.fill("#prompt", prompt);
     await page.fill("#meta", meta);
     await page.click("#send");
-    await page.waitForFunction(() => document.getElementById("state").textContent.startsWith("closed"));
+    await page.waitForFunction(() => /^(closed|refused)/.test(document.getElementById("state").textContent));
     return {
       title,
       answer: await text("#answer"),
@@ -31,6 +32,21 @@ const scenes = {
       canSend: await page.isEnabled("#send"),
       canStop: await page.isEnabled("#stop"),
     };
+  },
+
+  // Ask for a socket and an answer from the page that was opened, whatever that page is; tell what came of each.
+  async probe(page, { socket, fetched }) {
+    const opened = await page.evaluate(
+      (url) =>
+        new Promise((resolve) => {
+          const socket = new WebSocket(url);
+          socket.onmessage = (event) => resolve(`heard ${event.data}`);
+          socket.onclose = (event) => resolve(`closed ${event.code}`);
+        }),
+      socket,
+    );
+    const answered = await page.evaluate((url) => fetch(url).then((answer) => answer.status, String), fetched);
+    return { opened, answered, text: await page.locator("body").innerText() };
   },
 
   // Call the hook's `connect` for each prompt, the next one as soon as the CLI's first line came; read to the last close.
@@ -52,7 +68,9 @@ const scenes = {
 
 async function main([executablePath, profile, scene, url, input]) {
   const errors = [];
-  const context = await chromium.launchPersistentContext(profile, { executablePath, headless: true, args: ARGS });
+  const given = input && JSON.parse(input);
+  const args = [...ARGS, ...(given?.args ?? [])];
+  const context = await chromium.launchPersistentContext(profile, { executablePath, headless: true, args });
   try {
     const [page] = context.pages();
     page.setDefaultTimeout(WAIT_MS);
@@ -60,7 +78,7 @@ async function main([executablePath, profile, scene, url, input]) {
     page.on("pageerror", (error) => errors.push(String(error)));
     page.on("requestfailed", (request) => errors.push(`${request.url()}: ${request.failure().errorText}`));
     await page.goto(url);
-    const seen = await scenes[scene](page, input && JSON.parse(input));
+    const seen = await scenes[scene](page, given);
     process.stdout.write(JSON.stringify({ ...seen, errors }));
   } catch (error) {
     process.stderr.write(errors.map((said) => `the page said: ${said}\n`).join(""));

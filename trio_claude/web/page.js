@@ -1,4 +1,5 @@
 // The page's one duty: send a prompt to /ws/claude and show what comes. Text goes into text nodes only.
+// A key stays in its field: it buys a ticket for one socket and is kept nowhere.
 const FRAMES_SHOWN = 2000;
 const element = (id) => document.getElementById(id);
 let socket = null;
@@ -39,11 +40,30 @@ function setState(text, running) {
   element("stop").disabled = !running;
 }
 
-function ask(prompt, meta) {
+async function buyTicket(key) {
+  const headers = { Authorization: `Bearer ${key}` };
+  const answer = await fetch("/api/ticket", { method: "POST", headers });
+  const said = await answer.json();
+  if (!answer.ok) throw new Error(said.error);
+  return btoa(said.ticket).replaceAll("+", "-").replaceAll("/", "_").replaceAll("=", "");
+}
+
+async function subprotocols() {
+  const key = element("key").value;
+  return key ? ["trio-claude.v1", `ticket.${await buyTicket(key)}`] : ["trio-claude.v1"];
+}
+
+async function ask(prompt, meta) {
   element("answer").replaceChildren();
   element("frames").replaceChildren();
   const scheme = location.protocol === "https:" ? "wss" : "ws";
-  socket = new WebSocket(`${scheme}://${location.host}/ws/claude`);
+  let offered;
+  try {
+    offered = await subprotocols();
+  } catch (error) {
+    return setState(`refused: ${error.message}`, false);
+  }
+  socket = new WebSocket(`${scheme}://${location.host}/ws/claude`, offered);
   socket.onopen = () => {
     setState("running", true);
     socket.send(JSON.stringify({ prompt, meta }));
@@ -58,7 +78,8 @@ element("ask").addEventListener("submit", (event) => {
 });
 element("stop").addEventListener("click", () => socket?.close(1000));
 
-const { notice } = await (await fetch("/notice")).json();
+const { notice, credentials } = await (await fetch("/notice")).json();
+element("key").hidden = element("key-label").hidden = !credentials;
 if (notice) {
   element("notice").textContent = notice;
   element("notice").hidden = false;

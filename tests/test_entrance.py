@@ -381,3 +381,48 @@ async def test_one_prompt_waits_for_one_run_of_a_crowd(fake: Backend) -> None:
         assert said.objects[1]["position"] == 1
         assert [event.identity for event in fake.ended[:2]] == ["key:many", "key:one"]
         nursery.cancel_scope.cancel()
+
+
+# -- pages of named origins --------------------------------------------------------------------------------------------
+
+
+def request(method: str, path: str, **headers: str) -> bytes:
+    lines = [f"{method} {path} HTTP/1.1", *(f"{name.replace('_', '-')}: {value}" for name, value in headers.items())]
+    return "\r\n".join([*lines, "content-length: 0", "", ""]).encode()
+
+
+async def test_a_page_of_a_named_origin_may_read_answers(fake: Backend) -> None:
+    app = "https://app.example"
+    async with fake.serve_known("alice", allow_origin=(app,)) as (server, keys):
+        asks = {"host": "localhost", "origin": app, "access_control_request_method": "POST"}
+        preflight = await exchange(server.port, request("OPTIONS", "/api/ticket", **asks))
+        assert told(preflight) == 204
+        assert f"Access-Control-Allow-Origin: {app}".encode() in preflight
+        assert b"Access-Control-Allow-Headers: Authorization" in preflight
+        for known, status in ((auth(keys["alice"]), 200), ({}, 401)):
+            answer = await exchange(server.port, request("POST", "/api/ticket", host="localhost", origin=app, **known))
+            assert told(answer) == status
+            assert f"Access-Control-Allow-Origin: {app}".encode() in answer
+        evil = await exchange(
+            server.port, request("OPTIONS", "/api/ticket", **{**asks, "origin": "https://evil.example"})
+        )
+        assert told(evil) == 403
+        assert b"Access-Control" not in evil
+        same = await exchange(server.port, request("POST", "/api/ticket", host="localhost", **auth(keys["alice"])))
+        assert b"Access-Control" not in same
+        assert told(await exchange(server.port, request("OPTIONS", "/api/ticket", host="localhost"))) == 401
+
+
+async def test_a_ticket_is_bought_and_spent_over_the_wire(fake: Backend) -> None:
+    async with fake.serve_known("alice") as (server, keys):
+        answer = await exchange(server.port, request("POST", "/api/ticket", host="localhost", **auth(keys["alice"])))
+        said = json.loads(answer.partition(b"\r\n\r\n")[2])
+        assert said["seconds"] == 30
+        assert b"no-store" in answer
+        shake = head(host="localhost", **protocol("ticket", said["ticket"]))
+        assert told(await exchange(server.port, shake)) == 101
+        assert told(await exchange(server.port, shake)) == 401
+        assert (
+            told(await exchange(server.port, request("GET", "/api/ticket", host="localhost", **auth(keys["alice"]))))
+            == 405
+        )

@@ -11,7 +11,7 @@ from importlib import resources
 from pathlib import Path
 
 from .containment import Containment
-from .entrance import Entrance
+from .entrance import Entrance, is_preflight
 from .errors import HttpRefusal
 from .identity.tickets import LIFETIME
 from .runs import Runs
@@ -26,6 +26,11 @@ PAGES = {
 }
 OPEN_PATHS = frozenset({*PAGES, "/healthz", "/readyz", "/notice"})
 """What is answered to everybody."""
+PREFLIGHT = (
+    ("Access-Control-Allow-Methods", "GET, POST, DELETE"),
+    ("Access-Control-Allow-Headers", "Authorization, Content-Type"),
+    ("Access-Control-Max-Age", "600"),
+)
 POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; connect-src 'self'; "
     "base-uri 'none'; frame-ancestors 'none'; require-trusted-types-for 'script'"
@@ -52,6 +57,8 @@ class Api:
 
     async def answer(self, request: Request) -> Response:
         """Answer one request. Raises `HttpRefusal`."""
+        if is_preflight(request):
+            return Response(204, b"", headers=PREFLIGHT)
         if request.path in PAGES:
             _check_method(request, "GET")
             return _page(request.path)

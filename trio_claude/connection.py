@@ -47,7 +47,10 @@ class Household:
 
     def site(self, address: str) -> Site:
         """Return what is served to a client at an address."""
-        return Site(self.routes, DOORS, lambda request: self.entrance.check(request, address), self.entrance.enter)
+        entrance = self.entrance
+        return Site(
+            self.routes, DOORS, lambda request: entrance.check(request, address), entrance.enter, entrance.share
+        )
 
 
 async def serve_connection(

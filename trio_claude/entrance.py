@@ -92,10 +92,19 @@ class Entrance:
         """Return the request with who sent it, nobody on an open path. Raises `HttpRefusal`."""
         check_host(request, self.config)
         check_origin(request, self.config)
+        if is_preflight(request):
+            return request
         identity = self._gatekeeper.identify(request.headers, self._tickets, trio.current_time(), time.time())
         if identity is None and request.path not in self._open_paths:
             raise unauthorized()
         return attrs.evolve(request, identity=identity, address=self._forwarded(request, address))
+
+    def share(self, request: Request) -> tuple[tuple[str, str], ...]:
+        """Return the headers by which a browser lets a page of a named origin read the answer (CORS)."""
+        origin = request.headers.get("origin")
+        if origin not in self.config.allow_origin:
+            return ()
+        return (("Access-Control-Allow-Origin", str(origin)), ("Vary", "Origin"))
 
     def guest(self, request: Request) -> Guest:
         """Return who sent a request that was let in."""
@@ -158,6 +167,11 @@ def _gatekeeper(config: Config) -> Gatekeeper:
             f"host: {config.host} is not a loopback address; everybody could come in: make keys (trio-claude keys add)"
         )
     return gatekeeper
+
+
+def is_preflight(request: Request) -> bool:
+    """Return whether a browser asks if a page may send a request; it asks without a credential."""
+    return request.method == "OPTIONS" and "access-control-request-method" in request.headers
 
 
 def _too_many(whose: str) -> HttpRefusal:

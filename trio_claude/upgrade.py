@@ -108,12 +108,14 @@ class Site:
     """What is served: `routes` answers plain requests, `doors` are the paths that take a WebSocket.
 
     `check` returns a request with who sent it, `enter` lets one in whose handshake is good. Both raise `HttpRefusal`.
+    `share` returns the headers by which a browser lets a page of another origin read the answer.
     """
 
     routes: Routes
     doors: frozenset[str]
     check: Callable[[Request], Request] = lambda request: request
     enter: Callable[[Request], None] = lambda _request: None
+    share: Callable[[Request], tuple[tuple[str, str], ...]] = lambda _request: ()
 
 
 async def serve_http(
@@ -144,10 +146,12 @@ async def serve_http(
 
 async def _serve_request(sock: socket.socket, conn: _Http, site: Site, config: Config) -> Handshake | bool:
     """Serve one request; return a handshake, or whether the connection goes on."""
+    shared: tuple[tuple[str, str], ...] = ()
     try:
         request = await _read_request(sock, conn, config.head_limit)
         if request is None:
             return False
+        shared = site.share(request)
         request = site.check(request)
         if handshake := check_upgrade(request, bytes(conn.trailing_data[0])):
             if request.path in site.doors:
@@ -162,7 +166,7 @@ async def _serve_request(sock: socket.socket, conn: _Http, site: Site, config: C
         response = refusal_response(HttpRefusal(error.error_status_hint, "bad-request", "this is not HTTP"))
     except HttpRefusal as refusal:
         response = refusal_response(refusal)
-    await _send(sock, conn, response)
+    await _send(sock, conn, attrs.evolve(response, headers=(*response.headers, *shared)))
     if conn.our_state is not h11.DONE or conn.their_state is not h11.DONE:
         return False
     conn.start_next_cycle()

@@ -1,10 +1,11 @@
 """Hostile clients by the thousand against a server in a process of its own.
 
-    python benchmarks/hostile_clients.py --connections 10000 --families all --seed N
+    python benchmarks/hostile_clients.py --connections 10000 --families all --seed N [--known]
 
 The families are those of `tests/support/hostile.py`; `--families` takes names or patterns with commas between. The
 server has the default limits and the fake CLI. Between the hostile connections come polite ones, whose answers are
-checked word by word. Families that start a CLI come up for a quarter as often as the others.
+checked word by word, and whose first line is timed, before the attack and during it. Families that start a CLI come
+up for a quarter as often as the others. With `--known` the server wants keys: the polite have one, the hostile do not.
 
 The exit status is 0 where the server lived, every polite client was answered rightly, nothing crashed inside, and
 tasks, runs, their processes and descriptors are back to what they were before the first connection; the descriptors of
@@ -33,12 +34,13 @@ import trio.testing
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "support"))
 
-from harness import FAKE_ENV, ask, bearing, fake_program, held, send_raw, short_folder
+from harness import FAKE_ENV, bearing, connect, fake_program, held, listen, short_folder
 from hostile import CRASHES, FAMILIES, RUNS
 
 from trio_claude.commands.process import take_process
 from trio_claude.config import Config
 from trio_claude.events import Crashed, Event
+from trio_claude.identity.keys import Key, digest, new_secret, write_keys
 from trio_claude.server import open_server
 
 WARM_UP = 1000
@@ -52,6 +54,8 @@ STEP = 1000
 """Hostile connections between two looks at the server's memory."""
 RARE = 0.25
 """How often families that start a CLI come up, by the others' measure."""
+QUIET_PROMPTS = 200
+"""Polite prompts before the attack, one after the other, whose first lines the others' are compared with."""
 SETTLE = 15.0
 """Seconds in which everything must be given back at the end."""
 SHOWN = 5
@@ -61,8 +65,8 @@ SHOWN = 5
 # -- the server's process ---------------------------------------------------------------------------------------------
 
 
-async def serve(mark: str) -> None:
-    """Serve until stdin ends; tell on stdout what goes on, for each line on stdin."""
+async def serve(mark: str, key: str) -> None:
+    """Serve until stdin ends, those with `key` if there is one; tell what goes on for each line on stdin."""
     crashes: list[str] = []
     take_process()
 
@@ -72,6 +76,9 @@ async def serve(mark: str) -> None:
 
     with short_folder() as folder:
         config = Config(port=0, cli=str(fake_program(folder)), cwd=str(folder), env=("TCT_BACKEND",))
+        if key:
+            write_keys(folder / "keys.json", {"polite": Key(digest(key))})
+            config = attrs.evolve(config, cwd="", keys=str(folder / "keys.json"), state=str(folder / "state"))
         environ = {**FAKE_ENV, "TCT_BACKEND": mark}
         async with open_server(config, [observe], environ=environ) as server:
             await trio.testing.wait_all_tasks_blocked()
@@ -108,8 +115,8 @@ class State:
 class Target:
     """The server under attack, as a child."""
 
-    def __init__(self, mark: str) -> None:
-        words = [sys.executable, __file__, "--server", mark]
+    def __init__(self, mark: str, key: str) -> None:
+        words = [sys.executable, __file__, "--server", mark, "--key", key]
         self._process = subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
 
     async def look(self) -> State:
@@ -149,8 +156,10 @@ class Target:
 class Assault:
     """Hostile connections, so many at once, with polite ones between."""
 
-    def __init__(self, target: Target, port: int, names: list[str], seed: str) -> None:
+    def __init__(self, target: Target, port: int, names: list[str], seed: str, key: str) -> None:
         self.port = port
+        self.firsts: list[float] = []
+        self._key = key or None
         self.right = 0
         self.wrong: list[str] = []
         self.count: Counter[str] = Counter()
@@ -159,6 +168,14 @@ class Assault:
         self._weights = [RARE if name in RUNS else 1.0 for name in names]
         self._rng = random.Random(seed)
         self._polite = 0
+
+    async def calm(self, prompts: int) -> list[float]:
+        """Have prompts answered while nobody else is there; return the seconds to each first line."""
+        for _ in range(prompts):
+            if wrong := await self._prompt():
+                self.wrong.append(wrong)
+        firsts, self.firsts = self.firsts, []
+        return firsts
 
     async def rage(self, connections: int) -> None:
         """Make so many hostile connections; stops where the server is dead."""
@@ -194,14 +211,22 @@ class Assault:
             self.right += 1
 
     async def _prompt(self) -> str:
-        """Have a prompt answered; return what is wrong with the answer."""
-        said = await ask(self, "hi")  # type: ignore[arg-type]
+        """Have a prompt answered, and time its first line; return what is wrong with the answer."""
+        async with connect(self, key=self._key) as socket:  # type: ignore[arg-type]
+            greeting = await socket.get_message()
+            began = time.perf_counter()
+            await socket.send_message(json.dumps({"prompt": "hi", "meta": "POLITE"}))
+            first = await socket.get_message()
+            self.firsts.append(time.perf_counter() - began)
+            said = await listen(socket, [greeting, first])
         good = said.code == 1000 and [result["result"] for result in said.of_type("result")] == ["Hello from stub."]
         return "" if good else repr(said)[-500:]
 
     async def _refused(self) -> str:
         """Have a wrong message refused; return what is wrong with the refusal."""
-        said = await send_raw(self, "{}")  # type: ignore[arg-type]
+        async with connect(self, key=self._key) as socket:  # type: ignore[arg-type]
+            await socket.send_message("{}")
+            said = await listen(socket)
         good = said.code == 1008 and said.objects == [{"info": "send {prompt,meta}"}, {"error": "prompt is missing"}]
         return "" if good else repr(said)[-500:]
 
@@ -214,14 +239,21 @@ async def settled(target: Target, before: State) -> State:
     return state
 
 
-async def attack(connections: int, names: list[str], seed: str) -> bool:
+def p99(seconds: list[float]) -> float:
+    """Return a 99th percentile in milliseconds."""
+    return 1000 * sorted(seconds)[int(0.99 * (len(seconds) - 1))]
+
+
+async def attack(connections: int, names: list[str], seed: str, key: str) -> bool:
     """Attack a server and print what came of it; return whether it stood."""
     mark = secrets.token_hex(8)
-    target = Target(mark)
+    target = Target(mark, key)
     try:
         before = await target.look()
-        assault = Assault(target, before.port, names, seed)
+        assault = Assault(target, before.port, names, seed, key)
         await assault.rage(WARM_UP)
+        await settled(target, before)
+        quiet = await assault.calm(QUIET_PROMPTS)
         warm = await settled(target, before)
         began = time.monotonic()
         curve = [warm.resident]
@@ -242,6 +274,10 @@ async def attack(connections: int, names: list[str], seed: str) -> bool:
     print("server deaths         0")
     print(f"crashes               {after.crashes}")
     print(f"polite, right/wrong   {assault.right}/{len(assault.wrong)}")
+    beside = assault.firsts
+    if beside:
+        ratio = p99(beside) / p99(quiet)
+        print(f"first line p99, ms    {p99(quiet):.1f} quiet, {p99(beside):.1f} beside {len(beside)}: {ratio:.2f}")
     print(f"descriptors           {before.descriptors} -> {after.descriptors}")
     print(f"tasks                 {before.tasks} -> {after.tasks}")
     print(f"runs and processes    {after.runs} and {left} left")
@@ -266,16 +302,18 @@ def main() -> int:
     parser.add_argument("--families", default="all", help="names or patterns, commas between")
     parser.add_argument("--seed", default=secrets.token_hex(4), help="what the connections follow from")
     parser.add_argument("--list", action="store_true", help="print the families and end")
+    parser.add_argument("--known", action="store_true", help="serve those only who have a key")
     parser.add_argument("--server", help=argparse.SUPPRESS)
+    parser.add_argument("--key", default="", help=argparse.SUPPRESS)
     words = parser.parse_args()
     if words.server:
-        trio.run(serve, words.server)
+        trio.run(serve, words.server, words.key)
         return 0
     names = chosen(words.families)
     if words.list or not names:
         print("\n".join(f"{name:30} {FAMILIES[name].__doc__}" for name in names or FAMILIES))
         return 0 if names else 2
-    return 0 if trio.run(attack, words.connections, names, words.seed) else 1
+    return 0 if trio.run(attack, words.connections, names, words.seed, new_secret() if words.known else "") else 1
 
 
 if __name__ == "__main__":

@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 
 from trio_claude.errors import Reason
-from trio_claude.events import Crashed, Outcome, Receipt, RunEnded, Strained
-from trio_claude.logs import QUEUE_LIMIT, open_log, render
+from trio_claude.events import Crashed, Outcome, Receipt, Refused, RunEnded, Strained
+from trio_claude.logs import QUEUE_LIMIT, REFUSALS, open_log, render
 
 RECEIPT = Receipt(seen=7, killed=6, survivors=0, ms=12.5, containment="supervisor")
 OUTCOME = Outcome(Reason.EXIT, 0, None, 3, 0, RECEIPT)
@@ -72,3 +72,17 @@ def _drain(reader: int, found: io.BytesIO) -> None:
     while data := os.read(reader, 65536):
         found.write(data)
     os.close(reader)
+
+
+def test_many_refusals_are_summed_up(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [7.0]
+    monkeypatch.setattr("trio_claude.logs.time.monotonic", lambda: now[0])
+    with open_log() as log:
+        for _ in range(500):
+            log(Refused(401, "unauthorized: x"))
+        log(Strained("y", over=False))
+        now[0] = 8.0
+        log(Refused(403, "origin: x"))
+    lines = [json.loads(line) for line in capsys.readouterr().err.splitlines()]
+    assert [line["event"] for line in lines] == ["Refused"] * REFUSALS + ["Strained", "RefusedMore", "Refused"]
+    assert (lines[-2]["left_out"], lines[-2]["by_status"]) == (500 - REFUSALS, {"401": 500})

@@ -49,7 +49,12 @@ class Household:
         """Return what is served to a client at an address."""
         entrance = self.entrance
         return Site(
-            self.routes, DOORS, lambda request: entrance.check(request, address), entrance.enter, entrance.share
+            routes=self.routes,
+            doors=DOORS,
+            check=lambda request: entrance.check(request, address),
+            enter=entrance.enter,
+            share=entrance.share,
+            on_refusal=lambda refusal: self.observer(Refused(refusal.status, f"{refusal.code}: {refusal}")),
         )
 
 

@@ -1,7 +1,7 @@
 """Log lines out of events, on stderr, one event a line.
 
 The writer is a thread behind a bounded queue: a log that nobody drains drops lines, counts them, and never blocks the
-loop. No prompt, no line of the CLI and no secret reaches a log.
+loop, and refusals of which there are many are summed up. No prompt, no line of the CLI and no secret reaches a log.
 """
 
 from __future__ import annotations
@@ -12,16 +12,19 @@ import sys
 import threading
 import time
 import traceback
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import attrs
 
-from .events import Crashed, Event, Observer
+from .events import Crashed, Event, Observer, Refused
 
 PAUSE = 0.01
 """Seconds in which lines gather before they are written: a thread that wakes for each would cost more than the line."""
+REFUSALS = 10
+"""Refusals that are written in a second; of the others only how many there were."""
 QUEUE_LIMIT = 1000
 """Lines that wait for stderr; more are dropped and counted."""
 
@@ -78,13 +81,40 @@ class _Writer:
         return True
 
 
+class _Thinned:
+    """The log's observer: every event is a line, but for refusals of which there are many in one second."""
+
+    def __init__(self, writer: _Writer) -> None:
+        self._writer = writer
+        self._second = 0
+        self._refused: Counter[int] = Counter()
+
+    def __call__(self, event: Event) -> None:
+        if int(time.monotonic()) != self._second:
+            self.sum_up()
+        if isinstance(event, Refused):
+            self._refused[event.status] += 1
+            if self._refused.total() > REFUSALS:
+                return
+        self._writer.put(render(event))
+
+    def sum_up(self) -> None:
+        """Say how many refusals of the last second were not written, and begin another."""
+        self._second = int(time.monotonic())
+        if (left_out := self._refused.total() - REFUSALS) > 0:
+            self._writer.put(_line("RefusedMore", {"left_out": left_out, "by_status": dict(self._refused)}))
+        self._refused.clear()
+
+
 @contextmanager
 def open_log() -> Iterator[Observer]:
     """Open the log and yield its observer."""
     writer = _Writer()
+    log = _Thinned(writer)
     try:
-        yield lambda event: writer.put(render(event))
+        yield log
     finally:
+        log.sum_up()
         writer.close()
 
 

@@ -108,7 +108,8 @@ class Site:
     """What is served: `routes` answers plain requests, `doors` are the paths that take a WebSocket.
 
     `check` returns a request with who sent it, `enter` lets one in whose handshake is good. Both raise `HttpRefusal`.
-    `share` returns the headers by which a browser lets a page of another origin read the answer.
+    `share` returns the headers by which a browser lets a page of another origin read the answer. `on_refusal` hears of
+    every refusal.
     """
 
     routes: Routes
@@ -116,6 +117,7 @@ class Site:
     check: Callable[[Request], Request] = lambda request: request
     enter: Callable[[Request], None] = lambda _request: None
     share: Callable[[Request], tuple[tuple[str, str], ...]] = lambda _request: ()
+    on_refusal: Callable[[HttpRefusal], None] = lambda _refusal: None
 
 
 async def serve_http(
@@ -139,7 +141,7 @@ async def serve_http(
                 return outcome or None
         if patience.cancelled_caught:
             if not turn:
-                await _send(sock, conn, refusal_response(HttpRefusal(408, "timeout", "no request head in time")))
+                await _send(sock, conn, _refuse(HttpRefusal(408, "timeout", "no request head in time"), site))
             return None
     return None
 
@@ -163,14 +165,19 @@ async def _serve_request(sock: socket.socket, conn: _Http, site: Site, config: C
         response = await site.routes(request)
     except h11.RemoteProtocolError as error:
         error.__traceback__ = None  # h11's frames hold the error, and it holds them: garbage of a kind that stays long
-        response = refusal_response(HttpRefusal(error.error_status_hint, "bad-request", "this is not HTTP"))
+        response = _refuse(HttpRefusal(error.error_status_hint, "bad-request", "this is not HTTP"), site)
     except HttpRefusal as refusal:
-        response = refusal_response(refusal)
+        response = _refuse(refusal, site)
     await _send(sock, conn, attrs.evolve(response, headers=(*response.headers, *shared)))
     if conn.our_state is not h11.DONE or conn.their_state is not h11.DONE:
         return False
     conn.start_next_cycle()
     return True
+
+
+def _refuse(refusal: HttpRefusal, site: Site) -> Response:
+    site.on_refusal(refusal)
+    return refusal_response(refusal)
 
 
 async def _read_request(sock: socket.socket, conn: _Http, limit: int) -> Request | None:

@@ -7,6 +7,7 @@ a right answer is stands in the tests of each room; what these show is that noth
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import functools
 import json
@@ -113,6 +114,65 @@ def running(attack: Family) -> Family:
     """Mark a family that starts a CLI."""
     RUNS.add(attack.__name__)  # type: ignore[attr-defined]
     return attack
+
+
+# -- credentials ------------------------------------------------------------------------------------------------------
+
+
+def b64(said: object) -> str:
+    data = said if isinstance(said, bytes) else json.dumps(said).encode()
+    return base64.urlsafe_b64encode(data).rstrip(b"=").decode()
+
+
+def forged(rng: Rng) -> str:
+    """Return a token with something wrong: unsigned, signed by nobody, with a header that leads elsewhere."""
+    header = {
+        "alg": rng.choice(["none", "HS256", "RS256", "ES256"]),
+        "kid": rng.choice(["a", "../../etc/passwd", "' OR 1=1", ["a"], None]),
+        **rng.choice([{}, {"jku": "http://127.0.0.1:1/"}, {"jwk": {"kty": "oct", "k": "AAAA"}}, {"crit": ["exp"]}]),
+    }
+    claims = {"iss": "i", "aud": "a", "sub": rng.choice(["root", "a" * 4000, 7, None]), "exp": 4_000_000_000}
+    return f"{b64(header)}.{b64(claims)}.{b64(rng.randbytes(rng.choice([0, 32, 256])))}"
+
+
+@family
+async def wrong_key(client: Client, rng: Rng) -> None:
+    """A key that nobody has: random, cut, huge, or of bytes from 0x80 on."""
+    key = rng.choice((f"tck_{b64(rng.randbytes(32))}", "tck_", "", f"tck_{'A' * 12000}", latin(rng)))
+    await client.say(head(authorization=f"{rng.choice(('Bearer', 'bearer', 'Basic', ''))} {key}"))
+    await client.end(rng)
+
+
+@family
+async def forged_token(client: Client, rng: Rng) -> None:
+    """A token that nobody signed."""
+    await client.say(head(rng.choice(("/ws/claude", "/ws/session")), authorization=f"Bearer {forged(rng)}"))
+    await client.end(rng)
+
+
+@family
+async def guessed_ticket(client: Client, rng: Rng) -> None:
+    """Subprotocols full of tickets and keys, one or hundreds."""
+    guesses = [f"{rng.choice(('ticket', 'bearer'))}.{b64(rng.randbytes(32))}" for _ in range(rng.choice((1, 2, 200)))]
+    await client.say(head(sec_websocket_protocol=", ".join(["trio-claude.v1", *guesses])))
+    await client.end(rng)
+
+
+@family
+async def ticket_flood(client: Client, rng: Rng) -> None:
+    """Hundreds of tickets asked for on one connection, without a wait."""
+    one = f"POST /api/ticket HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer {forged(rng)}\r\nContent-Length: 0\r\n\r\n"
+    await client.say(one.encode() * rng.choice((1, 300)))
+    await client.end(rng)
+
+
+@family
+async def preflight_flood(client: Client, rng: Rng) -> None:
+    """Hundreds of questions whether a page may ask, from origins that may not."""
+    origin = rng.choice(("null", "https://evil.example", "http://localhost:3000"))
+    one = f"OPTIONS /api/ticket HTTP/1.1\r\nHost: localhost:3000\r\nOrigin: {origin}\r\nAccess-Control-Request-Method: POST\r\n\r\n"
+    await client.say(one.encode() * rng.choice((1, 300)))
+    await client.end(rng)
 
 
 # -- heads ------------------------------------------------------------------------------------------------------------

@@ -20,6 +20,7 @@ from ..config import Config
 from ..containment import open_containment
 from ..embed import open_run
 from ..engine import means
+from ..entrance import Entrance
 from ..errors import ConfigError, TrioClaudeError
 from ..workplace import find_cli
 from .options import config_options, read_config
@@ -79,9 +80,7 @@ async def examine(config: Config, live: bool) -> list[Check]:
         await _containment(config),
         _attempt("port", lambda: _port(config)),
         _limits(config),
-        Check(
-            "access", ok=True, found="no authentication: every local process, a run's tools included, is a full client"
-        ),
+        _access(config),
     ]
     return [*checks, await _live(config)] if live else checks
 
@@ -138,6 +137,20 @@ def _limits(config: Config) -> Check:
     return Check(
         "limits", ok=True, found=f"{config.run_slots} runs at once, {files} open files, {config.timeout:g} s a run"
     )
+
+
+def _access(config: Config) -> Check:
+    """Say who may come in, and how far runs of two of them are apart."""
+    try:
+        asks = Entrance(config).asks
+    except ConfigError as error:
+        return Check("access", ok=False, found=str(error))
+    if not asks:
+        return Check("access", ok=True, found="no keys: every local process, a run's tools included, is a full client")
+    apart = f"isolation {config.isolated}"
+    if config.containment != "sandbox":
+        apart += "; take containment sandbox where identities do not trust each other"
+    return Check("access", ok=True, found=f"keys or tokens are wanted; {apart}; runs see no stored login")
 
 
 async def _live(config: Config) -> Check:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import itertools
 import json
 import time
@@ -11,11 +12,13 @@ from pathlib import Path
 import attrs
 import pytest
 import trio
-from harness import Backend, ask, connect, directive, head, listen, until
+from harness import Backend, ask, connect, directive, head, listen, open_backend, until
 from hypothesis import given
 from hypothesis import strategies as st
 from joserfc import jwt
 from joserfc.jwk import OctKey
+from talk import open_talk
+from trio_websocket import ConnectionClosed
 
 from trio_claude.api import OPEN_PATHS
 from trio_claude.config import Config
@@ -135,6 +138,11 @@ def jwt_settings(folder: Path) -> dict[str, object]:
     }  # fmt: skip
 
 
+def request(method: str, path: str, **headers: str) -> bytes:
+    lines = [f"{method} {path} HTTP/1.1", *(f"{name.replace('_', '-')}: {value}" for name, value in headers.items())]
+    return "\r\n".join([*lines, "content-length: 0", "", ""]).encode()
+
+
 async def exchange(port: int, data: bytes) -> bytes:
     """Send a request and read its answer, or its beginning where it is long."""
     async with await trio.open_tcp_stream("127.0.0.1", port) as stream:
@@ -239,22 +247,48 @@ def test_any_forwarded_header_gives_an_address(forwarded: str) -> None:
     assert "\n" not in address
 
 
-async def test_connections_are_counted_by_address_and_identity(fake: Backend) -> None:
-    async with fake.serve_known("alice", "bob", connections_per_identity=2, connections_per_address=3) as (
-        server,
-        keys,
-    ):
+async def test_connections_are_counted_by_identity(fake: Backend) -> None:
+    async with fake.serve_known("alice", "bob", connections_per_identity=2) as (server, keys):
         async with connect(server, key=keys["alice"]), connect(server, key=keys["alice"]):
             third = await exchange(server.port, head(host="localhost", **auth(keys["alice"])))
             assert told(third) == 429
             assert b"retry-after: 1" in third.lower()
             async with connect(server, key=keys["bob"]):
-                assert told(await exchange(server.port, head(host="localhost", **auth(keys["bob"])))) == 429
+                pass
         await until(lambda: not server._entrance.inside)
         async with connect(server, key=keys["alice"]):
             pass
     opened = [event.identity for event in fake.events if isinstance(event, ConnectionOpened)]
     assert opened == ["key:alice", "key:alice", "key:bob", "key:alice"]
+
+
+async def test_connections_are_counted_by_address_before_anybody_is_known(fake: Backend) -> None:
+    get = request("GET", "/healthz", host="localhost")
+    async with (
+        fake.serve_known("alice", connections_per_address=3) as (server, keys),
+        contextlib.AsyncExitStack() as stack,
+    ):
+        for _ in range(3):  # they stay, and have said nothing but this
+            stream = await stack.enter_async_context(await trio.open_tcp_stream("127.0.0.1", server.port))
+            await stream.send_all(get)
+            assert told(bytes(await stream.receive_some(4096))) == 200
+        assert told(await exchange(server.port, get)) == 429
+        assert told(await exchange(server.port, head(host="localhost", **auth(keys["alice"])))) == 429
+        await stack.aclose()
+        await until(lambda: not len(server._entrance._addresses))
+        assert told(await exchange(server.port, head(host="localhost", **auth(keys["alice"])))) == 101
+
+
+async def test_connections_by_way_of_a_proxy_are_counted_by_whom_it_names(fake: Backend) -> None:
+    known = {"trusted_proxies": ("127.0.0.1",), "connections_per_address": 2}
+    async with fake.serve_known("alice", **known) as (server, keys), contextlib.AsyncExitStack() as stack:
+
+        async def come(address: str) -> int:
+            stream = await stack.enter_async_context(await trio.open_tcp_stream("127.0.0.1", server.port))
+            await stream.send_all(head(host="localhost", x_forwarded_for=address, **auth(keys["alice"])))
+            return told(bytes(await stream.receive_some(4096)))
+
+        assert [await come(f"203.0.113.{number}") for number in (1, 1, 1, 2, 2, 2)] == [101, 101, 429, 101, 101, 429]
 
 
 # -- reload ------------------------------------------------------------------------------------------------------------
@@ -386,11 +420,6 @@ async def test_one_prompt_waits_for_one_run_of_a_crowd(fake: Backend) -> None:
 # -- pages of named origins --------------------------------------------------------------------------------------------
 
 
-def request(method: str, path: str, **headers: str) -> bytes:
-    lines = [f"{method} {path} HTTP/1.1", *(f"{name.replace('_', '-')}: {value}" for name, value in headers.items())]
-    return "\r\n".join([*lines, "content-length: 0", "", ""]).encode()
-
-
 async def test_a_page_of_a_named_origin_may_read_answers(fake: Backend) -> None:
     app = "https://app.example"
     async with fake.serve_known("alice", allow_origin=(app,)) as (server, keys):
@@ -426,3 +455,82 @@ async def test_a_ticket_is_bought_and_spent_over_the_wire(fake: Backend) -> None
             told(await exchange(server.port, request("GET", "/api/ticket", host="localhost", **auth(keys["alice"]))))
             == 405
         )
+
+
+# -- sessions ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["fake", pytest.param("real", marks=pytest.mark.real_cli)])
+async def test_a_session_that_passes_the_day_ends_over_budget(name: str, folder: Path) -> None:
+    async with (
+        open_backend(name, folder) as cli,
+        cli.serve_known("alice", "bob", dollars_per_day=0.0003) as (server, keys),
+    ):
+        async with open_talk(server, keys["alice"]) as talk:
+            await talk.start()
+            turns = 0
+            while talk.code is None and turns < 8:
+                await talk.user("hello")
+                turns += 1
+                with contextlib.suppress(ConnectionClosed):
+                    await talk.result()
+                await trio.sleep(0.1)
+            ended = next(frame for frame in talk.frames if frame.get("event") == "ended")
+            assert ended["reason"] == "over-budget"
+            assert ended["receipt"]["survivors"] == 0
+            assert "dollars a day is spent" in ended["error"]
+            assert turns > 1
+        async with open_talk(server, keys["alice"]) as talk:
+            await talk.say({"type": "gateway", "op": "start", "meta": "T"})
+            refused = await talk.event("refused")
+            assert refused["code"] == "over-budget"
+            assert 0 < refused["retry_after"] <= 86400
+            await until(lambda: talk.code == 1013)
+        assert (await ask(server, "hello", key=keys["bob"])).code == 1000
+
+
+async def test_turns_over_the_rate_are_refused_and_the_session_goes_on(fake: Backend) -> None:
+    async with fake.serve_known("alice", prompts_per_minute=2.0) as (server, keys):
+        async with open_talk(server, keys["alice"]) as talk:
+            await talk.start()
+            for _ in range(2):
+                await talk.user("hello")
+                await talk.result()
+            await talk.user("hello")
+            refused = await talk.event("refused")
+            assert refused["code"] == "rate"
+            assert 0 < refused["retry_after"] <= 30
+            assert talk.code is None
+            await talk.stop("end")
+            assert (await talk.event("ended"))["reason"] == "exit"
+
+
+async def test_a_turn_takes_a_credential_that_is_still_good(fake: Backend, tmp_path: Path) -> None:
+    """A token that has expired ends nothing, and begins nothing."""
+    async with fake.serve_known("alice", jwt_leeway=0.0, **jwt_settings(tmp_path)) as (server, _):
+        async with open_talk(server, token(2)) as talk:
+            await talk.start()
+            await talk.user("hello")
+            await talk.result()
+            await trio.sleep(2.1)
+            await talk.user("hello")
+            assert (await talk.event("refused"))["code"] == "credentials"
+            assert talk.code is None
+            await talk.stop("end")
+            assert (await talk.event("ended"))["reason"] == "exit"
+
+
+async def test_a_session_that_waits_is_told_its_place_as_it_changes(fake: Backend) -> None:
+    async with fake.serve_known("alice", max_runs=1) as (server, keys), contextlib.AsyncExitStack() as stack:
+        talks = [await stack.enter_async_context(open_talk(server, keys["alice"])) for _ in range(3)]
+        for talk in talks:
+            await talk.say({"type": "gateway", "op": "start", "meta": "T"})
+            await trio.sleep(0.05)
+        await talks[0].event("started")
+        assert [(await talk.event("queued"))["position"] for talk in talks[1:]] == [1, 2]
+        await talks[1].stop("kill")
+        assert (await talks[2].event("queued"))["position"] == 1
+        await talks[0].stop("kill")
+        await talks[2].event("started")
+        await talks[2].stop("kill")
+        await until(lambda: talks[2].code is not None)

@@ -37,6 +37,8 @@ class Guest:
 
     identity: Identity
     address: str
+    forwarded: bool
+    """Whether the address is what a proxy says; then it is counted here, else it was when the client connected."""
     _entrance: Entrance
 
     @property
@@ -88,8 +90,17 @@ class Entrance:
         """What is wrong with the file of keys, empty where nothing is."""
         return self._gatekeeper.fault
 
+    def arrive(self, address: str) -> None:
+        """Count a connection, of which nothing is known but where it comes from."""
+        self._addresses.enter(address, 0)
+
+    def depart(self, address: str) -> None:
+        """Count a connection off."""
+        self._addresses.leave(address)
+
     def check(self, request: Request, address: str) -> Request:
         """Return the request with who sent it, nobody on an open path. Raises `HttpRefusal`."""
+        self._check_crowd(address)
         check_host(request, self.config)
         check_origin(request, self.config)
         if is_preflight(request):
@@ -97,7 +108,14 @@ class Entrance:
         identity = self._gatekeeper.identify(request.headers, self._tickets, trio.current_time(), time.time())
         if identity is None and request.path not in self._open_paths:
             raise unauthorized()
-        return attrs.evolve(request, identity=identity, address=self._forwarded(request, address))
+        seen = self._forwarded(request, address)
+        return attrs.evolve(request, identity=identity, address=seen, forwarded=seen != address)
+
+    def _check_crowd(self, address: str) -> None:
+        """Refuse an address with too many connections, before anything else is looked at. Raises `HttpRefusal`."""
+        limit = self.config.connections_per_address
+        if limit and self._addresses[address] > limit and not self._is_proxy(address):
+            raise _too_many("from your address")
 
     def share(self, request: Request) -> tuple[tuple[str, str], ...]:
         """Return the headers by which a browser lets a page of a named origin read the answer (CORS)."""
@@ -109,23 +127,27 @@ class Entrance:
     def guest(self, request: Request) -> Guest:
         """Return who sent a request that was let in."""
         assert request.identity
-        return Guest(request.identity, request.address, self)
+        return Guest(request.identity, request.address, request.forwarded, self)
 
     def enter(self, request: Request) -> None:
         """Count a client in, which is about to open a WebSocket. Raises `HttpRefusal`."""
         guest = self.guest(request)
         if not guest.identity.may_run:
             raise HttpRefusal(403, "role", "a viewer starts no runs")
-        if not self._addresses.enter(guest.address, self.config.connections_per_address):
+        if guest.forwarded and not self._addresses.enter(guest.address, self.config.connections_per_address):
             raise _too_many("from your address")
         if not self._identities.enter(guest.name, guest.member.limits.connections):
-            self._addresses.leave(guest.address)
+            self._leave_address(guest)
             raise _too_many("of yours")
 
     def leave(self, guest: Guest) -> None:
         """Count a client out."""
-        self._addresses.leave(guest.address)
+        self._leave_address(guest)
         self._identities.leave(guest.name)
+
+    def _leave_address(self, guest: Guest) -> None:
+        if guest.forwarded:
+            self._addresses.leave(guest.address)
 
     def ticket(self, request: Request) -> str:
         """Return a ticket for whoever sent a request."""

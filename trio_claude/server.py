@@ -211,6 +211,8 @@ class Gate:
         """Serve one connection and give its places back."""
         standing = contextlib.ExitStack()
         standing.callback(self._doorstep.leave, host)
+        entrance = self._household.entrance
+        entrance.arrive(host)
         try:
             sock.setblocking(False)
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
@@ -221,6 +223,7 @@ class Gate:
                 )
             await serve_connection(sock, host, port, self._household, standing.close)
         finally:
+            entrance.depart(host)
             standing.close()
             self._slots.release()
 

@@ -52,6 +52,8 @@ class Request:
     """Who sent it, where that is known."""
     address: str = ""
     """From where."""
+    forwarded: bool = False
+    """Whether a proxy says so."""
 
 
 @attrs.frozen

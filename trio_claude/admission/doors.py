@@ -49,6 +49,9 @@ class Crowd:
         self._counts[name] += 1
         return True
 
+    def __getitem__(self, name: str) -> int:
+        return self._counts[name]
+
     def leave(self, name: str) -> None:
         """Count one less."""
         self._counts[name] -= 1

@@ -4,8 +4,10 @@
 
 The families are those of `tests/support/hostile.py`; `--families` takes names or patterns with commas between. The
 server has the default limits and the fake CLI. Between the hostile connections come polite ones, whose answers are
-checked word by word, and whose first line is timed, before the attack and during it. Families that start a CLI come
-up for a quarter as often as the others. With `--known` the server wants keys: the polite have one, the hostile do not.
+checked word by word. Families that start a CLI come up for a quarter as often as the others. With `--known` the server
+wants keys: the polite have one, the hostile do not. The time to a polite client's first line is taken by a process of
+its own, before the attack and during it; the attackers yield the processors to it and to the server, as attackers do
+that have their own machines.
 
 The exit status is 0 where the server lived, every polite client was answered rightly, nothing crashed inside, and
 tasks, runs, their processes and descriptors are back to what they were before the first connection; the descriptors of
@@ -34,7 +36,7 @@ import trio.testing
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "support"))
 
-from harness import FAKE_ENV, bearing, connect, fake_program, held, listen, short_folder
+from harness import FAKE_ENV, ask, bearing, connect, fake_program, held, listen, short_folder
 from hostile import CRASHES, FAMILIES, RUNS
 
 from trio_claude.commands.process import take_process
@@ -54,8 +56,12 @@ STEP = 1000
 """Hostile connections between two looks at the server's memory."""
 RARE = 0.25
 """How often families that start a CLI come up, by the others' measure."""
-QUIET_PROMPTS = 200
-"""Polite prompts before the attack, one after the other, whose first lines the others' are compared with."""
+QUIET = 20.0
+"""Seconds before the attack in which first lines are timed, which those during the attack are compared with."""
+NICE = 15
+"""By how much the attackers yield."""
+PAUSE = 0.05
+"""Seconds between two such prompts."""
 SETTLE = 15.0
 """Seconds in which everything must be given back at the end."""
 SHOWN = 5
@@ -158,7 +164,6 @@ class Assault:
 
     def __init__(self, target: Target, port: int, names: list[str], seed: str, key: str) -> None:
         self.port = port
-        self.firsts: list[float] = []
         self._key = key or None
         self.right = 0
         self.wrong: list[str] = []
@@ -168,14 +173,6 @@ class Assault:
         self._weights = [RARE if name in RUNS else 1.0 for name in names]
         self._rng = random.Random(seed)
         self._polite = 0
-
-    async def calm(self, prompts: int) -> list[float]:
-        """Have prompts answered while nobody else is there; return the seconds to each first line."""
-        for _ in range(prompts):
-            if wrong := await self._prompt():
-                self.wrong.append(wrong)
-        firsts, self.firsts = self.firsts, []
-        return firsts
 
     async def rage(self, connections: int) -> None:
         """Make so many hostile connections; stops where the server is dead."""
@@ -211,14 +208,8 @@ class Assault:
             self.right += 1
 
     async def _prompt(self) -> str:
-        """Have a prompt answered, and time its first line; return what is wrong with the answer."""
-        async with connect(self, key=self._key) as socket:  # type: ignore[arg-type]
-            greeting = await socket.get_message()
-            began = time.perf_counter()
-            await socket.send_message(json.dumps({"prompt": "hi", "meta": "POLITE"}))
-            first = await socket.get_message()
-            self.firsts.append(time.perf_counter() - began)
-            said = await listen(socket, [greeting, first])
+        """Have a prompt answered; return what is wrong with the answer."""
+        said = await ask(self, "hi", key=self._key)  # type: ignore[arg-type]
         good = said.code == 1000 and [result["result"] for result in said.of_type("result")] == ["Hello from stub."]
         return "" if good else repr(said)[-500:]
 
@@ -231,6 +222,65 @@ class Assault:
         return "" if good else repr(said)[-500:]
 
 
+@attrs.frozen
+class Watched:
+    """What `connect` needs of a server."""
+
+    port: int
+
+
+async def watch(port: int, key: str) -> None:
+    """Have prompts answered, `PAUSE` seconds apart; tell the times to their first lines for each line on stdin."""
+    firsts: list[float] = []
+    async with trio.open_nursery() as nursery:
+
+        async def call() -> None:
+            while True:
+                firsts.append(await first_line(Watched(port), key))
+                await trio.sleep(PAUSE)
+
+        nursery.start_soon(call)
+        async for _ in trio.lowlevel.FdStream(os.dup(0)):
+            print(json.dumps(firsts), flush=True)
+            firsts.clear()
+        nursery.cancel_scope.cancel()
+
+
+async def first_line(server: Watched, key: str) -> float:
+    """Return the seconds from a prompt to its first line, and read to the end."""
+    async with connect(server, key=key or None) as socket:  # type: ignore[arg-type]
+        await socket.get_message()
+        began = time.perf_counter()
+        await socket.send_message(json.dumps({"prompt": "hi", "meta": "POLITE"}))
+        await socket.get_message()
+        took = time.perf_counter() - began
+        await listen(socket)
+        return took
+
+
+class Watcher:
+    """The process that times first lines."""
+
+    def __init__(self, port: int, key: str) -> None:
+        words = [sys.executable, __file__, "--watch", str(port), "--key", key]
+        self._process = subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+
+    def told(self) -> list[float]:
+        """Return the times since the last call."""
+        assert self._process.stdin
+        assert self._process.stdout
+        self._process.stdin.write(b"\n")
+        self._process.stdin.flush()
+        times: list[float] = json.loads(self._process.stdout.readline())
+        return times
+
+    def stop(self) -> None:
+        """End the process by the end of its stdin."""
+        assert self._process.stdin
+        self._process.stdin.close()
+        self._process.wait(20)
+
+
 async def settled(target: Target, before: State) -> State:
     """Return what the server holds once it is what it was, or at the end of `SETTLE`."""
     ends = trio.current_time() + SETTLE
@@ -239,9 +289,9 @@ async def settled(target: Target, before: State) -> State:
     return state
 
 
-def p99(seconds: list[float]) -> float:
-    """Return a 99th percentile in milliseconds."""
-    return 1000 * sorted(seconds)[int(0.99 * (len(seconds) - 1))]
+def percentile(seconds: list[float], share: float) -> float:
+    """Return a percentile in milliseconds."""
+    return 1000 * sorted(seconds)[int(share * (len(seconds) - 1))]
 
 
 async def attack(connections: int, names: list[str], seed: str, key: str) -> bool:
@@ -253,14 +303,19 @@ async def attack(connections: int, names: list[str], seed: str, key: str) -> boo
         assault = Assault(target, before.port, names, seed, key)
         await assault.rage(WARM_UP)
         await settled(target, before)
-        quiet = await assault.calm(QUIET_PROMPTS)
-        warm = await settled(target, before)
+        watcher = Watcher(before.port, key)
+        os.nice(NICE)
+        await trio.sleep(QUIET)
+        quiet = watcher.told()
+        warm = await target.look()
         began = time.monotonic()
         curve = [warm.resident]
         for begun in range(0, connections, STEP):
             await assault.rage(min(STEP, connections - begun))
             curve.append((await target.look()).resident)
         seconds = time.monotonic() - began
+        beside = watcher.told()
+        watcher.stop()
         after = await settled(target, before)
     except (OSError, ValueError):
         print(f"seed {seed}: the server died")
@@ -274,10 +329,12 @@ async def attack(connections: int, names: list[str], seed: str, key: str) -> boo
     print("server deaths         0")
     print(f"crashes               {after.crashes}")
     print(f"polite, right/wrong   {assault.right}/{len(assault.wrong)}")
-    beside = assault.firsts
-    if beside:
-        ratio = p99(beside) / p99(quiet)
-        print(f"first line p99, ms    {p99(quiet):.1f} quiet, {p99(beside):.1f} beside {len(beside)}: {ratio:.2f}")
+    print(f"first line p50, ms    {percentile(quiet, 0.5):.1f} quiet, {percentile(beside, 0.5):.1f} during the attack")
+    ratio = percentile(beside, 0.99) / percentile(quiet, 0.99)
+    print(
+        f"first line p99, ms    {percentile(quiet, 0.99):.1f} of {len(quiet)}, {percentile(beside, 0.99):.1f}"
+        f" of {len(beside)}: {ratio:.2f}"
+    )
     print(f"descriptors           {before.descriptors} -> {after.descriptors}")
     print(f"tasks                 {before.tasks} -> {after.tasks}")
     print(f"runs and processes    {after.runs} and {left} left")
@@ -304,10 +361,14 @@ def main() -> int:
     parser.add_argument("--list", action="store_true", help="print the families and end")
     parser.add_argument("--known", action="store_true", help="serve those only who have a key")
     parser.add_argument("--server", help=argparse.SUPPRESS)
+    parser.add_argument("--watch", type=int, help=argparse.SUPPRESS)
     parser.add_argument("--key", default="", help=argparse.SUPPRESS)
     words = parser.parse_args()
     if words.server:
         trio.run(serve, words.server, words.key)
+        return 0
+    if words.watch:
+        trio.run(watch, words.watch, words.key)
         return 0
     names = chosen(words.families)
     if words.list or not names:

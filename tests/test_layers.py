@@ -27,6 +27,7 @@ TABLE: dict[str, set[str]] = {
     "turns": set(),
     "containment": {"errors", "events", "services"},
     "quarters": set(),
+    "journal": {"errors"},
     "identity": {"errors", "config"},
     "upgrade": {"errors", "config", "identity"},
     "peer": {"errors", "config", "messages", "services", "turns", "upgrade"},
@@ -35,17 +36,20 @@ TABLE: dict[str, set[str]] = {
     "leftovers": {"containment"},
     "workplace": {"errors", "config", "messages", "stream_json", "containment", "quarters", "leftovers"},
     "pool": {"errors", "events", "messages", "stream_json", "containment", "workplace"},
-    "run": {"errors", "events", "messages", "stream_json", "session", "turns", "containment", "workplace", "pool"},
+    "run": {
+        "errors", "events", "messages", "stream_json", "session", "turns", "containment", "journal", "workplace", "pool",
+    },
     "session_run": {
         "errors", "events", "config", "messages", "stream_json", "session", "turns", "containment", "workplace", "run",
     },
     "runs": {
-        "errors", "events", "config", "messages", "admission", "session", "turns", "containment", "workplace", "pool", "run",
-        "session_run",
+        "errors", "events", "config", "messages", "admission", "session", "turns", "containment", "journal", "workplace", "pool",
+        "run", "session_run",
     },
-    "engine": {"errors", "events", "config", "services", "containment", "workplace", "runs"},
+    "engine": {"errors", "events", "config", "services", "containment", "quarters", "journal", "workplace", "runs"},
     "entrance": {"errors", "config", "admission", "identity", "upgrade"},
-    "api": {"errors", "containment", "identity", "upgrade", "workplace", "runs", "entrance"},
+    "history": {"errors", "identity", "upgrade", "journal", "runs"},
+    "api": {"errors", "containment", "identity", "upgrade", "workplace", "runs", "entrance", "history"},
     "conversation": {"errors", "events", "config", "messages", "session", "peer", "session_run", "runs", "entrance"},
     "connection": {"errors", "events", "config", "messages", "peer", "upgrade", "run", "runs", "entrance", "conversation"},
     "server": {
@@ -70,6 +74,7 @@ TABLE: dict[str, set[str]] = {
 ASYNC_FREE = (
     "errors", "events", "config", "messages", "stream_json",
     *(f"admission/{name}" for name in ("allowance", "budgets", "doors", "limits", "locks", "rates", "slots")),
+    *(f"journal/{name}" for name in ("facts", "schema")),
     *(f"identity/{name}" for name in ("gatekeeper", "keys", "people", "tickets", "tokens")),
     *(f"session/{name}" for name in ("shapes", "lines", "ops", "states")),
     *(f"batch/{name}" for name in ("tasks", "throttle", "order", "results", "retries", "tally")),

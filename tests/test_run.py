@@ -16,7 +16,7 @@ from trio_claude.config import Config
 from trio_claude.errors import PeerGone, Reason
 from trio_claude.events import Event, Outcome, RunEnded, RunStarted
 from trio_claude.messages import Options, Prompt
-from trio_claude.run import Run
+from trio_claude.run import Kit, Run
 from trio_claude.turns import Turns
 from trio_claude.workplace import Workplace
 
@@ -56,7 +56,7 @@ class Stage:
 
     def run(self, timeout: float = 300, **options: object) -> Run:
         prompt = Prompt(prompt="hi", meta="T", options=Options(**options))  # type: ignore[arg-type]
-        return Run(prompt, self.workplace, self.containment, self.events.append, timeout, Turns())
+        return Run(prompt, Kit(self.workplace, self.containment, self.events.append, Turns()), timeout)
 
     async def play(self, script: Callable[[FakeProcess], Awaitable[None]], run: Run | None = None) -> Outcome:
         """Execute a run while `script` is its CLI."""

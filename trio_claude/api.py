@@ -13,6 +13,7 @@ from pathlib import Path
 from .containment import Containment
 from .entrance import Entrance, is_preflight
 from .errors import HttpRefusal
+from .history import History
 from .identity.tickets import LIFETIME
 from .runs import Runs
 from .upgrade import Request, Response, json_response
@@ -47,6 +48,7 @@ class Api:
         self._containment = containment
         self._runs = runs
         self._entrance = entrance
+        self._history = History(runs)
         self._notice = notice
         self._routes: dict[str, tuple[str, Callable[[Request], Response]]] = {
             "/healthz": ("GET", self._health),
@@ -62,6 +64,8 @@ class Api:
         if request.path in PAGES:
             _check_method(request, "GET")
             return _page(request.path)
+        if self._history.serves(request.path):
+            return await self._history.answer(request)
         if request.path not in self._routes:
             raise HttpRefusal(404, "not-found", "nothing is served at this path")
         method, route = self._routes[request.path]
@@ -78,8 +82,9 @@ class Api:
         told: dict[str, object] = {"ready": ready}
         if request.identity:
             told |= {"cli": cli, "draining": draining, "containment": self._containment.mode}
-        if request.identity and self._entrance.fault:
-            told["keys"] = self._entrance.fault
+        faults = {"keys": self._entrance.fault, "journal": self._runs.journal.fault if self._runs.journal else ""}
+        if request.identity:
+            told |= {name: fault for name, fault in faults.items() if fault}
         return json_response(200 if ready else 503, told)
 
     def _tell_notice(self, _request: Request) -> Response:

@@ -116,6 +116,11 @@ def _issuers(_instance: object, field: attrs.Attribute[Any], value: tuple[str, .
             raise ConfigError(f"{field.name} takes printable ASCII without # and spaces, not {issuer!r}")
 
 
+def _journal(_instance: object, field: attrs.Attribute[Any], value: str) -> None:
+    if value not in ("auto", "none", "memory", "sqlite") and not re.fullmatch(r"sqlite:.+", value):
+        raise ConfigError(f"{field.name} must be none, memory, sqlite or sqlite:PATH, not {value!r}")
+
+
 def _arguments(_instance: object, field: attrs.Attribute[Any], value: str) -> None:
     try:
         shlex.split(value)
@@ -178,6 +183,22 @@ class Config:
         default="auto",
         validator=_one_of(("auto", "off", "identity", "run")),
         metadata={"help": "who shares home, settings, transcripts and folder: auto, off, identity or run", "unit": ""},
+    )
+    journal: str = attrs.field(
+        default="auto",
+        validator=_journal,
+        metadata={
+            "help": "where runs are kept: none, memory (while the server lives), sqlite (in the state folder) or "
+            "sqlite:PATH; auto: sqlite for `serve`, else none",
+            "unit": "",
+        },
+    )
+    journal_content: bool = _option(default=True, text="keep prompts, options and lines; without: receipts and usage")
+    journal_days: float = _option(30.0, "runs are kept; 0: for ever", high=36500, unit="days")
+    journal_runs: int = _option(100_000, "runs are kept; 0: any number", high=10**9, unit="runs")
+    journal_bytes: int = _option(1024 * MIB, "of lines are kept, of all runs; 0: any number", high=10**15, unit="bytes")
+    journal_run_bytes: int = _option(
+        64 * MIB, "of lines are kept of one run", low=KIB, high=1024 * 1024 * MIB, unit="bytes"
     )
     state: str = _option("", "folder in which the server keeps things; empty: trio-claude in XDG_STATE_HOME")
     containment: str = attrs.field(

@@ -155,7 +155,7 @@ class Conversation:
         assert self._run
         self._peer.allow(self._config.max_session_message)
         ids = {"run": self._run.id, "session": self._run.start.session}
-        self._peer.post(messages.render_event("started", **ids, warm=False, history=False))
+        self._peer.post(messages.render_event("started", **ids, warm=False, history=self._run.recorded))
 
     async def lines(self, lines: list[bytes]) -> None:
         """Send lines as they are."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 from collections.abc import AsyncIterator, Iterable, Mapping
 from contextlib import asynccontextmanager
+from pathlib import Path
 
 import attrs
 
@@ -15,6 +16,8 @@ from .config import Config
 from .containment import Containment, Means, open_containment
 from .errors import ConfigError
 from .events import Observer, PoolReady, fan_out
+from .journal import Journal, Retention, open_journal
+from .quarters import state_folder
 from .runs import Runs
 from .services import keep_going, open_services
 from .workplace import Workplace
@@ -60,15 +63,40 @@ async def open_engine(
     async with (
         Workplace.open(config, os.environ if environ is None else environ) as workplace,
         open_containment(config.containment, observer, means(config, workplace.home.dead)) as containment,
+        _opened_journal(config, workplace, os.environ if environ is None else environ) as journal,
         open_services() as services,
     ):
-        runs = Runs(workplace, containment, observer)
+        runs = Runs(workplace, containment, observer, journal)
         if config.pool_size:
             why_not = _reachable(config, containment)
             observer(PoolReady(0 if why_not else config.pool_size, why_not))
             if not why_not:
                 services.start_soon(keep_going, "pool", runs.pool.serve, observer)
         yield Engine(config, workplace, containment, runs, observer)
+
+
+@asynccontextmanager
+async def _opened_journal(
+    config: Config, workplace: Workplace, environ: Mapping[str, str]
+) -> AsyncIterator[Journal | None]:
+    """Open the journal, if there is to be one. Raises `ConfigError`."""
+    if config.journal in ("auto", "none"):
+        yield None
+        return
+    path = _journal_path(config, workplace, environ)
+    retention = Retention(days=config.journal_days, runs=config.journal_runs, size=config.journal_bytes)
+    kept = open_journal(
+        path, workplace.home.server, retention, config.journal_run_bytes, content=config.journal_content
+    )
+    async with kept as journal:
+        yield journal
+
+
+def _journal_path(config: Config, workplace: Workplace, environ: Mapping[str, str]) -> Path:
+    kind, _, path = config.journal.partition(":")
+    if kind == "memory":
+        return workplace.home.folder / "journal.db"
+    return Path(path).absolute() if path else state_folder(config.state, environ) / "journal.db"
 
 
 def _reachable(config: Config, containment: Containment) -> str:

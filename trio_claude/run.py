@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import secrets
 import signal
+import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
-from typing import Protocol
+from typing import ClassVar, Protocol
 
 import attrs
 import trio
@@ -20,6 +21,7 @@ from . import stream_json
 from .containment import Contained, Containment, Job
 from .errors import PeerGone, Reason, SpawnFailed
 from .events import Observer, Outcome, Receipt, RunEnded, RunStarted
+from .journal import Begun, End, Journal, Recorder
 from .messages import Options, Prompt
 from .pool import Warm
 from .session import Start
@@ -85,6 +87,17 @@ class Account:
     spend: Callable[[int, float], str] = lambda _tokens, _dollars: ""
 
 
+@attrs.frozen
+class Kit:
+    """What all runs of one server share."""
+
+    workplace: Workplace
+    containment: Containment
+    observer: Observer
+    turns: Turns
+    journal: Journal | None = None
+
+
 class Delivery:
     """What a run says, on its way to the client: `open` parts now, and a count of all that has stirred."""
 
@@ -108,14 +121,13 @@ class Run:
     bugs leave as exceptions, after the tree was ended.
     """
 
+    door: ClassVar[str] = "claude"
+
     def __init__(
         self,
         task: Prompt | Start,
-        workplace: Workplace,
-        containment: Containment,
-        observer: Observer,
+        kit: Kit,
         timeout: float,
-        turns: Turns,
         account: Account = Account(),
         warm: Warm | None = None,
     ) -> None:
@@ -124,17 +136,22 @@ class Run:
         self._swallowed = ""
         self.meta: str = task.meta
         self.options: Options = task.options
-        self._words = stream_json.user_line(task.prompt) if isinstance(task, Prompt) else b""
-        self._workplace = workplace
-        self._containment = containment
-        self._observer = observer
+        self._prompt = task.prompt if isinstance(task, Prompt) else None
+        self._words = b"" if self._prompt is None else stream_json.user_line(self._prompt)
+        self._session = task.session if isinstance(task, Start) else task.options.resume
+        self._workplace = kit.workplace
+        self._containment = kit.containment
+        self._observer = kit.observer
+        self._journal = kit.journal
+        self._recorder: Recorder | None = None
         self._timeout = timeout
-        self._turns = turns
+        self._turns = kit.turns
+        self._turn_count = 0
         self.account: Account = account
         self._spent = Spent()
         self._decision: Decision | None = None
         self._scope = trio.CancelScope()
-        self._splitter = LineSplitter(workplace.config.max_line)
+        self._splitter = LineSplitter(kit.workplace.config.max_line)
         self._line_count = 0
         self._delivery = Delivery()
         self._grace = trio.CancelScope()
@@ -154,6 +171,8 @@ class Run:
     async def execute(self, sink: Sink) -> Outcome:
         """Run the CLI to its end, whatever that is; its tree is dealt with when this returns."""
         began = trio.current_time()
+        if self._journal:
+            self._recorder = self._journal.begin(self._begun())
         try:
             async with self._started() as process:
                 self._observer(RunStarted(self.id, self.meta, process.pid, bool(self._warm), self.account.name))
@@ -161,8 +180,32 @@ class Run:
         except SpawnFailed as error:
             receipt = Receipt(seen=0, killed=0, survivors=0, ms=0.0, containment=self._containment.mode)
             outcome = self._outcome(Decision(Reason.SPAWN_FAILED, str(error)), receipt)
+        if self._recorder:
+            self._recorder.end(self._end(outcome))
         self._observer(RunEnded(self.id, self.meta, trio.current_time() - began, outcome, self.account.name))
         return outcome
+
+    @property
+    def recorded(self) -> bool:
+        """Whether all that the run has said so far is in the journal, or on its way there."""
+        return self._recorder is not None and self._recorder.stored
+
+    def _begun(self) -> Begun:
+        """Return what the journal is told at the start."""
+        options = attrs.asdict(self.options, filter=lambda _field, value: value is not None)
+        return Begun(
+            id=self.id, identity=self.account.name, meta=self.meta, door=self.door, session=self._session,
+            started=time.time(), prompt=self._prompt, options=options,
+        )  # fmt: skip
+
+    def _end(self, outcome: Outcome) -> End:
+        """Return what the journal is told at the end."""
+        return End(
+            id=self.id, ended=time.time(), reason=outcome.reason.value, exit_status=outcome.exit_status,
+            signal=outcome.signal, lines=outcome.lines, encoding_errors=outcome.encoding_errors,
+            tokens=self._spent.tokens, dollars=self._spent.dollars, turns=self._turn_count, error=outcome.error,
+            receipt=attrs.asdict(outcome.receipt),
+        )  # fmt: skip
 
     @asynccontextmanager
     async def _started(self) -> AsyncIterator[Contained]:
@@ -289,6 +332,8 @@ class Run:
         if not lines:
             return
         self._line_count += len(lines)
+        if self._recorder:
+            self._recorder.lines(lines)
         self._hear(lines)
         signs = stream_json.signs(lines)
         for sign in signs:
@@ -313,6 +358,7 @@ class Run:
         """Charge what a result says was used, which it says of the whole process; end a run that passes a limit."""
         if sign.spent is None:
             return
+        self._turn_count += 1
         tokens = max(0, sign.spent.tokens - self._spent.tokens)
         dollars = max(0.0, sign.spent.dollars - self._spent.dollars)
         self._spent = Spent(self._spent.tokens + tokens, self._spent.dollars + dollars)
@@ -333,6 +379,8 @@ class Run:
         if lines:
             texts = [line.decode(errors="replace") for line in lines]
             self._last_stderr = next((text for text in reversed(texts) if text.strip()), self._last_stderr)[:200]
+            if self._recorder:
+                self._recorder.stderr(texts)
             with self._delivery:
                 await sink.stderr_lines(texts)
 

@@ -19,10 +19,11 @@ from .config import Config
 from .containment import Containment
 from .errors import Busy, Draining, NotWanted, Reason
 from .events import Observer
+from .journal import Journal
 from .messages import BUDGET_LEAST, Options, Prompt
 from .pool import Pool, Warm
 from .pool import Slots as PoolSlots
-from .run import Account, Run
+from .run import Account, Kit, Run
 from .session import Start
 from .session_run import SessionRun
 from .turns import Turns
@@ -54,16 +55,18 @@ class Runs:
     holds the session to resume.
     """
 
-    def __init__(self, workplace: Workplace, containment: Containment, observer: Observer) -> None:
+    def __init__(
+        self, workplace: Workplace, containment: Containment, observer: Observer, journal: Journal | None = None
+    ) -> None:
         self._workplace = workplace
-        self._containment = containment
-        self._observer = observer
+        self.journal: Journal | None = journal
         total = total_limits(workplace.config)
         self._slots = Slots(total.runs, total.waiting)
         self._allowance = Allowance(total)
         self._patience = workplace.config.queue_timeout
         self._sessions = SessionLocks()
         self.turns: Turns = Turns()
+        self._kit = Kit(workplace, containment, observer, self.turns, journal)
         self._live: dict[str, Run] = {}
         self._draining = False
         self.pool: Pool = Pool(workplace, containment, observer, PoolSlots(self._spare_slot, self._slots.free))
@@ -116,7 +119,7 @@ class Runs:
     def _run(self, prompt: Prompt, member: Member, warm: Warm | None) -> Run:
         timeout = prompt.options.timeout or self._workplace.config.timeout
         account = Account(member.name, functools.partial(self._spend, member))
-        return Run(prompt, self._workplace, self._containment, self._observer, timeout, self.turns, account, warm)
+        return Run(prompt, self._kit, timeout, account, warm)
 
     def _take_warm(self, options: Options, member: Member) -> Warm | None:
         """Return a CLI that waits, and let its slot count for `member`."""
@@ -142,7 +145,7 @@ class Runs:
         self._allowance.check_budget(member, time.time())
         bounded = attrs.evolve(start, options=self._bounded(start.options, member))
         account = Account(member.name, functools.partial(self._spend, member))
-        return SessionRun(bounded, self._workplace, self._containment, self._observer, self.turns, account)
+        return SessionRun(bounded, self._kit, account)
 
     @asynccontextmanager
     async def admit(
@@ -236,6 +239,14 @@ class Runs:
         """Return what goes on now."""
         slots = self._slots
         return Statistics(live=len(self._live), waiting=len(slots), taken=slots.taken, slots=slots.total)
+
+    def stop(self, run: str, whose: str | None) -> bool:
+        """End a live run of an identity (None: of anybody) now; return whether there was one."""
+        found = self._live.get(run)
+        if found is None or whose not in (None, found.account.name):
+            return False
+        found.stop(Reason.STOPPED, "ended by request", now=True)
+        return True
 
     def stop_all(self, reason: Reason, error: str, *, now: bool) -> None:
         """End every live run, by the reason's ladder or `now`."""

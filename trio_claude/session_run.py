@@ -16,15 +16,12 @@ import trio
 
 from . import stream_json
 from .config import Config
-from .containment import Contained, Containment, Job
+from .containment import Contained, Job
 from .errors import Backlog, Ending, Reason
-from .events import Observer
 from .messages import Options
-from .run import Account, Decision, Run, Sink
+from .run import Account, Decision, Kit, Run, Sink
 from .session import OWN_REQUEST, ClientLine, Clock, Due, Happening, Kind, Patience, Session, Start, State, denial
 from .stream_json import Sign
-from .turns import Turns
-from .workplace import Workplace
 
 
 class SessionSink(Sink, Protocol):
@@ -87,17 +84,16 @@ class SessionRun(Run):
     Resource handling and error handling are those of `Run`. `say`, `interrupt` and `finish` return at once.
     """
 
+    door = "session"
+
     def __init__(
         self,
         start: Start,
-        workplace: Workplace,
-        containment: Containment,
-        observer: Observer,
-        turns: Turns,
+        kit: Kit,
         account: Account = Account(),  # noqa: B008 - frozen
     ) -> None:
-        super().__init__(start, workplace, containment, observer, math.inf, turns, account)
-        config = workplace.config
+        super().__init__(start, kit, math.inf, account)
+        config = kit.workplace.config
         self.start = start
         self.session: Session = Session(_patience(config, start.options), trio.current_time())
         self._outbox = Outbox(config.max_message)
@@ -111,6 +107,8 @@ class SessionRun(Run):
             raise Ending("the run is ending")
         now, interrupt = trio.current_time(), line.subtype == "interrupt"
         self._outbox.put(line.data, urgent=line.kind is Kind.RESPONSE or (interrupt and self.session.begun))
+        if self._recorder:
+            self._recorder.said(line.data)
         if line.kind is Kind.USER:
             self.session.prompt(now)
         elif line.kind is Kind.RESPONSE:

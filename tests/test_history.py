@@ -1,0 +1,184 @@
+"""Rule: what the API tells of a run is what its client saw; of another's it tells nothing."""
+
+from __future__ import annotations
+
+import json
+import time
+from typing import Any
+
+import pytest
+import trio
+from harness import Backend, ask, connect, directive, until
+from talk import open_talk
+
+from trio_claude.errors import Reason
+from trio_claude.server import Server
+
+
+async def call(
+    server: Server, path: str, key: str | None = None, method: str = "GET"
+) -> tuple[int, dict[str, str], bytes]:
+    """Return status, headers and body of an answer."""
+    auth = f"Authorization: Bearer {key}\r\n" if key else ""
+    async with await trio.open_tcp_stream("127.0.0.1", server.port) as stream:
+        await stream.send_all(
+            f"{method} {path} HTTP/1.1\r\nHost: localhost\r\n{auth}Connection: close\r\n\r\n".encode()
+        )
+        answer = b"".join([chunk async for chunk in stream])
+    head, _, body = answer.partition(b"\r\n\r\n")
+    lines = head.decode().split("\r\n")
+    headers = {name.lower(): value for name, _, value in (line.partition(": ") for line in lines[1:])}
+    return int(lines[0].split()[1]), headers, body
+
+
+async def get(server: Server, path: str, key: str | None = None) -> Any:
+    status, _, body = await call(server, path, key)
+    assert status == 200, body
+    return json.loads(body)
+
+
+async def settled(server: Server) -> None:
+    assert server.runs.journal
+    assert await server.runs.journal.settle()
+
+
+async def test_runs_are_listed_shown_and_read(fake: Backend) -> None:
+    began = time.time()
+    async with fake.serve(journal="memory") as server:
+        said = await ask(server, directive("stderr", text="oh", n=2), "?frames=verbatim", model="claude-haiku-5-5")
+        await ask(server, "hello")
+        await settled(server)
+        listed = await get(server, "/api/runs")
+        assert [run["reason"] for run in listed["runs"]] == ["exit", "exit"]
+        assert listed["next"] is None
+        assert "prompt" not in listed["runs"][0]
+        run = listed["runs"][1]["id"]
+        shown = await get(server, f"/api/runs/{run}")
+        assert shown["prompt"] == directive("stderr", text="oh", n=2)
+        assert shown["options"] == {"model": "claude-haiku-5-5"}
+        assert shown["receipt"]["survivors"] == 0
+        assert began <= shown["started"] <= shown["ended"] <= time.time()
+        status, headers, body = await call(server, f"/api/runs/{run}/lines")
+        assert (status, headers["content-type"]) == (200, "application/x-ndjson")
+        told = [json.loads(line) for line in body.splitlines()]
+        lines = [frame for frame in said.frames if "type" in json.loads(frame)]
+        assert [one["line"] for one in told if "n" in one] == lines
+        assert [one["n"] for one in told if "n" in one] == list(range(1, len(lines) + 1))
+        assert [one["stderr"] for one in told if "stderr" in one] == ["oh", "oh"]
+        later = [json.loads(line) for line in (await call(server, f"/api/runs/{run}/lines?after=1"))[2].splitlines()]
+        assert [one["n"] for one in later if "n" in one] == list(range(2, len(lines) + 1))
+        used = (await get(server, "/api/usage"))["usage"]
+        assert [(row["identity"], row["runs"], row["turns"]) for row in used] == [("local", 2, 2)]
+        assert used[0]["dollars"] > 0
+
+
+async def test_what_a_client_said_is_kept_behind_its_line(fake: Backend) -> None:
+    async with fake.serve(journal="memory") as server:
+        async with open_talk(server) as talk:
+            started = await talk.start()
+            assert started["history"] is True
+            for word in ("one", "two"):
+                await talk.user(word)
+                await talk.result()
+            await talk.stop("end")
+            await talk.event("ended")
+        await until(lambda: bool(fake.ended))
+        await settled(server)
+        _, _, body = await call(server, f"/api/runs/{started['run']}/lines")
+        told = [json.loads(line) for line in body.splitlines()]
+        said = [(one["after"], json.loads(one["in"])["message"]["content"]) for one in told if "in" in one]
+        results = [one["n"] for one in told if "n" in one and '"type":"result"' in one["line"]]
+        assert said == [(0, "one"), (results[0], "two")]
+        shown = await get(server, f"/api/runs/{started['run']}")
+        assert (shown["door"], shown["session"]) == ("session", started["session"])
+
+
+async def test_pages_and_filters(fake: Backend) -> None:
+    async with fake.serve(journal="memory") as server:
+        for _ in range(5):
+            await ask(server, "hello")
+        await settled(server)
+        first = await get(server, "/api/runs?limit=2")
+        second = await get(server, f"/api/runs?limit=2&before={first['next']}")
+        third = await get(server, f"/api/runs?limit=2&before={second['next']}")
+        assert [len(page["runs"]) for page in (first, second, third)] == [2, 2, 1]
+        assert third["next"] is None
+        assert len({run["id"] for page in (first, second, third) for run in page["runs"]}) == 5
+        assert not (await get(server, "/api/runs?meta=OTHER"))["runs"]
+        assert not (await get(server, f"/api/runs?since={time.time() + 10}"))["runs"]
+        assert len((await get(server, "/api/runs?state=ended&meta=TEST-1"))["runs"]) == 5
+
+
+@pytest.mark.parametrize(
+    ("path", "status", "code"),
+    [
+        ("/api/runs?state=dead", 400, "bad-query"),
+        ("/api/runs?limit=0", 400, "bad-query"),
+        ("/api/runs?limit=many", 400, "bad-query"),
+        ("/api/runs?else=1", 400, "bad-query"),
+        ("/api/usage?since=yesterday", 400, "bad-query"),
+        ("/api/runs/abc", 404, "not-found"),
+        ("/api/runs/abc/lines", 404, "not-found"),
+        ("/api/runs/ABC", 404, "not-found"),
+        ("/api/runs/../../etc/passwd", 404, "not-found"),
+        ("/api/runs/abc/lines/x", 404, "not-found"),
+    ],
+)
+async def test_bad_questions_are_named(fake: Backend, path: str, status: int, code: str) -> None:
+    async with fake.serve(journal="memory") as server:
+        got, _, body = await call(server, path)
+        assert (got, json.loads(body)["code"]) == (status, code)
+
+
+async def test_without_a_journal_there_is_no_history(fake: Backend) -> None:
+    async with fake.serve() as server:
+        status, _, body = await call(server, "/api/runs")
+        assert (status, json.loads(body)["code"]) == (404, "no-journal")
+
+
+async def test_each_identity_sees_its_own_and_a_viewer_sees_all(fake: Backend) -> None:
+    async with fake.serve_known("alice", "bob", "vera/viewer", "ada/admin", journal="memory") as (server, keys):
+        for name in ("alice", "bob"):
+            await ask(server, "hello", key=keys[name])
+        await settled(server)
+        (own,) = (await get(server, "/api/runs", keys["alice"]))["runs"]
+        (theirs,) = (await get(server, "/api/runs", keys["bob"]))["runs"]
+        assert (own["identity"], theirs["identity"]) == ("key:alice", "key:bob")
+        for rest in ("", "/lines"):
+            assert (await call(server, f"/api/runs/{theirs['id']}{rest}", keys["alice"]))[0] == 404
+            assert (await call(server, f"/api/runs/{theirs['id']}{rest}", keys["vera"]))[0] == 200
+        assert (await call(server, f"/api/runs/{theirs['id']}", keys["alice"], "DELETE"))[0] == 404
+        assert (await call(server, f"/api/runs/{theirs['id']}", keys["vera"], "DELETE"))[0] == 403
+        assert [row["identity"] for row in (await get(server, "/api/usage", keys["alice"]))["usage"]] == ["key:alice"]
+        assert len((await get(server, "/api/usage", keys["vera"]))["usage"]) == 2
+        assert len((await get(server, "/api/runs", keys["ada"]))["runs"]) == 2
+        assert (await call(server, "/api/runs"))[0] == 401
+        status, _, body = await call(server, f"/api/runs/{own['id']}", keys["alice"], "DELETE")
+        assert (status, json.loads(body)) == (200, {"deleted": 1})
+        assert (await call(server, "/api/runs", keys["bob"], "DELETE"))[0] == 200
+        assert not (await get(server, "/api/runs", keys["ada"]))["runs"]
+
+
+async def test_a_live_run_is_listed_and_ended_by_request(fake: Backend) -> None:
+    async with fake.serve_known("alice", "bob", journal="memory") as (server, keys):
+        async with connect(server, key=keys["alice"]) as socket:
+            await socket.send_message(json.dumps({"prompt": directive("silent"), "meta": "T"}))
+            await until(lambda: server.runs.statistics().live == 1)
+            await settled(server)
+            (run,) = (await get(server, "/api/runs?state=live", keys["alice"]))["runs"]
+            assert run["reason"] is None
+            assert (await call(server, f"/api/runs/{run['id']}", keys["bob"], "DELETE"))[0] == 404
+            assert (await call(server, f"/api/runs/{run['id']}", keys["alice"], "DELETE"))[0] == 202
+            await until(lambda: bool(fake.ended))
+        await settled(server)
+        (run,) = (await get(server, "/api/runs", keys["alice"]))["runs"]
+        assert run["reason"] == Reason.STOPPED
+        assert run["receipt"]["survivors"] == 0
+
+
+async def test_what_is_wrong_with_the_journal_is_told(fake: Backend) -> None:
+    async with fake.serve(journal="memory") as server:
+        assert "journal" not in await get(server, "/readyz")
+        assert server.runs.journal
+        server.runs.journal.fault = "the journal can't be written: x"
+        assert (await get(server, "/readyz"))["journal"] == "the journal can't be written: x"

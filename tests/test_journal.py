@@ -1,0 +1,336 @@
+"""Rule: what is committed is there after any end; nothing is stored twice, torn or out of order; nobody waits for it."""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+import subprocess
+import sys
+import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import attrs
+import pytest
+from harness import Backend, ask, directive, until
+
+from trio_claude.errors import ConfigError
+from trio_claude.journal import Begun, End, Journal, PartKind, Query, Retention, open_journal, recorder
+from trio_claude.journal.schema import VERSIONS
+from trio_claude.journal.store import Reader, Store
+from trio_claude.server import Server
+
+RECEIPT = {"seen": 1, "killed": 0, "survivors": 0, "ms": 1.0, "containment": "supervisor"}
+
+
+def begun(run: str, identity: str = "local", started: float = 1.0, **more: object) -> Begun:
+    facts = {"meta": "T", "door": "claude", "session": None, "prompt": "hi", "options": {}, **more}
+    return Begun(id=run, identity=identity, started=started, **facts)  # type: ignore[arg-type]
+
+
+def ended(run: str, lines: int = 0, **more: object) -> End:
+    facts = {
+        "ended": 2.0, "reason": "exit", "exit_status": 0, "signal": None, "encoding_errors": 0, "tokens": 3, "dollars": 0.5,
+        "turns": 1, "error": None, "receipt": RECEIPT, **more,
+    }  # fmt: skip
+    return End(id=run, lines=lines, **facts)  # type: ignore[arg-type]
+
+
+@asynccontextmanager
+async def opened(path: Path, server: str = "s", limit: int = 2**20, **more: object) -> AsyncIterator[Journal]:
+    retention = Retention(**more) if more else Retention()  # type: ignore[arg-type]
+    async with open_journal(path, server, retention, limit, content=True) as journal:
+        yield journal
+
+
+async def test_a_run_is_read_as_it_was_written(tmp_path: Path) -> None:
+    async with opened(tmp_path / "j.db") as journal:
+        run = journal.begin(begun("a", options={"model": "haiku"}))
+        run.lines([b"one", b"two"])
+        run.stderr(["oh", "dear"])
+        run.said(b'{"type":"user"}\n')
+        run.lines([b"three"])
+        run.end(ended("a", 3))
+        assert await journal.settle()
+        found = await journal.get("local", "a")
+        assert found
+        assert (found.state, found.lines, found.stored, found.whole, found.receipt) == ("ended", 3, 3, True, RECEIPT)
+        assert (found.prompt, found.options) == ("hi", {"model": "haiku"})
+        parts = await journal.parts("a")
+        assert [(part.kind, part.first, part.lines) for part in parts] == [
+            (PartKind.LINES, 1, [b"one", b"two"]),
+            (PartKind.STDERR, 2, [b"oh", b"dear"]),
+            (PartKind.SAID, 2, [b'{"type":"user"}']),
+            (PartKind.LINES, 3, [b"three"]),
+        ]
+        assert [(part.kind, part.first) for part in await journal.parts("a", 2)] == [
+            (PartKind.STDERR, 2), (PartKind.SAID, 2), (PartKind.LINES, 3),
+        ]  # fmt: skip
+        assert [part.number for part in await journal.parts("a", 0, 2)] == [3, 4]
+        assert [
+            (row.day, row.identity, row.turns, row.tokens, row.dollars) for row in await journal.usage("local")
+        ] == [("1970-01-01", "local", 1, 3, 0.5)]
+
+
+async def test_runs_are_listed_in_pages_for_their_own_identity(tmp_path: Path) -> None:
+    async with opened(tmp_path / "j.db") as journal:
+        for number in range(7):
+            journal.begin(begun(f"a{number}", "alice", number // 2, meta="EVEN" if number % 2 == 0 else "ODD"))
+        journal.begin(begun("b", "bob"))
+        await journal.settle()
+        seen: list[str] = []
+        before = None
+        while True:
+            page = await journal.find(Query(identity="alice", limit=3, before=before))
+            seen += [run.id for run in page.runs]
+            if (before := page.next) is None:
+                break
+        assert seen == ["a6", "a5", "a4", "a3", "a2", "a1", "a0"]
+        assert [run.id for run in (await journal.find(Query(identity="alice", meta="ODD"))).runs] == ["a5", "a3", "a1"]
+        assert len((await journal.find(Query(identity=None))).runs) == 8
+        assert await journal.get("bob", "a1") is None
+        assert await journal.get(None, "a1")
+        assert not (await journal.find(Query(identity="alice", state="ended"))).runs
+
+
+async def test_what_has_ended_is_deleted_and_nothing_else(tmp_path: Path) -> None:
+    async with opened(tmp_path / "j.db") as journal:
+        for name, identity in (("a", "alice"), ("b", "alice"), ("c", "bob"), ("live", "alice")):
+            run = journal.begin(begun(name, identity))
+            run.lines([b"x"])
+            if name != "live":
+                run.end(ended(name, 1))
+        assert await journal.delete("bob", "a") == 0
+        assert await journal.delete("alice", "a") == 1
+        assert await journal.delete("alice", "live") == 0
+        assert await journal.delete("alice") == 1
+        assert [run.id for run in (await journal.find(Query(identity=None))).runs] == ["live", "c"]
+        assert not await journal.parts("a")
+        assert [row.runs for row in await journal.usage("alice")] == [2], "what was used stays"
+
+
+async def test_what_is_too_old_or_too_much_goes_first_the_oldest(tmp_path: Path) -> None:
+    store = Store(tmp_path / "j.db", "s")
+    with store.transaction():
+        for number in range(10):
+            store.begin(begun(f"r{number}", started=float(number)))
+            store.end(ended(f"r{number}", ended=float(number)))
+        store.begin(begun("live", started=0.0))
+    with store.transaction():
+        store.retain(Retention(days=5 / 86400), 8.0)
+    assert kept(store) == ["live", *(f"r{number}" for number in range(3, 10))]
+    with store.transaction():
+        store.retain(Retention(runs=4), 8.0)
+    assert kept(store) == ["live", "r7", "r8", "r9"]
+    store.close()
+
+
+def kept(store: Store) -> list[str]:
+    with Reader(store.path) as reader:
+        return sorted(run.id for run in reader.find(Query(identity=None, limit=100)).runs)
+
+
+async def test_a_run_that_says_too_much_is_kept_up_to_there(tmp_path: Path) -> None:
+    async with opened(tmp_path / "j.db", limit=100) as journal:
+        run = journal.begin(begun("a"))
+        for _ in range(5):
+            run.lines([b"x" * 40])
+        assert not run.stored
+        run.lines([b"y"])
+        run.end(ended("a", 6))
+        await journal.settle()
+        found = await journal.get(None, "a")
+        assert found
+        assert (found.lines, found.stored, found.whole) == (6, 2, False)
+
+
+async def test_without_content_only_facts_are_kept(tmp_path: Path) -> None:
+    async with open_journal(tmp_path / "j.db", "s", Retention(), 1000, content=False) as journal:
+        run = journal.begin(begun("a", prompt="secret", options={"system_prompt": "secret"}))
+        run.lines([b"secret"])
+        run.said(b"secret")
+        run.end(ended("a", 1))
+        await journal.settle()
+        found = await journal.get(None, "a")
+        assert found
+        assert (found.prompt, found.options, found.whole, found.lines) == (None, {}, False, 1)
+    assert not [path for path in tmp_path.iterdir() if b"secret" in path.read_bytes()]
+
+
+# -- faults ------------------------------------------------------------------------------------------------------------
+
+
+async def test_one_server_has_a_file(tmp_path: Path) -> None:
+    async with opened(tmp_path / "j.db"):
+        with pytest.raises(ConfigError, match="in use by another server"):
+            async with opened(tmp_path / "j.db"):
+                pytest.fail("opened twice")
+    async with opened(tmp_path / "j.db"):
+        pass
+
+
+@pytest.mark.parametrize("damage", [b"nonsense" * 1000, b"SQLite format 3\0" + b"x" * 5000])
+async def test_a_damaged_file_is_named_and_kept(tmp_path: Path, damage: bytes) -> None:
+    path = tmp_path / "j.db"
+    path.write_bytes(damage)
+    with pytest.raises(ConfigError, match="move it away"):
+        async with opened(path):
+            pytest.fail("opened")
+    assert path.read_bytes() == damage
+
+
+async def test_a_file_with_a_broken_page_is_named_and_kept(tmp_path: Path) -> None:
+    path = tmp_path / "j.db"
+    async with opened(path) as journal:
+        for number in range(200):
+            run = journal.begin(begun(f"r{number}"))
+            run.lines([os.urandom(300).hex().encode()])
+        await journal.settle()
+    data = bytearray(path.read_bytes())
+    data[8192 + 100 : 8192 + 3000] = b"\xff" * 2900
+    path.write_bytes(data)
+    with pytest.raises(ConfigError, match="journal: "):
+        async with opened(path):
+            pytest.fail("opened")
+    assert path.read_bytes() == data
+
+
+async def test_a_file_of_a_later_version_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "j.db"
+    async with opened(path):
+        pass
+    with sqlite3.connect(path) as db:
+        db.execute(f"PRAGMA user_version = {len(VERSIONS) + 1}")
+    db.close()
+    with pytest.raises(ConfigError, match="later version"):
+        async with opened(path):
+            pytest.fail("opened")
+
+
+async def test_a_write_that_fails_is_tried_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(recorder, "RETRY", 0.05)
+    monkeypatch.setattr("trio_claude.journal.store.BUSY_MS", 10)
+    async with opened(tmp_path / "j.db") as journal:
+        blocker = sqlite3.connect(tmp_path / "j.db", isolation_level=None)
+        blocker.execute("BEGIN IMMEDIATE")
+        run = journal.begin(begun("a"))
+        run.lines([b"x"])
+        await until(lambda: "locked" in journal.fault)
+        assert run.stored
+        blocker.execute("ROLLBACK")
+        blocker.close()
+        assert await journal.settle()
+        assert not journal.fault
+        assert [part.lines for part in await journal.parts("a")] == [[b"x"]]
+
+
+async def test_what_waits_for_the_disk_is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(recorder, "QUEUE_BYTES", 10_000)
+    monkeypatch.setattr(recorder, "RETRY", 0.05)
+    monkeypatch.setattr("trio_claude.journal.store.BUSY_MS", 10)
+    async with opened(tmp_path / "j.db") as journal:
+        blocker = sqlite3.connect(tmp_path / "j.db", isolation_level=None)
+        blocker.execute("BEGIN IMMEDIATE")
+        run = journal.begin(begun("a"))
+        for _ in range(20):
+            run.lines([b"x" * 1000])
+        assert not run.stored
+        assert journal.waiting <= 10_000 + 2 * recorder.FACT_BYTES
+        run.end(ended("a", 20))
+        blocker.execute("ROLLBACK")
+        blocker.close()
+        await journal.settle()
+        found = await journal.get(None, "a")
+        assert found
+        assert found.whole is False
+        assert found.stored == len(await journal.parts("a")) < 20
+
+
+WRITER = """
+import sys, time, trio
+from pathlib import Path
+from trio_claude.journal import Begun, Retention, open_journal
+async def main():
+    async with open_journal(Path(sys.argv[1]), sys.argv[2], Retention(), 2**30, content=True) as journal:
+        run = journal.begin(Begun(id=sys.argv[2], identity="local", meta="T", door="claude", session=None, started=time.time(), prompt=None, options={}))
+        number = 0
+        assert await journal.settle()
+        print("ready", flush=True)
+        while True:
+            lines = [b"%d" % (number + offset) for offset in range(1, 1 + number % 7 + 1)]
+            number += len(lines)
+            run.lines(lines)
+            await trio.sleep(0)
+trio.run(main)
+"""
+
+
+def test_a_server_that_is_killed_at_any_time_leaves_a_clean_file(tmp_path: Path, long: bool) -> None:
+    path = tmp_path / "j.db"
+    for number in range(200 if long else 15):
+        words = [sys.executable, "-c", WRITER, str(path), f"r{number}"]
+        with subprocess.Popen(words, stdout=subprocess.PIPE) as process:
+            assert process.stdout
+            assert process.stdout.readline() == b"ready\n"
+            time.sleep(0.001 * (number * 37 % 200))
+            process.kill()
+        store = Store(path, "looks")
+        assert store.lost == 1
+        store.close()
+        with Reader(path) as reader:
+            run = reader.get(None, f"r{number}")
+            assert run
+            assert (run.state, run.reason) == ("ended", "node-lost")
+            seen: list[bytes] = []
+            while parts := reader.parts(f"r{number}", len(seen), 0):
+                for part in parts:
+                    assert part.first == len(seen) + 1
+                    assert part.count == len(part.lines)
+                    seen += part.lines
+            assert seen == [b"%d" % line for line in range(1, len(seen) + 1)]
+            assert run.stored == run.lines == len(seen)
+
+
+# -- with a server -----------------------------------------------------------------------------------------------------
+
+
+async def stored(server: Server, done: Callable[[], bool]) -> Journal:
+    journal = server.runs.journal
+    assert journal
+    await until(done)
+    assert await journal.settle()
+    return journal
+
+
+async def test_a_run_of_a_server_is_kept_as_its_client_saw_it(fake: Backend) -> None:
+    async with fake.serve(journal="memory") as server:
+        said = await ask(server, directive("lines", n=500, size=100), "?frames=verbatim")
+        journal = await stored(server, lambda: len(fake.ended) == 1)
+        (run,) = (await journal.find(Query(identity="local"))).runs
+        lines = [line for part in await journal.parts(run.id) for line in part.lines]
+        assert lines == [frame.encode() for frame in said.frames if '"info"' not in frame]
+        assert (run.reason, run.lines, run.stored, run.whole) == ("exit", len(lines), len(lines), True)
+        assert run.receipt == attrs.asdict(fake.ended[0].outcome.receipt)
+        await ask(server, "hello")
+        await stored(server, lambda: len(fake.ended) == 2)
+        latest = (await journal.find(Query(identity="local"))).runs[0]
+        assert latest.prompt == "hello"
+        assert latest.tokens > 0
+        assert latest.dollars > 0
+
+
+async def test_a_disk_that_is_full_stops_no_run(fake: Backend, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> None:
+        raise sqlite3.OperationalError("database or disk is full")
+
+    monkeypatch.setattr(recorder, "RETRY", 0.05)
+    async with fake.serve(journal="memory") as server:
+        monkeypatch.setattr(Store, "add", full)
+        assert (await ask(server, "hello")).code == 1000
+        journal = server.runs.journal
+        assert journal
+        await until(lambda: "full" in journal.fault)
+        monkeypatch.undo()
+        assert await journal.settle()
+        assert not journal.fault

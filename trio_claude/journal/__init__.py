@@ -1,0 +1,24 @@
+"""The journal: what runs there were, what they said and how they ended, numbered as clients saw it.
+
+Rule 1: nothing here ever holds up a run: what can't be stored is given up, and said. Rule 2: a run's history is whole
+up to a number and has nothing behind it; there are no holes.
+"""
+
+from .facts import Begun, Page, Part, PartKind, Query, RunRow, UsageRow
+from .recorder import Journal, Recorder, open_journal
+from .store import End, Retention
+
+__all__ = [
+    "Begun",
+    "End",
+    "Journal",
+    "Page",
+    "Part",
+    "PartKind",
+    "Query",
+    "Recorder",
+    "Retention",
+    "RunRow",
+    "UsageRow",
+    "open_journal",
+]

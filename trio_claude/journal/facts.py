@@ -1,0 +1,118 @@
+"""What is stored of a run, and what is asked for. Pure."""
+
+from __future__ import annotations
+
+import enum
+from typing import Any
+
+import attrs
+
+LIVE = "live"
+ENDED = "ended"
+
+
+class PartKind(enum.IntEnum):
+    """What a part of a run's history is."""
+
+    LINES = 0
+    """Lines of the CLI, numbered."""
+    STDERR = 1
+    """Lines of stderr, behind a numbered line."""
+    SAID = 2
+    """What the client said, behind a numbered line."""
+
+
+@attrs.frozen(kw_only=True)
+class Begun:
+    """A run at its start. Times are seconds since 1970."""
+
+    id: str
+    identity: str
+    meta: str
+    door: str
+    session: str | None
+    started: float
+    prompt: str | None
+    options: dict[str, Any]
+    batch: str = ""
+
+
+@attrs.frozen
+class Part:
+    """A part of a run's history: `count` lines in `data`, newlines between them.
+
+    The first line's number is `first` where they are the CLI's; else they come behind the line of that number.
+    """
+
+    kind: PartKind
+    first: int
+    count: int
+    data: bytes
+    number: int = 0
+    """Its place among the run's parts, from 1 on, once it is stored."""
+
+    @property
+    def lines(self) -> list[bytes]:
+        """The lines."""
+        return self.data.split(b"\n")
+
+
+@attrs.frozen(kw_only=True)
+class RunRow:
+    """A run as it is stored. `stored` is up to which line its history goes; `whole` whether that is all of it."""
+
+    id: str
+    identity: str
+    meta: str
+    door: str
+    batch: str
+    session: str | None
+    state: str
+    started: float
+    ended: float | None
+    reason: str | None
+    exit_status: int | None
+    signal: int | None
+    lines: int
+    encoding_errors: int
+    tokens: int
+    dollars: float
+    error: str | None
+    receipt: dict[str, Any] | None
+    prompt: str | None
+    options: dict[str, Any]
+    stored: int
+    whole: bool
+
+
+@attrs.frozen(kw_only=True)
+class Query:
+    """Which runs: of one identity (None: of all), with a meta, in a state, older than a run that was listed before."""
+
+    identity: str | None
+    meta: str | None = None
+    state: str | None = None
+    since: float | None = None
+    until: float | None = None
+    before: str | None = None
+    limit: int = 50
+
+
+@attrs.frozen
+class Page:
+    """Some runs, newest first, and by which one to ask for the next page, None where there is none."""
+
+    runs: list[RunRow]
+    next: str | None
+
+
+@attrs.frozen
+class UsageRow:
+    """What an identity used on a day of UTC (`2026-11-27`)."""
+
+    day: str
+    identity: str
+    runs: int
+    turns: int
+    tokens: int
+    dollars: float

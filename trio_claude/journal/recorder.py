@@ -1,0 +1,261 @@
+"""The way of a run's history to the store: numbered, never waiting, given up where it can't be kept.
+
+A thread of its own writes what has come in the meantime as one transaction (group commit), so a burst of runs costs one
+sync. What waits for it is bounded; where that is full a run's history ends there, and whoever asks is told.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+import threading
+import time
+from collections import deque
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Final, TypeVar
+
+import attrs
+import trio
+
+from .facts import Begun, Page, Part, PartKind, Query, RunRow, UsageRow
+from .store import End, Reader, Retention, Store
+
+QUEUE_BYTES: Final = 64 * 1024 * 1024
+"""Bytes of history that wait for the disk; over it a run's history ends."""
+FACT_BYTES: Final = 1024
+"""What a begin or an end is reckoned as."""
+RETRY: Final = 1.0
+"""Seconds until a write that failed is tried again."""
+TIDY: Final = 60.0
+"""Seconds between two looks for what is not to be kept any more."""
+PATIENCE: Final = 5.0
+"""Seconds for which the end of the journal waits for what is still to be written."""
+
+T = TypeVar("T")
+
+
+class Recorder:
+    """One run's way into the journal. Nothing here waits or raises."""
+
+    def __init__(self, journal: Journal, run: str, limit: int, *, content: bool) -> None:
+        self.stored: bool = True
+        self._journal = journal
+        self._run = run
+        self._left = limit
+        self._content = content
+        self._numbers = 0
+        self._lines = 0
+
+    def lines(self, lines: list[bytes]) -> None:
+        """Take lines of the CLI, which get the next numbers."""
+        first = self._lines + 1
+        self._lines += len(lines)
+        self._add(PartKind.LINES, first, lines)
+
+    def stderr(self, lines: list[str]) -> None:
+        """Take lines of stderr, behind the CLI's lines so far."""
+        self._add(PartKind.STDERR, self._lines, [line.encode("utf-8", "replace") for line in lines])
+
+    def said(self, line: bytes) -> None:
+        """Take what the client said, behind the CLI's lines so far."""
+        self._add(PartKind.SAID, self._lines, [line.rstrip(b"\n")])
+
+    def end(self, end: End) -> None:
+        """Take how the run ended."""
+        whole = self.stored and self._content
+        self._journal.put(FACT_BYTES, lambda store: store.end(attrs.evolve(end, whole=whole)), must=True)
+
+    def _add(self, kind: PartKind, first: int, lines: list[bytes]) -> None:
+        if not self.stored or not self._content or not lines:
+            return
+        part = Part(kind, first, len(lines), b"\n".join(lines))
+        self._left -= len(part.data)
+        number = self._numbers = self._numbers + 1
+        run = self._run
+        fits = self._left >= 0
+        if not fits or not self._journal.put(len(part.data), lambda store: store.add(run, number, part)):
+            self.stored = False
+
+
+class Journal:
+    """The journal of one server.
+
+    Resource handling: lives in the context that `open_journal` gives, which owns the file and the thread. Error
+    handling: a store that fails is tried again; `fault` says why it does, and nobody else hears of it.
+    """
+
+    def __init__(self, store: Store, retention: Retention, run_limit: int, *, content: bool) -> None:
+        self.fault: str = ""
+        self._store = store
+        self._retention = retention
+        self._run_limit = run_limit
+        self._content = content
+        self._waiting: deque[tuple[int, Callable[[Store], object]]] = deque()
+        self._bytes = 0
+        self._stir = threading.Condition()
+        self._closing = False
+        self._idle = True
+        self._thread = threading.Thread(target=self._write, name="journal", daemon=True)
+        self._thread.start()
+
+    def begin(self, run: Begun) -> Recorder:
+        """Take a run that begins; return its recorder."""
+        facts = run if self._content else attrs.evolve(run, prompt=None, options={})
+        self.put(FACT_BYTES, lambda store: store.begin(facts), must=True)
+        return Recorder(self, run.id, self._run_limit, content=self._content)
+
+    def put(self, size: int, write: Callable[[Store], object], *, must: bool = False) -> bool:
+        """Have something written; return whether there was room. What `must` be written is small and always taken."""
+        with self._stir:
+            if not must and self._bytes + size > QUEUE_BYTES:
+                return False
+            self._waiting.append((size, write))
+            self._bytes += size
+            if self._idle:
+                self._stir.notify()
+        return True
+
+    @property
+    def waiting(self) -> int:
+        """Bytes that are not durable yet."""
+        return self._bytes
+
+    async def settle(self, patience: float = PATIENCE) -> bool:
+        """Wait until all that was put in before is durable; return whether it is, in so many seconds."""
+        done = trio.Event()
+        token = trio.lowlevel.current_trio_token()
+        self.put(0, lambda _store: None, must=True)
+        with self._stir:
+            self._waiting.append((0, _told_when_written(token, done)))
+            self._stir.notify()
+        with trio.move_on_after(patience):
+            await done.wait()
+        return done.is_set()
+
+    async def find(self, query: Query) -> Page:
+        """Return runs, newest first."""
+        return await self._read(lambda reader: reader.find(query))
+
+    async def get(self, identity: str | None, run: str) -> RunRow | None:
+        """Return one run, if it is that identity's (None: anybody's)."""
+        return await self._read(lambda reader: reader.get(identity, run))
+
+    async def parts(self, run: str, after: int = 0, beyond: int = 0) -> list[Part]:
+        """Return a page of a run's history behind line `after` and part `beyond`, empty at its end.
+
+        What stderr and the client said right behind line `after` is in it.
+        """
+        return await self._read(lambda reader: reader.parts(run, after, beyond))
+
+    async def usage(self, identity: str | None, since: str = "") -> list[UsageRow]:
+        """Return what was used, by day and identity."""
+        return await self._read(lambda reader: reader.usage(identity, since))
+
+    async def delete(self, identity: str | None, run: str | None = None) -> int:
+        """Delete one ended run, or all of an identity; return how many were deleted."""
+        counts: list[int] = []
+        self.put(0, lambda store: counts.append(store.delete(identity, run)), must=True)
+        await self.settle()
+        return counts[-1] if counts else 0
+
+    async def _read(self, look: Callable[[Reader], T]) -> T:
+        def read() -> T:
+            with Reader(self._store.path) as reader:
+                return look(reader)
+
+        return await trio.to_thread.run_sync(read)
+
+    def close(self) -> None:
+        """Write what waits, for at most `PATIENCE` seconds, and close. Blocks."""
+        with self._stir:
+            self._closing = True
+            self._stir.notify()
+        self._thread.join(PATIENCE)
+        if not self._thread.is_alive():
+            self._store.close()
+
+    # the thread
+
+    def _write(self) -> None:
+        tidied = time.monotonic()
+        while True:
+            writes = self._take()
+            if writes and not self._commit(writes):
+                if self._closing:
+                    return
+                time.sleep(RETRY)
+                continue
+            if not writes and self._closing:
+                return
+            if time.monotonic() > tidied + TIDY:
+                tidied = time.monotonic()
+                self._tidy()
+
+    def _take(self) -> list[tuple[int, Callable[[Store], object]]]:
+        """Wait for something to write; return all that is there, and leave it there until it is written."""
+        with self._stir:
+            self._idle = True
+            if not self._waiting and not self._closing:
+                self._stir.wait(TIDY)
+            self._idle = False
+            return list(self._waiting)
+
+    def _commit(self, writes: list[tuple[int, Callable[[Store], object]]]) -> bool:
+        """Write all in one transaction; return whether that went well."""
+        try:
+            with self._store.transaction():
+                for _, write in writes:
+                    write(self._store)
+        except sqlite3.Error as error:
+            self.fault = f"the journal can't be written: {error}"
+            return False
+        self.fault = ""
+        with self._stir:
+            for _ in writes:
+                size, write = self._waiting.popleft()
+                self._bytes -= size
+        for _, write in writes:
+            if isinstance(write, _Told):
+                write.tell()
+        return True
+
+    def _tidy(self) -> None:
+        try:
+            with self._store.transaction():
+                self._store.retain(self._retention, time.time())
+        except sqlite3.Error as error:
+            self.fault = f"the journal can't be written: {error}"
+
+
+class _Told:
+    """A write that is none, and says when all before it are durable."""
+
+    def __init__(self, tell: Callable[[], None]) -> None:
+        self.tell = tell
+
+    def __call__(self, _store: Store) -> None:
+        pass
+
+
+def _told_when_written(token: trio.lowlevel.TrioToken, done: trio.Event) -> _Told:
+    def tell() -> None:
+        try:
+            token.run_sync_soon(done.set)
+        except trio.RunFinishedError:
+            return
+
+    return _Told(tell)
+
+
+@asynccontextmanager
+async def open_journal(
+    path: Path, server: str, retention: Retention, run_limit: int, *, content: bool
+) -> AsyncIterator[Journal]:
+    """Open the journal in a file; leaving the context writes what waits. Raises `ConfigError`."""
+    journal = Journal(Store(path, server), retention, run_limit, content=content)
+    try:
+        yield journal
+    finally:
+        with trio.CancelScope(shield=True):
+            await trio.to_thread.run_sync(journal.close)

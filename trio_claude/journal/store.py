@@ -1,0 +1,305 @@
+"""One SQLite file, in the hands of one thread at a time. Blocking; nothing of Trio.
+
+Durable is what was committed: it outlives the server's death, SIGKILL too (write-ahead log, `synchronous=NORMAL`). A
+power cut may cost what was committed since the last checkpoint, and damages nothing.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+import sqlite3
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Final
+
+import attrs
+
+from ..errors import ConfigError
+from .facts import ENDED, LIVE, Begun, Page, Part, PartKind, Query, RunRow, UsageRow
+from .schema import VERSIONS
+
+BUSY_MS: Final = 2000
+"""Milliseconds for which a write waits for another program that has the file locked."""
+PAGE_BYTES: Final = 4 * 1024 * 1024
+"""Bytes of history that are read at a time."""
+DAY: Final = 86400
+BEGIN: Final = """
+    INSERT OR IGNORE INTO runs
+    (id, identity, meta, door, batch, session, server, state, started, prompt, options)
+    VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
+"""
+PARTS: Final = """
+    SELECT number, kind, first, count, data FROM parts
+    WHERE run = ? AND number > ? AND CASE kind WHEN 0 THEN first + count - 1 > ? ELSE first >= ? END ORDER BY number
+"""
+END: Final = """
+    UPDATE runs
+    SET state = ?, ended = ?, reason = ?, exit_status = ?, signal = ?, lines = ?, encoding_errors = ?, tokens = ?,
+        dollars = ?, error = ?, receipt = ?, whole = ?
+    WHERE id = ? AND server = ? AND state = 'live' RETURNING identity
+"""
+
+
+@attrs.frozen(kw_only=True)
+class End:
+    """How a run ended."""
+
+    id: str
+    ended: float
+    reason: str
+    exit_status: int | None
+    signal: int | None
+    lines: int
+    encoding_errors: int
+    tokens: int
+    dollars: float
+    turns: int
+    error: str | None
+    receipt: dict[str, Any]
+    whole: bool = True
+
+
+@attrs.frozen(kw_only=True)
+class Retention:
+    """What is kept: so many days, runs and bytes. 0 is no limit."""
+
+    days: float = 0
+    runs: int = 0
+    size: int = 0
+
+
+class Store:
+    """The file. Raises `ConfigError` where it can't be used: held by another server, damaged, or of a later version."""
+
+    def __init__(self, path: Path, server: str) -> None:
+        self._server = server
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self.path: Path = path
+        self._lock = _lock(path)
+        try:
+            self._db = _open(path)
+            self.lost: int = self._disown()
+        except BaseException:
+            os.close(self._lock)
+            raise
+
+    def close(self) -> None:
+        """Close the file and give the lock back."""
+        with contextlib.suppress(sqlite3.Error):
+            self._db.close()
+        os.close(self._lock)
+
+    # writing
+
+    @contextlib.contextmanager
+    def transaction(self) -> Iterator[None]:
+        """Write all of what is done inside, or nothing. Raises sqlite3.Error."""
+        self._db.execute("BEGIN IMMEDIATE")
+        try:
+            yield
+        except BaseException:
+            with contextlib.suppress(sqlite3.Error):
+                self._db.execute("ROLLBACK")
+            raise
+        self._db.execute("COMMIT")
+
+    def begin(self, run: Begun) -> None:
+        """Write a run that has begun."""
+        self._db.execute(
+            BEGIN,
+            (
+                run.id, run.identity, run.meta, run.door, run.batch, run.session, self._server, LIVE, run.started,
+                run.prompt, json.dumps(run.options),
+            ),
+        )  # fmt: skip
+
+    def add(self, run: str, number: int, part: Part) -> None:
+        """Write a part of a run's history; only the server that began the run can."""
+        last = part.first + part.count - 1 if part.kind is PartKind.LINES else 0
+        changed = self._db.execute(
+            "UPDATE runs SET stored = MAX(stored, ?), bytes = bytes + ? WHERE id = ? AND server = ? AND state = 'live'",
+            (last, len(part.data), run, self._server),
+        )
+        if changed.rowcount:
+            self._db.execute(
+                "INSERT INTO parts VALUES (?, ?, ?, ?, ?, ?)",
+                (run, number, int(part.kind), part.first, part.count, part.data),
+            )
+
+    def end(self, end: End) -> None:
+        """Write how a run ended, once, and what it used."""
+        row = self._db.execute(
+            END,
+            (
+                ENDED, end.ended, end.reason, end.exit_status, end.signal, end.lines, end.encoding_errors, end.tokens,
+                end.dollars, end.error, json.dumps(end.receipt), end.whole, end.id, self._server,
+            ),
+        ).fetchone()  # fmt: skip
+        if row:
+            self._use(day_of(end.ended), row[0], end)
+
+    def _use(self, day: str, identity: str, end: End) -> None:
+        self._db.execute(
+            "INSERT INTO usage VALUES (?, ?, 1, ?, ?, ?) ON CONFLICT DO UPDATE SET runs = runs + 1,"
+            " turns = turns + excluded.turns, tokens = tokens + excluded.tokens, dollars = dollars + excluded.dollars",
+            (day, identity, end.turns, end.tokens, end.dollars),
+        )
+
+    def delete(self, identity: str | None, run: str | None) -> int:
+        """Delete one ended run, or all of an identity (None: of everybody); return how many."""
+        where, words = _where(Query(identity=identity, state=ENDED))
+        if run is not None:
+            where, words = f"{where} AND id = ?", [*words, run]
+        gone = [row[0] for row in self._db.execute(f"SELECT id FROM runs WHERE {where}", words)]  # noqa: S608
+        self._drop(gone)
+        return len(gone)
+
+    def retain(self, retention: Retention, now: float, most: int = 200) -> int:
+        """Delete what is not to be kept any more, at most so many runs; return how many were deleted."""
+        gone: list[str] = []
+        if retention.days:
+            old = now - retention.days * DAY
+            gone += self._oldest("ended < ?", (old,), most)
+        if retention.runs:
+            (count,) = self._db.execute("SELECT COUNT(*) FROM runs").fetchone()
+            gone += self._oldest("TRUE", (), min(most, max(0, count - retention.runs)))
+        if retention.size and not gone:
+            (size,) = self._db.execute("SELECT COALESCE(SUM(bytes), 0) FROM runs").fetchone()
+            gone += self._oldest("TRUE", (), min(most, 10)) if size > retention.size else []
+        self._drop(list(dict.fromkeys(gone)))
+        return len(gone)
+
+    def _oldest(self, condition: str, words: tuple[object, ...], most: int) -> list[str]:
+        sql = f"SELECT id FROM runs WHERE state = 'ended' AND {condition} ORDER BY started LIMIT ?"  # noqa: S608
+        return [row[0] for row in self._db.execute(sql, (*words, most))]
+
+    def _drop(self, runs: list[str]) -> None:
+        for run in runs:
+            self._db.execute("DELETE FROM parts WHERE run = ?", (run,))
+            self._db.execute("DELETE FROM runs WHERE id = ?", (run,))
+
+    def _disown(self) -> int:
+        """End the runs of servers that are dead: this one has the lock, so all others are."""
+        now = time.time()
+        with self.transaction():
+            return self._db.execute(
+                "UPDATE runs SET state = ?, reason = 'node-lost', ended = ?, lines = stored,"
+                " error = 'the server ended before the run did' WHERE state = 'live'",
+                (ENDED, now),
+            ).rowcount
+
+
+# -- reading, by a connection of its own -------------------------------------------------------------------------------
+
+
+class Reader:
+    """A look at the file. Raises sqlite3.Error."""
+
+    def __init__(self, path: Path) -> None:
+        self._db = sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True, timeout=BUSY_MS / 1000)
+        self._db.row_factory = sqlite3.Row
+
+    def __enter__(self) -> Reader:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._db.close()
+
+    def find(self, query: Query) -> Page:
+        """Return runs, newest first."""
+        where, words = _where(query)
+        sql = f"SELECT * FROM runs WHERE {where} ORDER BY started DESC, id DESC LIMIT ?"  # noqa: S608
+        rows = [_row(row) for row in self._db.execute(sql, [*words, query.limit + 1])]
+        more = len(rows) > query.limit
+        return Page(rows[: query.limit], rows[query.limit - 1].id if more else None)
+
+    def get(self, identity: str | None, run: str) -> RunRow | None:
+        """Return one run, if it is that identity's (None: anybody's)."""
+        where, words = _where(Query(identity=identity))
+        row = self._db.execute(f"SELECT * FROM runs WHERE {where} AND id = ?", [*words, run]).fetchone()  # noqa: S608
+        return _row(row) if row else None
+
+    def parts(self, run: str, after: int, beyond: int) -> list[Part]:
+        """Return a run's history behind line `after` and part `beyond`, up to `PAGE_BYTES` of it, whole parts."""
+        found: list[Part] = []
+        size = 0
+        for number, kind, first, count, data in self._db.execute(PARTS, (run, beyond, after, after)):
+            found.append(Part(PartKind(kind), first, count, data, number))
+            size += len(data)
+            if size >= PAGE_BYTES:
+                break
+        return found
+
+    def usage(self, identity: str | None, since: str) -> list[UsageRow]:
+        """Return what was used since a day, by day and identity."""
+        where, words = ("identity = ?", [identity]) if identity is not None else ("TRUE", [])
+        sql = f"SELECT * FROM usage WHERE {where} AND day >= ? ORDER BY day, identity"  # noqa: S608
+        return [UsageRow(*row) for row in self._db.execute(sql, [*words, since])]
+
+
+def day_of(seconds: float) -> str:
+    """Return the day of UTC in which a time lies."""
+    return time.strftime("%Y-%m-%d", time.gmtime(seconds))
+
+
+def _where(query: Query) -> tuple[str, list[object]]:
+    """Return the condition of a query, and its values."""
+    given = {
+        "identity = ?": query.identity, "meta = ?": query.meta, "state = ?": query.state, "started >= ?": query.since,
+        "started < ?": query.until,
+        "(started, id) < (SELECT started, id FROM runs WHERE id = ?)": query.before,
+    }  # fmt: skip
+    used = {condition: value for condition, value in given.items() if value is not None}
+    return " AND ".join(used) or "TRUE", list(used.values())
+
+
+def _row(row: sqlite3.Row) -> RunRow:
+    told = {key: row[key] for key in row.keys() if key not in ("server", "bytes")}  # noqa: SIM118 - a Row is no mapping
+    receipt = json.loads(told["receipt"]) if told["receipt"] else None
+    return RunRow(**{**told, "receipt": receipt, "options": json.loads(told["options"]), "whole": bool(told["whole"])})
+
+
+def _lock(path: Path) -> int:
+    """Hold the file for this server alone. Raises `ConfigError`."""
+    try:
+        lock = os.open(f"{path}.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+    except OSError as error:
+        raise ConfigError(f"journal: {path} can't be used: {error.strerror}") from None
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        os.close(lock)
+        raise ConfigError(f"journal: {path} is in use by another server") from None
+    return lock
+
+
+def _open(path: Path) -> sqlite3.Connection:
+    """Open the file, look whether it is whole, and bring it to this version. Raises `ConfigError`."""
+    try:
+        if not path.exists():
+            os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600))
+        db = sqlite3.connect(path, timeout=BUSY_MS / 1000, isolation_level=None, check_same_thread=False)
+        db.execute("PRAGMA journal_mode = WAL")
+        db.execute("PRAGMA synchronous = NORMAL")
+        (found,) = db.execute("PRAGMA quick_check(1)").fetchone()
+        if found != "ok":
+            raise ConfigError(f"journal: {path} is damaged ({found[:200]}); move it away, or name another")
+        _migrate(db, path)
+    except sqlite3.DatabaseError as error:
+        raise ConfigError(f"journal: {path} can't be used: {error}; move it away, or name another") from None
+    except OSError as error:
+        raise ConfigError(f"journal: {path} can't be used: {error.strerror}") from None
+    return db
+
+
+def _migrate(db: sqlite3.Connection, path: Path) -> None:
+    """Bring the tables to this version, one after the other. Raises `ConfigError` for a file of a later one."""
+    (version,) = db.execute("PRAGMA user_version").fetchone()
+    if version > len(VERSIONS):
+        raise ConfigError(f"journal: {path} is of a later version of this program ({version})")
+    for number in range(version, len(VERSIONS)):
+        db.executescript(f"BEGIN IMMEDIATE; {VERSIONS[number]}; PRAGMA user_version = {number + 1}; COMMIT;")

@@ -534,3 +534,14 @@ async def test_a_session_that_waits_is_told_its_place_as_it_changes(fake: Backen
         await talks[2].event("started")
         await talks[2].stop("kill")
         await until(lambda: talks[2].code is not None)
+
+
+async def test_what_was_spent_outlives_the_server(fake: Backend) -> None:
+    kept = {"journal": f"sqlite:{fake.cwd.parent}/j.db", "dollars_per_day": 0.0001}
+    async with fake.serve_known("alice", **kept) as (server, keys):
+        assert (await ask(server, "hello", key=keys["alice"])).reason.startswith("over-budget")
+    async with fake.serve_known("alice", "bob", **kept) as (server, keys):
+        again = await ask(server, "hello", key=keys["alice"])
+        assert again.code == 1013
+        assert "dollars a day is spent" in str(again.errors)
+        assert (await ask(server, "hello", key=keys["bob"])).of_type("result")

@@ -13,9 +13,11 @@ from pathlib import Path
 
 import attrs
 import pytest
+import trio
 from harness import Backend, ask, directive, until
 
 from trio_claude.errors import ConfigError
+from trio_claude.events import JournalReady
 from trio_claude.journal import Begun, End, Journal, PartKind, Query, Retention, open_journal, recorder
 from trio_claude.journal.schema import VERSIONS
 from trio_claude.journal.store import Reader, Store
@@ -334,3 +336,46 @@ async def test_a_disk_that_is_full_stops_no_run(fake: Backend, monkeypatch: pyte
         monkeypatch.undo()
         assert await journal.settle()
         assert not journal.fault
+
+
+async def test_auto_goes_on_without_a_journal_that_can_not_be_had(fake: Backend, tmp_path: Path) -> None:
+    state = tmp_path / "state"
+    async with (
+        fake.serve(journal="auto", state=str(state)) as first,
+        fake.serve(journal="auto", state=str(state)) as second,
+    ):
+        assert first.runs.journal
+        assert second.runs.journal is None
+        assert (await ask(second, "hello")).code == 1000
+    ready = [event for event in fake.events if isinstance(event, JournalReady)]
+    assert ready[0] == JournalReady(str(state / "journal.db"))
+    assert "in use by another server" in ready[1].detail
+    with pytest.raises(ConfigError, match="can't be used"):
+        async with fake.serve(journal="sqlite:/proc/nope/j.db"):
+            pytest.fail("opened")
+
+
+@pytest.mark.root
+async def test_a_small_disk_that_fills_up_stops_no_run_and_is_told(
+    fake: Backend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A real file system of 1 MiB: runs go on, `/readyz` says why nothing is kept, and the file is whole afterwards."""
+    monkeypatch.setattr(recorder, "RETRY", 0.05)
+    disk = fake.cwd.parent / "disk"
+    disk.mkdir()
+    await trio.run_process(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(disk)])
+    try:
+        async with fake.serve(journal=f"sqlite:{disk}/j.db") as server:
+            journal = server.runs.journal
+            assert journal
+            for _ in range(3):
+                assert (await ask(server, directive("lines", n=3000, size=200))).code == 1000
+            await until(lambda: "full" in journal.fault)
+            assert (await ask(server, "hello")).code == 1000
+            monkeypatch.setattr(recorder, "PATIENCE", 0.5)
+        with Reader(disk / "j.db") as reader:
+            for run in reader.find(Query(identity=None)).runs:
+                lines = [line for part in reader.parts(run.id, 0, 0) for line in part.lines]
+                assert len(lines) == run.stored
+    finally:
+        await trio.run_process(["umount", "-l", str(disk)])

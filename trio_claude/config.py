@@ -118,7 +118,7 @@ def _issuers(_instance: object, field: attrs.Attribute[Any], value: tuple[str, .
 
 def _journal(_instance: object, field: attrs.Attribute[Any], value: str) -> None:
     if value not in ("auto", "none", "memory", "sqlite") and not re.fullmatch(r"sqlite:.+", value):
-        raise ConfigError(f"{field.name} must be none, memory, sqlite or sqlite:PATH, not {value!r}")
+        raise ConfigError(f"{field.name} must be none, memory, auto, sqlite or sqlite:PATH, not {value!r}")
 
 
 def _arguments(_instance: object, field: attrs.Attribute[Any], value: str) -> None:
@@ -185,11 +185,11 @@ class Config:
         metadata={"help": "who shares home, settings, transcripts and folder: auto, off, identity or run", "unit": ""},
     )
     journal: str = attrs.field(
-        default="auto",
+        default="none",
         validator=_journal,
         metadata={
-            "help": "where runs are kept: none, memory (while the server lives), sqlite (in the state folder) or "
-            "sqlite:PATH; auto: sqlite for `serve`, else none",
+            "help": "where runs are kept: none, memory (while the server lives), sqlite (in the state folder), "
+            "sqlite:PATH, or auto: sqlite if that can be had, else none; `serve` takes auto",
             "unit": "",
         },
     )
@@ -350,9 +350,10 @@ def _memory() -> int:
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
-def load(flags: Mapping[str, Any], file: Path | None = None) -> Config:
+def load(flags: Mapping[str, Any], file: Path | None = None, *, defaults: Mapping[str, Any] | None = None) -> Config:
     """Build a `Config` from flags, then TRIO_CLAUDE_… variables, then a TOML file; the first that names a field wins.
 
+    `defaults` stand in place of the fields' own.
     Raises `ConfigError` for an unknown key, a value of the wrong type or one out of bounds.
     """
     import cattrs
@@ -364,7 +365,8 @@ def load(flags: Mapping[str, Any], file: Path | None = None) -> Config:
     converter = ts.default_converter(resolve_paths=False)
     assert isinstance(converter, cattrs.Converter)
     ts.register_strlist_hook(converter, sep=",")
-    loaders = [*files, ts.EnvLoader(ENV_PREFIX), ts.loaders.DictLoader(dict(flags))]
+    first = ts.loaders.DictLoader(dict(defaults or {}))
+    loaders = [first, *files, ts.EnvLoader(ENV_PREFIX), ts.loaders.DictLoader(dict(flags))]
     try:
         return ts.load_settings(Config, loaders, converter=converter)
     except ts.exceptions.ConfigFileLoadError as error:

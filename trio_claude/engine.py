@@ -5,6 +5,7 @@ Order of opening: workplace, containment; of closing the reverse. This module mu
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import AsyncIterator, Iterable, Mapping
 from contextlib import asynccontextmanager
@@ -15,7 +16,7 @@ import attrs
 from .config import Config
 from .containment import Containment, Means, open_containment
 from .errors import ConfigError
-from .events import Observer, PoolReady, fan_out
+from .events import JournalReady, Observer, PoolReady, fan_out
 from .journal import Journal, Retention, open_journal
 from .quarters import state_folder
 from .runs import Runs
@@ -63,10 +64,11 @@ async def open_engine(
     async with (
         Workplace.open(config, os.environ if environ is None else environ) as workplace,
         open_containment(config.containment, observer, means(config, workplace.home.dead)) as containment,
-        _opened_journal(config, workplace, os.environ if environ is None else environ) as journal,
+        _opened_journal(config, workplace, os.environ if environ is None else environ, observer) as journal,
         open_services() as services,
     ):
         runs = Runs(workplace, containment, observer, journal)
+        await runs.recall()
         if config.pool_size:
             why_not = _reachable(config, containment)
             observer(PoolReady(0 if why_not else config.pool_size, why_not))
@@ -77,18 +79,26 @@ async def open_engine(
 
 @asynccontextmanager
 async def _opened_journal(
-    config: Config, workplace: Workplace, environ: Mapping[str, str]
+    config: Config, workplace: Workplace, environ: Mapping[str, str], observer: Observer
 ) -> AsyncIterator[Journal | None]:
-    """Open the journal, if there is to be one. Raises `ConfigError`."""
-    if config.journal in ("auto", "none"):
-        yield None
-        return
-    path = _journal_path(config, workplace, environ)
-    retention = Retention(days=config.journal_days, runs=config.journal_runs, size=config.journal_bytes)
-    kept = open_journal(
-        path, workplace.home.server, retention, config.journal_run_bytes, content=config.journal_content
-    )
-    async with kept as journal:
+    """Open the journal, if there is to be one and, with `auto`, if it can be had. Raises `ConfigError`."""
+    async with contextlib.AsyncExitStack() as stack:
+        journal = None
+        if config.journal != "none":
+            path = _journal_path(config, workplace, environ)
+            retention = Retention(days=config.journal_days, runs=config.journal_runs, size=config.journal_bytes)
+            try:
+                journal = await stack.enter_async_context(
+                    open_journal(
+                        path, workplace.home.server, retention, config.journal_run_bytes, content=config.journal_content
+                    )
+                )
+            except ConfigError as error:
+                if config.journal != "auto":
+                    raise
+                observer(JournalReady("", str(error)))
+            else:
+                observer(JournalReady(str(path)))
         yield journal
 
 

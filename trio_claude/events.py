@@ -70,6 +70,14 @@ class PoolReady:
 
 
 @attrs.frozen
+class JournalReady:
+    """Runs are kept in the file `path`; where it is empty they are not, and `detail` says why."""
+
+    path: str
+    detail: str = ""
+
+
+@attrs.frozen
 class Listening:
     """The server accepts connections at `url`."""
 
@@ -157,6 +165,7 @@ class Crashed:
 Event: TypeAlias = (
     ContainmentReady
     | PoolReady
+    | JournalReady
     | Listening
     | ConnectionOpened
     | ConnectionClosed

@@ -74,6 +74,15 @@ class Runs:
         self._empty = trio.Event()
         self._empty.set()
 
+    async def recall(self) -> None:
+        """Count what the journal knows of this day; without one the day begins with the server."""
+        if self.journal is None:
+            return
+        now = time.time()
+        today = time.strftime("%Y-%m-%d", time.gmtime(now))
+        for row in await self.journal.usage(None, today):
+            self._allowance.spend(Member(row.identity), row.tokens, row.dollars, now)
+
     def reload(self, config: Config) -> None:
         """Take the limits of another configuration; what runs goes on."""
         total = total_limits(config)

@@ -14,7 +14,13 @@ PROGRAM = [sys.executable, "-m", "trio_claude"]
 
 
 def environ(fake: Backend) -> dict[str, str]:
-    return {**fake.environ, "TRIO_CLAUDE_CLI": fake.program, "LC_TEST": fake.mark, "TRIO_CLAUDE_CWD": str(fake.cwd)}
+    return {
+        **fake.environ,
+        "TRIO_CLAUDE_CLI": fake.program,
+        "LC_TEST": fake.mark,
+        "TRIO_CLAUDE_CWD": str(fake.cwd),
+        "TRIO_CLAUDE_STATE": str(fake.cwd.parent / "state"),
+    }
 
 
 async def trio_claude(*words: str, env: dict[str, str] | None = None) -> subprocess.CompletedProcess[bytes]:

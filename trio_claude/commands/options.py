@@ -50,6 +50,7 @@ def _shown(value: object) -> str:
     return f"{value:g}" if isinstance(value, float) else str(value) or "none"
 
 
-def read_config(values: dict[str, Any], config_file: Path | None) -> Config:
+def read_config(values: dict[str, Any], config_file: Path | None, **defaults: Any) -> Config:
     """Return the configuration out of the options that were given. Raises `ConfigError`."""
-    return load({name: value for name, value in values.items() if value not in (None, ())}, config_file)
+    given = {name: value for name, value in values.items() if value not in (None, ())}
+    return load(given, config_file, defaults=defaults)

@@ -77,7 +77,6 @@ class Store:
 
     def __init__(self, path: Path, server: str) -> None:
         self._server = server
-        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         self.path: Path = path
         self._lock = _lock(path)
         try:
@@ -266,6 +265,7 @@ def _row(row: sqlite3.Row) -> RunRow:
 def _lock(path: Path) -> int:
     """Hold the file for this server alone. Raises `ConfigError`."""
     try:
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         lock = os.open(f"{path}.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
     except OSError as error:
         raise ConfigError(f"journal: {path} can't be used: {error.strerror}") from None

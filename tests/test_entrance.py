@@ -25,7 +25,8 @@ from trio_claude.config import Config
 from trio_claude.entrance import RELOADED, Entrance, changed
 from trio_claude.errors import ConfigError, HttpRefusal, Reason
 from trio_claude.events import ConnectionOpened, Reloaded, RunEnded
-from trio_claude.identity.keys import Key, new_secret, read_keys, write_keys
+from trio_claude.identity.keys import Key, digest, new_secret, read_keys, write_keys
+from trio_claude.journal import Query
 from trio_claude.server import open_server
 from trio_claude.upgrade import Request
 
@@ -195,7 +196,7 @@ BINDS = {"127.0.0.1": True, "localhost": True, "::1": True, "0.0.0.0": False, ":
 async def test_an_address_that_others_reach_takes_keys(fake: Backend, tmp_path: Path, host: str, asks: bool) -> None:
     """Looked at without listening there: `Entrance` is made before anything is bound."""
     path = tmp_path / "keys.json"
-    write_keys(path, {"a": Key("x")})
+    write_keys(path, {"a": Key(digest("x"))})
     config = Config(host=host, keys=str(path) if asks else "")
     if not BINDS[host] and not asks:
         with pytest.raises(ConfigError, match="make keys"):
@@ -367,6 +368,38 @@ async def test_a_run_that_passes_the_day_ends_over_budget(fake: Backend) -> None
     assert ended.outcome.reason is Reason.OVER_BUDGET
     assert ended.identity == "key:alice"
     assert ended.outcome.receipt.survivors == 0
+
+
+async def test_who_leaves_before_the_result_is_charged_all_the_same(fake: Backend) -> None:
+    async with fake.serve_known("alice", tokens_per_day=5) as (server, keys):
+        async with connect(server, key=keys["alice"]) as socket:
+            prompt = directive("slow", n=200, ms=20)
+            await socket.send_message(json.dumps({"prompt": prompt, "meta": "T", "partial": True}))
+            for _ in range(10):
+                while "stream_event" not in await socket.get_message():
+                    pass
+        await until(lambda: len(fake.ended) == 1)
+        again = await ask(server, "hello", key=keys["alice"])
+        assert again.code == 1013
+        assert "tokens a day is spent" in str(again.errors)
+
+
+@pytest.mark.parametrize("name", ["fake", pytest.param("real", marks=pytest.mark.real_cli)])
+async def test_a_session_that_is_resumed_is_charged_for_its_new_turn_only(name: str, folder: Path) -> None:
+    budget = {"journal": "memory", "dollars_per_day": 100.0}
+    async with open_backend(name, folder) as cli, cli.serve_known("alice", **budget) as (server, keys):
+        charged: list[float] = []
+        session = None
+        for _ in range(3):
+            said = await ask(server, "hello", key=keys["alice"], **({"resume": session} if session else {}))
+            assert said.code == 1000
+            session = str(said.of_type("result")[0]["session_id"])
+            assert server.runs.journal
+            await server.runs.journal.settle()
+            runs = (await server.runs.journal.find(Query(identity="key:alice"))).runs
+            charged.append(runs[0].dollars)
+        assert charged[1] == pytest.approx(charged[0], rel=0.5)
+        assert charged[2] == pytest.approx(charged[0], rel=0.5)
 
 
 async def test_limits_are_exact_under_a_thousand_asks(fake: Backend) -> None:

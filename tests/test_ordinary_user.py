@@ -283,7 +283,7 @@ async def test_no_thread_left_for_a_clean_up(user: User) -> None:
     """A run that worked is told so, whatever the clean-up of its folder meets."""
     async with serving(user, "supervisor") as served:
         server = served.process.pid
-        await until(lambda: int(status(server)["Threads"]) <= 2, 15)
+        await until(lambda: int(status(server)["Threads"]) <= 3, 15)
         user.limit(server, "1")
         said = await ask(served, "hello", system_prompt="x")  # type: ignore[arg-type]
         user.limit(server, USUAL)

@@ -155,3 +155,61 @@ def test_the_state_folder_is_found_by_the_rules() -> None:
     assert state_folder("/x/y", {}) == Path("/x/y")
     assert state_folder("", {"XDG_STATE_HOME": "/s", "HOME": "/h"}) == Path("/s/trio-claude")
     assert state_folder("", {"HOME": "/h"}) == Path("/h/.local/state/trio-claude")
+
+
+@pytest.mark.parametrize("mode", [*MODES, pytest.param("sandbox", marks=pytest.mark.sandbox)])
+async def test_links_that_a_run_leaves_lead_nowhere(fake: Backend, mode: str) -> None:
+    """Whatever a run puts in place of its folders, the server makes, gives and removes nothing elsewhere."""
+    victim = fake.cwd.parent / "victim"
+    (victim / "sessions").mkdir(parents=True)
+    settings = {**ALLOWED, "workspaces": "x", "containment": mode}
+    async with fake.serve_known("alice", "bob", **settings) as (server, keys):
+        moves = [
+            f"mv $HOME/../{name} $HOME/../{name}2; ln -s {shlex.quote(str(victim))} $HOME/../{name}"
+            for name in ("work", "config")
+        ]
+        links = f"rm -rf $CLAUDE_CONFIG_DIR/sessions; ln -s {shlex.quote(str(victim))} $CLAUDE_CONFIG_DIR/sessions"
+        await ask(server, bash("; ".join([f"ln -s {shlex.quote(str(victim))} evil", links, *moves])), key=keys["alice"])
+        for workspace in ("evil", "other", None):
+            more = {} if workspace is None else {"workspace": workspace}
+            said = await ask(server, "hello", key=keys["alice"], **more)
+            if workspace == "evil":
+                assert said.code == 1011
+        assert output(await ask(server, bash("echo $((40+2))"), key=keys["bob"])).strip() == "42"
+        assert sorted(path.name for path in victim.rglob("*")) == ["sessions"]
+
+
+SHELL = """#!/bin/sh
+read -r line
+eval "$(printf %s "$line" | sed 's/.*"content":"\\([^"]*\\)".*/\\1/')"
+"""
+"""A CLI that does what its prompt says; it runs as anybody."""
+
+
+@pytest.mark.root
+async def test_a_user_of_its_own_gets_its_folders_and_nothing_else(fake: Backend) -> None:
+    """The CLI becomes another user; a link that it leaves makes nothing of root's its own."""
+    fake.cwd.parent.chmod(0o755)
+    program = fake.cwd.parent / "shell"
+    program.write_text(SHELL)
+    program.chmod(0o755)
+    victim = fake.cwd.parent / "victim"
+    victim.mkdir(mode=0o700)
+    (victim / "shadow").write_text("secret")
+    settings = {"cli": str(program), "user": "nobody", "workspaces": "x", "containment": "supervisor"}
+    async with fake.serve_known("alice", **settings) as (server, keys):
+        found = await ask(server, f"id -u; echo x > mine && echo made; ln -s {victim} evil; pwd", key=keys["alice"])
+        assert found.frames[1:3] == ["65534", "made"]
+        assert (await ask(server, "true", key=keys["alice"], workspace="good")).code == 1000
+        await ask(
+            server, "rm -rf $CLAUDE_CONFIG_DIR/sessions; ln -s /etc $CLAUDE_CONFIG_DIR/sessions", key=keys["alice"]
+        )
+        for more in ({"workspace": "evil"}, {}):
+            said = await ask(server, "true", key=keys["alice"], **more)
+            assert "stands in the place of a folder" in str(said.errors)
+    (alice,) = (fake.cwd.parent / "state/homes").iterdir()
+    assert [(alice / name).stat().st_uid for name in ("home", "config", "work", ".", "work/good")] == [65534] * 3 + [
+        0,
+        65534,
+    ]
+    assert victim.stat().st_uid == (victim / "shadow").stat().st_uid == 0

@@ -83,7 +83,7 @@ class Api:
         if request.identity:
             told |= {"cli": cli, "draining": draining, "containment": self._containment.mode}
         faults = {"keys": self._entrance.fault, "journal": self._runs.journal.fault if self._runs.journal else ""}
-        if request.identity:
+        if request.identity and request.identity.role == "admin":
             told |= {name: fault for name, fault in faults.items() if fault}
         return json_response(200 if ready else 503, told)
 

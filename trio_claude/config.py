@@ -369,6 +369,8 @@ def load(flags: Mapping[str, Any], file: Path | None = None, *, defaults: Mappin
     loaders = [first, *files, ts.EnvLoader(ENV_PREFIX), ts.loaders.DictLoader(dict(flags))]
     try:
         return ts.load_settings(Config, loaders, converter=converter)
+    except (ValueError, OSError, RecursionError) as error:
+        raise ConfigError(f"{file}: {error}") from error
     except ts.exceptions.ConfigFileLoadError as error:
         raise ConfigError(f"{file}: {error}") from error
     except ts.exceptions.TsError as error:

@@ -171,6 +171,7 @@ class OneShot:
             self._run = run
             if self._waiting.cancel_called:
                 raise NotWanted("gave up before its run began")
+            self._guest.check()
             outcome = await run.execute(self)
         if self._left:
             return None

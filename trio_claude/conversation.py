@@ -45,6 +45,7 @@ class Conversation:
         self._run: SessionRun | None = None
         self._waiting = trio.CancelScope()
         self._begun = False
+        self._has_turned = False
 
     async def serve(self) -> Closing | None:
         """Serve the client; return how to close."""
@@ -81,6 +82,7 @@ class Conversation:
         """Wait for a slot, run the CLI, and return what its client is told."""
         self._guest.check()
         member = self._guest.member
+        self._runs.ask(member)
         self._run = run = self._runs.session(start, member)
         for message in self._early:
             self._take(message, run)
@@ -88,6 +90,7 @@ class Conversation:
         async with self._runs.admit(run, self._waiting, self._queue, member):
             if self._waiting.cancel_called:
                 raise NotWanted("gave up before its run began")
+            self._guest.check()
             self._begun = True
             outcome = await run.execute(self)
         return None if self._left else _closing(outcome)
@@ -124,7 +127,9 @@ class Conversation:
         """Hand a line to the run; a turn takes a credential that is still good, and something left of the limits."""
         if line.kind is Kind.USER:
             self._guest.check()
-            self._runs.ask(self._guest.member)
+            if self._has_turned:  # the first turn is the start's
+                self._runs.ask(self._guest.member)
+            self._has_turned = True
         run.say(line)
 
     def _stop(self, mode: str, run: SessionRun) -> None:

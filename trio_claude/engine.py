@@ -111,6 +111,10 @@ def _journal_path(config: Config, workplace: Workplace, environ: Mapping[str, st
 
 def _reachable(config: Config, containment: Containment) -> str:
     """Return why a CLI must not wait here for its run, if it must not: another run could talk to it."""
+    if config.isolated == "identity":
+        return "no CLI is started ahead of need: each identity has a home of its own"
+    if config.dollars_per_day or config.total_dollars_per_day:
+        return "no CLI is started ahead of need: each run is started with no more to spend than is left"
     if "{meta}" in config.cwd:
         return "no CLI is started ahead of need: each run has a working directory of its own"
     if containment.mode in ("namespace", "sandbox") or config.profile == "lean":

@@ -49,11 +49,11 @@ class Guest:
     @property
     def member(self) -> Member:
         """Its name and its limits as they are now."""
-        return Member(self.name, own_limits(self._entrance.config, self.identity.limits))
+        return Member(self.name, own_limits(self._entrance.config, self._entrance.current(self.identity).limits))
 
     def check(self) -> None:
         """Raise `NotKnown` where its credential has ended, or was taken back, since it came."""
-        if not self._entrance.knows(self.identity):
+        if not self._entrance.knows(self.identity) or not self._entrance.current(self.identity).may_run:
             raise NotKnown("your key or token is not valid any more")
 
 
@@ -158,6 +158,10 @@ class Entrance:
         """Return whether an identity's credential is still good."""
         return self._gatekeeper.knows(identity, trio.current_time(), time.time())
 
+    def current(self, identity: Identity) -> Identity:
+        """Return an identity with the role and limits that it has now."""
+        return self._gatekeeper.current(identity)
+
     def _forwarded(self, request: Request, address: str) -> str:
         """Return a client's address, as the nearest proxy that is trusted saw it."""
         hops = [part.strip() for part in request.headers.get("x-forwarded-for", "").split(",")]
@@ -174,6 +178,8 @@ class Entrance:
 
 def changed(old: Config, new: Config) -> Config:
     """Return the configuration after a reload. Raises `ConfigError` where it changes what takes a restart."""
+    if old.isolated != new.isolated:
+        raise ConfigError(f"isolation: from {old.isolated} to {new.isolated} takes a restart")
     now = attrs.evolve(old, **{name: getattr(new, name) for name in RELOADED})
     fixed = [field.name for field in attrs.fields(Config) if getattr(now, field.name) != getattr(new, field.name)]
     if fixed:

@@ -10,6 +10,7 @@ import contextlib
 import fcntl
 import os
 import shutil
+import subprocess
 import tempfile
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -102,6 +103,15 @@ def remove_empty(folder: str) -> bool:
 async def remove(folder: Path) -> None:
     """Remove a folder and all that is in it, in a thread."""
     try:
-        await trio.to_thread.run_sync(lambda: shutil.rmtree(folder, ignore_errors=True))
+        await trio.to_thread.run_sync(_remove, folder)
     except RuntimeError:  # no thread is to be had; better slow than left behind
+        _remove(folder)
+
+
+def _remove(folder: Path) -> None:
+    """Remove a folder, also one that is nested deeper than Python goes."""
+    with contextlib.suppress(RecursionError):
         shutil.rmtree(folder, ignore_errors=True)
+    if folder.exists():
+        with contextlib.suppress(OSError):
+            subprocess.run(["/bin/rm", "-rf", "--", str(folder)], check=False, stderr=subprocess.DEVNULL)

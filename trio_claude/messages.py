@@ -29,7 +29,8 @@ PROMPT_LIMIT = 8192
 """A prompt in bytes of UTF-8; the original contract's limit."""
 META_LIMIT = 64
 BUDGET_LEAST = 0.0001
-"""Dollars that a run may be bounded to at the least."""
+BUDGET_MOST = 10_000
+"""Dollars that a run may be bounded to at the least and at the most."""
 SYSTEM_PROMPT_LIMIT = 32768
 """A system prompt in bytes of UTF-8: half of the message limit, so that it can be escaped."""
 SCHEMA_LIMIT = 32768
@@ -135,7 +136,7 @@ class Options:
     system_prompt: str | None = attrs.field(default=None, validator=_text(SYSTEM_PROMPT_LIMIT, least=0))
     append_system_prompt: str | None = attrs.field(default=None, validator=_text(SYSTEM_PROMPT_LIMIT))
     max_turns: int | None = attrs.field(default=None, validator=_range(1, 1000))
-    max_budget_usd: float | None = attrs.field(default=None, validator=_range(BUDGET_LEAST, 10000))
+    max_budget_usd: float | None = attrs.field(default=None, validator=_range(BUDGET_LEAST, BUDGET_MOST))
     effort: str | None = attrs.field(default=None, validator=_choice(EFFORTS))
     partial: bool | None = None
     resume: str | None = attrs.field(default=None, validator=_shape(_SESSION, 36))

@@ -1,22 +1,31 @@
 """Where the runs of each identity live: a home, the CLI's settings and transcripts, a working directory.
 
 Rule 1: identities share nothing here; what one leaves, another never finds. Rule 2: a folder's name is a hash, so that
-no name of an identity is ever a path. Where runs have a mount namespace they see their own quarters in place of
-everybody's; elsewhere the folders are apart, and nothing keeps a hostile run from looking.
+no name of an identity is ever a path. Rule 3: a run can put links where it may write, so nothing there is followed,
+made or given away by a path: only by descriptors, one step at a time.
+
+Where runs have a mount namespace they see their own quarters in place of everybody's; elsewhere the folders are apart,
+and nothing keeps a hostile run from looking.
 """
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import hashlib
-from collections.abc import Mapping
+import os
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import attrs
 
-HOME, WORK = "home", "work"
-SETTINGS = ".claude"
+HOME, CONFIG, WORK = "home", "config", "work"
+LEAVES = (HOME, CONFIG, WORK)
+SESSIONS = "sessions"
+"""The folder in which CLIs list themselves by pid, below the CLI's configuration."""
 OPERATORS = ("XDG_CONFIG_HOME", "XDG_DATA_HOME", "XDG_STATE_HOME", "XDG_CACHE_HOME", "CLAUDE_CONFIG_DIR", "HOME")
 """Variables that lead to the operator's own files."""
+_FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
 def state_folder(configured: str, environ: Mapping[str, str]) -> Path:
@@ -25,6 +34,35 @@ def state_folder(configured: str, environ: Mapping[str, str]) -> Path:
         return Path(configured).absolute()
     home = environ.get("HOME") or "/"
     return Path(environ.get("XDG_STATE_HOME") or f"{home}/.local/state") / "trio-claude"
+
+
+@contextlib.contextmanager
+def open_folder(path: str, *steps: str, owner: tuple[int, int] | None = None, make: bool = False) -> Iterator[int]:
+    """Yield a descriptor of the folder at `path` and then `steps` below it, no link followed among these.
+
+    With `make` what is not there is made, and given to `owner`. Raises OSError, ELOOP or ENOTDIR for a link.
+    """
+    folder = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        for step in steps:
+            made = make and _make(step, folder)
+            below = os.open(step, _FOLDER, dir_fd=folder)
+            os.close(folder)
+            folder = below
+            if made and owner:
+                os.fchown(folder, *owner)
+        yield folder
+    finally:
+        os.close(folder)
+
+
+def _make(name: str, folder: int) -> bool:
+    """Make a folder, unless it is there; return whether it was made. Raises OSError."""
+    try:
+        os.mkdir(name, 0o700, dir_fd=folder)
+    except FileExistsError:
+        return False
+    return True
 
 
 @attrs.frozen
@@ -37,29 +75,42 @@ class Quarters:
     @property
     def env(self) -> dict[str, str]:
         """Return the variables that lead a CLI here."""
-        home = f"{self.seen}/{HOME}"
-        return {"HOME": home, "CLAUDE_CONFIG_DIR": f"{home}/{SETTINGS}"}
+        return {"HOME": f"{self.seen}/{HOME}", "CLAUDE_CONFIG_DIR": f"{self.seen}/{CONFIG}"}
 
     @property
-    def settings(self) -> str:
-        """Return where the run sees the CLI's settings and transcripts."""
-        return f"{self.seen}/{HOME}/{SETTINGS}"
+    def cwd(self) -> str:
+        """Return the working directory, as the run sees it."""
+        return f"{self.seen}/{WORK}"
 
     @property
     def sessions(self) -> str:
-        """Return where the CLIs that live here list themselves."""
-        return f"{self.real}/{HOME}/{SETTINGS}/sessions"
+        """Return where the run's CLI lists itself, as the run sees it."""
+        return f"{self.seen}/{CONFIG}/{SESSIONS}"
 
-    @property
-    def folders(self) -> tuple[str, ...]:
-        """Return the folders that a run finds here."""
-        home = f"{self.real}/{HOME}"
-        return self.real, home, f"{home}/{SETTINGS}", self.sessions, f"{self.real}/{WORK}"
+    def make(self, owner: tuple[int, int] | None, workspace: str | None) -> None:
+        """Make the folders, and the workspace. Raises OSError.
 
-    def make(self) -> None:
-        """Make the folders. Raises OSError."""
-        for folder in self.folders:
-            Path(folder).mkdir(mode=0o700, exist_ok=True)
+        The folder that holds them stays the server's, so that no run of another user can move them.
+        """
+        root, _, name = self.real.rpartition("/")
+        with open_folder(root, name, make=True) as folder:
+            if owner:
+                os.fchmod(folder, 0o711)
+        for steps in ((HOME,), (CONFIG, SESSIONS), (WORK, *((workspace,) if workspace is not None else ()))):
+            with open_folder(self.real, *steps, owner=owner, make=True):
+                pass
+
+    def forget(self, pid: int) -> None:
+        """Remove what a CLI has left in the list of sessions."""
+        with contextlib.suppress(OSError), open_folder(self.real, CONFIG, SESSIONS) as folder:
+            for name in os.listdir(folder):  # noqa: PTH208 - by its descriptor
+                if name.startswith(f"{pid}."):
+                    os.unlink(name, dir_fd=folder)
+
+
+def is_link(error: OSError) -> bool:
+    """Return whether something that should be a folder was a link."""
+    return error.errno in (errno.ELOOP, errno.ENOTDIR)
 
 
 @attrs.frozen
@@ -84,5 +135,11 @@ class Homes:
         return Quarters(real, self.root if binds else real)
 
     def binds(self, quarters: Quarters) -> tuple[tuple[str, str], ...]:
-        """Return what puts a run's quarters in place of everybody's; those in its own folder are there with that."""
-        return () if self.per_run else ((quarters.real, quarters.seen),)
+        """Return what puts a run's quarters in place of everybody's; those in its own folder are there with that.
+
+        Each folder is a mount of its own: the run can write in it and not move it, so no link ever stands in its place.
+        """
+        if self.per_run:
+            return ()
+        leaves = ((f"{quarters.real}/{leaf}", f"{quarters.seen}/{leaf}") for leaf in LEAVES)
+        return ((quarters.real, quarters.seen), *leaves)

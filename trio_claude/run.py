@@ -23,6 +23,7 @@ from .errors import PeerGone, Reason, SpawnFailed
 from .events import Observer, Outcome, Receipt, RunEnded, RunStarted
 from .journal import Begun, End, Journal, Recorder
 from .messages import Options, Prompt
+from .metering import Meter
 from .pool import Warm
 from .session import Start
 from .stream_json import LineSplitter, LineTooLong, Sign, Spent
@@ -81,10 +82,17 @@ class Decision:
 
 @attrs.frozen
 class Account:
-    """Who a run is charged to: a name, and what takes its tokens and dollars and says what limit they pass, if any."""
+    """Who a run is charged to: a name, and what takes tokens and dollars and says what limit they pass, if any.
+
+    `baseline` is what the session that a run goes on with came to, None where that is not known; `remember` takes what
+    a session has come to. `metered` says that there is a limit.
+    """
 
     name: str = "local"
     spend: Callable[[int, float], str] = lambda _tokens, _dollars: ""
+    baseline: Spent | None = Spent()  # noqa: RUF009 - frozen
+    remember: Callable[[str, Spent], None] = lambda _session, _spent: None
+    metered: bool = False
 
 
 @attrs.frozen
@@ -148,7 +156,7 @@ class Run:
         self._turns = kit.turns
         self._turn_count = 0
         self.account: Account = account
-        self._spent = Spent()
+        self._meter = Meter(account.baseline, task.options.max_budget_usd)
         self._decision: Decision | None = None
         self._scope = trio.CancelScope()
         self._splitter = LineSplitter(kit.workplace.config.max_line)
@@ -180,6 +188,8 @@ class Run:
         except SpawnFailed as error:
             receipt = Receipt(seen=0, killed=0, survivors=0, ms=0.0, containment=self._containment.mode)
             outcome = self._outcome(Decision(Reason.SPAWN_FAILED, str(error)), receipt)
+        rest = self._meter.rest()
+        self.account.spend(rest.tokens, rest.dollars)
         if self._recorder:
             self._recorder.end(self._end(outcome))
         self._observer(RunEnded(self.id, self.meta, trio.current_time() - began, outcome, self.account.name))
@@ -203,8 +213,8 @@ class Run:
         return End(
             id=self.id, ended=time.time(), reason=outcome.reason.value, exit_status=outcome.exit_status,
             signal=outcome.signal, lines=outcome.lines, encoding_errors=outcome.encoding_errors,
-            tokens=self._spent.tokens, dollars=self._spent.dollars, turns=self._turn_count, error=outcome.error,
-            receipt=attrs.asdict(outcome.receipt),
+            tokens=self._meter.charged.tokens, dollars=self._meter.charged.dollars, turns=self._turn_count,
+            error=outcome.error, receipt=attrs.asdict(outcome.receipt),
         )  # fmt: skip
 
     @asynccontextmanager
@@ -335,6 +345,8 @@ class Run:
         if self._recorder:
             self._recorder.lines(lines)
         self._hear(lines)
+        if self.account.metered:
+            self._meter.hear(lines)
         signs = stream_json.signs(lines)
         for sign in signs:
             self._note(sign, sink)
@@ -359,10 +371,10 @@ class Run:
         if sign.spent is None:
             return
         self._turn_count += 1
-        tokens = max(0, sign.spent.tokens - self._spent.tokens)
-        dollars = max(0.0, sign.spent.dollars - self._spent.dollars)
-        self._spent = Spent(self._spent.tokens + tokens, self._spent.dollars + dollars)
-        if over := self.account.spend(tokens, dollars):
+        used = self._meter.result(sign)
+        if sign.session and self._meter.whole:
+            self.account.remember(sign.session, self._meter.whole)
+        if over := self.account.spend(used.tokens, used.dollars):
             self._decide(Decision(Reason.OVER_BUDGET, over, drain=True, after_result=True))
 
     async def _read_stderr(self, process: Contained, sink: Sink) -> None:

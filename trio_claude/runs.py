@@ -8,6 +8,7 @@ from __future__ import annotations
 import functools
 import math
 import time
+from collections import OrderedDict
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 
@@ -20,17 +21,20 @@ from .containment import Containment
 from .errors import Busy, Draining, NotWanted, Reason
 from .events import Observer
 from .journal import Journal
-from .messages import BUDGET_LEAST, Options, Prompt
+from .messages import BUDGET_LEAST, BUDGET_MOST, Options, Prompt
 from .pool import Pool, Warm
 from .pool import Slots as PoolSlots
 from .run import Account, Kit, Run
 from .session import Start
 from .session_run import SessionRun
+from .stream_json import Spent
 from .turns import Turns
 from .workplace import Workplace
 
 PLACE_PERIOD = 0.5
 """Seconds after which a run that waits is told its place again, where that has changed."""
+SUMS_KEPT = 10_000
+"""Sessions of which is kept what they have come to."""
 LOCAL = Member()
 """Who runs CLIs where nobody is asked who they are."""
 POOL = Member("pool", Limits())
@@ -65,6 +69,7 @@ class Runs:
         self._allowance = Allowance(total)
         self._patience = workplace.config.queue_timeout
         self._sessions = SessionLocks()
+        self._sums: OrderedDict[tuple[str, str], Spent] = OrderedDict()
         self.turns: Turns = Turns()
         self._kit = Kit(workplace, containment, observer, self.turns, journal)
         self._live: dict[str, Run] = {}
@@ -127,7 +132,7 @@ class Runs:
 
     def _run(self, prompt: Prompt, member: Member, warm: Warm | None) -> Run:
         timeout = prompt.options.timeout or self._workplace.config.timeout
-        account = Account(member.name, functools.partial(self._spend, member))
+        account = self._account(member, prompt.options)
         return Run(prompt, self._kit, timeout, account, warm)
 
     def _take_warm(self, options: Options, member: Member) -> Warm | None:
@@ -143,8 +148,25 @@ class Runs:
         left = self._allowance.left(member, time.time())
         if left is None:
             return options
-        left = max(left, BUDGET_LEAST)
+        left = min(max(left, BUDGET_LEAST), BUDGET_MOST)
         return attrs.evolve(options, max_budget_usd=min(left, options.max_budget_usd or left))
+
+    def _account(self, member: Member, options: Options) -> Account:
+        """Return who a run is charged to, and from where on: the CLI counts a session from its first turn."""
+        return Account(
+            name=member.name,
+            spend=functools.partial(self._spend, member),
+            baseline=self._sums.get((member.name, options.resume)) if options.resume else Spent(),
+            remember=functools.partial(self._remember, member.name),
+            metered=self._allowance.limits(member),
+        )
+
+    def _remember(self, who: str, session: str, spent: Spent) -> None:
+        """Keep what a session has come to, for the run that goes on with it."""
+        self._sums[who, session] = spent
+        self._sums.move_to_end((who, session))
+        if len(self._sums) > SUMS_KEPT:
+            self._sums.popitem(last=False)
 
     def _spend(self, member: Member, tokens: int, dollars: float) -> str:
         return self._allowance.spend(member, tokens, dollars, time.time())
@@ -153,7 +175,7 @@ class Runs:
         """Return the run of a session; `admit` lets it begin. Raises `OverBudget`."""
         self._allowance.check_budget(member, time.time())
         bounded = attrs.evolve(start, options=self._bounded(start.options, member))
-        account = Account(member.name, functools.partial(self._spend, member))
+        account = self._account(member, bounded.options)
         return SessionRun(bounded, self._kit, account)
 
     @asynccontextmanager

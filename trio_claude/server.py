@@ -73,8 +73,8 @@ class Server:
         try:
             config = changed(self._entrance.config, read())
             self._entrance.reload(config)
-        except ConfigError as error:
-            self._observer(Reloaded(str(error)))
+        except Exception as error:  # whatever is in a file, runs go on
+            self._observer(Reloaded(str(error) or repr(error)))
             return
         self.runs.reload(config)
         self._observer(Reloaded())

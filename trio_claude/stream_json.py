@@ -114,6 +114,9 @@ class Sign:
 
     result: bool = False
     spent: Spent | None = None
+    turn_tokens: int = 0
+    """Tokens of the turn alone, in and out."""
+    session: str = ""
     unauthorized: bool = False
     denied_tool: str | None = None
     error: str | None = None
@@ -150,7 +153,14 @@ def parse_line(line: bytes) -> dict[str, Any]:
 def _sign(line: bytes) -> Sign | None:
     said = parse_line(line)
     if said.get("type") == "result":
-        return Sign(result=True, spent=_spent(said), error=_result_error(said))
+        session = said.get("session_id")
+        return Sign(
+            result=True,
+            spent=_spent(said),
+            turn_tokens=tokens_of(said.get("usage")),
+            session=session if isinstance(session, str) else "",
+            error=_result_error(said),
+        )
     if said.get("type") != "system":
         return None
     if said.get("subtype") == "api_retry" and said.get("error_status") in (401, 403):
@@ -169,6 +179,14 @@ def _spent(said: dict[str, Any]) -> Spent:
     each = [usage for usage in models.values() if isinstance(usage, dict)] if isinstance(models, dict) else []
     tokens = sum(_number(usage.get(name)) for usage in each for name in _TOKENS)
     return Spent(int(tokens), _number(said.get("total_cost_usd")))
+
+
+_TURN = ("input_tokens", "output_tokens", "cache_read_input_tokens", "cache_creation_input_tokens")
+
+
+def tokens_of(usage: object) -> int:
+    """Return the tokens of one message or turn, in and out, as the API counts them."""
+    return int(sum(_number(usage.get(name)) for name in _TURN)) if isinstance(usage, dict) else 0
 
 
 def _number(value: object) -> float:

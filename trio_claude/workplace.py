@@ -25,7 +25,7 @@ from .containment import MARK, Job
 from .errors import ConfigError, SpawnFailed
 from .leftovers import Home, open_home, remove, remove_empty
 from .messages import Options, compact
-from .quarters import OPERATORS, WORK, Homes, state_folder
+from .quarters import OPERATORS, Homes, is_link, open_folder, state_folder
 
 INHERITED = (
     "PATH",
@@ -52,6 +52,7 @@ INHERITED = (
 """Variables that a CLI inherits. All others stay with the server."""
 KEPT_BACK = ("XDG_RUNTIME_DIR", "CLAUDE_CODE_TMPDIR")
 """Variables that would move the CLI's sockets out of the run's own folder, where two runs could meet."""
+NO_WORKSPACES = "workspace: this server has no workspaces"
 RUN_NAME = 12
 """Characters of a run's id in its folder's name."""
 
@@ -155,6 +156,9 @@ class Workplace:
             os.mkdir(folder, 0o700)
             place = self._place(who, options, meta, folder, binds=binds)
             job = self._job(run, options, folder, session, place, binds=binds)
+        except SpawnFailed:
+            await remove(Path(folder))
+            raise
         except OSError as error:
             await remove(Path(folder))
             raise SpawnFailed(f"the run's folders can't be used: {error.strerror} ({error.filename})") from error
@@ -167,11 +171,12 @@ class Workplace:
 
     def forget(self, pid: int, who: str) -> None:
         """Remove what a killed CLI of `who` has left in the folder that all its sessions share."""
-        if self.homes and self.homes.per_run:
+        if self.homes and not self.homes.per_run:
+            self.homes.quarters(who, "", "", binds=False).forget(pid)
+        if self.homes:
             return
-        sessions = self.homes.quarters(who, "", "", binds=False).sessions if self.homes else self.sessions
         with contextlib.suppress(OSError):
-            for path in Path(sessions).glob(f"{pid}.*"):
+            for path in Path(self.sessions).glob(f"{pid}.*"):
                 path.unlink()
 
     def _job(self, run: str, options: Options, folder: str, session: str | None, place: _Place, *, binds: bool) -> Job:
@@ -205,25 +210,20 @@ class Workplace:
         if not self.homes:
             cwd = self._folder(options, meta)
             return _Place(cwd, {}, self._own_sessions(folder, self.sessions) if binds else (), (cwd, *self.state))
+        if options.workspace is not None and not self.config.workspaces:
+            raise SpawnFailed(NO_WORKSPACES)
         quarters = self.homes.quarters(who, folder, self.folders if binds else folder, binds=binds)
-        quarters.make()
-        if self.user:
-            for own in quarters.folders:
-                os.chown(own, *self.user, follow_symlinks=False)
-        within = self._workspace(options, Path(quarters.real) / WORK)
-        cwd = f"{quarters.seen}/{Path(within).relative_to(quarters.real)}"
+        try:
+            quarters.make(self.user, options.workspace)
+        except OSError as error:
+            if is_link(error):
+                raise SpawnFailed("something stands in the place of a folder of this identity") from None
+            raise
+        cwd = quarters.cwd if options.workspace is None else f"{quarters.cwd}/{options.workspace}"
         if not binds:
             return _Place(cwd, quarters.env, (), (quarters.real,))
-        sessions = () if self.homes.per_run else self._own_sessions(folder, f"{quarters.settings}/sessions")
+        sessions = () if self.homes.per_run else self._own_sessions(folder, quarters.sessions)
         return _Place(cwd, quarters.env, (*self.homes.binds(quarters), *sessions), ())
-
-    def _workspace(self, options: Options, work: Path) -> str:
-        """Return the working directory of a run in quarters of its own. Raises `SpawnFailed`."""
-        if options.workspace is None:
-            return str(work)
-        if not self.config.workspaces:
-            raise SpawnFailed("workspace: this server has no workspaces")
-        return self._make(work / options.workspace)
 
     def _files(self, options: Options, folder: str, tmp: str) -> dict[str, str]:
         """Write what only the CLI may read; return the paths, as it sees them, by option name."""
@@ -250,19 +250,20 @@ class Workplace:
         """Return the working directory of a run. Raises `SpawnFailed`."""
         workspace = options.workspace
         if workspace is not None and not self.config.workspaces:
-            raise SpawnFailed("workspace: this server has no workspaces")
+            raise SpawnFailed(NO_WORKSPACES)
         if workspace is not None:
             return self._make(Path(self.config.workspaces).absolute() / workspace)
         return self._make(Path(self.cwd.format(meta=meta))) if "{meta}" in self.cwd else self.cwd
 
     def _make(self, folder: Path) -> str:
-        """Make a working directory; a link could lead anywhere. Raises `SpawnFailed`."""
-        folder.mkdir(mode=0o700, exist_ok=True)
-        if folder.is_symlink():
-            raise SpawnFailed("workspace: not a folder of its own")
-        if self.user:
-            _give(folder, self.user)
-        return str(folder)
+        """Make a working directory; a link could lead anywhere. Raises `SpawnFailed` and OSError."""
+        try:
+            with open_folder(str(folder.parent), folder.name, owner=self.user, make=True):
+                return str(folder)
+        except OSError as error:
+            if is_link(error):
+                raise SpawnFailed("workspace: not a folder of its own") from None
+            raise
 
 
 @attrs.frozen

@@ -225,7 +225,7 @@ def descriptors() -> set[str]:
 
 def held(server: Server) -> int:
     """Return how many descriptors this process holds but for those of supervisors that wait for their next run."""
-    return len(descriptors()) - 2 * len(server.runs._containment._spare)  # type: ignore[attr-defined]
+    return len(descriptors()) - 2 * len(server.runs._kit.containment._spare)  # type: ignore[attr-defined]
 
 
 def _open(fd: str) -> bool:

@@ -45,6 +45,10 @@ class Allowance:
             return str(error)
         return ""
 
+    def limits(self, member: Member) -> bool:
+        """Return whether there is a budget that a run of `member` counts against."""
+        return any(one.tokens_per_day or one.dollars_per_day for one in (member.limits, self.total))
+
     def left(self, member: Member, wall: float) -> float | None:
         """Return the dollars that a run may still use today, None where nothing says how many."""
         sums = (

@@ -62,8 +62,9 @@ class Slots:
             self.free(waiter.holder)
             return
         self._queues[waiter.who].remove(waiter)
-        self._forget(waiter.who)
         self._places = None
+        self._forget(waiter.who)
+        self._serve()
 
     def free(self, holder: object) -> None:
         """Give a slot back; it goes to who is next."""
@@ -132,13 +133,13 @@ class Slots:
         return min(able, key=lambda waiter: self._granted.get(waiter.who, 0), default=None)
 
     def _forget(self, who: str) -> None:
-        """Keep nothing about an identity that neither runs nor waits."""
+        """Keep nothing about an identity that neither runs nor waits, once nobody waits who could be behind it."""
         if who in self._queues and not self._queues[who]:
             del self._queues[who]
         if not self._running[who]:
             del self._running[who]
-            if who not in self._queues:
-                self._granted.pop(who, None)
+        if not self._queues and len(self._granted) > len(self._running):
+            self._granted = {name: self._granted[name] for name in self._running}
 
     def _order(self) -> dict[Waiter, int]:
         """Return the place of each that waits, as if every identity might have any number of runs."""

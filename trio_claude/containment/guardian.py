@@ -62,6 +62,8 @@ CLONE_NEWNS, CLONE_NEWPID, CLONE_NEWUSER = 0x00020000, 0x20000000, 0x10000000
 # The number of the system call; on other machines there is no mode `namespace`.
 SYS_CLONE = {"x86_64": 56, "aarch64": 220, "riscv64": 220}.get(os.uname().machine)
 MS_BIND, MS_REC, MS_PRIVATE, MS_NOSUID, MS_NODEV, MS_NOEXEC, MNT_DETACH = 4096, 16384, 1 << 18, 2, 4, 8, 2
+UMOUNT_NOFOLLOW = 8
+FOLDER = os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 MSG_CMSG_CLOEXEC = 0x40000000
 OOM_SCORE = 500  # added to a CLI's badness: out of memory, the kernel ends a run before a guardian or the server
 IGNORED = (signal.SIGPIPE, signal.SIGXFSZ, signal.SIGTERM, signal.SIGINT, signal.SIGHUP)  # and a CLI gets them back
@@ -302,11 +304,17 @@ def map_user(uid: int, gid: int) -> None:
 
 
 def bind(old: list[list[str]], new: list[list[str]]) -> None:
-    """Put each of the new binds' sources over its target, in place of the old ones."""
+    """Put the new binds over the targets of the old; all sources are opened before any is hidden, no link is followed."""
     for _, target in reversed(old):
-        call("umount2", os.fsencode(target), MNT_DETACH)
-    for source, target in new:
-        call("mount", os.fsencode(source), os.fsencode(target), None, MS_BIND, None)
+        call("umount2", os.fsencode(target), MNT_DETACH | UMOUNT_NOFOLLOW)
+    opened = [os.open(source, FOLDER) for source, _ in new]
+    try:
+        for number, (_, target) in enumerate(new):
+            opened.append(os.open(target, FOLDER))
+            call("mount", *(b"/proc/self/fd/%d" % one for one in (opened[number], opened[-1])), None, MS_BIND, None)
+    finally:
+        for one in opened:
+            os.close(one)
 
 
 def bound_capabilities() -> None:

@@ -68,8 +68,12 @@ class Gatekeeper:
         if wall >= identity.until:
             return False
         if identity.name.startswith("key:"):
-            return self._keyring is not None and self._keyring.holds(identity, now)
+            return self._keyring is not None and self._keyring.holds(identity, now, wall)
         return self._tokens is not None and self._tokens.holds(identity)
+
+    def current(self, identity: Identity) -> Identity:
+        """Return an identity with the role and limits that its key has now."""
+        return self._keyring.current(identity) if self._keyring else identity
 
     def _find(self, secret: str, now: float, wall: float) -> Identity | None:
         if secret.startswith(PREFIX):

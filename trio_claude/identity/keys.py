@@ -45,11 +45,11 @@ LIMITS = (
 class Key:
     """One key as it stands in the file. `old` is the hash of the key before it, good until `old_until`."""
 
-    hash: str
+    hash: str = attrs.field(validator=attrs.validators.matches_re(r"[0-9a-f]{64}"))
     role: str = attrs.field(default="user", validator=attrs.validators.in_(ROLES))
     created: str = ""
     limits: dict[str, float] = attrs.field(factory=dict)
-    old: str = ""
+    old: str = attrs.field(default="", validator=attrs.validators.matches_re(r"([0-9a-f]{64})?"))
     old_until: float = 0.0
 
 
@@ -111,12 +111,19 @@ def write_keys(path: Path, keys: Mapping[str, Key]) -> None:
     """Replace a file of keys, whole or not at all; nobody else may read it. Raises OSError."""
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     new = path.with_name(f"{path.name}.{secrets.token_hex(8)}")
+    owner = (path if path.exists() else path.parent).stat()
     with os.fdopen(os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
+        if os.geteuid() == 0:  # the server that reads it may be another user's
+            os.fchown(file.fileno(), owner.st_uid, owner.st_gid)
         json.dump(_converter.unstructure(dict(keys)), file, indent=2)
         file.write("\n")
         file.flush()
         os.fsync(file.fileno())
     new.replace(path)
+
+
+_ABSENT = (0, 0, 0)
+"""The stamp of a file that is not there."""
 
 
 class Keyring:
@@ -141,11 +148,18 @@ class Keyring:
                 found = attrs.evolve(self._identity(name, key, key.old), until=key.old_until)
         return found
 
-    def holds(self, identity: Identity, now: float) -> bool:
-        """Return whether the key that an identity came with is still in the file."""
+    def holds(self, identity: Identity, now: float, wall: float) -> bool:
+        """Return whether the key that an identity came with is still good."""
         self.refresh(now)
         key = self._keys.get(identity.name.removeprefix("key:"))
-        return key is not None and identity.credential in (key.hash[:16], key.old[:16])
+        if key is None:
+            return False
+        return identity.credential == key.hash[:16] or (identity.credential == key.old[:16] and wall < key.old_until)
+
+    def current(self, identity: Identity) -> Identity:
+        """Return an identity with the role and limits that stand in the file now."""
+        key = self._keys.get(identity.name.removeprefix("key:")) if identity.name.startswith("key:") else None
+        return attrs.evolve(identity, role=key.role, limits=key.limits) if key else identity
 
     def refresh(self, now: float) -> None:
         """Read the file again if it has changed; one that can't be read changes nothing but `fault`."""
@@ -155,6 +169,8 @@ class Keyring:
         if (stamp := self._look()) == self._stamp:
             return
         try:
+            if stamp == _ABSENT:
+                raise ConfigError(f"keys: {self._path} is gone")
             self._keys, self._stamp, self.fault = self._read(), stamp, ""
         except ConfigError as error:
             self.fault = str(error)
@@ -173,7 +189,7 @@ class Keyring:
         try:
             found = self._path.stat()
         except OSError:
-            return 0, 0, 0
+            return _ABSENT
         return found.st_ino, found.st_mtime_ns, found.st_size
 
     def __len__(self) -> int:

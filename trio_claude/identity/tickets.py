@@ -17,7 +17,8 @@ from .people import Identity
 LIFETIME = 30.0
 """Seconds that a ticket is good for."""
 KEPT = 10_000
-"""Tickets that may be open; the oldest goes first."""
+KEPT_EACH = 100
+"""Tickets that may be open, in all and of one identity; the oldest goes first."""
 
 
 @attrs.frozen
@@ -36,7 +37,10 @@ class Tickets:
     def issue(self, identity: Identity, origin: str | None, now: float) -> str:
         """Return a ticket for `identity`, good from a page of the same origin only."""
         self._drop_stale(now)
-        if len(self._open) >= KEPT:
+        own = [key for key, ticket in self._open.items() if ticket.identity.name == identity.name]
+        if len(own) >= KEPT_EACH:
+            del self._open[own[0]]
+        elif len(self._open) >= KEPT:
             self._open.popitem(last=False)
         secret = secrets.token_urlsafe(32)
         self._open[_digest(secret)] = _Ticket(identity, origin, now + LIFETIME)

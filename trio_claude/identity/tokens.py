@@ -29,6 +29,8 @@ ALGORITHMS: dict[str, tuple[str, ...]] = {
 """What a key may be for, by its type."""
 TOKEN_LIMIT = 8192
 """Characters of a token."""
+EXPIRY_MOST = 10**12
+"""Seconds since 1970 that a token may be good to."""
 SECRET_LEAST = 32
 """Bytes of a secret that signs."""
 _SUBJECT = re.compile(r"[!-~]{1,256}")
@@ -64,7 +66,7 @@ class Tokens:
         try:
             claims = jwt.decode(token, key, algorithms=[algorithm]).claims
             self._registry(wall).validate(claims)
-        except (JoseError, ValueError, TypeError, RecursionError):
+        except (JoseError, ValueError, TypeError, RecursionError, OverflowError):
             return None
         return _identity(claims, kid, self._terms.leeway)
 
@@ -91,6 +93,8 @@ def _identity(claims: dict[str, Any], kid: str, leeway: float) -> Identity | Non
     if not isinstance(subject, str) or not _SUBJECT.fullmatch(subject) or role not in ROLES:
         return None
     if isinstance(until, bool) or not isinstance(until, int | float):
+        return None
+    if not 0 < until < EXPIRY_MOST:
         return None
     return Identity(f"jwt:{claims['iss']}#{subject}", role, until=until + leeway, credential=kid)
 

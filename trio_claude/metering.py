@@ -1,0 +1,83 @@
+"""What a run uses: by the results of its CLI; where it ends without one, by what was seen of its messages. Pure.
+
+Rule: nobody is charged twice for one turn, and nobody reads an answer for nothing. A CLI counts a whole session, the
+turns of earlier runs included, so what those came to is the baseline from which a run that goes on with it is counted.
+"""
+
+from __future__ import annotations
+
+import attrs
+
+from .stream_json import DELTA, Sign, Spent, parse_line, tokens_of
+
+PRICE = 15e-6
+"""Dollars that a token is reckoned at where no result has told: between input and output of the larger models."""
+DELTA_TOKENS = 4
+"""Tokens that a delta is reckoned at."""
+TEXT_BYTES = 4
+"""Bytes of a message that are reckoned as a token."""
+SLACK = 2.0
+"""How many times its own bound a run can be charged: a result is only what its processes say."""
+
+
+class Meter:
+    """The meter of one run. `baseline` is None where nobody knows it; `bound` is what it may cost, in dollars."""
+
+    def __init__(self, baseline: Spent | None, bound: float | None) -> None:
+        self.charged: Spent = Spent()
+        self._baseline = baseline
+        self._left = None if bound is None else bound * SLACK
+        self._messages: dict[str, int] = {}
+        self._deltas = 0
+
+    def hear(self, lines: list[bytes]) -> None:
+        """Take lines, in order, for the case that no result follows."""
+        for line in lines:
+            if line.startswith(DELTA):
+                self._deltas += 1
+            elif b'"assistant"' in line:
+                self._note(line)
+
+    def _note(self, line: bytes) -> None:
+        message = parse_line(line).get("message")
+        if not isinstance(message, dict):
+            return
+        self._deltas = 0
+        said = tokens_of(message.get("usage"))
+        name = str(message.get("id"))
+        self._messages[name] = max(self._messages.get(name, 0), said) + len(line) // TEXT_BYTES
+
+    def result(self, sign: Sign) -> Spent:
+        """Return what is to be charged for a result."""
+        assert sign.spent
+        whole = sign.spent
+        if self._baseline is None:  # of a session that somebody else's server, or an earlier one, has begun
+            share = min(1.0, sign.turn_tokens / whole.tokens) if whole.tokens else 1.0
+            self._baseline = Spent(whole.tokens - int(whole.tokens * share), whole.dollars * (1 - share))
+        used = Spent(max(0, whole.tokens - self._baseline.tokens), max(0.0, whole.dollars - self._baseline.dollars))
+        self._baseline = Spent(self._baseline.tokens + used.tokens, self._baseline.dollars + used.dollars)
+        self._messages.clear()
+        self._deltas = 0
+        return self._charge(used)
+
+    def rest(self) -> Spent:
+        """Return what is to be charged at the end for what no result has told of."""
+        tokens = sum(self._messages.values()) + self._deltas * DELTA_TOKENS
+        self._messages.clear()
+        self._deltas = 0
+        price = self.charged.dollars / self.charged.tokens if self.charged.tokens and self.charged.dollars else PRICE
+        return self._charge(Spent(tokens, tokens * price))
+
+    @property
+    def whole(self) -> Spent | None:
+        """What the session has come to, by the CLI's count; None where nobody knows."""
+        return self._baseline
+
+    def _charge(self, used: Spent) -> Spent:
+        dollars = used.dollars
+        if self._left is not None:
+            dollars = min(dollars, self._left)
+            self._left -= dollars
+        used = attrs.evolve(used, dollars=dollars)
+        self.charged = Spent(self.charged.tokens + used.tokens, self.charged.dollars + used.dollars)
+        return used

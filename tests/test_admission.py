@@ -48,6 +48,33 @@ def test_the_next_slot_goes_to_who_got_one_longest_ago() -> None:
     assert order == ["one", "many"]
 
 
+def test_who_goes_and_comes_back_is_not_before_who_waits() -> None:
+    """Two that come back with one prompt each time must not shut a third one out."""
+    slots, order = Slots(1, 1000), list[str]()
+    waiting = [wait(slots, "alice", []) for _ in range(5)]
+    slots.free(waiting.pop(0).holder)  # the first of them had a free slot
+    running = next(waiter for waiter in waiting if waiter.granted)
+    for _ in range(9):
+        waiting.remove(running)
+        absent = {"bob", "carol"} - {waiter.who for waiter in waiting}
+        slots.free(running.holder)
+        waiting += [wait(slots, name, []) for name in sorted(absent)]
+        running = next(waiter for waiter in waiting if waiter.granted)
+        order.append(running.who)
+    assert order.count("alice") >= 3
+
+
+def test_a_place_that_is_given_up_is_anothers() -> None:
+    """A limit that was lowered meanwhile can hold up the first of a line; when that leaves, the next is served."""
+    slots, order = Slots(2, 10), list[str]()
+    assert slots.take(object(), "a")
+    held_up = wait(slots, "a", order, 1)
+    wait(slots, "a", order, 2)
+    assert not order
+    slots.leave(held_up)
+    assert order == ["a"]
+
+
 def test_an_identity_at_its_limit_holds_up_nobody() -> None:
     slots, order = Slots(3, 10), list[str]()
     first = object()

@@ -21,10 +21,10 @@ from talk import open_talk
 from trio_websocket import ConnectionClosed
 
 from trio_claude.api import OPEN_PATHS
-from trio_claude.config import Config
+from trio_claude.config import Config, load
 from trio_claude.entrance import RELOADED, Entrance, changed
 from trio_claude.errors import ConfigError, HttpRefusal, Reason
-from trio_claude.events import ConnectionOpened, Reloaded, RunEnded
+from trio_claude.events import ConnectionOpened, Reloaded, RunEnded, Weak
 from trio_claude.identity.keys import Key, digest, new_secret, read_keys, write_keys
 from trio_claude.journal import Query
 from trio_claude.server import open_server
@@ -384,10 +384,10 @@ async def test_who_leaves_before_the_result_is_charged_all_the_same(fake: Backen
         assert "tokens a day is spent" in str(again.errors)
 
 
-@pytest.mark.parametrize("name", ["fake", pytest.param("real", marks=pytest.mark.real_cli)])
-async def test_a_session_that_is_resumed_is_charged_for_its_new_turn_only(name: str, folder: Path) -> None:
-    budget = {"journal": "memory", "dollars_per_day": 100.0}
-    async with open_backend(name, folder) as cli, cli.serve_known("alice", **budget) as (server, keys):
+@pytest.mark.real_cli
+async def test_a_session_that_is_resumed_is_charged_for_its_new_turn_only(real: Backend) -> None:
+    """The CLI itself counts a session from its first turn, whichever run that was in."""
+    async with real.serve_known("alice", journal="memory", dollars_per_day=100.0) as (server, keys):
         charged: list[float] = []
         session = None
         for _ in range(3):
@@ -578,3 +578,34 @@ async def test_what_was_spent_outlives_the_server(fake: Backend) -> None:
         assert again.code == 1013
         assert "dollars a day is spent" in str(again.errors)
         assert (await ask(server, "hello", key=keys["bob"])).of_type("result")
+
+
+async def test_identities_that_no_sandbox_parts_are_told_of(fake: Backend) -> None:
+    async with fake.serve_known("alice", containment="supervisor"), fake.serve():
+        (told,) = [event for event in fake.events if isinstance(event, Weak)]
+    assert "containment sandbox" in told.what
+
+
+async def test_a_reload_that_asks_for_keys_takes_a_restart(fake: Backend, tmp_path: Path) -> None:
+    """All that run share one home; what is to part them is made at the start."""
+    write_keys(tmp_path / "keys.json", {"alice": Key(digest("x"))})
+    async with fake.serve() as server:
+        server.reload(lambda: attrs.evolve(server._entrance.config, keys=str(tmp_path / "keys.json")))
+        assert not server._entrance.asks
+    assert [event.error for event in fake.events if isinstance(event, Reloaded)] == [
+        "isolation: from off to identity takes a restart"
+    ]
+
+
+async def test_a_file_that_is_no_text_changes_nothing(fake: Backend, tmp_path: Path) -> None:
+    path = tmp_path / "own.toml"
+    path.write_bytes(b"\xff\xfe")
+    async with fake.serve() as server:
+        server.reload(lambda: load({}, path))
+        assert (await ask(server, "hello")).code == 1000
+    (told,) = [event for event in fake.events if isinstance(event, Reloaded)]
+    assert str(path) in told.error
+    for text in ("x = " + "[" * 10_000, 'host = "\\ud800"'):
+        path.write_text(text)
+        with pytest.raises(ConfigError):
+            load({}, path)

@@ -141,6 +141,13 @@ class Strained:
 
 
 @attrs.frozen
+class Weak:
+    """Something is in force that is weaker than it could be, and that the operator should know of."""
+
+    what: str
+
+
+@attrs.frozen
 class Reloaded:
     """The settings were read anew; `error` says why the old ones stay, empty where the new ones hold."""
 
@@ -173,6 +180,7 @@ Event: TypeAlias = (
     | RunStarted
     | RunEnded
     | Strained
+    | Weak
     | Reloaded
     | GuardianLost
     | Crashed

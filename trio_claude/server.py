@@ -27,7 +27,7 @@ from .conversation import greeting
 from .engine import open_engine
 from .entrance import Entrance, changed
 from .errors import ConfigError
-from .events import Listening, Observer, Refused, Reloaded, Strained
+from .events import Listening, Observer, Refused, Reloaded, Strained, Weak
 from .peer import NOTSENT_LOWAT, Heart
 from .runs import Runs
 from .services import keep_going, open_services
@@ -44,6 +44,10 @@ DESCRIPTORS_A_CONNECTION = 8
 """Descriptors that a connection with a run holds: socket, pipes, lifeline and guardian, both ends while it starts."""
 DESCRIPTORS_KEPT = 96
 """Descriptors kept back for everything else."""
+NOT_APART = (
+    "a run can read and change what the server's user may, keys and other identities' files among it; take containment "
+    "sandbox where those who have keys do not trust each other"
+)
 _EXHAUSTED = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
 
 
@@ -102,6 +106,8 @@ async def open_server(
         engine = await stack.enter_async_context(open_engine(config, observers, environ=environ))
         api = Api(engine.workplace, engine.containment, engine.runs, entrance, notice)
         greet = functools.partial(greeting, config, __version__, engine.containment.mode)
+        if entrance.asks and engine.containment.mode != "sandbox":
+            engine.observer(Weak(f"containment {engine.containment.mode}: {NOT_APART}"))
         household = Household(config, engine.runs, entrance, api.answer, Heart(config), engine.observer, greet)
         port = listeners[0].getsockname()[1]
         server = Server(config.host, port, engine.runs, entrance, engine.observer, trio.CancelScope())

@@ -304,7 +304,7 @@ def map_user(uid: int, gid: int) -> None:
 
 
 def bind(old: list[list[str]], new: list[list[str]]) -> None:
-    """Put the new binds over the targets of the old; all sources are opened before any is hidden, no link is followed."""
+    """Put the new binds in place of the old; all sources are opened before any is hidden, no link is followed."""
     for _, target in reversed(old):
         call("umount2", os.fsencode(target), MNT_DETACH | UMOUNT_NOFOLLOW)
     opened = [os.open(source, FOLDER) for source, _ in new]

@@ -58,8 +58,6 @@ RARE = 0.25
 """How often families that start a CLI come up, by the others' measure."""
 QUIET = 20.0
 """Seconds before the attack in which first lines are timed, which those during the attack are compared with."""
-NICE = 15
-"""By how much the attackers yield."""
 PAUSE = 0.05
 """Seconds between two such prompts."""
 SETTLE = 15.0
@@ -304,7 +302,7 @@ async def attack(connections: int, names: list[str], seed: str, key: str) -> boo
         await assault.rage(WARM_UP)
         await settled(target, before)
         watcher = Watcher(before.port, key)
-        os.nice(NICE)
+        os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
         await trio.sleep(QUIET)
         quiet = watcher.told()
         warm = await target.look()

@@ -432,10 +432,10 @@ async def test_a_drain_ends_a_session(fake: Backend) -> None:
         ({"type": "gateway", "op": "start", "meta": "T\n"}, "bad-message"),
         ({"type": "gateway", "op": "start", "meta": "T", "options": {"permission_mode": "plan"}}, "bad-message"),
         ({"type": "gateway", "op": "start", "meta": "T", "options": {"fork": True}}, "bad-message"),
-        ({"type": "gateway", "op": "start", "meta": "T", "options": {"on_disconnect": {"grace": 5}}}, "not-offered"),
+        ({"type": "gateway", "op": "start", "meta": "T", "options": {"on_disconnect": {"grace": 500}}}, "bad-message"),
         ({"type": "gateway", "op": "start", "meta": "T", "options": {"on_disconnect": "keep"}}, "bad-message"),
         ({"type": "gateway", "op": "start", "meta": "T", "extra": 1}, "bad-message"),
-        ({"type": "gateway", "op": "attach", "run": "ab12", "after": 3}, "not-offered"),
+        ({"type": "gateway", "op": "attach", "run": "ab12", "after": 3}, "not-open"),
     ],
     ids=str,
 )

@@ -52,10 +52,13 @@ TABLE: dict[str, set[str]] = {
     "entrance": {"errors", "config", "admission", "identity", "upgrade"},
     "history": {"errors", "identity", "upgrade", "journal", "runs"},
     "api": {"errors", "containment", "identity", "upgrade", "workplace", "runs", "entrance", "history"},
-    "conversation": {"errors", "events", "config", "messages", "session", "peer", "session_run", "runs", "entrance"},
-    "connection": {"errors", "events", "config", "messages", "peer", "upgrade", "run", "runs", "entrance", "conversation"},
+    "stage": {"errors", "messages", "journal", "peer", "session_run"},
+    "conversation": {
+        "errors", "events", "config", "messages", "services", "session", "peer", "session_run", "runs", "entrance", "stage",
+    },
+    "connection": {"errors", "events", "config", "messages", "peer", "upgrade", "run", "runs", "entrance", "stage", "conversation"},
     "server": {
-        "errors", "events", "config", "admission", "peer", "runs", "services", "engine", "entrance", "api",
+        "errors", "events", "config", "admission", "peer", "runs", "services", "engine", "entrance", "api", "stage",
         "conversation", "connection", "__init__",
     },
     # faces

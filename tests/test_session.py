@@ -17,12 +17,15 @@ from trio_claude.session import (
     CONTROLS,
     TABLE,
     Asked,
+    Attach,
     Clock,
+    Detach,
     Happening,
     Kind,
     Patience,
     Session,
     State,
+    Stop,
     denial,
     parse_op,
     parse_start,
@@ -274,29 +277,44 @@ def start(**options: object) -> str:
 
 
 def test_a_start_names_the_clis_session() -> None:
-    new = parse_start('{"type":"gateway","op":"start","meta":"T-1"}', ALLOWED, 300)
+    new = parse_start('{"type":"gateway","op":"start","meta":"T-1"}', ALLOWED, 300, 60)
     assert (new.meta, len(new.session)) == ("T-1", 36)
-    assert parse_start(start(resume=NAME), ALLOWED, 300).session == NAME
-    assert parse_start(start(resume=NAME, fork=True, on_disconnect="kill"), ALLOWED, 300).session != NAME
+    assert parse_start(start(resume=NAME), ALLOWED, 300, 60).session == NAME
+    assert parse_start(start(resume=NAME, fork=True, on_disconnect="kill"), ALLOWED, 300, 60).session != NAME
 
 
 @pytest.mark.parametrize("options", [{"fork": True}, {"fork": 1}, {"cwd": "/"}, {"timeout": 301}, {"model": "-x"}])
 def test_a_start_with_wrong_options(options: dict[str, object]) -> None:
     with pytest.raises(BadMessage):
-        parse_start(start(**options), ALLOWED, 300)
+        parse_start(start(**options), ALLOWED, 300, 60)
 
 
 def test_what_is_not_offered_is_said_by_name() -> None:
     with pytest.raises(NotOffered, match="on_disconnect"):
-        parse_start(start(on_disconnect={"grace": 3}), ALLOWED, 300)
-    with pytest.raises(NotOffered, match="attach"):
-        parse_start('{"type":"gateway","op":"attach","run":"ab"}', ALLOWED, 300)
-    with pytest.raises(NotOffered, match="detach"):
-        parse_op({"type": "gateway", "op": "detach"})
+        parse_start(start(on_disconnect={"grace": 3}), ALLOWED, 300, 0)
 
 
-def test_stops() -> None:
-    assert parse_op({"type": "gateway", "op": "stop", "mode": "end"}).mode == "end"
+def test_a_grace_is_bounded() -> None:
+    assert parse_start(start(on_disconnect={"grace": 3}), ALLOWED, 300, 60).grace == 3
+    assert parse_start(start(on_disconnect="kill"), ALLOWED, 300, 60).grace == 0
+    for wrong in ({"grace": 61}, {"grace": 0}, {"grace": True}, {"grace": "3"}, {"grace": 3, "x": 1}, {}, "keep", 3):
+        with pytest.raises(BadMessage, match="on_disconnect"):
+            parse_start(start(on_disconnect=wrong), ALLOWED, 300, 60)
+
+
+def test_an_attach_names_a_run_and_a_line() -> None:
+    said = {"type": "gateway", "op": "attach", "run": "ab12"}
+    assert parse_start(json.dumps(said), ALLOWED, 300, 60) == Attach("ab12", 0)
+    whole = json.dumps({**said, "after": 7, "as": "viewer"})
+    assert parse_start(whole, ALLOWED, 300, 60) == Attach("ab12", 7, "viewer")
+    for wrong in ({"run": "../x"}, {"after": -1}, {"after": 1.5}, {"after": True}, {"as": "root"}, {"more": 1}):
+        with pytest.raises(BadMessage):
+            parse_start(json.dumps({**said, **wrong}), ALLOWED, 300, 60)
+
+
+def test_stops_and_leaving() -> None:
+    assert parse_op({"type": "gateway", "op": "detach"}) == Detach()
+    assert parse_op({"type": "gateway", "op": "stop", "mode": "end"}) == Stop("end")
     for wrong in ({"op": "stop"}, {"op": "stop", "mode": "x"}, {"op": "start", "meta": "T"}, {"op": None}, {}):
         with pytest.raises(BadMessage):
             parse_op({"type": "gateway", **wrong})

@@ -234,6 +234,12 @@ class Config:
     approval_timeout: float = _option(
         600.0, "an approval may stay open; then it is denied", low=0.05, high=86400, unit="s"
     )
+    grace_max: float = _option(
+        300.0, "a run of a session may go on without its client, where that asks for it; 0: never", high=86400, unit="s"
+    )
+    replay_bytes: int = _option(
+        MIB, "of lines are kept for a client that is away; then the CLI waits", low=KIB, high=1024 * MIB, unit="bytes"
+    )
     interrupt_grace: float = _option(5.0, "a turn may go on after an interrupt", low=0.05, high=600, unit="s")
     stall_notice: float = _option(
         30.0, "a CLI is silent in a turn before the client is told", low=0.05, high=86400, unit="s"

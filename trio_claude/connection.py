@@ -15,7 +15,7 @@ import trio
 
 from . import messages
 from .config import Config
-from .conversation import Conversation
+from .conversation import Conversation, Room
 from .entrance import Entrance, Guest
 from .errors import Busy, ClientError, CloseCode, Draining, NoMessage, NotWanted, PeerGone, Reason
 from .events import ConnectionClosed, ConnectionOpened, Crashed, Observer, Refused
@@ -23,6 +23,7 @@ from .messages import Closing, Prompt
 from .peer import Heart, Peer, accept
 from .run import Run
 from .runs import Runs
+from .stage import Stage
 from .upgrade import Handshake, Routes, Site, serve_http
 
 DOOR = "/ws/claude"
@@ -44,6 +45,8 @@ class Household:
     observer: Observer
     greet: Callable[[str], str]
     """Returns what a session of an identity is greeted with."""
+    stages: dict[str, Stage] = attrs.Factory(dict)
+    """The sessions that go on, by their runs' ids."""
 
     def site(self, address: str) -> Site:
         """Return what is served to a client at an address."""
@@ -108,7 +111,8 @@ def _door(path: str, peer: Peer, handshake: Handshake, guest: Guest, household: 
     """Return what serves a client behind the door that it took."""
     if path == SESSION_DOOR:
         greeting = household.greet(guest.name)
-        return Conversation(peer, guest, household.runs, household.config, household.observer, greeting)
+        room = Room(household.runs, household.config, household.observer, household.stages, greeting)
+        return Conversation(peer, guest, room)
     return OneShot(peer, handshake, guest, household)
 
 

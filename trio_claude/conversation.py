@@ -7,18 +7,35 @@ dealt with, before its client is told so.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import attrs
 import trio
 
 from . import messages, session
 from .config import Config
 from .entrance import Guest
-from .errors import Busy, ClientError, CloseCode, Draining, NoMessage, NotWanted, PeerGone, Reason
+from .errors import (
+    Busy,
+    ClientError,
+    CloseCode,
+    Draining,
+    NoMessage,
+    NotAllowed,
+    NotOpen,
+    NotWanted,
+    PeerGone,
+    Reason,
+)  # fmt: skip
 from .events import Observer, Outcome, Refused
 from .messages import Closing
 from .peer import Peer
 from .runs import Runs
-from .session import ClientLine, Kind, Start
+from .services import open_services
+from .session import Attach, ClientLine, Detach, Kind, Start
 from .session_run import SessionRun
+from .stage import Stage
 
 PROTOCOL = 1
 """The version of the contract of `/ws/session`."""
@@ -28,31 +45,56 @@ EARLY_LIMIT = 8
 """Messages that a client may send while its first is not dealt with yet."""
 
 
-class Conversation:
-    """One client on `/ws/session`. Each step of `serve` returns how to close, or None where nobody is left to hear."""
+@attrs.frozen
+class Room:
+    """What all sessions of one server share, and what one of them is greeted with."""
 
-    def __init__(self, peer: Peer, guest: Guest, runs: Runs, config: Config, observer: Observer, greeting: str) -> None:
+    runs: Runs
+    config: Config
+    observer: Observer
+    stages: dict[str, Stage]
+    greeting: str
+
+    @contextmanager
+    def on_stage(self, stage: Stage) -> Iterator[None]:
+        """Let others find a run while it lives."""
+        self.stages[stage.run.id] = stage
+        try:
+            yield
+        finally:
+            del self.stages[stage.run.id]
+
+
+class Conversation:
+    """One client on `/ws/session`. Each step of `serve` returns how to close, None where nobody is left to hear it."""
+
+    def __init__(self, peer: Peer, guest: Guest, house: Room) -> None:
         self._peer = peer
         self._guest = guest
-        self._runs = runs
-        self._config = config
-        self._observer = observer
-        self._greeting = greeting
+        self._house = house
         self._first: str | bytes | None = None
         self._arrived = trio.Event()
         self._early: list[str | bytes] = []
         self._left = False
+        self._detached = False
         self._run: SessionRun | None = None
+        self._stage: Stage | None = None
+        self._owns = True
         self._waiting = trio.CancelScope()
+        self._nursery: trio.Nursery | None = None
         self._begun = False
         self._has_turned = False
 
     async def serve(self) -> Closing | None:
         """Serve the client; return how to close."""
-        self._peer.post(self._greeting)
+        self._peer.post(self._house.greeting)
         self._peer.listen(self._hear, self._leave)
         try:
-            return await self._serve_run(await self._read_start())
+            first = await self._read_first()
+            self._guest.check()
+            if isinstance(first, Attach):
+                return await self._serve_attached(first)
+            return await self._serve_run(first)
         except ClientError as error:
             return self._refuse(error.close_code, messages.render_refused(error.code, str(error)), str(error))
         except NotWanted:
@@ -64,40 +106,93 @@ class Conversation:
             return self._refuse(error.close_code, messages.render_refused("draining", str(error)), str(error))
 
     def _refuse(self, code: CloseCode, frame: str, text: str) -> Closing:
-        self._observer(Refused(int(code), text))
+        self._house.observer(Refused(int(code), text))
         return Closing(frame, code, text)
 
-    async def _read_start(self) -> Start:
+    async def _read_first(self) -> Start | Attach:
         """Wait for the first message and parse it. Raises `ClientError`, or `PeerGone` where the client left."""
-        config = self._config
-        with self._runs.until_drain(config.first_message_timeout):
+        config = self._house.config
+        with self._house.runs.until_drain(config.first_message_timeout):
             await self._arrived.wait()
         if self._left:
             raise PeerGone("left before its start")
         if self._first is None:
             raise NoMessage(f"no message within {config.first_message_timeout:g} s")
-        return session.parse_start(self._first, config.session_offered, config.timeout)
+        return session.parse_start(self._first, config.session_offered, config.timeout, config.grace_max)
+
+    # a run of its own
 
     async def _serve_run(self, start: Start) -> Closing | None:
         """Wait for a slot, run the CLI, and return what its client is told."""
-        self._guest.check()
-        member = self._guest.member
-        self._runs.ask(member)
-        self._run = run = self._runs.session(start, member)
+        runs, member = self._house.runs, self._guest.member
+        runs.ask(member)
+        self._run = run = runs.session(start, member)
+        stage = Stage(run, self._peer, start.grace, self._house.config.replay_bytes, runs.journal)
         for message in self._early:
             self._take(message, run)
         self._early.clear()
-        async with self._runs.admit(run, self._waiting, self._queue, member):
+        async with runs.admit(run, self._waiting, self._queue, member):
             if self._waiting.cancel_called:
                 raise NotWanted("gave up before its run began")
             self._guest.check()
-            self._begun = True
-            outcome = await run.execute(self)
+            self._begun, self._stage = True, stage
+            self._peer.allow(self._house.config.max_session_message)
+            with self._house.on_stage(stage):
+                outcome = await self._perform(run, stage)
         return None if self._left else _closing(outcome)
+
+    async def _perform(self, run: SessionRun, stage: Stage) -> Outcome:
+        """Run the CLI to its end, with or without its client, and tell whoever else listens."""
+        async with open_services() as services:
+            self._nursery = services
+            if stage.grace:
+                services.start_soon(stage.watch_grace)
+            outcome = await run.execute(stage)
+            self._nursery = None
+            stage.finish(_closing(outcome))
+            return outcome
+
+    # a run that was there before
+
+    async def _serve_attached(self, attach: Attach) -> Closing | None:
+        """Come back to a run, or watch it, to its end or the client's; return how to close."""
+        self._early.clear()
+        stage = self._house.stages.get(attach.run)
+        if stage is None or (self._guest.name != stage.run.account.name and not self._guest.identity.sees_all):
+            raise NotOpen(f"there is no run {attach.run} that goes on")
+        if attach.after > stage.number:
+            frame = messages.render_refused("ahead", f"after: the run is at line {stage.number}", last=stage.number)
+            return self._refuse(CloseCode.POLICY, frame, "after is ahead of the run")
+        self._stage, self._run, self._begun = stage, stage.run, True
+        self._owns, self._has_turned = self._may_own(stage, attach), True
+        self._peer.allow(self._house.config.max_session_message)
+        self._peer.post(self._attached(stage, attach.after))
+        with self._waiting:
+            await (stage.own if self._owns else stage.view)(self._peer, attach.after)
+            await stage.over.wait()
+        if self._detached:
+            return Closing(None, CloseCode.NORMAL, "detached")
+        return None if self._left else stage.closing
+
+    def _may_own(self, stage: Stage, attach: Attach) -> bool:
+        """Return whether a client is the owner: nobody is, or it takes over, and it is of the run's identity."""
+        if self._guest.name != stage.run.account.name or not self._guest.identity.may_run:
+            return False
+        return attach.role == "owner" or (attach.role is None and not stage.owned)
+
+    def _attached(self, stage: Stage, after: int) -> str:
+        asked = [one for one in stage.run.session.asked.values() if one.number <= after]
+        pending = [{"n": one.number, "line": one.line.decode("utf-8", "replace")} for one in asked]
+        role = "owner" if self._owns else "viewer"
+        return messages.render_event(
+            "attached", run=stage.run.id, role=role, **{"from": after + 1}, ended=False, pending=pending
+        )
 
     # what the client does, told by the reader; nothing here waits
 
     def _hear(self, message: str | bytes) -> None:
+        if self._left:
+            return
         if self._run:
             self._take(message, self._run)
         elif not self._arrived.is_set():
@@ -113,10 +208,15 @@ class Conversation:
         said: dict[str, object] = {}
         try:
             said = messages.parse_object(message)
-            if said.get("type") == "gateway":
-                self._stop(session.parse_op(said).mode, run)
+            op = session.parse_op(said) if said.get("type") == "gateway" else None
+            if isinstance(op, Detach):
+                self._detach()
+            elif not self._owns:
+                raise NotAllowed("a viewer only watches")
+            elif op is not None:
+                self._stop(op.mode, run)
             else:
-                self._say(session.rebuild(said, run.session.asked, self._config.controls), run)
+                self._say(session.rebuild(said, run.session.asked, self._house.config.controls), run)
         except ClientError as error:
             self._peer.post(messages.render_refused(error.code, str(error), **_named(said)))
         except Busy as error:
@@ -128,7 +228,7 @@ class Conversation:
         if line.kind is Kind.USER:
             self._guest.check()
             if self._has_turned:  # the first turn is the start's
-                self._runs.ask(self._guest.member)
+                self._house.runs.ask(self._guest.member)
             self._has_turned = True
         run.say(line)
 
@@ -143,47 +243,33 @@ class Conversation:
         else:
             run.stop(Reason.STOPPED, now=True)
 
+    def _detach(self) -> None:
+        """Leave, and let the run go on. Raises `NotAllowed` where the client did not say at the start that it may."""
+        if self._stage is None or (self._owns and not self._stage.grace):
+            raise NotAllowed('detach: the run was not started with "on_disconnect":{"grace":SECONDS}')
+        self._detached = True
+        self._leave()
+
     def _leave(self) -> None:
+        if self._left:
+            return
         self._left = True
         self._arrived.set()
         self._waiting.cancel()
-        if self._run:
+        if self._run is None:
+            return
+        if self._stage is None or not self._stage.leave(self._peer):
             self._run.stop(Reason.DISCONNECTED)
+        elif self._nursery:
+            self._nursery.start_soon(self._show_out)
+
+    async def _show_out(self) -> None:
+        """Close a connection whose run goes on in this task's nursery."""
+        await self._peer.close(CloseCode.NORMAL, "detached")
+        self._peer.drop()
 
     def _queue(self, place: int) -> None:
-        self._peer.post(messages.render_event("queued", position=place, wait_s=self._config.queue_timeout))
-
-    # what the run says: the SessionSink
-
-    def started(self) -> None:
-        """Say that the CLI runs, and under which ids."""
-        assert self._run
-        self._peer.allow(self._config.max_session_message)
-        ids = {"run": self._run.id, "session": self._run.start.session}
-        self._peer.post(messages.render_event("started", **ids, warm=False, history=self._run.recorded))
-
-    async def lines(self, lines: list[bytes]) -> None:
-        """Send lines as they are."""
-        await self._peer.send(lines)
-
-    async def stderr_lines(self, lines: list[str]) -> None:
-        """Send stderr lines, each with the number of the stdout line before it."""
-        assert self._run
-        after = self._run.session.lines
-        frames = [messages.render_event("stderr", line=line, after=after) for line in lines]
-        await self._peer.send([frame.encode("utf-8", "replace") for frame in frames])
-
-    def denied(self, tool: str) -> None:
-        """Nothing: who holds a session is asked, and sees each denial among the lines."""
-
-    def stalled(self, phase: str, seconds: float) -> None:
-        """Say that the CLI is silent."""
-        self._peer.post(messages.render_event("stalled", phase=phase, seconds=round(seconds, 1)))
-
-    def expired(self, request: str, seconds: float) -> None:
-        """Say that an approval was denied because nobody answered."""
-        text = f"nobody answered within {seconds:g} s"
-        self._peer.post(messages.render_event("denied", request=request, code="approval-timeout", error=text))
+        self._peer.post(messages.render_event("queued", position=place, wait_s=self._house.config.queue_timeout))
 
 
 def _named(said: dict[str, object]) -> dict[str, object]:
@@ -208,6 +294,7 @@ def greeting(config: Config, version: str, containment: str, identity: str) -> s
         "idle_timeout": config.session_idle_timeout,
         "session_timeout": config.session_timeout,
         "approval_timeout": config.approval_timeout,
+        "grace": config.grace_max,
     }
     return messages.render_event(
         "hello",

@@ -31,6 +31,7 @@ from .events import Listening, Observer, Refused, Reloaded, Strained, Weak
 from .peer import NOTSENT_LOWAT, Heart
 from .runs import Runs
 from .services import keep_going, open_services
+from .stage import Stage
 
 BACKLOG = 4096
 """Connections that the kernel holds before they are accepted."""
@@ -60,6 +61,8 @@ class Server:
     runs: Runs
     _entrance: Entrance
     _observer: Observer
+    stages: dict[str, Stage]
+    """The sessions that go on, by their runs' ids."""
     _listening: trio.CancelScope
     closed: trio.Event = attrs.Factory(trio.Event)
     """Set when the last connection has ended after a drain."""
@@ -110,7 +113,7 @@ async def open_server(
             engine.observer(Weak(f"containment {engine.containment.mode}: {NOT_APART}"))
         household = Household(config, engine.runs, entrance, api.answer, Heart(config), engine.observer, greet)
         port = listeners[0].getsockname()[1]
-        server = Server(config.host, port, engine.runs, entrance, engine.observer, trio.CancelScope())
+        server = Server(config.host, port, engine.runs, entrance, engine.observer, household.stages, trio.CancelScope())
         async with open_services() as services:
             services.start_soon(keep_going, "heart", household.heart.serve, engine.observer)
             await services.start(_accept_all, server, listeners, household)

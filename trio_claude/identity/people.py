@@ -27,6 +27,11 @@ class Identity:
     credential: str = ""
 
     @property
+    def sees_all(self) -> bool:
+        """Whether it may see everybody's runs."""
+        return self.role != "user"
+
+    @property
     def may_run(self) -> bool:
         """Whether it may start runs."""
         return self.role != "viewer"

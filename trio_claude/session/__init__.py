@@ -5,7 +5,7 @@ each line is built anew from what is allowed.
 """
 
 from .lines import CONTROLS, OWN_REQUEST, ClientLine, Kind, denial, rebuild
-from .ops import Start, Stop, parse_op, parse_start
+from .ops import Attach, Detach, Start, Stop, parse_op, parse_start
 from .states import TABLE, Asked, Clock, Due, Happening, Patience, Session, State
 
 __all__ = [
@@ -13,8 +13,10 @@ __all__ = [
     "OWN_REQUEST",
     "TABLE",
     "Asked",
+    "Attach",
     "ClientLine",
     "Clock",
+    "Detach",
     "Due",
     "Happening",
     "Kind",

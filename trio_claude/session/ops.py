@@ -22,6 +22,23 @@ class Start:
     meta: str
     options: Options
     session: str
+    grace: float = 0.0
+    """Seconds for which the run goes on without its client."""
+
+
+@attrs.frozen
+class Attach:
+    """The first message of a client that comes back to a run, or watches it: which one, and the last line it has."""
+
+    run: str
+    after: int
+    role: str | None = None
+    """As what: the `owner`, in place of one there is, a `viewer`, or None, the owner if there is none."""
+
+
+@attrs.frozen
+class Detach:
+    """Leave, and let the run go on for as long as was said at the start."""
 
 
 @attrs.frozen
@@ -37,46 +54,61 @@ START = record(
 STOP = record({"type": one_of("gateway"), "op": one_of("stop"), "mode": one_of(*MODES)})
 DETACH = record({"type": one_of("gateway"), "op": one_of("detach")})
 ATTACH = record(
-    {"type": one_of("gateway"), "op": one_of("attach"), "run": match(r"[0-9a-f]+", 64)}, {"after": anything}
+    {"type": one_of("gateway"), "op": one_of("attach"), "run": match(r"[0-9a-f]+", 64)},
+    {"after": anything, "as": one_of("owner", "viewer")},
 )
-ON_DISCONNECT = one_of("kill")
+LINES_LIMIT = 10**12
 
 
-def parse_start(raw: str | bytes, allowed: Collection[str], max_timeout: float) -> Start:
+def parse_start(raw: str | bytes, allowed: Collection[str], max_timeout: float, max_grace: float) -> Start | Attach:
     """Return a client's first message. Raises `BadMessage`, and `NotOffered` for what this server does not do."""
     said = parse_object(raw)
     if said.get("type") == "gateway" and said.get("op") == "attach":
-        ATTACH("", said)
-        raise NotOffered("attach: this server keeps no run whose client has left")
+        line = ATTACH("", said)
+        return Attach(line["run"], _line_number(line.get("after", 0)), line.get("as"))
     if said.get("type") != "gateway" or said.get("op") != "start":
         raise BadMessage('the first message must be {"type":"gateway","op":"start","meta":…}')
     line = START("", said)
     options = dict(line.get("options", {}))
-    _check_on_disconnect(options.pop("on_disconnect", "kill"))
-    return _start(line["meta"], parse_options(options, tuple(allowed), max_timeout))
+    grace = _grace(options.pop("on_disconnect", "kill"), max_grace)
+    return _start(line["meta"], parse_options(options, tuple(allowed), max_timeout), grace)
 
 
-def _check_on_disconnect(wish: Any) -> None:
-    if isinstance(wish, dict) and "grace" in wish:
+def _line_number(value: Any) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= LINES_LIMIT:
+        raise BadMessage(f"after must be a whole number from 0 to {LINES_LIMIT}")
+    return value
+
+
+def _grace(wish: Any, most: float) -> float:
+    """Return for how many seconds a run goes on without its client."""
+    if wish == "kill":
+        return 0.0
+    if not isinstance(wish, dict) or set(wish) != {"grace"}:
+        raise BadMessage('on_disconnect must be "kill" or {"grace":SECONDS}')
+    if not most:
         raise NotOffered("on_disconnect: this server keeps no run whose client has left; leave it out, or say kill")
-    ON_DISCONNECT("on_disconnect", wish)
+    grace = wish["grace"]
+    if isinstance(grace, bool) or not isinstance(grace, int | float) or not 0 < grace <= most:
+        raise BadMessage(f"on_disconnect: grace must be more than 0 and at most {most:g} seconds")
+    return float(grace)
 
 
-def _start(meta: str, options: Options) -> Start:
+def _start(meta: str, options: Options, grace: float) -> Start:
     if options.fork and options.resume is None:
         raise BadMessage("fork takes a session to fork from: name it with resume")
     new = options.resume is None or options.fork
-    return Start(meta, options, str(uuid.uuid4()) if new or options.resume is None else options.resume)
+    return Start(meta, options, str(uuid.uuid4()) if new or options.resume is None else options.resume, grace)
 
 
-def parse_op(said: dict[str, Any]) -> Stop:
+def parse_op(said: dict[str, Any]) -> Stop | Detach:
     """Return what a client of a session that has begun says to the gateway. Raises `BadMessage`, `NotOffered`."""
     op = said.get("op")
     if op == "stop":
         return Stop(STOP("", said)["mode"])
     if op == "detach":
         DETACH("", said)
-        raise NotOffered("detach: this server keeps no run whose client has left")
+        return Detach()
     if op in ("start", "attach"):
         raise BadMessage("a connection has one run, and this one has begun")
     raise BadMessage("op must be one of start, attach, stop, detach")

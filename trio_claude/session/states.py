@@ -87,6 +87,8 @@ class Asked:
     subtype: str
     line: bytes
     since: float
+    number: int = 0
+    """The line's number."""
 
     @property
     def input(self) -> dict[str, Any]:
@@ -175,11 +177,11 @@ class Session:
         """Take lines of the CLI, in order; return what they have changed."""
         self._heard, self._told = now, False
         happened: list[Happening] = []
-        suspects = [line for line in lines if _is_suspect(line)]
+        suspects = [(number, line) for number, line in enumerate(lines, self.lines + 1) if _is_suspect(line)]
         if len(suspects) < len(lines):
             self._said_since_prompt = True
-        for line in suspects:
-            happened += self._note(line, now)
+        for number, line in suspects:
+            happened += self._note(line, number, now)
         self.lines += len(lines)
         return happened
 
@@ -249,11 +251,11 @@ class Session:
 
     # inside
 
-    def _note(self, line: bytes, now: float) -> list[Happening]:
+    def _note(self, line: bytes, number: int, now: float) -> list[Happening]:
         said = parse_line(line)
         kind = said.get("type")
         if kind == "control_request":
-            return self._ask(said, line, now)
+            return self._ask(said, line, number, now)
         if kind == "control_cancel_request":
             was = self.state
             self.answer(str(said.get("request_id")), now)
@@ -276,12 +278,12 @@ class Session:
         self._in_turn = True
         self._left[Clock.TURN] = self.patience.turn
 
-    def _ask(self, said: dict[str, Any], line: bytes, now: float) -> list[Happening]:
+    def _ask(self, said: dict[str, Any], line: bytes, number: int, now: float) -> list[Happening]:
         request, question = said.get("request_id"), said.get("request")
         if self.deaf or not isinstance(request, str) or not request.isprintable() or not isinstance(question, dict):
             return []
         subtype = str(question.get("subtype"))
-        self.asked[request] = Asked(subtype, line, now)
+        self.asked[request] = Asked(subtype, line, now, number)
         while len(self.asked) > OPEN_LIMIT or sum(len(one.line) for one in self.asked.values()) > OPEN_BYTES:
             self.answer(next(iter(self.asked)), now)
         if subtype != APPROVAL:

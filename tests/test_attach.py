@@ -1,0 +1,367 @@
+"""Rule: a client that comes back gets each line exactly once, in order; what it can't get is said; nobody else comes in."""
+
+from __future__ import annotations
+
+import json
+import random
+import socket as sockets
+import struct
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import pytest
+import trio
+from harness import Backend, directive, until
+from talk import Talk, open_talk
+from trio_websocket import ConnectionClosed, WebSocketConnection, open_websocket_url
+
+from trio_claude.errors import Reason
+from trio_claude.server import Server
+from trio_claude.stage import Replay
+
+GRACE = {"on_disconnect": {"grace": 20}}
+
+
+def numbered(talk: Talk) -> list[str]:
+    """Return the lines of the CLI that a client has got."""
+    return [json.dumps(frame) for frame in talk.frames if frame["type"] != "gateway"]
+
+
+async def attach(talk: Talk, run: str, after: int = 0, **more: object) -> dict[str, object]:
+    await talk.say({"type": "gateway", "op": "attach", "run": run, "after": after, **more})
+    return await talk.event("attached")
+
+
+async def reset(socket: WebSocketConnection) -> None:
+    """Drop a connection as a network does that forgets it."""
+    socket._stream.socket.setsockopt(sockets.SOL_SOCKET, sockets.SO_LINGER, struct.pack("ii", 1, 0))
+    await socket._stream.aclose()
+
+
+async def leave(talk: Talk) -> None:
+    """Leave without a word, and wait until the server has seen it."""
+    await talk.socket._stream.aclose()
+
+
+async def orphaned(server: Server, run: str) -> None:
+    stages = server.stages
+    await until(lambda: run in stages and not stages[run].owned)
+
+
+@pytest.mark.parametrize("journal", ["none", "memory"])
+async def test_a_client_that_comes_back_gets_the_rest(fake: Backend, journal: str) -> None:
+    async with fake.serve(journal=journal) as server:
+        async with open_talk(server) as first:
+            started = await first.start(**GRACE, partial=True)
+            await first.user(directive("slow", n=40, ms=20))
+            await first.next(lambda frame: frame["type"] == "stream_event", 10)
+            seen = numbered(first)
+            await leave(first)
+            await orphaned(server, started["run"])
+            async with open_talk(server) as second:
+                told = await attach(second, started["run"], len(seen))
+                assert (told["role"], told["from"], told["pending"]) == ("owner", len(seen) + 1, [])
+                await second.result()
+                await second.user("hello")
+                await second.result()
+                await second.stop("end")
+                ended = await second.event("ended")
+                assert ended["reason"] == "exit"
+                assert ended["lines"] == len(seen) + len(numbered(second))
+    (run,) = fake.ended
+    assert run.outcome.receipt.survivors == 0
+
+
+async def test_a_client_that_does_not_come_back_in_time_ends_its_run(fake: Backend) -> None:
+    async with fake.serve() as server:
+        async with open_talk(server) as talk:
+            await talk.start(on_disconnect={"grace": 0.3})
+            await talk.user(directive("silent"))
+            await leave(talk)
+            await trio.sleep(0.15)
+            assert not fake.ended
+            await until(lambda: bool(fake.ended))
+    (run,) = fake.ended
+    assert run.outcome.reason is Reason.DISCONNECTED
+    assert run.outcome.receipt.survivors == 0
+    await until(lambda: not fake.left())
+
+
+async def test_without_grace_leaving_ends_the_run(fake: Backend) -> None:
+    async with fake.serve() as server:
+        async with open_talk(server) as talk:
+            started = await talk.start()
+            await talk.user(directive("silent"))
+            await talk.say({"type": "gateway", "op": "detach"})
+            assert (await talk.event("refused"))["code"] == "not-allowed"
+            await leave(talk)
+            await until(lambda: bool(fake.ended))
+        async with open_talk(server) as talk:
+            await talk.say({"type": "gateway", "op": "attach", "run": started["run"]})
+            assert (await talk.event("refused"))["code"] == "not-open"
+
+
+async def test_a_client_can_leave_and_be_gone(fake: Backend) -> None:
+    async with fake.serve() as server:
+        async with open_talk(server) as first:
+            started = await first.start(**GRACE)
+            await first.user("hello")
+            await first.result()
+            await first.say({"type": "gateway", "op": "detach"})
+            await until(lambda: first.code == 1000)
+            assert first.reason == "detached"
+        async with open_talk(server) as second:
+            await attach(second, started["run"], len(numbered(first)))
+            await second.say({"type": "gateway", "op": "detach"})
+            await until(lambda: second.code == 1000)
+            assert second.reason == "detached"
+        assert not fake.ended
+        async with open_talk(server) as third:
+            await attach(third, started["run"])
+            await until(lambda: len(numbered(third)) == len(numbered(first)))
+            await third.stop("kill")
+            assert (await third.event("ended"))["reason"] == "stopped"
+
+
+async def test_viewers_see_everything_and_touch_nothing(fake: Backend) -> None:
+    async with fake.serve() as server, open_talk(server) as owner:
+        started = await owner.start(**GRACE)
+        await owner.user("hello")
+        await owner.result()
+        async with open_talk(server) as early, open_talk(server) as late:
+            assert (await attach(early, started["run"]))["role"] == "viewer"
+            await owner.user(directive("slow", n=20, ms=10))
+            await owner.result()
+            assert (await attach(late, started["run"], 1))["role"] == "viewer"
+            for viewer in (early, late):
+                await viewer.stop("kill")
+                assert (await viewer.event("refused"))["code"] == "not-allowed"
+                await viewer.user("mine")
+                assert (await viewer.event("refused"))["code"] == "not-allowed"
+            await owner.stop("end")
+            for talk in (owner, early, late):
+                assert (await talk.event("ended"))["reason"] == "exit"
+                await until(lambda talk=talk: talk.code == 1000)
+            assert numbered(early) == numbered(owner)
+            assert numbered(late) == numbered(owner)[1:]
+
+
+async def test_a_viewer_that_leaves_is_nobodys_loss(fake: Backend) -> None:
+    async with fake.serve() as server, open_talk(server) as owner:
+        started = await owner.start()
+        async with open_talk(server) as viewer:
+            await attach(viewer, started["run"])
+            await leave(viewer)
+        await owner.user("hello")
+        await owner.result()
+        stage = server.stages[started["run"]]
+        await until(lambda: not stage._viewers)
+        await owner.stop("end")
+        assert (await owner.event("ended"))["reason"] == "exit"
+
+
+async def test_a_viewer_that_does_not_read_gets_a_gap(fake: Backend) -> None:
+    async with fake.serve() as server, open_talk(server) as owner:
+        started = await owner.start()
+        async with open_websocket_url(
+            f"ws://127.0.0.1:{server.port}/ws/session", max_message_size=2**27, message_queue_size=1
+        ) as slow:
+            await slow.get_message()
+            await slow.send_message(json.dumps({"type": "gateway", "op": "attach", "run": started["run"]}))
+            await owner.user(directive("lines", n=6000, size=4000))
+            await owner.result(60)
+            frames = []
+            await owner.stop("end")
+            await owner.event("ended")
+            with trio.fail_after(20):
+                try:
+                    while True:
+                        frames.append(json.loads(await slow.get_message()))
+                except ConnectionClosed:
+                    pass
+            gaps = [frame for frame in frames if frame.get("event") == "gap"]
+            assert gaps
+            assert frames[-1]["event"] == "ended"
+            number = 0
+            for frame in frames:
+                if frame.get("event") == "gap":
+                    assert frame["from"] == number + 1
+                    number = frame["to"]
+                elif frame["type"] != "gateway":
+                    number += 1
+            assert number == frames[-1]["lines"]
+            await slow._stream.aclose()
+
+
+@pytest.mark.parametrize("answer", ["allow", "deny"])
+async def test_an_open_approval_is_shown_again(fake: Backend, answer: str) -> None:
+    async with fake.serve() as server:
+        async with open_talk(server) as first:
+            started = await first.start(**GRACE)
+            await first.user(directive("bash", cmd="touch x"))
+            asked = await first.asked()
+            seen = len(numbered(first))
+            await leave(first)
+            await orphaned(server, started["run"])
+        async with open_talk(server) as second:
+            told = await attach(second, started["run"], seen)
+            ((pending),) = told["pending"]  # type: ignore[misc]
+            assert pending["n"] <= seen
+            assert json.loads(pending["line"])["request_id"] == asked["request_id"]
+            more = {"message": "no"} if answer == "deny" else {}
+            await second.answer(asked["request_id"], behavior=answer, **more)
+            await second.result()
+            await second.stop("end")
+            await second.event("ended")
+
+
+async def test_who_is_ahead_of_the_run_is_told_where_it_is(fake: Backend) -> None:
+    async with fake.serve() as server, open_talk(server) as owner:
+        started = await owner.start(**GRACE)
+        await owner.user("hello")
+        await owner.result()
+        async with open_talk(server) as talk:
+            await talk.say({"type": "gateway", "op": "attach", "run": started["run"], "after": 1000})
+            refused = await talk.event("refused")
+            assert (refused["code"], refused["last"]) == ("ahead", len(numbered(owner)))
+        await owner.stop("kill")
+        await owner.event("ended")
+
+
+async def test_an_owner_can_be_replaced_by_its_own_identity(fake: Backend) -> None:
+    """A connection that is dead without anybody's knowing must not keep its client out."""
+    async with fake.serve() as server, open_talk(server) as first:
+        started = await first.start()
+        await first.user("hello")
+        await first.result()
+        async with open_talk(server) as second:
+            told = await attach(second, started["run"], len(numbered(first)), **{"as": "owner"})
+            assert told["role"] == "owner"
+            await until(lambda: first.code is not None)
+            await second.user("hello")
+            await second.result()
+            await second.stop("end")
+            assert (await second.event("ended"))["reason"] == "exit"
+
+
+async def test_nobody_else_comes_in(fake: Backend) -> None:
+    async with fake.serve_known("alice", "bob", "vera/viewer") as (server, keys):
+        async with open_talk(server, keys["alice"]) as owner:
+            started = await owner.start(**GRACE)
+            async with open_talk(server, keys["bob"]) as bob:
+                await bob.say({"type": "gateway", "op": "attach", "run": started["run"]})
+                refused = await bob.event("refused")
+                assert (refused["code"], refused["error"]) == (
+                    "not-open",
+                    f"there is no run {started['run']} that goes on",
+                )
+                await until(lambda: bob.code == 1008)
+            await owner.stop("kill")
+            await owner.event("ended")
+
+
+async def test_a_run_without_its_client_waits_where_much_is_to_be_kept(fake: Backend) -> None:
+    async with fake.serve(replay_bytes=50_000) as server:
+        async with open_talk(server) as first:
+            started = await first.start(**GRACE)
+            await leave(first)
+            await orphaned(server, started["run"])
+        stage = server.stages[started["run"]]
+        async with open_talk(server) as second:
+            await attach(second, started["run"])
+            await second.user(directive("lines", n=3000, size=4000))
+            await second.next(lambda frame: frame["type"] not in ("gateway", "system"))
+            await leave(second)
+            await orphaned(server, started["run"])
+        await trio.sleep(0.3)
+        size, number = stage._replay.size, stage.number
+        await trio.sleep(0.3)
+        assert stage._replay.size == size < 50_000 * 2 + 3 * 65536
+        assert stage.number == number
+        async with open_talk(server) as third:
+            await attach(third, started["run"], number)
+            await third.result(30)
+            await third.stop("kill")
+            await third.event("ended")
+
+
+@asynccontextmanager
+async def dropped(server: Server, first: dict[str, object], rng: random.Random) -> AsyncIterator[list[str]]:
+    """Connect, say the first message, take bytes up to a random one, and reset."""
+    lines: list[str] = []
+    async with open_websocket_url(
+        f"ws://127.0.0.1:{server.port}/ws/session",
+        max_message_size=2**27,
+        message_queue_size=100_000,
+        disconnect_timeout=0.05,
+    ) as socket:
+        await socket.send_message(json.dumps(first))
+        stop = rng.randrange(1, 400)
+        while len(lines) < stop:
+            try:
+                frame = await socket.get_message()
+            except ConnectionClosed:
+                break
+            said = json.loads(frame)["type"]
+            if said != "gateway":
+                lines.append(frame)
+            if said == "result":
+                break
+        await reset(socket)
+        yield lines
+
+
+async def test_forced_drops_lose_nothing_and_repeat_nothing(fake: Backend, long: bool) -> None:
+    """Resets at random places of a stream of numbered lines: what was got is 1, 2, 3 … to the end."""
+    rng = random.Random(20261127)
+    drops = 10_000 if long else 60
+    async with fake.serve(journal="memory", replay_bytes=200_000, timeout=3600.0) as server:
+        done = 0
+        while done < drops:
+            async with open_talk(server) as talk:
+                started = await talk.start(**GRACE)
+                await talk.user(directive("lines", n=40_000, size=60))
+                await talk.next(lambda frame: frame["type"] == "system")
+                got = numbered(talk)
+                await reset(talk.socket)
+            while done < drops:
+                done += 1
+                stages = server.stages
+                if started["run"] not in stages:
+                    break
+                first = {"type": "gateway", "op": "attach", "run": started["run"], "after": len(got), "as": "owner"}
+                async with dropped(server, first, rng) as lines:
+                    got += [json.dumps(json.loads(line)) for line in lines]
+                if got and '"type": "result"' in got[-1]:
+                    break
+            async with open_talk(server) as talk:
+                await attach(talk, started["run"], len(got), **{"as": "owner"})
+                if not (got and '"type": "result"' in got[-1]):
+                    await talk.result(30)
+                got += numbered(talk)
+                await talk.stop("kill")
+                await talk.event("ended")
+            assert server.runs.journal
+            await server.runs.journal.settle()
+            parts, stored, beyond = [], [], 0
+            while parts := await server.runs.journal.parts(started["run"], 0, beyond):
+                stored += [line.decode() for part in parts if part.kind == 0 for line in part.lines]
+                beyond = parts[-1].number
+            assert [json.loads(line) for line in got] == [json.loads(line) for line in stored]
+
+
+def test_a_replay_is_bounded_and_numbered() -> None:
+    replay = Replay()
+    for number in range(10):
+        replay.add([b"x" * 10, b"y" * 10], numbered=True)
+        replay.add([b"oh"], numbered=False)
+        assert replay.number == 2 * number + 2
+    assert (replay.begin, replay.end, replay.first) == (0, 20, 1)
+    assert replay.index(0) == 0
+    assert replay.index(2) == 1
+    assert replay.index(20) == 19
+    replay.forget(50, 20)
+    assert replay.size <= 50
+    assert replay.first == 17
+    replay.forget(0, 19)
+    assert replay.end == 20

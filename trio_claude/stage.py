@@ -1,0 +1,315 @@
+"""What a session's run says, on its way to whoever listens: an owner, who may leave and come back, and viewers.
+
+Rule 1: the owner gets each line exactly once, in order, however often it comes back; what can't be given any more is
+said (`gap`), never skipped. Rule 2: only the owner holds the CLI back, and nobody does while it is away, but for what
+has to be kept for it; a viewer that lags gets a gap. Rule 3: what is kept is bounded.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from collections.abc import Iterable
+
+import attrs
+import trio
+
+from . import messages
+from .errors import PeerGone, Reason
+from .journal import Journal, PartKind
+from .messages import Closing
+from .peer import Peer
+from .session_run import SessionRun
+
+KEPT = 64 * 1024
+"""Bytes that are kept for viewers where the owner is not waited for."""
+
+
+@attrs.frozen
+class Entry:
+    """Lines that were said together; those of the CLI are numbered from `first` on, others come behind that line."""
+
+    first: int
+    lines: list[bytes]
+    numbered: bool
+    size: int
+
+    @property
+    def last(self) -> int:
+        """The number of the last line, or of the one before."""
+        return self.first + len(self.lines) - 1 if self.numbered else self.first
+
+
+@attrs.frozen
+class Place:
+    """How far a listener is: the next entry's index, and the number of the last line that it has."""
+
+    index: int
+    number: int
+
+
+class Replay:
+    """The latest entries, by their index: `begin` is the first that is kept, `end` the next to come."""
+
+    def __init__(self) -> None:
+        self.begin: int = 0
+        self.number: int = 0
+        """The number of the last line."""
+        self._entries: deque[Entry] = deque()
+        self._size = 0
+
+    @property
+    def end(self) -> int:
+        """The index of the next entry."""
+        return self.begin + len(self._entries)
+
+    @property
+    def size(self) -> int:
+        """Bytes that are kept."""
+        return self._size
+
+    def add(self, lines: list[bytes], *, numbered: bool) -> None:
+        """Take an entry."""
+        first = self.number + 1 if numbered else self.number
+        entry = Entry(first, lines, numbered, sum(map(len, lines)))
+        self.number = entry.last
+        self._entries.append(entry)
+        self._size += entry.size
+
+    def forget(self, limit: int, before: int) -> None:
+        """Keep at most `limit` bytes; entries from `before` on stay all the same."""
+        while self._size > limit and self.begin < before:
+            self._size -= self._entries.popleft().size
+            self.begin += 1
+
+    def since(self, index: int) -> Iterable[Entry]:
+        """Return the entries from `index` on."""
+        return list(self._entries)[max(0, index - self.begin) :]
+
+    def weight(self, index: int) -> int:
+        """Return the bytes of the entries from `index` on."""
+        return sum(entry.size for entry in self.since(index))
+
+    @property
+    def first(self) -> int:
+        """The number of the first line that is kept, of the next where none is."""
+        return next((entry.first for entry in self._entries if entry.numbered), self.number + 1)
+
+    def index(self, after: int) -> int:
+        """Return the index of the first entry that has something behind line `after`."""
+        for offset, entry in enumerate(self._entries):
+            if entry.last > after or (not entry.numbered and entry.first >= after):
+                return self.begin + offset
+        return self.end
+
+
+class Stage:
+    """One session's run and who listens.
+
+    Error handling: an owner that is gone is waited for, for `grace` seconds, else `PeerGone` is raised to the run.
+    """
+
+    def __init__(self, run: SessionRun, peer: Peer, grace: float, kept: int, journal: Journal | None) -> None:
+        self.run: SessionRun = run
+        self.grace: float = grace
+        self.over: trio.Event = trio.Event()
+        self.closing: Closing | None = None
+        self._kept = kept if grace else KEPT
+        self._journal = journal
+        self._replay = Replay()
+        self._owner: Peer | None = peer
+        self._coming: Peer | None = None
+        self._cursor = 0
+        self._viewers: set[Peer] = set()
+        self._stir = trio.Event()
+        self._orphaned = math.inf
+
+    # who listens
+
+    @property
+    def owned(self) -> bool:
+        """Whether somebody is the owner, or about to be."""
+        return self._owner is not None or self._coming is not None
+
+    @property
+    def number(self) -> int:
+        """The number of the last line."""
+        return self._replay.number
+
+    def leave(self, peer: Peer) -> bool:
+        """Take that a listener is gone; return whether the run goes on without it."""
+        self._viewers.discard(peer)
+        if peer is self._coming:
+            self._coming = None
+        if peer is not self._owner:
+            return True
+        self._owner = None
+        self._orphaned = trio.current_time()
+        self._wake()
+        return bool(self.grace)
+
+    async def watch_grace(self) -> None:
+        """End the run where its owner stays away for longer than it said."""
+        while True:
+            stir, left = self._stir, math.inf
+            if not self.owned:
+                left = self._orphaned + self.grace - trio.current_time()
+                if left <= 0:
+                    self.run.stop(Reason.DISCONNECTED, f"the client did not come back within {self.grace:g} s")
+                    return
+            with trio.move_on_after(left):
+                await stir.wait()
+
+    async def own(self, peer: Peer, after: int) -> None:
+        """Give a peer all behind line `after`, and make it the owner in place of one there is. Raises `PeerGone`."""
+        former, self._coming = self._coming or self._owner, peer
+        if former is not None:
+            self._owner = None
+            former.drop()
+        try:
+            await self._catch_up(peer, after)
+            self._seat(peer)
+        finally:
+            if self._coming is peer:
+                self._coming = None
+                self._orphaned = trio.current_time()
+            self._wake()
+
+    def _seat(self, peer: Peer) -> None:
+        """Make a peer that has everything the owner, unless it has left meanwhile. Raises `PeerGone`."""
+        if self._coming is not peer:
+            raise PeerGone("left")
+        self._owner, self._coming, self._cursor = peer, None, self._replay.end
+
+    async def view(self, peer: Peer, after: int) -> None:
+        """Give a peer all behind line `after`, and what is said from then on, to the end. Raises `PeerGone`."""
+        self._viewers.add(peer)
+        try:
+            place = await self._catch_up(peer, after)
+            while not (self.over.is_set() and place.index >= self._replay.end):
+                stir = self._stir
+                if place.index < self._replay.begin:
+                    place = self._skip(peer, place)
+                if place.index < self._replay.end:
+                    place = await self._hand_over(peer, place)
+                else:
+                    await stir.wait()
+        finally:
+            self._viewers.discard(peer)
+
+    async def _catch_up(self, peer: Peer, after: int) -> Place:
+        """Give a peer all behind line `after` that there is, from the journal where it is not kept here.
+
+        Return where it is then; at that very moment there is nothing behind it.
+        """
+        after = await self._read_back(peer, after)
+        place = Place(self._replay.index(after), after)
+        while place.index < self._replay.end:
+            place = await self._hand_over(peer, place)
+        return place
+
+    async def _hand_over(self, peer: Peer, place: Place) -> Place:
+        """Give a peer what is kept behind its place; return where it is then."""
+        lines: list[bytes] = []
+        there = Place(self._replay.end, self._replay.number)
+        for entry in self._replay.since(place.index):
+            lines += entry.lines[max(0, place.number + 1 - entry.first) :] if entry.numbered else entry.lines
+        await peer.send(lines)
+        return there
+
+    def _skip(self, peer: Peer, place: Place) -> Place:
+        """Tell a viewer that lags what it does not get; return where it goes on."""
+        to = self._replay.first - 1
+        if to > place.number:
+            peer.post(messages.render_event("gap", **{"from": place.number + 1, "to": to}))
+        return Place(self._replay.begin, max(to, place.number))
+
+    async def _read_back(self, peer: Peer, after: int) -> int:
+        """Give a peer from the journal what is not kept here any more; say what nobody has. Return the last line."""
+        while after + 1 < self._replay.first:
+            parts = []
+            if self._journal is not None and await self._journal.settle():
+                parts = await self._journal.parts(self.run.id, after)
+            lines = [
+                line
+                for part in parts
+                if part.kind is PartKind.LINES
+                for line in part.lines[max(0, after + 1 - part.first) :]
+            ]
+            if not lines:
+                to = self._replay.first - 1
+                peer.post(messages.render_event("gap", **{"from": after + 1, "to": to}))
+                return to
+            lines = lines[: self._replay.first - 1 - after] if after + len(lines) >= self._replay.first else lines
+            await peer.send(lines)
+            after += len(lines)
+        return after
+
+    # what the run says: the SessionSink
+
+    async def lines(self, lines: list[bytes]) -> None:
+        """Take lines of the CLI, and give them to whoever listens; waits for the owner."""
+        await self._say(lines, numbered=True)
+
+    async def stderr_lines(self, lines: list[str]) -> None:
+        """Take stderr lines, each with the number of the stdout line before it."""
+        frames = [messages.render_event("stderr", line=line, after=self._replay.number) for line in lines]
+        await self._say([frame.encode("utf-8", "replace") for frame in frames], numbered=False)
+
+    async def _say(self, lines: list[bytes], *, numbered: bool) -> None:
+        self._replay.add(lines, numbered=numbered)
+        index = self._replay.end
+        if self._viewers:
+            self._wake()
+        while self._cursor < index:
+            owner = self._owner
+            if owner is None:
+                if not self.grace and self._coming is None:
+                    raise PeerGone("left")
+                if self._replay.weight(self._cursor) <= self._kept:
+                    return
+                await self._stir.wait()
+                continue
+            cursor, self._cursor = self._cursor, self._replay.end
+            try:
+                if cursor == index - 1 and self._replay.end == index:
+                    await owner.send(lines)
+                else:
+                    await self._hand_over(owner, Place(cursor, 0))
+            except PeerGone:
+                if not self.leave(owner):
+                    raise
+        self._replay.forget(self._kept, self._cursor)
+
+    def denied(self, tool: str) -> None:
+        """Nothing: who holds a session is asked, and sees each denial among the lines."""
+
+    def started(self) -> None:
+        """Say that the CLI runs, and under which ids."""
+        ids = {"run": self.run.id, "session": self.run.start.session}
+        self.post(messages.render_event("started", **ids, warm=False, history=self.run.recorded))
+
+    def stalled(self, phase: str, seconds: float) -> None:
+        """Say that the CLI is silent."""
+        self.post(messages.render_event("stalled", phase=phase, seconds=round(seconds, 1)))
+
+    def expired(self, request: str, seconds: float) -> None:
+        """Say that an approval was denied because nobody answered."""
+        text = f"nobody answered within {seconds:g} s"
+        self.post(messages.render_event("denied", request=request, code="approval-timeout", error=text))
+
+    def post(self, text: str) -> None:
+        """Say something of the gateway's own to everybody."""
+        for peer in (self._owner, *self._viewers):
+            if peer is not None:
+                peer.post(text)
+
+    def finish(self, closing: Closing) -> None:
+        """Say that the run is over, and how its listeners are to be shown out."""
+        self.closing = closing
+        self.over.set()
+        self._wake()
+
+    def _wake(self) -> None:
+        stir, self._stir = self._stir, trio.Event()
+        stir.set()

@@ -155,5 +155,13 @@ async def test_the_log_has_one_line_an_event_and_no_prompt(fake: Backend, folder
         await process.stdout.aclose()
     events = [json.loads(line) for line in log.read_text().splitlines()]
     names = [event["event"] for event in events]
-    assert names == ["ContainmentReady", "Listening", "ConnectionOpened", "RunStarted", "RunEnded", "ConnectionClosed"]
+    assert names == [
+        "ContainmentReady",
+        "JournalReady",
+        "Listening",
+        "ConnectionOpened",
+        "RunStarted",
+        "RunEnded",
+        "ConnectionClosed",
+    ]
     assert "a-secret-prompt" not in log.read_text()

@@ -104,7 +104,7 @@ async def test_a_run_can_reach_nothing_of_another(name: str, mode: str) -> None:
                     f"cat {shlex.quote(str(alice / 'work/secret'))}",
                     f"cat {shlex.quote(str(alice / 'home/secret'))}",
                     f"ls {shlex.quote(str(alice))}",
-                    f"grep -rs {unlike} {shlex.quote(str(homes))} /tmp /var/tmp /home",
+                    f"grep -rs {unlike} {shlex.quote(str(homes))} {shlex.quote(server.runs._workplace.folders)} /home",
                     f"grep -s {unlike} /proc/[0-9]*/cmdline",
                     "grep -sazhoE '^TRIO_CLAUDE_RUN=.*' /proc/[0-9]*/environ | tr '\\0' '\\n' | sort -u | wc -l",
                     f"ls {shlex.quote(server.runs._workplace.folders)} | grep -c {next(iter(server.runs._live))[:12]}",

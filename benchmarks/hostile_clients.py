@@ -207,13 +207,13 @@ class Assault:
 
     async def _prompt(self) -> str:
         """Have a prompt answered; return what is wrong with the answer."""
-        said = await ask(self, "hi", key=self._key)  # type: ignore[arg-type]
+        said = await ask(self, "hi", key=self._key)
         good = said.code == 1000 and [result["result"] for result in said.of_type("result")] == ["Hello from stub."]
         return "" if good else repr(said)[-500:]
 
     async def _refused(self) -> str:
         """Have a wrong message refused; return what is wrong with the refusal."""
-        async with connect(self, key=self._key) as socket:  # type: ignore[arg-type]
+        async with connect(self, key=self._key) as socket:
             await socket.send_message("{}")
             said = await listen(socket)
         good = said.code == 1008 and said.objects == [{"info": "send {prompt,meta}"}, {"error": "prompt is missing"}]
@@ -246,7 +246,7 @@ async def watch(port: int, key: str) -> None:
 
 async def first_line(server: Watched, key: str) -> float:
     """Return the seconds from a prompt to its first line, and read to the end."""
-    async with connect(server, key=key or None) as socket:  # type: ignore[arg-type]
+    async with connect(server, key=key or None) as socket:
         await socket.get_message()
         began = time.perf_counter()
         await socket.send_message(json.dumps({"prompt": "hi", "meta": "POLITE"}))

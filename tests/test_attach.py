@@ -8,6 +8,7 @@ import socket as sockets
 import struct
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from typing import Any
 
 import pytest
 import trio
@@ -27,7 +28,7 @@ def numbered(talk: Talk) -> list[str]:
     return [json.dumps(frame) for frame in talk.frames if frame["type"] != "gateway"]
 
 
-async def attach(talk: Talk, run: str, after: int = 0, **more: object) -> dict[str, object]:
+async def attach(talk: Talk, run: str, after: int = 0, **more: object) -> dict[str, Any]:
     await talk.say({"type": "gateway", "op": "attach", "run": run, "after": after, **more})
     return await talk.event("attached")
 
@@ -205,7 +206,7 @@ async def test_an_open_approval_is_shown_again(fake: Backend, answer: str) -> No
             await orphaned(server, started["run"])
         async with open_talk(server) as second:
             told = await attach(second, started["run"], seen)
-            ((pending),) = told["pending"]  # type: ignore[misc]
+            ((pending),) = told["pending"]
             assert pending["n"] <= seen
             assert json.loads(pending["line"])["request_id"] == asked["request_id"]
             more = {"message": "no"} if answer == "deny" else {}
@@ -242,6 +243,49 @@ async def test_an_owner_can_be_replaced_by_its_own_identity(fake: Backend) -> No
             await second.result()
             await second.stop("end")
             assert (await second.event("ended"))["reason"] == "exit"
+
+
+@pytest.mark.parametrize("grace", [0.0, 0.3])
+async def test_who_takes_over_and_leaves_at_once_leaves_no_run_behind(fake: Backend, grace: float) -> None:
+    """Whether it has become the owner by then or not."""
+    options = {"on_disconnect": {"grace": grace}} if grace else {}
+    async with fake.serve() as server, open_talk(server) as first:
+        started = await first.start(**options)
+        await first.user(directive("lines", n=3000, size=4000))
+        async with open_websocket_url(
+            f"ws://127.0.0.1:{server.port}/ws/session", message_queue_size=1, disconnect_timeout=0.05
+        ) as second:
+            await second.get_message()
+            message = {"type": "gateway", "op": "attach", "run": started["run"], "as": "owner"}
+            await second.send_message(json.dumps(message))
+            await until(lambda: first.code is not None)
+            await reset(second)
+        await until(lambda: bool(fake.ended))
+    assert fake.ended[0].outcome.reason is Reason.DISCONNECTED
+
+
+async def test_what_stderr_said_comes_back_too(fake: Backend) -> None:
+    """Also from the journal, and although much that the client said stands before it there."""
+    async with fake.serve(journal="memory", replay_bytes=1024) as server:
+        async with open_talk(server) as first:
+            started = await first.start(**GRACE)
+            await first.user("x" * 5_000_000)
+            await first.result()
+            await first.user(directive("stderr", text="oh", n=2))
+            await first.result()
+            await first.user(directive("lines", n=200, size=500))
+            await first.result()
+            await leave(first)
+            await orphaned(server, started["run"])
+        async with open_talk(server) as second:
+            await attach(second, started["run"])
+            await until(lambda: numbered(second) == numbered(first))
+            for talk in (first, second):
+                told = [frame for frame in talk.frames if frame.get("event") == "stderr"]
+                assert [(frame["line"], frame["after"]) for frame in told] == [("oh", told[0]["after"])] * 2
+            assert not [frame for frame in second.frames if frame.get("event") == "gap"]
+            await second.stop("kill")
+            await second.event("ended")
 
 
 async def test_nobody_else_comes_in(fake: Backend) -> None:

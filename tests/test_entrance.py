@@ -8,6 +8,7 @@ import itertools
 import json
 import time
 from pathlib import Path
+from typing import Any
 
 import attrs
 import pytest
@@ -131,7 +132,7 @@ def token(seconds: float) -> str:
     return jwt.encode({"alg": "HS256", "kid": "hs"}, claims, OctKey.import_key(SECRET))
 
 
-def jwt_settings(folder: Path) -> dict[str, object]:
+def jwt_settings(folder: Path) -> dict[str, Any]:
     said = {"kty": "oct", "k": base64.urlsafe_b64encode(SECRET).rstrip(b"=").decode(), "kid": "hs", "alg": "HS256"}
     (folder / "jwks.json").write_text(json.dumps({"keys": [said]}))
     return {
@@ -169,7 +170,7 @@ async def test_every_combination_has_its_answer(fake: Backend, tmp_path: Path, a
         server,
         keys,
     ):
-        with_keys = Config(keys=str(fake.cwd.parent / "keys.json"), **jwt_settings(tmp_path))  # type: ignore[arg-type]
+        with_keys = Config(keys=str(fake.cwd.parent / "keys.json"), **jwt_settings(tmp_path))
         table = Table(server.port, keys, server._entrance if asks else Entrance(with_keys))
 
         async def look(share: list[tuple[str, str, str, str]]) -> None:

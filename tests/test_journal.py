@@ -2,23 +2,28 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sqlite3
 import subprocess
 import sys
 import time
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
+from typing import Any
 
 import attrs
 import pytest
 import trio
 from harness import Backend, ask, directive, until
 
+from trio_claude.config import Config
+from trio_claude.embed import open_run
+from trio_claude.engine import open_engine
 from trio_claude.errors import ConfigError
 from trio_claude.events import JournalReady
-from trio_claude.journal import Begun, End, Journal, PartKind, Query, Retention, open_journal, recorder
+from trio_claude.journal import Begun, End, Journal, Part, PartKind, Query, Retention, open_journal, recorder
 from trio_claude.journal.schema import VERSIONS
 from trio_claude.journal.store import Reader, Store
 from trio_claude.server import Server
@@ -27,22 +32,21 @@ RECEIPT = {"seen": 1, "killed": 0, "survivors": 0, "ms": 1.0, "containment": "su
 
 
 def begun(run: str, identity: str = "local", started: float = 1.0, **more: object) -> Begun:
-    facts = {"meta": "T", "door": "claude", "session": None, "prompt": "hi", "options": {}, **more}
-    return Begun(id=run, identity=identity, started=started, **facts)  # type: ignore[arg-type]
+    facts: dict[str, Any] = {"meta": "T", "door": "claude", "session": None, "prompt": "hi", "options": {}, **more}
+    return Begun(id=run, identity=identity, started=started, **facts)
 
 
 def ended(run: str, lines: int = 0, **more: object) -> End:
-    facts = {
+    facts: dict[str, Any] = {
         "ended": 2.0, "reason": "exit", "exit_status": 0, "signal": None, "encoding_errors": 0, "tokens": 3, "dollars": 0.5,
         "turns": 1, "error": None, "receipt": RECEIPT, **more,
     }  # fmt: skip
-    return End(id=run, lines=lines, **facts)  # type: ignore[arg-type]
+    return End(id=run, lines=lines, **facts)
 
 
 @asynccontextmanager
-async def opened(path: Path, server: str = "s", limit: int = 2**20, **more: object) -> AsyncIterator[Journal]:
-    retention = Retention(**more) if more else Retention()  # type: ignore[arg-type]
-    async with open_journal(path, server, retention, limit, content=True) as journal:
+async def opened(path: Path, limit: int = 2**20) -> AsyncIterator[Journal]:
+    async with open_journal(path, "s", Retention(), limit, content=True) as journal:
         yield journal
 
 
@@ -210,18 +214,58 @@ async def test_a_file_of_a_later_version_is_refused(tmp_path: Path) -> None:
             pytest.fail("opened")
 
 
+@contextmanager
+def blocked(path: Path) -> Iterator[None]:
+    """Hold a file as another program does."""
+    with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as other:
+        other.execute("BEGIN IMMEDIATE")
+        yield
+
+
+async def test_facts_have_a_bound_of_their_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A disk that is full for a week costs no more memory than one that is full for a minute."""
+    monkeypatch.setattr(recorder, "QUEUE_BYTES", 0)
+    monkeypatch.setattr(recorder, "FACTS_BYTES", 10_000)
+    monkeypatch.setattr(recorder, "RETRY", 0.05)
+    monkeypatch.setattr("trio_claude.journal.store.BUSY_MS", 10)
+    async with opened(tmp_path / "j.db") as journal:
+        with blocked(tmp_path / "j.db"):
+            runs = [journal.begin(begun(f"r{number}")) for number in range(50)]
+            assert [run.stored for run in runs] == [True] * 9 + [False] * 41
+            assert journal.waiting <= 10_000
+        await until(lambda: not journal.waiting)
+        assert len((await journal.find(Query(identity=None))).runs) == 9
+
+
+async def test_what_no_store_takes_holds_up_nothing_behind_it(tmp_path: Path) -> None:
+    """It is given up, and so is the rest of its run's history: there are no holes."""
+    async with opened(tmp_path / "j.db") as journal:
+        run, other = journal.begin(begun("a")), journal.begin(begun("b"))
+        run.lines([b"one"])
+        await journal.settle()
+        journal.put(0, lambda store: store.add("a", 1, Part(PartKind.LINES, 2, 1, b"two")))  # its number is taken
+        journal.put(0, lambda _store: 1 // 0)
+        run._lines = 2
+        run.lines([b"three"])
+        other.lines([b"x"])
+        run.end(ended("a", 3))
+        assert await journal.settle()
+        found, theirs = await journal.get(None, "a"), await journal.get(None, "b")
+        assert found
+        assert theirs
+        assert (found.state, found.lines, found.stored, found.whole) == ("ended", 3, 1, False)
+        assert theirs.stored == 1
+
+
 async def test_a_write_that_fails_is_tried_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(recorder, "RETRY", 0.05)
     monkeypatch.setattr("trio_claude.journal.store.BUSY_MS", 10)
     async with opened(tmp_path / "j.db") as journal:
-        blocker = sqlite3.connect(tmp_path / "j.db", isolation_level=None)
-        blocker.execute("BEGIN IMMEDIATE")
-        run = journal.begin(begun("a"))
-        run.lines([b"x"])
-        await until(lambda: "locked" in journal.fault)
-        assert run.stored
-        blocker.execute("ROLLBACK")
-        blocker.close()
+        with blocked(tmp_path / "j.db"):
+            run = journal.begin(begun("a"))
+            run.lines([b"x"])
+            await until(lambda: "locked" in journal.fault)
+            assert run.stored
         assert await journal.settle()
         assert not journal.fault
         assert [part.lines for part in await journal.parts("a")] == [[b"x"]]
@@ -232,16 +276,13 @@ async def test_what_waits_for_the_disk_is_bounded(tmp_path: Path, monkeypatch: p
     monkeypatch.setattr(recorder, "RETRY", 0.05)
     monkeypatch.setattr("trio_claude.journal.store.BUSY_MS", 10)
     async with opened(tmp_path / "j.db") as journal:
-        blocker = sqlite3.connect(tmp_path / "j.db", isolation_level=None)
-        blocker.execute("BEGIN IMMEDIATE")
-        run = journal.begin(begun("a"))
-        for _ in range(20):
-            run.lines([b"x" * 1000])
-        assert not run.stored
-        assert journal.waiting <= 10_000 + 2 * recorder.FACT_BYTES
-        run.end(ended("a", 20))
-        blocker.execute("ROLLBACK")
-        blocker.close()
+        with blocked(tmp_path / "j.db"):
+            run = journal.begin(begun("a"))
+            for _ in range(20):
+                run.lines([b"x" * 1000])
+            assert not run.stored
+            assert journal.waiting <= 10_000
+            run.end(ended("a", 20))
         await journal.settle()
         found = await journal.get(None, "a")
         assert found
@@ -275,7 +316,7 @@ def test_a_server_that_is_killed_at_any_time_leaves_a_clean_file(tmp_path: Path,
         with subprocess.Popen(words, stdout=subprocess.PIPE) as process:
             assert process.stdout
             assert process.stdout.readline() == b"ready\n"
-            time.sleep(0.001 * (number * 37 % 200))
+            time.sleep(0.001 * (number * 37 % 200))  # at another moment of its writing each time
             process.kill()
         store = Store(path, "looks")
         assert store.lost == 1
@@ -320,6 +361,21 @@ async def test_a_run_of_a_server_is_kept_as_its_client_saw_it(fake: Backend) -> 
         assert latest.prompt == "hello"
         assert latest.tokens > 0
         assert latest.dollars > 0
+
+
+async def test_a_run_that_is_cancelled_has_ended_for_the_journal(fake: Backend, tmp_path: Path) -> None:
+    config = Config(cli=fake.program, cwd=str(fake.cwd), journal=f"sqlite:{tmp_path}/j.db")
+    async with open_engine(config, environ=fake.environ) as engine:
+        with trio.CancelScope() as scope:
+            async with open_run(directive("slow", n=100, ms=50), engine=engine) as run:
+                async for _ in run:
+                    scope.cancel()
+        journal = engine.runs.journal
+        assert journal
+        await journal.settle()
+        (kept,) = (await journal.find(Query(identity="local"))).runs
+        assert (kept.state, kept.reason) == ("ended", "stopped")
+        assert kept.stored == kept.lines
 
 
 async def test_a_disk_that_is_full_stops_no_run(fake: Backend, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -49,6 +49,15 @@ GRANTS = (
     "max_thinking_tokens",
 )
 """What clients may set only where the operator grants it by name: it can widen what the CLI may do, or cost."""
+IDENTITY_LIMITS = (
+    "connections_per_identity",
+    "runs_per_identity",
+    "waiting_per_identity",
+    "prompts_per_minute",
+    "tokens_per_day",
+    "dollars_per_day",
+)
+"""The limits of one identity, of which a key may have its own."""
 CONTROLS = (
     "initialize",
     "interrupt",

@@ -207,7 +207,7 @@ class OneShot:
             self._waiting.cancel()
 
     def _queue(self, place: int) -> None:
-        self._peer.post(messages.render_queued(place, self._household.config.queue_timeout))
+        self._peer.post(messages.render_queued(place, self._household.runs.patience))
 
     # what the run says: the Sink
 

@@ -258,9 +258,9 @@ class Conversation:
         self._waiting.cancel()
         if self._run is None:
             return
-        if self._stage is None or not self._stage.leave(self._peer):
+        if self._stage is None:
             self._run.stop(Reason.DISCONNECTED)
-        elif self._nursery:
+        elif self._stage.leave(self._peer) and self._nursery:
             self._nursery.start_soon(self._show_out)
 
     async def _show_out(self) -> None:
@@ -269,7 +269,7 @@ class Conversation:
         self._peer.drop()
 
     def _queue(self, place: int) -> None:
-        self._peer.post(messages.render_event("queued", position=place, wait_s=self._house.config.queue_timeout))
+        self._peer.post(messages.render_event("queued", position=place, wait_s=self._house.runs.patience))
 
 
 def _named(said: dict[str, object]) -> dict[str, object]:

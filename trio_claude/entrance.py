@@ -15,7 +15,7 @@ import attrs
 import trio
 
 from .admission import Crowd, Member, own_limits
-from .config import Config
+from .config import IDENTITY_LIMITS, Config
 from .errors import ConfigError, HttpRefusal, NotKnown
 from .identity import Gatekeeper, Identity, Tickets
 from .identity.gatekeeper import unauthorized
@@ -23,9 +23,8 @@ from .upgrade import Request
 
 LOOPBACK = ("localhost", "127.0.0.1", "[::1]")
 RELOADED = (
-    "allow_origin", "allow_host", "trusted_proxies", "keys", "jwt_keys", "jwt_issuer", "jwt_audience", "jwt_leeway",
-    "connections_per_address", "connections_per_identity", "runs_per_identity", "waiting_per_identity",
-    "prompts_per_minute", "tokens_per_day", "dollars_per_day", "total_prompts_per_minute", "total_tokens_per_day",
+    *IDENTITY_LIMITS, "allow_origin", "allow_host", "trusted_proxies", "keys", "jwt_keys", "jwt_issuer", "jwt_audience",
+    "jwt_leeway", "connections_per_address", "total_prompts_per_minute", "total_tokens_per_day",
     "total_dollars_per_day", "max_runs", "run_memory", "max_waiting", "queue_timeout",
 )  # fmt: skip
 """The settings that a reload can change."""

@@ -181,19 +181,29 @@ class Run:
         began = trio.current_time()
         if self._journal:
             self._recorder = self._journal.begin(self._begun())
+        outcome: Outcome | None = None
         try:
             async with self._started() as process:
                 self._observer(RunStarted(self.id, self.meta, process.pid, bool(self._warm), self.account.name))
                 outcome = await self._live(process, sink)
         except SpawnFailed as error:
-            receipt = Receipt(seen=0, killed=0, survivors=0, ms=0.0, containment=self._containment.mode)
-            outcome = self._outcome(Decision(Reason.SPAWN_FAILED, str(error)), receipt)
+            outcome = self._outcome(Decision(Reason.SPAWN_FAILED, str(error)), self._receipt(survivors=0))
+        finally:
+            cancelled = Decision(Reason.STOPPED, "cancelled")
+            self._close_books(outcome or self._outcome(cancelled, self._receipt(survivors=None)))
+        self._observer(RunEnded(self.id, self.meta, trio.current_time() - began, outcome, self.account.name))
+        return outcome
+
+    def _receipt(self, *, survivors: int | None) -> Receipt:
+        """Return a receipt where nothing was counted."""
+        return Receipt(seen=0, killed=0, survivors=survivors, ms=0.0, containment=self._containment.mode)
+
+    def _close_books(self, outcome: Outcome) -> None:
+        """Charge what no result has told of, and tell the journal how the run ended."""
         rest = self._meter.rest()
         self.account.spend(rest.tokens, rest.dollars)
         if self._recorder:
             self._recorder.end(self._end(outcome))
-        self._observer(RunEnded(self.id, self.meta, trio.current_time() - began, outcome, self.account.name))
-        return outcome
 
     @property
     def recorded(self) -> bool:

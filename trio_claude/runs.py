@@ -20,7 +20,7 @@ from .config import Config
 from .containment import Containment
 from .errors import Busy, Draining, NotWanted, Reason
 from .events import Observer
-from .journal import Journal
+from .journal import Journal, day_of
 from .messages import BUDGET_LEAST, BUDGET_MOST, Options, Prompt
 from .pool import Pool, Warm
 from .pool import Slots as PoolSlots
@@ -84,8 +84,7 @@ class Runs:
         if self.journal is None:
             return
         now = time.time()
-        today = time.strftime("%Y-%m-%d", time.gmtime(now))
-        for row in await self.journal.usage(None, today):
+        for row in await self.journal.usage(None, day_of(now)):
             self._allowance.spend(Member(row.identity), row.tokens, row.dollars, now)
 
     def reload(self, config: Config) -> None:
@@ -94,6 +93,11 @@ class Runs:
         self._patience = config.queue_timeout
         self._allowance.total = total
         self._slots.resize(total.runs, total.waiting)
+
+    @property
+    def patience(self) -> float:
+        """Seconds for which a run waits for a slot."""
+        return self._patience
 
     def ask(self, member: Member) -> None:
         """Count a prompt. Raises `TooFast` and `OverBudget`."""

@@ -16,7 +16,7 @@ import trio
 
 from . import messages
 from .errors import PeerGone, Reason
-from .journal import Journal, PartKind
+from .journal import Journal, Part, PartKind
 from .messages import Closing
 from .peer import Peer
 from .session_run import SessionRun
@@ -137,15 +137,20 @@ class Stage:
         return self._replay.number
 
     def leave(self, peer: Peer) -> bool:
-        """Take that a listener is gone; return whether the run goes on without it."""
+        """Take that a listener is gone; return whether the run goes on without it, else it is ended."""
         self._viewers.discard(peer)
         if peer is self._coming:
             self._coming = None
-        if peer is not self._owner:
+        elif peer is self._owner:
+            self._owner = None
+        else:
             return True
-        self._owner = None
+        if self.owned:  # another has taken its place
+            return True
         self._orphaned = trio.current_time()
         self._wake()
+        if not self.grace:
+            self.run.stop(Reason.DISCONNECTED)
         return bool(self.grace)
 
     async def watch_grace(self) -> None:
@@ -171,8 +176,7 @@ class Stage:
             self._seat(peer)
         finally:
             if self._coming is peer:
-                self._coming = None
-                self._orphaned = trio.current_time()
+                self.leave(peer)
             self._wake()
 
     def _seat(self, peer: Peer) -> None:
@@ -202,10 +206,13 @@ class Stage:
 
         Return where it is then; at that very moment there is nothing behind it.
         """
-        after = await self._read_back(peer, after)
-        place = Place(self._replay.index(after), after)
+        place = Place(-1, after)
         while place.index < self._replay.end:
-            place = await self._hand_over(peer, place)
+            if place.index < self._replay.begin:  # at first, and where what was kept is kept no more
+                after = await self._read_back(peer, place.number)
+                place = Place(self._replay.index(after), after)
+            else:
+                place = await self._hand_over(peer, place)
         return place
 
     async def _hand_over(self, peer: Peer, place: Place) -> Place:
@@ -226,24 +233,27 @@ class Stage:
 
     async def _read_back(self, peer: Peer, after: int) -> int:
         """Give a peer from the journal what is not kept here any more; say what nobody has. Return the last line."""
+        beyond = 0
         while after + 1 < self._replay.first:
-            parts = []
-            if self._journal is not None and await self._journal.settle():
-                parts = await self._journal.parts(self.run.id, after)
-            lines = [
-                line
-                for part in parts
-                if part.kind is PartKind.LINES
-                for line in part.lines[max(0, after + 1 - part.first) :]
-            ]
-            if not lines:
+            parts = await self._stored(after, beyond)
+            if not parts:
                 to = self._replay.first - 1
                 peer.post(messages.render_event("gap", **{"from": after + 1, "to": to}))
                 return to
-            lines = lines[: self._replay.first - 1 - after] if after + len(lines) >= self._replay.first else lines
-            await peer.send(lines)
-            after += len(lines)
+            beyond = parts[-1].number
+            frames: list[bytes] = []
+            upto = self._replay.first - 1
+            for part in parts:
+                frames += _frames(part, after, upto)
+                after = max(after, min(part.last, upto))
+            await peer.send(frames)
         return after
+
+    async def _stored(self, after: int, beyond: int) -> list[Part]:
+        """Return a page of what the journal has behind a line and a part, nothing where there is no journal."""
+        if self._journal is None or not await self._journal.settle():
+            return []
+        return await self._journal.parts(self.run.id, after, beyond)
 
     # what the run says: the SessionSink
 
@@ -253,8 +263,7 @@ class Stage:
 
     async def stderr_lines(self, lines: list[str]) -> None:
         """Take stderr lines, each with the number of the stdout line before it."""
-        frames = [messages.render_event("stderr", line=line, after=self._replay.number) for line in lines]
-        await self._say([frame.encode("utf-8", "replace") for frame in frames], numbered=False)
+        await self._say([_stderr(line, self._replay.number) for line in lines], numbered=False)
 
     async def _say(self, lines: list[bytes], *, numbered: bool) -> None:
         self._replay.add(lines, numbered=numbered)
@@ -300,7 +309,7 @@ class Stage:
 
     def post(self, text: str) -> None:
         """Say something of the gateway's own to everybody."""
-        for peer in (self._owner, *self._viewers):
+        for peer in (self._owner, self._coming, *self._viewers):
             if peer is not None:
                 peer.post(text)
 
@@ -313,3 +322,17 @@ class Stage:
     def _wake(self) -> None:
         stir, self._stir = self._stir, trio.Event()
         stir.set()
+
+
+def _stderr(line: str, after: int) -> bytes:
+    """Return the frame of a stderr line."""
+    return messages.render_event("stderr", line=line, after=after).encode("utf-8", "replace")
+
+
+def _frames(part: Part, after: int, upto: int) -> list[bytes]:
+    """Return what a client is sent of a stored part, from behind line `after` up to line `upto`."""
+    if part.kind is PartKind.LINES:
+        return part.lines[max(0, after + 1 - part.first) : max(0, upto + 1 - part.first)]
+    if part.kind is PartKind.STDERR and part.first < upto:
+        return [_stderr(line.decode("utf-8", "replace"), part.first) for line in part.lines]
+    return []

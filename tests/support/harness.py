@@ -13,6 +13,7 @@ import tempfile
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
+from typing import Protocol
 
 import attrs
 import pytest
@@ -151,13 +152,20 @@ class Said:
         return [said for said in self.objects if "error" in said and "type" not in said]
 
 
+class Listening(Protocol):
+    """What a client needs of a server."""
+
+    @property
+    def port(self) -> int: ...
+
+
 def bearer(key: str | None) -> list[tuple[bytes, bytes]]:
     """Return the headers that carry a key."""
     return [(b"Authorization", f"Bearer {key}".encode())] if key else []
 
 
 @asynccontextmanager
-async def connect(server: Server, query: str = "", key: str | None = None) -> AsyncIterator[WebSocketConnection]:
+async def connect(server: Listening, query: str = "", key: str | None = None) -> AsyncIterator[WebSocketConnection]:
     async with open_websocket_url(
         f"ws://127.0.0.1:{server.port}/ws/claude{query}",
         max_message_size=2**27,
@@ -181,7 +189,7 @@ async def listen(socket: WebSocketConnection, frames: list[str] | None = None) -
         return Said(frames, end.reason.code, end.reason.reason or "")
 
 
-async def ask(server: Server, prompt: str, query: str = "", key: str | None = None, **options: object) -> Said:
+async def ask(server: Listening, prompt: str, query: str = "", key: str | None = None, **options: object) -> Said:
     """Send one prompt and read to the close."""
     async with connect(server, query, key) as socket:
         await socket.send_message(json.dumps({"prompt": prompt, "meta": "TEST-1", **options}))
@@ -225,7 +233,7 @@ def descriptors() -> set[str]:
 
 def held(server: Server) -> int:
     """Return how many descriptors this process holds but for those of supervisors that wait for their next run."""
-    return len(descriptors()) - 2 * len(server.runs._kit.containment._spare)  # type: ignore[attr-defined]
+    return len(descriptors()) - 2 * len(server.runs._kit.containment._spare)  # type: ignore[attr-defined] # supervisors only
 
 
 def _open(fd: str) -> bool:

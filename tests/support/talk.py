@@ -60,12 +60,14 @@ class Talk:
 
     async def next(self, wanted: Callable[[dict[str, Any]], bool], seconds: float = 20) -> dict[str, Any]:
         """Return the next frame that is wanted, behind the last one that was."""
+        at = self._seen
         with trio.fail_after(seconds):
             while True:
-                for index in range(self._seen, len(self.frames)):
-                    if wanted(self.frames[index]):
-                        self._seen = index + 1
-                        return self.frames[index]
+                while at < len(self.frames):
+                    at += 1
+                    if wanted(self.frames[at - 1]):
+                        self._seen = at
+                        return self.frames[at - 1]
                 if self.code is not None:
                     raise AssertionError(f"closed with {self.code}: {self.frames[-3:]}")
                 self._stir = trio.Event()

@@ -6,12 +6,12 @@ from collections.abc import Mapping
 
 import attrs
 
-from ..config import Config
+from ..config import IDENTITY_LIMITS, Config
 
 
 @attrs.frozen(kw_only=True)
 class Limits:
-    """The most that one identity may use, or all together. 0 is no limit."""
+    """The most that one identity may use, or all together, in the order of `IDENTITY_LIMITS`. 0 is no limit."""
 
     connections: int = 0
     """WebSockets at once."""
@@ -37,10 +37,8 @@ class Member:
 
 def own_limits(config: Config, own: Mapping[str, float]) -> Limits:
     """Return the limits of an identity: the configuration's, but for those that it has of its own."""
-    fields = {
-        field.name: own.get(_NAMES[field.name], getattr(config, _NAMES[field.name])) for field in attrs.fields(Limits)
-    }
-    return Limits(**fields)
+    values = (own.get(name, getattr(config, name)) for name in IDENTITY_LIMITS)
+    return Limits(**dict(zip((field.name for field in attrs.fields(Limits)), values, strict=True)))
 
 
 def total_limits(config: Config) -> Limits:
@@ -53,14 +51,3 @@ def total_limits(config: Config) -> Limits:
         tokens_per_day=config.total_tokens_per_day,
         dollars_per_day=config.total_dollars_per_day,
     )
-
-
-_NAMES = {
-    "connections": "connections_per_identity",
-    "runs": "runs_per_identity",
-    "waiting": "waiting_per_identity",
-    "prompts_per_minute": "prompts_per_minute",
-    "tokens_per_day": "tokens_per_day",
-    "dollars_per_day": "dollars_per_day",
-}
-"""The fields of the configuration that hold an identity's limits."""

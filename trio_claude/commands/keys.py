@@ -15,9 +15,10 @@ from pathlib import Path
 import attrs
 import click
 
+from ..config import IDENTITY_LIMITS
 from ..errors import ConfigError
 from ..identity import ROLES
-from ..identity.keys import LIMITS, NAME, Key, digest, new_secret, read_keys, write_keys
+from ..identity.keys import NAME, Key, digest, new_secret, read_keys, write_keys
 from ..quarters import state_folder
 
 EXAMPLES = r"""Examples:
@@ -27,6 +28,7 @@ EXAMPLES = r"""Examples:
   trio-claude keys revoke alice
   trio-claude serve --keys ~/.local/state/trio-claude/keys.json"""
 
+NAMES = ", ".join(IDENTITY_LIMITS)
 _file = click.option(
     "--file", type=click.Path(dir_okay=False, path_type=Path), envvar="TRIO_CLAUDE_KEYS",
     help="The file of keys. [default: keys.json in the state folder]",
@@ -45,7 +47,7 @@ def command() -> None:
 @command.command("add")
 @click.argument("name")
 @click.option("--role", type=click.Choice(ROLES), default="user", show_default=True, help="What its holder may do.")
-@click.option("--limit", "limits", multiple=True, help=f"NAME=NUMBER, in place of the server's: {', '.join(LIMITS)}.")
+@click.option("--limit", "limits", multiple=True, help=f"NAME=NUMBER, in place of the server's: {NAMES}.")
 @_file
 def add(name: str, role: str, limits: tuple[str, ...], file: Path | None) -> None:
     """Make a key for NAME and print it."""
@@ -139,8 +141,8 @@ def _limits(given: tuple[str, ...]) -> dict[str, float]:
     limits: dict[str, float] = {}
     for one in given:
         name, _, value = one.partition("=")
-        if name not in LIMITS:
-            raise ConfigError(f"--limit: {name!r} is none; there are: {', '.join(LIMITS)}")
+        if name not in IDENTITY_LIMITS:
+            raise ConfigError(f"--limit: {name!r} is none; there are: {NAMES}")
         try:
             limits[name] = float(value)
         except ValueError:

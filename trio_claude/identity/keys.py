@@ -21,6 +21,7 @@ import attrs
 import cattrs
 from cattrs.gen import make_dict_structure_fn
 
+from ..config import IDENTITY_LIMITS
 from ..errors import ConfigError
 from .people import ROLES, Identity
 
@@ -30,15 +31,6 @@ NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.@-]{0,63}")
 TOGETHER = "isolation: with `off` all identities would share one home; there can be only one"
 LOOK_AGAIN = 1.0
 """Seconds after which the file is looked at again."""
-LIMITS = (
-    "connections_per_identity",
-    "runs_per_identity",
-    "waiting_per_identity",
-    "prompts_per_minute",
-    "tokens_per_day",
-    "dollars_per_day",
-)
-"""The limits of the configuration that a key may have of its own."""
 
 
 @attrs.frozen
@@ -101,8 +93,8 @@ def read_keys(path: Path) -> dict[str, Key]:
 def _check(path: Path, name: str, key: Key) -> None:
     if not NAME.fullmatch(name):
         raise ConfigError(f"keys: {path} has a name that no key has: {name[:64]!r}")
-    if unknown := sorted(set(key.limits) - set(LIMITS)):
-        raise ConfigError(f"keys: {name} has a limit {unknown[0]!r}; there are: {', '.join(LIMITS)}")
+    if unknown := sorted(set(key.limits) - set(IDENTITY_LIMITS)):
+        raise ConfigError(f"keys: {name} has a limit {unknown[0]!r}; there are: {', '.join(IDENTITY_LIMITS)}")
     if wrong := sorted(limit for limit, value in key.limits.items() if not 0 <= value < float("inf")):
         raise ConfigError(f"keys: {name}: {wrong[0]} must be 0 or more")
 

@@ -56,6 +56,39 @@ class Part:
         """The lines."""
         return self.data.split(b"\n")
 
+    @property
+    def last(self) -> int:
+        """The number of the last line, or of the one before."""
+        return self.first + self.count - 1 if self.kind is PartKind.LINES else self.first
+
+
+@attrs.frozen(kw_only=True)
+class End:
+    """How a run ended."""
+
+    id: str
+    ended: float
+    reason: str
+    exit_status: int | None
+    signal: int | None
+    lines: int
+    encoding_errors: int
+    tokens: int
+    dollars: float
+    turns: int
+    error: str | None
+    receipt: dict[str, Any]
+    whole: bool = True
+
+
+@attrs.frozen(kw_only=True)
+class Retention:
+    """What is kept: so many days, runs and bytes. 0 is no limit."""
+
+    days: float = 0
+    runs: int = 0
+    size: int = 0
+
 
 @attrs.frozen(kw_only=True)
 class RunRow:

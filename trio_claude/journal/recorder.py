@@ -6,6 +6,7 @@ sync. What waits for it is bounded; where that is full a run's history ends ther
 
 from __future__ import annotations
 
+import contextlib
 import sqlite3
 import threading
 import time
@@ -18,13 +19,15 @@ from typing import Final, TypeVar
 import attrs
 import trio
 
-from .facts import Begun, Page, Part, PartKind, Query, RunRow, UsageRow
-from .store import End, Reader, Retention, Store
+from .facts import Begun, End, Page, Part, PartKind, Query, Retention, RunRow, UsageRow
+from .store import Reader, Store
 
 QUEUE_BYTES: Final = 64 * 1024 * 1024
 """Bytes of history that wait for the disk; over it a run's history ends."""
+FACTS_BYTES: Final = 8 * 1024 * 1024
+"""Bytes beyond that for how runs begin and end, which nobody gives up lightly."""
 FACT_BYTES: Final = 1024
-"""What a begin or an end is reckoned as."""
+"""What a begin or an end is reckoned as, beside its prompt."""
 RETRY: Final = 1.0
 """Seconds until a write that failed is tried again."""
 TIDY: Final = 60.0
@@ -35,11 +38,21 @@ PATIENCE: Final = 5.0
 T = TypeVar("T")
 
 
+@attrs.frozen
+class _Write:
+    """Something that waits to be written: how large it is, what does it, and who hears that it is durable."""
+
+    size: int
+    do: Callable[[Store], object]
+    tell: Callable[[], None] | None
+
+
 class Recorder:
     """One run's way into the journal. Nothing here waits or raises."""
 
     def __init__(self, journal: Journal, run: str, limit: int, *, content: bool) -> None:
         self.stored: bool = True
+        """Whether all of it so far is kept, or on its way."""
         self._journal = journal
         self._run = run
         self._left = limit
@@ -64,7 +77,7 @@ class Recorder:
     def end(self, end: End) -> None:
         """Take how the run ended."""
         whole = self.stored and self._content
-        self._journal.put(FACT_BYTES, lambda store: store.end(attrs.evolve(end, whole=whole)), must=True)
+        self._journal.put(FACT_BYTES, lambda store: store.end(attrs.evolve(end, whole=whole)), room=FACTS_BYTES)
 
     def _add(self, kind: PartKind, first: int, lines: list[bytes]) -> None:
         if not self.stored or not self._content or not lines:
@@ -91,7 +104,7 @@ class Journal:
         self._retention = retention
         self._run_limit = run_limit
         self._content = content
-        self._waiting: deque[tuple[int, Callable[[Store], object]]] = deque()
+        self._waiting: deque[_Write] = deque()
         self._bytes = 0
         self._stir = threading.Condition()
         self._closing = False
@@ -102,15 +115,19 @@ class Journal:
     def begin(self, run: Begun) -> Recorder:
         """Take a run that begins; return its recorder."""
         facts = run if self._content else attrs.evolve(run, prompt=None, options={})
-        self.put(FACT_BYTES, lambda store: store.begin(facts), must=True)
-        return Recorder(self, run.id, self._run_limit, content=self._content)
+        size = FACT_BYTES + len(facts.prompt or "") + len(str(facts.options))
+        recorder = Recorder(self, run.id, self._run_limit, content=self._content)
+        recorder.stored = self.put(size, lambda store: store.begin(facts), room=FACTS_BYTES)
+        return recorder
 
-    def put(self, size: int, write: Callable[[Store], object], *, must: bool = False) -> bool:
-        """Have something written; return whether there was room. What `must` be written is small and always taken."""
+    def put(
+        self, size: int, write: Callable[[Store], object], *, room: int = 0, tell: Callable[[], None] | None = None
+    ) -> bool:
+        """Have something written, and `tell` when it is durable; return whether there is room, with `room` beyond."""
         with self._stir:
-            if not must and self._bytes + size > QUEUE_BYTES:
+            if self._bytes + size > QUEUE_BYTES + room:
                 return False
-            self._waiting.append((size, write))
+            self._waiting.append(_Write(size, write, tell))
             self._bytes += size
             if self._idle:
                 self._stir.notify()
@@ -123,12 +140,18 @@ class Journal:
 
     async def settle(self, patience: float = PATIENCE) -> bool:
         """Wait until all that was put in before is durable; return whether it is, in so many seconds."""
-        done = trio.Event()
-        token = trio.lowlevel.current_trio_token()
-        self.put(0, lambda _store: None, must=True)
-        with self._stir:
-            self._waiting.append((0, _told_when_written(token, done)))
-            self._stir.notify()
+        return await self._written(lambda _store: None, patience)
+
+    async def _written(self, write: Callable[[Store], object], patience: float = PATIENCE) -> bool:
+        """Have something written, and wait for it; return whether it is durable, in so many seconds."""
+        done, token = trio.Event(), trio.lowlevel.current_trio_token()
+
+        def tell() -> None:
+            with contextlib.suppress(trio.RunFinishedError):
+                token.run_sync_soon(done.set)
+
+        if not self.put(0, write, room=FACTS_BYTES, tell=tell):
+            return False
         with trio.move_on_after(patience):
             await done.wait()
         return done.is_set()
@@ -155,8 +178,7 @@ class Journal:
     async def delete(self, identity: str | None, run: str | None = None) -> int:
         """Delete one ended run, or all of an identity; return how many were deleted."""
         counts: list[int] = []
-        self.put(0, lambda store: counts.append(store.delete(identity, run)), must=True)
-        await self.settle()
+        await self._written(lambda store: counts.append(store.delete(identity, run)))
         return counts[-1] if counts else 0
 
     async def _read(self, look: Callable[[Reader], T]) -> T:
@@ -184,7 +206,8 @@ class Journal:
             if writes and not self._commit(writes):
                 if self._closing:
                     return
-                time.sleep(RETRY)
+                with self._stir:
+                    self._stir.wait_for(lambda: self._closing, RETRY)
                 continue
             if not writes and self._closing:
                 return
@@ -192,7 +215,7 @@ class Journal:
                 tidied = time.monotonic()
                 self._tidy()
 
-    def _take(self) -> list[tuple[int, Callable[[Store], object]]]:
+    def _take(self) -> list[_Write]:
         """Wait for something to write; return all that is there, and leave it there until it is written."""
         with self._stir:
             self._idle = True
@@ -201,22 +224,29 @@ class Journal:
             self._idle = False
             return list(self._waiting)
 
-    def _commit(self, writes: list[tuple[int, Callable[[Store], object]]]) -> bool:
-        """Write all in one transaction; return whether that went well."""
+    def _commit(self, writes: list[_Write]) -> bool:
+        """Write all in one transaction; return whether that went well, or is never going to.
+
+        What no store takes, whatever the disk does, is given up: else it would hold up all that comes behind it.
+        """
         try:
             with self._store.transaction():
-                for _, write in writes:
-                    write(self._store)
-        except sqlite3.Error as error:
+                for write in writes:
+                    write.do(self._store)
+        except sqlite3.OperationalError as error:
             self.fault = f"the journal can't be written: {error}"
             return False
-        self.fault = ""
+        except Exception as error:
+            self.fault = f"the journal can't be written: {error!r}"
+            if len(writes) > 1:
+                return all(self._commit([write]) for write in writes)
+        else:
+            self.fault = ""
         with self._stir:
             for _ in writes:
-                size, write = self._waiting.popleft()
-                self._bytes -= size
-        for _, write in writes:
-            if isinstance(write, _Told):
+                self._bytes -= self._waiting.popleft().size
+        for write in writes:
+            if write.tell:
                 write.tell()
         return True
 
@@ -226,26 +256,6 @@ class Journal:
                 self._store.retain(self._retention, time.time())
         except sqlite3.Error as error:
             self.fault = f"the journal can't be written: {error}"
-
-
-class _Told:
-    """A write that is none, and says when all before it are durable."""
-
-    def __init__(self, tell: Callable[[], None]) -> None:
-        self.tell = tell
-
-    def __call__(self, _store: Store) -> None:
-        pass
-
-
-def _told_when_written(token: trio.lowlevel.TrioToken, done: trio.Event) -> _Told:
-    def tell() -> None:
-        try:
-            token.run_sync_soon(done.set)
-        except trio.RunFinishedError:
-            return
-
-    return _Told(tell)
 
 
 @asynccontextmanager

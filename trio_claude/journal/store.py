@@ -14,12 +14,10 @@ import sqlite3
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Final
-
-import attrs
+from typing import Final
 
 from ..errors import ConfigError
-from .facts import ENDED, LIVE, Begun, Page, Part, PartKind, Query, RunRow, UsageRow
+from .facts import ENDED, LIVE, Begun, End, Page, Part, PartKind, Query, Retention, RunRow, UsageRow
 from .schema import VERSIONS
 
 BUSY_MS: Final = 2000
@@ -32,44 +30,22 @@ BEGIN: Final = """
     (id, identity, meta, door, batch, session, server, state, started, prompt, options)
     VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
 """
+GROW: Final = """
+    UPDATE runs SET stored = CASE :kind WHEN 0 THEN :last ELSE stored END, bytes = bytes + :size
+    WHERE id = :run AND server = :server AND state = 'live'
+        AND stored = CASE :kind WHEN 0 THEN :first - 1 ELSE :first END
+"""
+"""Only what follows on what is stored makes a history longer: there are no holes."""
 PARTS: Final = """
     SELECT number, kind, first, count, data FROM parts
     WHERE run = ? AND number > ? AND CASE kind WHEN 0 THEN first + count - 1 > ? ELSE first >= ? END ORDER BY number
 """
-END: Final = """
+FINISH: Final = """
     UPDATE runs
     SET state = ?, ended = ?, reason = ?, exit_status = ?, signal = ?, lines = ?, encoding_errors = ?, tokens = ?,
-        dollars = ?, error = ?, receipt = ?, whole = ?
+        dollars = ?, error = ?, receipt = ?, whole = ? AND stored = ?
     WHERE id = ? AND server = ? AND state = 'live' RETURNING identity
 """
-
-
-@attrs.frozen(kw_only=True)
-class End:
-    """How a run ended."""
-
-    id: str
-    ended: float
-    reason: str
-    exit_status: int | None
-    signal: int | None
-    lines: int
-    encoding_errors: int
-    tokens: int
-    dollars: float
-    turns: int
-    error: str | None
-    receipt: dict[str, Any]
-    whole: bool = True
-
-
-@attrs.frozen(kw_only=True)
-class Retention:
-    """What is kept: so many days, runs and bytes. 0 is no limit."""
-
-    days: float = 0
-    runs: int = 0
-    size: int = 0
 
 
 class Store:
@@ -79,12 +55,11 @@ class Store:
         self._server = server
         self.path: Path = path
         self._lock = _lock(path)
-        try:
+        with contextlib.ExitStack() as undo:
+            undo.callback(os.close, self._lock)
             self._db = _open(path)
             self.lost: int = self._disown()
-        except BaseException:
-            os.close(self._lock)
-            raise
+            undo.pop_all()
 
     def close(self) -> None:
         """Close the file and give the lock back."""
@@ -100,11 +75,11 @@ class Store:
         self._db.execute("BEGIN IMMEDIATE")
         try:
             yield
-        except BaseException:
-            with contextlib.suppress(sqlite3.Error):
-                self._db.execute("ROLLBACK")
-            raise
-        self._db.execute("COMMIT")
+            self._db.execute("COMMIT")
+        finally:
+            if self._db.in_transaction:  # whatever it was, a commit that failed too
+                with contextlib.suppress(sqlite3.Error):
+                    self._db.execute("ROLLBACK")
 
     def begin(self, run: Begun) -> None:
         """Write a run that has begun."""
@@ -117,12 +92,14 @@ class Store:
         )  # fmt: skip
 
     def add(self, run: str, number: int, part: Part) -> None:
-        """Write a part of a run's history; only the server that began the run can."""
-        last = part.first + part.count - 1 if part.kind is PartKind.LINES else 0
+        """Write a part of a run's history, behind what there is; only the server that began the run can."""
         changed = self._db.execute(
-            "UPDATE runs SET stored = MAX(stored, ?), bytes = bytes + ? WHERE id = ? AND server = ? AND state = 'live'",
-            (last, len(part.data), run, self._server),
-        )
+            GROW,
+            {
+                "kind": int(part.kind), "first": part.first, "last": part.last, "size": len(part.data), "run": run,
+                "server": self._server,
+            },
+        )  # fmt: skip
         if changed.rowcount:
             self._db.execute(
                 "INSERT INTO parts VALUES (?, ?, ?, ?, ?, ?)",
@@ -132,10 +109,10 @@ class Store:
     def end(self, end: End) -> None:
         """Write how a run ended, once, and what it used."""
         row = self._db.execute(
-            END,
+            FINISH,
             (
                 ENDED, end.ended, end.reason, end.exit_status, end.signal, end.lines, end.encoding_errors, end.tokens,
-                end.dollars, end.error, json.dumps(end.receipt), end.whole, end.id, self._server,
+                end.dollars, end.error, json.dumps(end.receipt), end.whole, end.lines, end.id, self._server,
             ),
         ).fetchone()  # fmt: skip
         if row:
@@ -153,7 +130,7 @@ class Store:
         where, words = _where(Query(identity=identity, state=ENDED))
         if run is not None:
             where, words = f"{where} AND id = ?", [*words, run]
-        gone = [row[0] for row in self._db.execute(f"SELECT id FROM runs WHERE {where}", words)]  # noqa: S608
+        gone = [row[0] for row in self._db.execute(_select("id", "runs", where), words)]
         self._drop(gone)
         return len(gone)
 
@@ -173,7 +150,7 @@ class Store:
         return len(gone)
 
     def _oldest(self, condition: str, words: tuple[object, ...], most: int) -> list[str]:
-        sql = f"SELECT id FROM runs WHERE state = 'ended' AND {condition} ORDER BY started LIMIT ?"  # noqa: S608
+        sql = _select("id", "runs", f"state = 'ended' AND {condition}", "ORDER BY started LIMIT ?")
         return [row[0] for row in self._db.execute(sql, (*words, most))]
 
     def _drop(self, runs: list[str]) -> None:
@@ -211,7 +188,7 @@ class Reader:
     def find(self, query: Query) -> Page:
         """Return runs, newest first."""
         where, words = _where(query)
-        sql = f"SELECT * FROM runs WHERE {where} ORDER BY started DESC, id DESC LIMIT ?"  # noqa: S608
+        sql = _select("*", "runs", where, "ORDER BY started DESC, id DESC LIMIT ?")
         rows = [_row(row) for row in self._db.execute(sql, [*words, query.limit + 1])]
         more = len(rows) > query.limit
         return Page(rows[: query.limit], rows[query.limit - 1].id if more else None)
@@ -219,7 +196,7 @@ class Reader:
     def get(self, identity: str | None, run: str) -> RunRow | None:
         """Return one run, if it is that identity's (None: anybody's)."""
         where, words = _where(Query(identity=identity))
-        row = self._db.execute(f"SELECT * FROM runs WHERE {where} AND id = ?", [*words, run]).fetchone()  # noqa: S608
+        row = self._db.execute(_select("*", "runs", f"{where} AND id = ?"), [*words, run]).fetchone()
         return _row(row) if row else None
 
     def parts(self, run: str, after: int, beyond: int) -> list[Part]:
@@ -236,13 +213,18 @@ class Reader:
     def usage(self, identity: str | None, since: str) -> list[UsageRow]:
         """Return what was used since a day, by day and identity."""
         where, words = ("identity = ?", [identity]) if identity is not None else ("TRUE", [])
-        sql = f"SELECT * FROM usage WHERE {where} AND day >= ? ORDER BY day, identity"  # noqa: S608
+        sql = _select("*", "usage", f"{where} AND day >= ?", "ORDER BY day, identity")
         return [UsageRow(*row) for row in self._db.execute(sql, [*words, since])]
 
 
 def day_of(seconds: float) -> str:
     """Return the day of UTC in which a time lies."""
     return time.strftime("%Y-%m-%d", time.gmtime(seconds))
+
+
+def _select(columns: str, table: str, condition: str, order: str = "") -> str:
+    """Return a query out of this module's own words; what anybody else says is bound to its question marks."""
+    return " ".join(("SELECT", columns, "FROM", table, "WHERE", condition, order))
 
 
 def _where(query: Query) -> tuple[str, list[object]]:
@@ -257,7 +239,8 @@ def _where(query: Query) -> tuple[str, list[object]]:
 
 
 def _row(row: sqlite3.Row) -> RunRow:
-    told = {key: row[key] for key in row.keys() if key not in ("server", "bytes")}  # noqa: SIM118 - a Row is no mapping
+    told = dict(zip(row.keys(), row, strict=True))
+    del told["server"], told["bytes"]
     receipt = json.loads(told["receipt"]) if told["receipt"] else None
     return RunRow(**{**told, "receipt": receipt, "options": json.loads(told["options"]), "whole": bool(told["whole"])})
 

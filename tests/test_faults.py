@@ -153,8 +153,13 @@ async def asking(scene: Scene, prompt: str) -> AsyncIterator[list[Said]]:
 async def planted(scene: Scene) -> int:
     """Wait until the victim's tree stands; return its CLI."""
     cli = await scene.started("VICTIM")
-    mark = next(word for word in Path(f"/proc/{cli}/environ").read_bytes().split(b"\0") if b"TRIO_CLAUDE_RUN=" in word)
-    await until(lambda: len(bearing(mark.decode())) > len(KINDS))
+
+    def mark() -> str:
+        """Say what marks the tree; nothing as long as the process is between its fork and its program."""
+        words = Path(f"/proc/{cli}/environ").read_bytes().split(b"\0")
+        return next((word.decode() for word in words if word.startswith(b"TRIO_CLAUDE_RUN=")), "")
+
+    await until(lambda: mark() and len(bearing(mark())) > len(KINDS))
     return cli
 
 

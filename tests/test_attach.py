@@ -28,6 +28,11 @@ def numbered(talk: Talk) -> list[str]:
     return [json.dumps(frame) for frame in talk.frames if frame["type"] != "gateway"]
 
 
+def behind(talk: Talk, text: str) -> list[int]:
+    """Return behind which lines stderr said something."""
+    return [frame["after"] for frame in talk.frames if frame.get("line") == text]
+
+
 async def attach(talk: Talk, run: str, after: int = 0, **more: object) -> dict[str, Any]:
     await talk.say({"type": "gateway", "op": "attach", "run": run, "after": after, **more})
     return await talk.event("attached")
@@ -239,10 +244,72 @@ async def test_an_owner_can_be_replaced_by_its_own_identity(fake: Backend) -> No
             told = await attach(second, started["run"], len(numbered(first)), **{"as": "owner"})
             assert told["role"] == "owner"
             await until(lambda: first.code is not None)
+            assert (first.code, first.reason) == (1000, "another connection has taken over")
             await second.user("hello")
             await second.result()
             await second.stop("end")
             assert (await second.event("ended"))["reason"] == "exit"
+
+
+async def test_who_comes_back_is_told_how_many_of_its_messages_were_heard(fake: Backend) -> None:
+    async with fake.serve() as server:
+        async with open_talk(server) as first:
+            started = await first.start(**GRACE)
+            await first.user("hello")
+            await first.say("no JSON at all")
+            await first.event("refused")
+            await first.result()
+            seen = len(numbered(first))
+            await leave(first)
+            await orphaned(server, started["run"])
+        async with open_talk(server) as second:
+            await second.say({"type": "gateway", "op": "attach", "run": started["run"], "after": seen})
+            await second.user(directive("text", text="said before the attach was answered"))
+            assert (await second.event("attached"))["heard"] == 2
+            assert "said before" in (await second.result())["result"]
+            await second.stop("kill")
+            await second.event("ended")
+
+
+async def test_a_run_that_ended_meanwhile_is_told_to_its_end(fake: Backend) -> None:
+    async with fake.serve_known("alice", "bob", "vera/viewer", journal="memory") as (server, keys):
+        async with open_talk(server, keys["alice"]) as first:
+            run = (await first.start())["run"]
+            await first.user(directive("stderr", text="oh", n=2))
+            await first.result()
+            await first.stop("end")
+            ended = await first.event("ended")
+            await until(lambda: first.code is not None)
+        for name, after in (("alice", 0), ("alice", 2), ("vera", ended["lines"])):
+            async with open_talk(server, keys[name]) as second:
+                told = await attach(second, run, after)
+                assert (told["role"], told["ended"], told["from"]) == ("viewer", True, after + 1)
+                assert await second.event("ended") == ended
+                await until(lambda second=second: second.code is not None)
+                assert (second.code, second.reason) == (first.code, first.reason)
+                assert numbered(second) == numbered(first)[after:]
+                assert behind(second, "oh") == [place for place in behind(first, "oh") if place >= after]
+        async with open_talk(server, keys["alice"]) as ahead:
+            await ahead.say({"type": "gateway", "op": "attach", "run": run, "after": ended["lines"] + 1})
+            assert (await ahead.event("refused"))["last"] == ended["lines"]
+        async with open_talk(server, keys["bob"]) as bob:
+            await bob.say({"type": "gateway", "op": "attach", "run": run})
+            assert (await bob.event("refused"))["code"] == "not-open"
+
+
+async def test_what_the_journal_has_not_of_an_ended_run_is_a_gap(fake: Backend) -> None:
+    async with fake.serve(journal="memory", journal_content=False) as server:
+        async with open_talk(server) as first:
+            run = (await first.start())["run"]
+            await first.user("hello")
+            await first.result()
+            await first.stop("end")
+            ended = await first.event("ended")
+        async with open_talk(server) as second:
+            await attach(second, run)
+            gap = await second.event("gap")
+            assert (gap["from"], gap["to"]) == (1, ended["lines"])
+            assert await second.event("ended") == ended
 
 
 @pytest.mark.parametrize("grace", [0.0, 0.3])
@@ -297,7 +364,7 @@ async def test_nobody_else_comes_in(fake: Backend) -> None:
                 refused = await bob.event("refused")
                 assert (refused["code"], refused["error"]) == (
                     "not-open",
-                    f"there is no run {started['run']} that goes on",
+                    f"there is no run {started['run']} to come back to",
                 )
                 await until(lambda: bob.code == 1008)
             await owner.stop("kill")

@@ -52,9 +52,11 @@ TABLE: dict[str, set[str]] = {
     "entrance": {"errors", "config", "admission", "identity", "upgrade"},
     "history": {"errors", "identity", "upgrade", "journal", "runs"},
     "api": {"errors", "containment", "identity", "upgrade", "workplace", "runs", "entrance", "history"},
-    "stage": {"errors", "messages", "journal", "peer", "session_run"},
+    "past": {"errors", "events", "messages", "journal", "peer"},
+    "stage": {"errors", "messages", "journal", "peer", "session_run", "past"},
     "conversation": {
-        "errors", "events", "config", "messages", "services", "session", "peer", "session_run", "runs", "entrance", "stage",
+        "errors", "events", "config", "messages", "services", "session", "peer", "session_run", "runs", "entrance", "past",
+        "stage",
     },
     "connection": {"errors", "events", "config", "messages", "peer", "upgrade", "run", "runs", "entrance", "stage", "conversation"},
     "server": {

@@ -138,8 +138,11 @@ async def test_ids_can_not_be_guessed(fake: Backend) -> None:
 
 async def test_a_viewer_starts_nothing(fake: Backend) -> None:
     async with fake.serve_known("vera/viewer") as (server, keys):
-        for door in ("/ws/claude", "/ws/session"):
-            async with await trio.open_tcp_stream("127.0.0.1", server.port) as stream:
-                await stream.send_all(head(door, host="localhost", authorization=f"Bearer {keys['vera']}"))
-                assert (await stream.receive_some(4096)).startswith(b"HTTP/1.1 403")
+        async with await trio.open_tcp_stream("127.0.0.1", server.port) as stream:
+            await stream.send_all(head("/ws/claude", host="localhost", authorization=f"Bearer {keys['vera']}"))
+            assert (await stream.receive_some(4096)).startswith(b"HTTP/1.1 403")
+        async with open_talk(server, keys["vera"]) as talk:
+            await talk.say({"type": "gateway", "op": "start", "meta": "T"})
+            assert (await talk.event("refused"))["code"] == "not-allowed"
+            await until(lambda: talk.code == 1008)
     assert not fake.ended

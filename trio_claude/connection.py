@@ -16,7 +16,7 @@ import trio
 from . import messages
 from .config import Config
 from .conversation import Conversation, Room
-from .entrance import Entrance, Guest
+from .entrance import SESSION_DOOR, Entrance, Guest
 from .errors import Busy, ClientError, CloseCode, Draining, NoMessage, NotWanted, PeerGone, Reason
 from .events import ConnectionClosed, ConnectionOpened, Crashed, Observer, Refused
 from .messages import Closing, Prompt
@@ -27,7 +27,6 @@ from .stage import Stage
 from .upgrade import Handshake, Routes, Site, serve_http
 
 DOOR = "/ws/claude"
-SESSION_DOOR = "/ws/session"
 DOORS = frozenset({DOOR, SESSION_DOOR})
 STRIKES = 8
 """Messages after the prompt that a client may send before it is shown out."""
@@ -169,13 +168,13 @@ class OneShot:
 
     async def _serve_run(self, prompt: Prompt) -> Closing | None:
         """Wait for a slot, run the CLI, and return what its client is told."""
-        self._guest.check()
+        self._guest.check_may_run()
         member = self._guest.member
         async with self._household.runs.open(prompt, self._waiting, member=member, on_wait=self._queue) as run:
             self._run = run
             if self._waiting.cancel_called:
                 raise NotWanted("gave up before its run began")
-            self._guest.check()
+            self._guest.check_may_run()
             outcome = await run.execute(self)
         if self._left:
             return None

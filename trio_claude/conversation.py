@@ -13,7 +13,7 @@ from contextlib import contextmanager
 import attrs
 import trio
 
-from . import messages, session
+from . import messages, past, session
 from .config import Config
 from .entrance import Guest
 from .errors import (
@@ -76,7 +76,7 @@ class Conversation:
         self._arrived = trio.Event()
         self._early: list[str | bytes] = []
         self._left = False
-        self._detached = False
+        self._parting = ""
         self._run: SessionRun | None = None
         self._stage: Stage | None = None
         self._owns = True
@@ -91,8 +91,8 @@ class Conversation:
         self._peer.listen(self._hear, self._leave)
         try:
             first = await self._read_first()
-            self._guest.check()
             if isinstance(first, Attach):
+                self._guest.check()
                 return await self._serve_attached(first)
             return await self._serve_run(first)
         except ClientError as error:
@@ -127,19 +127,20 @@ class Conversation:
         runs, member = self._house.runs, self._guest.member
         runs.ask(member)
         self._run = run = runs.session(start, member)
-        stage = Stage(run, self._peer, start.grace, self._house.config.replay_bytes, runs.journal)
+        kept = self._house.config.replay_bytes
+        stage = Stage(run, self._peer, self._make_way, start.grace, kept, runs.journal)
         for message in self._early:
             self._take(message, run)
         self._early.clear()
         async with runs.admit(run, self._waiting, self._queue, member):
             if self._waiting.cancel_called:
                 raise NotWanted("gave up before its run began")
-            self._guest.check()
+            self._guest.check_may_run()
             self._begun, self._stage = True, stage
             self._peer.allow(self._house.config.max_session_message)
             with self._house.on_stage(stage):
                 outcome = await self._perform(run, stage)
-        return None if self._left else _closing(outcome)
+        return None if self._left else past.closing(outcome)
 
     async def _perform(self, run: SessionRun, stage: Stage) -> Outcome:
         """Run the CLI to its end, with or without its client, and tell whoever else listens."""
@@ -149,30 +150,54 @@ class Conversation:
                 services.start_soon(stage.watch_grace)
             outcome = await run.execute(stage)
             self._nursery = None
-            stage.finish(_closing(outcome))
+            stage.finish(past.closing(outcome))
             return outcome
 
     # a run that was there before
 
     async def _serve_attached(self, attach: Attach) -> Closing | None:
         """Come back to a run, or watch it, to its end or the client's; return how to close."""
-        self._early.clear()
         stage = self._house.stages.get(attach.run)
-        if stage is None or (self._guest.name != stage.run.account.name and not self._guest.identity.sees_all):
-            raise NotOpen(f"there is no run {attach.run} that goes on")
+        if stage is None:
+            return await self._serve_ended(attach)
+        if self._guest.name != stage.run.account.name and not self._guest.identity.sees_all:
+            raise _unknown(attach)
         if attach.after > stage.number:
-            frame = messages.render_refused("ahead", f"after: the run is at line {stage.number}", last=stage.number)
-            return self._refuse(CloseCode.POLICY, frame, "after is ahead of the run")
+            return self._refuse_ahead(stage.number)
         self._stage, self._run, self._begun = stage, stage.run, True
         self._owns, self._has_turned = self._may_own(stage, attach), True
         self._peer.allow(self._house.config.max_session_message)
         self._peer.post(self._attached(stage, attach.after))
+        for message in self._early:
+            self._take(message, stage.run)
         with self._waiting:
-            await (stage.own if self._owns else stage.view)(self._peer, attach.after)
+            if self._owns:
+                await stage.own(self._peer, self._make_way, attach.after)
+            else:
+                await stage.view(self._peer, attach.after)
             await stage.over.wait()
-        if self._detached:
-            return Closing(None, CloseCode.NORMAL, "detached")
+        if self._parting:
+            return Closing(None, CloseCode.NORMAL, self._parting)
         return None if self._left else stage.closing
+
+    async def _serve_ended(self, attach: Attach) -> Closing | None:
+        """Tell again what a run said that has ended; return how to close."""
+        journal = self._house.runs.journal
+        if journal is None or not await journal.settle():
+            raise _unknown(attach)
+        run = await journal.get(None if self._guest.identity.sees_all else self._guest.name, attach.run)
+        if run is None or run.ended is None:
+            raise _unknown(attach)
+        if attach.after > run.lines:
+            return self._refuse_ahead(run.lines)
+        more = {"from": attach.after + 1, "ended": True, "pending": []}
+        self._peer.post(messages.render_event("attached", run=run.id, role="viewer", **more))
+        closing = await past.retell(journal, run, self._peer, attach.after)
+        return None if self._left else closing
+
+    def _refuse_ahead(self, last: int) -> Closing:
+        frame = messages.render_refused("ahead", f"after: the run is at line {last}", last=last)
+        return self._refuse(CloseCode.POLICY, frame, "after is ahead of the run")
 
     def _may_own(self, stage: Stage, attach: Attach) -> bool:
         """Return whether a client is the owner: nobody is, or it takes over, and it is of the run's identity."""
@@ -184,9 +209,8 @@ class Conversation:
         asked = [one for one in stage.run.session.asked.values() if one.number <= after]
         pending = [{"n": one.number, "line": one.line.decode("utf-8", "replace")} for one in asked]
         role = "owner" if self._owns else "viewer"
-        return messages.render_event(
-            "attached", run=stage.run.id, role=role, **{"from": after + 1}, ended=False, pending=pending
-        )
+        more = {"from": after + 1, "ended": False, "pending": pending, "heard": stage.run.heard}
+        return messages.render_event("attached", run=stage.run.id, role=role, **more)
 
     # what the client does, told by the reader; nothing here waits
 
@@ -206,6 +230,7 @@ class Conversation:
     def _take(self, message: str | bytes, run: SessionRun) -> None:
         """Do what a client says, or refuse it; the run goes on either way."""
         said: dict[str, object] = {}
+        run.heard += self._owns
         try:
             said = messages.parse_object(message)
             op = session.parse_op(said) if said.get("type") == "gateway" else None
@@ -226,7 +251,7 @@ class Conversation:
     def _say(self, line: ClientLine, run: SessionRun) -> None:
         """Hand a line to the run; a turn takes a credential that is still good, and something left of the limits."""
         if line.kind is Kind.USER:
-            self._guest.check()
+            self._guest.check_may_run()
             if self._has_turned:  # the first turn is the start's
                 self._house.runs.ask(self._guest.member)
             self._has_turned = True
@@ -247,7 +272,15 @@ class Conversation:
         """Leave, and let the run go on. Raises `NotAllowed` where the client did not say at the start that it may."""
         if self._stage is None or (self._owns and not self._stage.grace):
             raise NotAllowed('detach: the run was not started with "on_disconnect":{"grace":SECONDS}')
-        self._detached = True
+        self._part("detached")
+
+    def _make_way(self) -> None:
+        """Leave, because another connection is the run's owner now."""
+        self._part("another connection has taken over")
+
+    def _part(self, why: str) -> None:
+        """Leave, and say why."""
+        self._parting = why
         self._leave()
 
     def _leave(self) -> None:
@@ -265,7 +298,7 @@ class Conversation:
 
     async def _show_out(self) -> None:
         """Close a connection whose run goes on in this task's nursery."""
-        await self._peer.close(CloseCode.NORMAL, "detached")
+        await self._peer.close(CloseCode.NORMAL, self._parting)
         self._peer.drop()
 
     def _queue(self, place: int) -> None:
@@ -279,10 +312,8 @@ def _named(said: dict[str, object]) -> dict[str, object]:
     return {"request_id": name} if isinstance(name, str) and len(name) <= ID_LIMIT else {}
 
 
-def _closing(outcome: Outcome) -> Closing:
-    """Return what a client is told of the end: `ended`, whatever it was."""
-    told = messages.closing(outcome)
-    return Closing(messages.render_ended(outcome), told.code, told.reason)
+def _unknown(attach: Attach) -> NotOpen:
+    return NotOpen(f"there is no run {attach.run} to come back to")
 
 
 def greeting(config: Config, version: str, containment: str, identity: str) -> str:

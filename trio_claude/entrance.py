@@ -16,11 +16,13 @@ import trio
 
 from .admission import Crowd, Member, own_limits
 from .config import IDENTITY_LIMITS, Config
-from .errors import ConfigError, HttpRefusal, NotKnown
+from .errors import ConfigError, HttpRefusal, NotAllowed, NotKnown
 from .identity import Gatekeeper, Identity, Tickets
 from .identity.gatekeeper import unauthorized
 from .upgrade import Request
 
+SESSION_DOOR = "/ws/session"
+"""The door of sessions, through which a viewer may come too: to watch."""
 LOOPBACK = ("localhost", "127.0.0.1", "[::1]")
 RELOADED = (
     *IDENTITY_LIMITS, "allow_origin", "allow_host", "trusted_proxies", "keys", "jwt_keys", "jwt_issuer", "jwt_audience",
@@ -52,8 +54,14 @@ class Guest:
 
     def check(self) -> None:
         """Raise `NotKnown` where its credential has ended, or was taken back, since it came."""
-        if not self._entrance.knows(self.identity) or not self._entrance.current(self.identity).may_run:
+        if not self._entrance.knows(self.identity):
             raise NotKnown("your key or token is not valid any more")
+
+    def check_may_run(self) -> None:
+        """Raise `NotKnown`, as `check` does, and `NotAllowed` for who may only watch, or no more than that now."""
+        self.check()
+        if not self._entrance.current(self.identity).may_run:
+            raise NotAllowed("a viewer starts no runs")
 
 
 class Entrance:
@@ -131,7 +139,7 @@ class Entrance:
     def enter(self, request: Request) -> None:
         """Count a client in, which is about to open a WebSocket. Raises `HttpRefusal`."""
         guest = self.guest(request)
-        if not guest.identity.may_run:
+        if not guest.identity.may_run and request.path != SESSION_DOOR:
             raise HttpRefusal(403, "role", "a viewer starts no runs")
         if guest.forwarded and not self._addresses.enter(guest.address, self.config.connections_per_address):
             raise _too_many("from your address")

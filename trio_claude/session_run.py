@@ -95,6 +95,8 @@ class SessionRun(Run):
         super().__init__(start, kit, math.inf, account)
         config = kit.workplace.config
         self.start = start
+        self.heard: int = 0
+        """Messages of owners behind the `start`, those too that were refused."""
         self.session: Session = Session(_patience(config, start.options), trio.current_time())
         self._outbox = Outbox(config.max_message)
         self._talking = trio.CancelScope()

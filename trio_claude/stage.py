@@ -9,14 +9,14 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 import attrs
 import trio
 
-from . import messages
+from . import messages, past
 from .errors import PeerGone, Reason
-from .journal import Journal, Part, PartKind
+from .journal import Journal, Part
 from .messages import Closing
 from .peer import Peer
 from .session_run import SessionRun
@@ -109,7 +109,15 @@ class Stage:
     Error handling: an owner that is gone is waited for, for `grace` seconds, else `PeerGone` is raised to the run.
     """
 
-    def __init__(self, run: SessionRun, peer: Peer, grace: float, kept: int, journal: Journal | None) -> None:
+    def __init__(
+        self,
+        run: SessionRun,
+        peer: Peer,
+        out: Callable[[], None],
+        grace: float,
+        kept: int,
+        journal: Journal | None,
+    ) -> None:
         self.run: SessionRun = run
         self.grace: float = grace
         self.over: trio.Event = trio.Event()
@@ -119,6 +127,8 @@ class Stage:
         self._replay = Replay()
         self._owner: Peer | None = peer
         self._coming: Peer | None = None
+        self._out = out
+        self._giving = False
         self._cursor = 0
         self._viewers: set[Peer] = set()
         self._stir = trio.Event()
@@ -165,12 +175,18 @@ class Stage:
             with trio.move_on_after(left):
                 await stir.wait()
 
-    async def own(self, peer: Peer, after: int) -> None:
-        """Give a peer all behind line `after`, and make it the owner in place of one there is. Raises `PeerGone`."""
+    async def own(self, peer: Peer, out: Callable[[], None], after: int) -> None:
+        """Give a peer all behind line `after`, and make it the owner in place of one there is.
+
+        `out` shows it out where another takes its place. Raises `PeerGone`.
+        """
         former, self._coming = self._coming or self._owner, peer
+        show_out, self._out = self._out, out
         if former is not None:
             self._owner = None
-            former.drop()
+            show_out()
+            if self._giving:
+                former.drop()
         try:
             await self._catch_up(peer, after)
             self._seat(peer)
@@ -228,7 +244,7 @@ class Stage:
         """Tell a viewer that lags what it does not get; return where it goes on."""
         to = self._replay.first - 1
         if to > place.number:
-            peer.post(messages.render_event("gap", **{"from": place.number + 1, "to": to}))
+            peer.post(past.render_gap(place.number + 1, to))
         return Place(self._replay.begin, max(to, place.number))
 
     async def _read_back(self, peer: Peer, after: int) -> int:
@@ -238,13 +254,13 @@ class Stage:
             parts = await self._stored(after, beyond)
             if not parts:
                 to = self._replay.first - 1
-                peer.post(messages.render_event("gap", **{"from": after + 1, "to": to}))
+                peer.post(past.render_gap(after + 1, to))
                 return to
             beyond = parts[-1].number
             frames: list[bytes] = []
             upto = self._replay.first - 1
             for part in parts:
-                frames += _frames(part, after, upto)
+                frames += past.frames(part, after, upto)
                 after = max(after, min(part.last, upto))
             await peer.send(frames)
         return after
@@ -263,7 +279,7 @@ class Stage:
 
     async def stderr_lines(self, lines: list[str]) -> None:
         """Take stderr lines, each with the number of the stdout line before it."""
-        await self._say([_stderr(line, self._replay.number) for line in lines], numbered=False)
+        await self._say([past.render_stderr(line, self._replay.number) for line in lines], numbered=False)
 
     async def _say(self, lines: list[bytes], *, numbered: bool) -> None:
         self._replay.add(lines, numbered=numbered)
@@ -280,6 +296,7 @@ class Stage:
                 await self._stir.wait()
                 continue
             cursor, self._cursor = self._cursor, self._replay.end
+            self._giving = True
             try:
                 if cursor == index - 1 and self._replay.end == index:
                     await owner.send(lines)
@@ -288,6 +305,8 @@ class Stage:
             except PeerGone:
                 if not self.leave(owner):
                     raise
+            finally:
+                self._giving = False
         self._replay.forget(self._kept, self._cursor)
 
     def denied(self, tool: str) -> None:
@@ -322,17 +341,3 @@ class Stage:
     def _wake(self) -> None:
         stir, self._stir = self._stir, trio.Event()
         stir.set()
-
-
-def _stderr(line: str, after: int) -> bytes:
-    """Return the frame of a stderr line."""
-    return messages.render_event("stderr", line=line, after=after).encode("utf-8", "replace")
-
-
-def _frames(part: Part, after: int, upto: int) -> list[bytes]:
-    """Return what a client is sent of a stored part, from behind line `after` up to line `upto`."""
-    if part.kind is PartKind.LINES:
-        return part.lines[max(0, after + 1 - part.first) : max(0, upto + 1 - part.first)]
-    if part.kind is PartKind.STDERR and part.first < upto:
-        return [_stderr(line.decode("utf-8", "replace"), part.first) for line in part.lines]
-    return []

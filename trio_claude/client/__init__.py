@@ -6,6 +6,7 @@ was sent may have had effects.
 
 from .answers import Answer, Ended, ask
 from .cli_lines import Assistant, Delta, Init, Line, Question, Result, Unknown, User, parse_line
+from .links import Reconnect
 from .sessions import Allow, Approval, Deny, Refused, Session, SessionEnded, Turn, open_session
 from .sockets import ConnectFailed, door
 
@@ -21,6 +22,7 @@ __all__ = [
     "Init",
     "Line",
     "Question",
+    "Reconnect",
     "Refused",
     "Result",
     "Session",

@@ -12,15 +12,16 @@ import json
 import secrets
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
-from typing import Any, TypeAlias
+from typing import Any, Final, TypeAlias
 
 import anyio
 import anyio.abc
 import attrs
 
 from ..errors import TrioClaudeError
-from .cli_lines import Line, Question, Result, parse_line
-from .sockets import BROKEN, Inbox, Socket, door, open_socket
+from .cli_lines import Line, Question, Result
+from .links import Link, Reconnect
+from .sockets import ConnectFailed, Inbox, door
 
 Json: TypeAlias = dict[str, Any]
 
@@ -77,6 +78,8 @@ class Approval:
     said: Json = attrs.field(repr=False)
 
 
+PARTING: Final = 1.0
+"""Seconds for telling the server that this program leaves."""
 Decide: TypeAlias = Callable[[Approval], Awaitable[Allow | Deny]]
 Hear: TypeAlias = Callable[[Json], None]
 
@@ -92,11 +95,11 @@ class Session:
     Error handling: methods raise `Refused` for what the server refuses, and `ConnectionError` once the session is over.
     """
 
-    def __init__(self, socket: Socket, decide: Decide, hear: Hear, tasks: anyio.abc.TaskGroup) -> None:
+    def __init__(self, link: Link, decide: Decide, hear: Hear, tasks: anyio.abc.TaskGroup) -> None:
         self.hello: Json = {}
         self.started: Json = {}
         self.ended: SessionEnded | None = None
-        self._socket = socket
+        self._link = link
         self._decide = decide
         self._hear = hear
         self._tasks = tasks
@@ -105,6 +108,7 @@ class Session:
         self._approvals: dict[str, anyio.CancelScope] = {}
         self._last: Json = {}
         self._begun = anyio.Event()
+        self._reading = anyio.CancelScope(shield=True)
 
     @property
     def id(self) -> str:
@@ -142,6 +146,14 @@ class Session:
         await self.say({"type": "control_request", "request_id": name, "request": {"subtype": subtype, **fields}})
         return await waiting.get()
 
+    async def part(self) -> None:
+        """Leave; end a run that would wait for this client to come back."""
+        self._reading.deadline = anyio.current_time() + PARTING
+        if self._link.is_waited_for and not self.ended:
+            with anyio.move_on_after(PARTING, shield=True), contextlib.suppress(ConnectionError):
+                await self._stop("kill")
+        self._link.leave()
+
     async def _stop(self, mode: str) -> None:
         await self.say({"type": "gateway", "op": "stop", "mode": mode})
 
@@ -149,7 +161,7 @@ class Session:
         """Say a line of the wire contract as it is. Raises `ConnectionError` once the session is over."""
         if self.ended:
             raise ConnectionError("the session is over")
-        await self._socket.send(json.dumps(line))
+        await self._link.send(json.dumps(line))
 
     # what the server says
 
@@ -170,12 +182,15 @@ class Session:
         assert self.ended
         return self.ended
 
-    async def read(self) -> None:
-        """Read the socket to its end, in a task of its own."""
-        while (text := await self._socket.receive()) is not None:
-            await self._take(text)
-        last, code = self._last, self._socket.code or BROKEN
-        self.ended = SessionEnded(last.get("reason", ""), last.get("error"), last.get("receipt", {}), code)
+    async def read(self, start: Json) -> None:
+        """Start the session and read to its end, in a task of its own."""
+        try:
+            with self._reading:  # shielded: a program that is cancelled still says that it leaves
+                await self._link.run(start, self._take)
+        except (ConnectFailed, ConnectionError) as error:  # raised where the program waits or iterates
+            self._lines.add(error)
+        last = self._last
+        self.ended = SessionEnded(last.get("reason", ""), last.get("error"), last.get("receipt", {}), self._link.code)
         for waiting in self._answers.values():
             waiting.fail(ConnectionError("the session is over"))
         for scope in self._approvals.values():
@@ -183,8 +198,7 @@ class Session:
         self._begun.set()
         self._lines.close()
 
-    async def _take(self, text: str) -> None:
-        line = parse_line(text)
+    async def _take(self, line: Line, size: int) -> None:
         kind = line.said.get("type")
         if kind == "gateway":
             self._event(line.said)
@@ -196,7 +210,7 @@ class Session:
         elif isinstance(line, Question) and line.subtype == "can_use_tool":
             self._tasks.start_soon(self._approve, line)
         else:
-            await self._lines.put(line, len(text))
+            await self._lines.put(line, size)
 
     def _event(self, said: Json) -> None:
         """Take what the server says of its own."""
@@ -242,9 +256,8 @@ class Session:
                 await self.say({"type": "control_response", "response": {"request_id": question.id, **answer}})
         del self._approvals[question.id]
 
-    async def start(self, meta: str, options: Json) -> None:
-        """Start the session and wait until the CLI runs. Raises `Refused` and `ConnectionError`."""
-        await self.say({"type": "gateway", "op": "start", "meta": meta, "options": options})
+    async def wait_started(self) -> None:
+        """Wait until the CLI runs. Raises `ConnectFailed`, `Refused` and `ConnectionError`."""
         await self._begun.wait()
         if not self.started:
             async for _ in self:
@@ -314,24 +327,30 @@ async def open_session(
     key: str | None = None,
     on_approval: Decide = _deny,
     on_event: Hear = lambda _said: None,
+    reconnect: Reconnect | None = None,
     **options: Any,
 ) -> AsyncIterator[Session]:
     """Open a session and yield it; leaving the context ends its run.
 
     `key` is an API key or token, for servers that want one. `options` are those of the wire contract.
     `on_approval` decides what a tool may do; without it all that is asked for is denied. `on_event` hears what the
-    server itself says. Raises `ConnectFailed`, `Refused`, and `ConnectionError`.
+    server itself says. With `reconnect` the run waits for its client where the connection breaks, and what is said and
+    asked meanwhile goes on afterwards; without it the run ends with its connection.
+    Raises `ConnectFailed`, `Refused`, and `ConnectionError`.
     """
     failure: Exception | None = None
-    async with open_socket(door(url, "/ws/session", ""), url, key) as socket:
-        async with anyio.create_task_group() as tasks:
-            session = Session(socket, on_approval, on_event, tasks)
-            tasks.start_soon(session.read)
-            try:
-                await session.start(meta, options)
-                yield session
-            except Exception as error:  # raised below, bare: a group would make every handler a group's
-                failure = error
-            tasks.cancel_scope.cancel()
-        if failure:
-            raise failure
+    if reconnect:
+        options["on_disconnect"] = {"grace": reconnect.grace}
+    link = Link(door(url, "/ws/session", ""), url, key, reconnect)
+    async with anyio.create_task_group() as tasks:
+        session = Session(link, on_approval, on_event, tasks)
+        tasks.start_soon(session.read, {"type": "gateway", "op": "start", "meta": meta, "options": options})
+        try:
+            await session.wait_started()
+            yield session
+        except Exception as error:  # raised below, bare: a group would make every handler a group's
+            failure = error
+        finally:
+            await session.part()
+    if failure:
+        raise failure

@@ -35,7 +35,11 @@ CONNECT_TIMEOUT = 10.0
 
 
 class ConnectFailed(TrioClaudeError):
-    """The server could not be reached, or refused the handshake; the text says which."""
+    """The server could not be reached, or refused the handshake, then with the HTTP `status`; the text says which."""
+
+    def __init__(self, text: str, status: int | None = None) -> None:
+        super().__init__(text)
+        self.status = status
 
 
 def door(url: str, path: str = "/ws/claude", query: str = "frames=verbatim") -> str:
@@ -130,7 +134,8 @@ async def open_socket(url: str, name: str, key: str | None = None) -> AsyncItera
             connection = _connection(url, await stack.enter_async_context(_client(url, key)))
             session = await connection.__aenter__()
         except WebSocketUpgradeError as error:
-            raise ConnectFailed(f"{name} refused: {_why(error.response.status_code)}") from error
+            status = error.response.status_code
+            raise ConnectFailed(f"{name} refused: {_why(status)}", status) from error
         except (httpx.InvalidURL, httpx.HTTPError, HTTPXWSException, OSError, ImportError) as error:
             raise ConnectFailed(f"can't reach {name}: {error}") from error
         try:

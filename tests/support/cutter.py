@@ -1,0 +1,70 @@
+"""A network that fails: passes connections on to a server, and cuts or refuses them when a test says so."""
+
+from __future__ import annotations
+
+import contextlib
+import socket as sockets
+import struct
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import trio
+
+
+class Cutter:
+    """`url` leads to the server as long as `open`; `cut` resets all. `up` and `down` cut the next one after so many bytes."""
+
+    def __init__(self, url: str, port: int) -> None:
+        self.url = url
+        self.open = True
+        self.made = 0
+        self.up: int | None = None
+        self.down: int | None = None
+        self._port = port
+        self._streams: set[trio.SocketStream] = set()
+
+    def cut(self) -> None:
+        """Reset each connection, at both ends."""
+        for stream in self._streams:
+            if stream.socket.fileno() != -1:
+                stream.setsockopt(sockets.SOL_SOCKET, sockets.SO_LINGER, struct.pack("ii", 1, 0))
+                stream.socket.close()
+        self._streams.clear()
+
+    async def serve(self, client: trio.SocketStream) -> None:
+        """Pass one connection on."""
+        if not self.open:
+            return
+        self.made += 1
+        server = await trio.open_tcp_stream("127.0.0.1", self._port)
+        self._streams |= {client, server}
+        up, down, self.up, self.down = self.up, self.down, None, None
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._pump, client, server, up)
+            nursery.start_soon(self._pump, server, client, down)
+        for stream in (client, server):
+            self._streams.discard(stream)
+            stream.socket.close()
+
+    async def _pump(self, source: trio.SocketStream, sink: trio.SocketStream, left: int | None) -> None:
+        with contextlib.suppress(trio.BrokenResourceError, trio.ClosedResourceError, OSError):
+            while data := await source.receive_some(65536):
+                if left is not None and len(data) >= left:
+                    await sink.send_all(data[:left])
+                    self.cut()
+                    return
+                left = None if left is None else left - len(data)
+                await sink.send_all(data)
+            await sink.send_eof()
+
+
+@asynccontextmanager
+async def open_cutter(port: int) -> AsyncIterator[Cutter]:
+    """Listen on loopback, in front of a server's port."""
+    async with trio.open_nursery() as nursery:
+        (listener,) = await trio.open_tcp_listeners(0, host="127.0.0.1")
+        cutter = Cutter(f"http://127.0.0.1:{listener.socket.getsockname()[1]}", port)
+        nursery.start_soon(trio.serve_listeners, cutter.serve, [listener])
+        yield cutter
+        cutter.cut()
+        nursery.cancel_scope.cancel()

@@ -1,0 +1,209 @@
+"""The way to one run: a connection, and after it another, where the first breaks and the program wants that.
+
+Rule 1: a message is said once. Who comes back is told how many were heard, and says only what was not. Rule 2: lines
+come once, in order. Rule 3: a server that says no is not asked again.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+import random
+from collections import deque
+from collections.abc import Awaitable, Callable
+from typing import Any, Final, TypeAlias
+
+import anyio
+import attrs
+
+from .cli_lines import Line, parse_line
+from .sockets import BROKEN, ConnectFailed, Socket, open_socket
+
+Json: TypeAlias = dict[str, Any]
+Take: TypeAlias = Callable[[Line, int], Awaitable[None]]
+OUTBOX_LIMIT: Final = 1024 * 1024
+"""Bytes of what was said that are kept beside the last message, to be said again where it was not heard."""
+LOST: Final = (1001, BROKEN)
+"""Close codes behind which the run may still be there: nobody said that it is over."""
+FIRST_WAIT: Final = 0.05
+LONGEST_WAIT: Final = 5.0
+"""Seconds between two tries to come back; they double from the first to the longest, and vary by half."""
+
+
+def _ignore(_said: str) -> None:
+    """Hear nothing."""
+
+
+@attrs.frozen(kw_only=True)
+class Reconnect:
+    """Come back to the run where the connection breaks; the server lets it wait for `grace` seconds.
+
+    `on_lost` hears why the connection broke, `on_back` the id of the run, each time; they must not wait.
+    """
+
+    grace: float = 60.0
+    on_lost: Callable[[str], None] = _ignore
+    on_back: Callable[[str], None] = _ignore
+
+
+class Link:
+    """A run's connection.
+
+    Resource handling: `run` owns the sockets, one at a time. Error handling: `send` raises `ConnectionError` once it is
+    over, or where too much waits to be said; `code` and `reason` say how it ended.
+    """
+
+    def __init__(self, address: str, name: str, key: str | None, reconnect: Reconnect | None) -> None:
+        self.code: int = BROKEN
+        self.reason: str = ""
+        self._address = address
+        self._name = name
+        self._key = key
+        self._reconnect = reconnect
+        self._socket: Socket | None = None
+        self._run = ""
+        self._lines = 0
+        self._said = Said(OUTBOX_LIMIT if reconnect else 0)
+        self._speaking = anyio.Lock()
+        self._waiting = anyio.CancelScope()
+        self._is_over = False
+        self._until = math.inf
+
+    async def run(self, start: Json, take: Take) -> None:
+        """Connect, say `start`, and have each frame taken, to the end. Raises `ConnectFailed` where it never began."""
+        try:
+            await self._connect(start, take)
+            while self._reconnect and self._run and not self._is_over:
+                await self._come_back(self._reconnect, take)
+        finally:
+            self._is_over = True
+
+    @property
+    def is_waited_for(self) -> bool:
+        """Whether the run goes on without this connection, and can be told to end."""
+        return self._reconnect is not None and self._socket is not None
+
+    def leave(self) -> None:
+        """Close the connection; `run` returns."""
+        self._is_over = True
+        self._waiting.cancel()
+
+    async def send(self, text: str) -> None:
+        """Say something. Raises `ConnectionError`."""
+        if self._is_over or (self._socket is None and self._reconnect is None):
+            raise ConnectionError("the session is over")
+        self._said.add(text)
+        await self._speak()
+
+    async def _speak(self) -> None:
+        """Say what was not said yet, in order."""
+        async with self._speaking:
+            while (socket := self._socket) and (text := self._said.next):
+                try:
+                    await socket.send(text)
+                except ConnectionError:
+                    self._socket = None
+                    if self._reconnect is None:
+                        raise
+                    return
+                self._said.advance()
+
+    async def _connect(self, first: Json, take: Take) -> None:
+        """Hold one connection from its first message to its end. Raises `ConnectFailed`."""
+        async with open_socket(self._address, self._name, self._key) as socket:
+            with anyio.CancelScope() as self._waiting, contextlib.suppress(ConnectionError):  # its end is heard below
+                await socket.send(json.dumps(first))
+            if first["op"] == "start":
+                self._socket = socket
+            with anyio.CancelScope() as self._waiting:
+                await self._hear(socket, take)
+            self._socket = None
+        self.code, self.reason = socket.code or BROKEN, socket.reason
+        self._is_over = self._is_over or self.code not in LOST
+
+    async def _hear(self, socket: Socket, take: Take) -> None:
+        while not self._is_over and (text := await socket.receive()) is not None:
+            line = parse_line(text)
+            if line.said.get("type") == "gateway":
+                await self._note(line.said, socket)
+            else:
+                self._lines += 1
+            await take(line, len(text))
+
+    async def _note(self, said: Json, socket: Socket) -> None:
+        """Take from what the server says what it takes to come back, and what was heard."""
+        match said.get("event"):
+            case "started":
+                self._run = str(said.get("run"))
+            case "attached":
+                self._until = math.inf
+                self._said.rewind(int(said.get("heard") or 0))
+                self._socket = socket
+                await self._speak()
+                if self._reconnect:
+                    self._reconnect.on_back(self._run)
+            case "ended":
+                self._run = ""
+
+    async def _come_back(self, reconnect: Reconnect, take: Take) -> None:
+        """Come back once, and hold that connection; give up where that lasts too long, or the server says no."""
+        if self._until == math.inf:
+            self._until = anyio.current_time() + reconnect.grace
+            reconnect.on_lost(self.reason)
+        wait = FIRST_WAIT
+        while not self._is_over and anyio.current_time() < self._until:
+            with anyio.CancelScope() as self._waiting:
+                await anyio.sleep(wait * random.uniform(0.5, 1))  # noqa: S311 - no secret
+            wait = min(2 * wait, LONGEST_WAIT)
+            attach = {"type": "gateway", "op": "attach", "run": self._run, "after": self._lines, "as": "owner"}
+            try:
+                await self._connect(attach, take)
+            except ConnectFailed as error:
+                self.reason = str(error)
+                self._is_over = self._is_over or error.status in (401, 403)
+            else:
+                return
+        self._is_over = True
+
+
+class Said:
+    """What was said on a link: what comes next, and what of it may have to be said again."""
+
+    def __init__(self, limit: int) -> None:
+        self._limit = limit
+        self._texts: deque[str] = deque()
+        self._size = 0
+        self._first = 0
+        self._next = 0
+
+    def add(self, text: str) -> None:
+        """Take a message. Raises `ConnectionError` where too much was not said yet."""
+        if self._limit and self._next < self._first + len(self._texts) and self._size + len(text) > self._limit:
+            raise ConnectionError("the connection is broken, and too much waits for the next one")
+        self._texts.append(text)
+        self._size += len(text)
+
+    @property
+    def next(self) -> str:
+        """What is to be said next, nothing where all was said."""
+        index = self._next - self._first
+        return self._texts[index] if index < len(self._texts) else ""
+
+    def advance(self) -> None:
+        """Take that the next one was said; keep the last, and of those before as much as the limit allows."""
+        self._next += 1
+        while self._first < self._next and (not self._limit or (self._size > self._limit and len(self._texts) > 1)):
+            self._drop()
+
+    def rewind(self, heard: int) -> None:
+        """Go back to what was not heard. Raises `ConnectionError` where that is not kept any more."""
+        while self._first < heard and self._texts:
+            self._drop()
+        if heard < self._first:
+            raise ConnectionError("what was said last was not heard, and is not kept any more")
+        self._first = self._next = heard
+
+    def _drop(self) -> None:
+        self._size -= len(self._texts.popleft())
+        self._first += 1

@@ -1,0 +1,70 @@
+"""A run that has ended, told again from the journal as its client heard it.
+
+Each line once, in order; what the journal has not is said (`gap`), never skipped.
+"""
+
+from __future__ import annotations
+
+from . import messages
+from .errors import Reason
+from .events import Outcome, Receipt
+from .journal import Journal, Part, PartKind, RunRow
+from .messages import Closing
+from .peer import Peer
+
+
+async def retell(journal: Journal, run: RunRow, peer: Peer, after: int) -> Closing:
+    """Give a peer all behind line `after`; return how to close. Raises `PeerGone`."""
+    beyond = 0
+    while parts := await journal.parts(run.id, after, beyond):
+        beyond = parts[-1].number
+        said: list[bytes] = []
+        for part in parts:
+            said += frames(part, after, run.stored + 1)
+            after = max(after, part.last)
+        await peer.send(said)
+    if after < run.lines:
+        peer.post(render_gap(after + 1, run.lines))
+    return closing(outcome(run))
+
+
+def outcome(run: RunRow) -> Outcome:
+    """Return how a run ended; what its server did not live to see is not proven."""
+    receipt = Receipt(**run.receipt) if run.receipt else Receipt(0, 0, None, 0, "none")
+    return Outcome(
+        Reason(run.reason or Reason.NODE_LOST),
+        run.exit_status,
+        run.signal,
+        run.lines,
+        run.encoding_errors,
+        receipt,
+        run.error,
+    )
+
+
+def closing(ended: Outcome) -> Closing:
+    """Return what the client of a session is told of the end: `ended`, whatever it was."""
+    told = messages.closing(ended)
+    return Closing(messages.render_ended(ended), told.code, told.reason)
+
+
+def render_gap(first: int, last: int) -> str:
+    """Return the frame that says which lines nobody has any more."""
+    return messages.render_event("gap", **{"from": first, "to": last})
+
+
+def render_stderr(line: str, after: int) -> bytes:
+    """Return the frame of a stderr line."""
+    return messages.render_event("stderr", line=line, after=after).encode("utf-8", "replace")
+
+
+def frames(part: Part, after: int, upto: int) -> list[bytes]:
+    """Return what a client is sent of a stored part: what is behind line `after`, and lines up to `upto`.
+
+    What stderr said behind line `upto` is not of it.
+    """
+    if part.kind is PartKind.LINES:
+        return part.lines[max(0, after + 1 - part.first) : max(0, upto + 1 - part.first)]
+    if part.kind is PartKind.STDERR and part.first < upto:
+        return [render_stderr(line.decode("utf-8", "replace"), part.first) for line in part.lines]
+    return []

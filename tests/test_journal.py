@@ -167,13 +167,28 @@ async def test_without_content_only_facts_are_kept(tmp_path: Path) -> None:
 # -- faults ------------------------------------------------------------------------------------------------------------
 
 
-async def test_one_server_has_a_file(tmp_path: Path) -> None:
-    async with opened(tmp_path / "j.db"):
-        with pytest.raises(ConfigError, match="in use by another server"):
-            async with opened(tmp_path / "j.db"):
-                pytest.fail("opened twice")
-    async with opened(tmp_path / "j.db"):
-        pass
+async def test_servers_share_a_file_and_lose_only_the_runs_of_the_dead(tmp_path: Path) -> None:
+    path = tmp_path / "j.db"
+    async with opened(path) as journal:
+        run = journal.begin(begun("mine"))
+        assert await journal.settle()
+        with pytest.raises(ConfigError, match="is held by another server"):
+            Store(path, "s")
+        other = Store(path, "t")
+        assert other.lost == 0
+        with other.transaction():
+            other.begin(begun("its"))
+            other.add("mine", 1, Part(PartKind.LINES, 1, 1, b"not its own"))
+        run.lines([b"one"])
+        run.end(ended("mine", 1))
+        assert await journal.settle()
+        assert await journal.parts("mine") == [Part(PartKind.LINES, 1, 1, b"one", 1)]
+        other.close()
+        assert (await journal.get(None, "its")).state == "live"  # type: ignore[union-attr]
+    third = Store(path, "u")
+    assert third.lost == 1
+    assert [file.name for file in tmp_path.glob("*.lock")] == ["j.db.u.lock"]
+    third.close()
 
 
 @pytest.mark.parametrize("damage", [b"nonsense" * 1000, b"SQLite format 3\0" + b"x" * 5000])
@@ -395,17 +410,18 @@ async def test_a_disk_that_is_full_stops_no_run(fake: Backend, monkeypatch: pyte
 
 
 async def test_auto_goes_on_without_a_journal_that_can_not_be_had(fake: Backend, tmp_path: Path) -> None:
-    state = tmp_path / "state"
+    state, broken = tmp_path / "state", tmp_path / "broken"
+    (broken / "journal.db").mkdir(parents=True)
     async with (
         fake.serve(journal="auto", state=str(state)) as first,
-        fake.serve(journal="auto", state=str(state)) as second,
+        fake.serve(journal="auto", state=str(broken)) as second,
     ):
         assert first.runs.journal
         assert second.runs.journal is None
         assert (await ask(second, "hello")).code == 1000
     ready = [event for event in fake.events if isinstance(event, JournalReady)]
     assert ready[0] == JournalReady(str(state / "journal.db"))
-    assert "in use by another server" in ready[1].detail
+    assert "can't be used" in ready[1].detail
     with pytest.raises(ConfigError, match="can't be used"):
         async with fake.serve(journal="sqlite:/proc/nope/j.db"):
             pytest.fail("opened")

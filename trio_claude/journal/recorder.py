@@ -252,6 +252,7 @@ class Journal:
 
     def _tidy(self) -> None:
         try:
+            self._store.disown()
             with self._store.transaction():
                 self._store.retain(self._retention, time.time())
         except sqlite3.Error as error:

@@ -1,4 +1,6 @@
-"""One SQLite file, in the hands of one thread at a time. Blocking; nothing of Trio.
+"""One SQLite file, which several servers may share. Blocking; nothing of Trio.
+
+Each server holds a lock beside the file for as long as it lives, by which the others know whose runs are lost.
 
 Durable is what was committed: it outlives the server's death, SIGKILL too (write-ahead log, `synchronous=NORMAL`). A
 power cut may cost what was committed since the last checkpoint, and damages nothing.
@@ -46,26 +48,32 @@ FINISH: Final = """
         dollars = ?, error = ?, receipt = ?, whole = ? AND stored = ?
     WHERE id = ? AND server = ? AND state = 'live' RETURNING identity
 """
+LOSE: Final = """
+    UPDATE runs SET state = ?, reason = 'node-lost', ended = ?, lines = stored,
+        error = 'the server ended before the run did' WHERE state = 'live' AND server = ?
+"""
 
 
 class Store:
-    """The file. Raises `ConfigError` where it can't be used: held by another server, damaged, or of a later version."""
+    """The file, in the hands of one thread at a time.
+
+    Raises `ConfigError` where it can't be used: no file for a journal, damaged, or of a later version.
+    """
 
     def __init__(self, path: Path, server: str) -> None:
         self._server = server
         self.path: Path = path
-        self._lock = _lock(path)
-        with contextlib.ExitStack() as undo:
-            undo.callback(os.close, self._lock)
+        with contextlib.ExitStack() as held:
+            held.enter_context(_locked(path, server))
             self._db = _open(path)
-            self.lost: int = self._disown()
-            undo.pop_all()
+            held.callback(self._db.close)
+            self.lost: int = self.disown()
+            self._held = held.pop_all()
 
     def close(self) -> None:
         """Close the file and give the lock back."""
         with contextlib.suppress(sqlite3.Error):
-            self._db.close()
-        os.close(self._lock)
+            self._held.close()
 
     # writing
 
@@ -158,15 +166,15 @@ class Store:
             self._db.execute("DELETE FROM parts WHERE run = ?", (run,))
             self._db.execute("DELETE FROM runs WHERE id = ?", (run,))
 
-    def _disown(self) -> int:
-        """End the runs of servers that are dead: this one has the lock, so all others are."""
-        now = time.time()
-        with self.transaction():
-            return self._db.execute(
-                "UPDATE runs SET state = ?, reason = 'node-lost', ended = ?, lines = stored,"
-                " error = 'the server ended before the run did' WHERE state = 'live'",
-                (ENDED, now),
-            ).rowcount
+    def disown(self) -> int:
+        """End the runs of servers that are dead; return how many. Raises sqlite3.Error."""
+        lost = 0
+        for (server,) in self._db.execute("SELECT DISTINCT server FROM runs WHERE state = 'live'").fetchall():
+            if server == self._server:
+                continue
+            with contextlib.suppress(ConfigError), _locked(self.path, server), self.transaction():
+                lost += self._db.execute(LOSE, (ENDED, time.time(), server)).rowcount
+        return lost
 
 
 # -- reading, by a connection of its own -------------------------------------------------------------------------------
@@ -245,18 +253,30 @@ def _row(row: sqlite3.Row) -> RunRow:
     return RunRow(**{**told, "receipt": receipt, "options": json.loads(told["options"]), "whole": bool(told["whole"])})
 
 
-def _lock(path: Path) -> int:
-    """Hold the file for this server alone. Raises `ConfigError`."""
+@contextlib.contextmanager
+def _locked(path: Path, server: str) -> Iterator[None]:
+    """Hold a server's lock. Raises `ConfigError` where that is held already, or can't be had."""
+    name = f"{path}.{server}.lock"
+    lock = _lock(path, name)
+    try:
+        yield
+    finally:
+        with contextlib.suppress(OSError):
+            Path(name).unlink()
+        os.close(lock)
+
+
+def _lock(path: Path, name: str) -> int:
     try:
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        lock = os.open(f"{path}.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+        lock = os.open(name, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
     except OSError as error:
         raise ConfigError(f"journal: {path} can't be used: {error.strerror}") from None
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError:
         os.close(lock)
-        raise ConfigError(f"journal: {path} is in use by another server") from None
+        raise ConfigError(f"journal: {name} is held by another server") from None
     return lock
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from trio_claude.batch import files
-from trio_claude.batch.files import LinesFolder, OutFile, Unwritable, read_tasks
+from trio_claude.batch.files import LinesFolder, OutFile, Unwritable, read_tasks, write_whole
 from trio_claude.batch.tasks import BadTasks
 
 
@@ -16,8 +16,11 @@ def test_what_is_written_is_there_at_once(folder: Path) -> None:
         out.write(b"one\n")
         assert (folder / "out").read_bytes() == b"one\n"
         out.write(b"two\n")
-        out.replace(b"three\n")
+    assert (folder / "out").read_bytes() == b"one\ntwo\n"
+    write_whole(folder / "out", [b"three\n"])
     assert (folder / "out").read_bytes() == b"three\n"
+    with pytest.raises(Unwritable, match="nope"):
+        write_whole(folder / "nope" / "out", [])
 
 
 def test_a_file_that_exists_is_kept_unless_forced(folder: Path) -> None:

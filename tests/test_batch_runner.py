@@ -79,12 +79,16 @@ class Out:
     lines: list[dict[str, Any]] = attrs.Factory(list)
     times: list[float] = attrs.Factory(list)
     full_after: int = 10**9
+    kept: list[str] = attrs.Factory(list)
 
     def write(self, data: bytes) -> None:
         if len(self.lines) >= self.full_after:
             raise Unwritable("out: No space left on device")
         self.lines.append(json.loads(data))
         self.times.append(trio.current_time())
+
+    def keep(self, data: bytes) -> None:
+        self.kept.append(json.loads(data)["id"])
 
     def of(self, name: str) -> list[Any]:
         return [line[name] for line in self.lines]

@@ -49,12 +49,17 @@ def means(config: Config, dead: tuple[str, ...] = ()) -> Means:
 
 @asynccontextmanager
 async def open_engine(
-    config: Config | None = None, observers: Iterable[Observer] = (), *, environ: Mapping[str, str] | None = None
+    config: Config | None = None,
+    observers: Iterable[Observer] = (),
+    *,
+    environ: Mapping[str, str] | None = None,
+    batch: str = "",
 ) -> AsyncIterator[Engine]:
     """Open an engine; leaving the context ends what still runs.
 
-    CLIs inherit from `environ`, this process's own by default. Raises `ConfigError` where the configuration can't be
-    used on this machine.
+    CLIs inherit from `environ`, this process's own by default. `batch` is an id that its runs share in the journal.
+
+    Raises `ConfigError` where the configuration can't be used on this machine.
     """
     config, observer = config or Config(), fan_out(observers)
     if config.profile == "unattended" and config.containment != "sandbox" and not config.allow_unattended:
@@ -67,7 +72,7 @@ async def open_engine(
         _opened_journal(config, workplace, os.environ if environ is None else environ, observer) as journal,
         open_services() as services,
     ):
-        runs = Runs(workplace, containment, observer, journal)
+        runs = Runs(workplace, containment, observer, journal, batch)
         await runs.recall()
         if config.pool_size:
             why_not = _reachable(config, containment)

@@ -62,7 +62,10 @@ class History:
         return self._runs.journal
 
     async def _list(self, journal: Journal, request: Request) -> Response:
-        query, said = request.query, _known(request.query, "meta", "state", "before", "since", "until", "limit")
+        query, said = (
+            request.query,
+            _known(request.query, "meta", "batch", "state", "before", "since", "until", "limit"),
+        )
         if said.get("state") not in (None, *STATES):
             raise HttpRefusal(400, "bad-query", "state must be live or ended")
         assert request.identity
@@ -70,6 +73,7 @@ class History:
             Query(
                 identity=_whose(request.identity),
                 meta=query.get("meta"),
+                batch=query.get("batch"),
                 state=query.get("state"),
                 before=query.get("before"),
                 since=_number(query, "since"),

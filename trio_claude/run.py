@@ -104,6 +104,7 @@ class Kit:
     observer: Observer
     turns: Turns
     journal: Journal | None = None
+    batch: str = ""
 
 
 class Delivery:
@@ -151,6 +152,7 @@ class Run:
         self._containment = kit.containment
         self._observer = kit.observer
         self._journal = kit.journal
+        self._batch = kit.batch
         self._recorder: Recorder | None = None
         self._timeout = timeout
         self._turns = kit.turns
@@ -215,7 +217,7 @@ class Run:
         options = attrs.asdict(self.options, filter=lambda _field, value: value is not None)
         return Begun(
             id=self.id, identity=self.account.name, meta=self.meta, door=self.door, session=self._session,
-            started=time.time(), prompt=self._prompt, options=options,
+            started=time.time(), prompt=self._prompt, options=options, batch=self._batch,
         )  # fmt: skip
 
     def _end(self, outcome: Outcome) -> End:

@@ -60,7 +60,12 @@ class Runs:
     """
 
     def __init__(
-        self, workplace: Workplace, containment: Containment, observer: Observer, journal: Journal | None = None
+        self,
+        workplace: Workplace,
+        containment: Containment,
+        observer: Observer,
+        journal: Journal | None = None,
+        batch: str = "",
     ) -> None:
         self._workplace = workplace
         self.journal: Journal | None = journal
@@ -71,7 +76,7 @@ class Runs:
         self._sessions = SessionLocks()
         self._sums: OrderedDict[tuple[str, str], Spent] = OrderedDict()
         self.turns: Turns = Turns()
-        self._kit = Kit(workplace, containment, observer, self.turns, journal)
+        self._kit = Kit(workplace, containment, observer, self.turns, journal, batch)
         self._live: dict[str, Run] = {}
         self._draining = False
         self.pool: Pool = Pool(workplace, containment, observer, PoolSlots(self._spare_slot, self._slots.free))

@@ -59,7 +59,7 @@ class EmbeddedDoor:
 
 
 @asynccontextmanager
-async def open_embedded(config: Config) -> AsyncIterator[tuple[EmbeddedDoor, Engine]]:
-    """Open an engine and the door to it. Raises `ConfigError`."""
-    async with open_engine(config) as engine:
+async def open_embedded(config: Config, batch: str) -> AsyncIterator[tuple[EmbeddedDoor, Engine]]:
+    """Open an engine and the door to it; its runs are the batch's in the journal. Raises `ConfigError`."""
+    async with open_engine(config, batch=batch) as engine:
         yield EmbeddedDoor(engine), engine

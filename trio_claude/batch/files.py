@@ -6,9 +6,11 @@ result is with the system when `write` returns. Writes are short, and go out in 
 
 from __future__ import annotations
 
+import os
 import sys
+from collections.abc import Iterable
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, Self
 
 from ..errors import TrioClaudeError
 from ..messages import compact
@@ -32,6 +34,24 @@ def read_tasks(path: str) -> bytes:
     if len(data) > FILE_LIMIT:
         raise BadTasks(f"{path}: tasks must be at most {FILE_LIMIT} bytes")
     return data
+
+
+def ahead_of(out: Path) -> Path:
+    """Return where results wait for those before them: beside the file of results, and there only meanwhile."""
+    return out.with_name(f"{out.name}.ahead")
+
+
+def write_whole(path: Path, lines: Iterable[bytes]) -> None:
+    """Put a file in the place of another, whole or not at all. Raises `Unwritable`."""
+    new = path.with_name(f"{path.name}.new")
+    try:
+        with new.open("wb") as file:
+            file.writelines(lines)
+            file.flush()
+            os.fsync(file.fileno())
+        new.replace(path)
+    except OSError as error:
+        raise Unwritable(f"{path}: {error.strerror}") from error
 
 
 def check_free(*paths: Path, keep: str, force: bool) -> None:
@@ -60,9 +80,9 @@ class OutFile:
     Resource handling: owns the descriptor until `close`. Error handling: raises `Unwritable`, which names the file.
     """
 
-    def __init__(self, path: Path, *, force: bool) -> None:
+    def __init__(self, path: Path, *, force: bool, keep: bool = False) -> None:
         self._path = path
-        self._file: IO[bytes] = _open(path, force=force)
+        self._file: IO[bytes] = _open(path, force=force, keep=keep)
 
     def write(self, data: bytes) -> None:
         """Append `data`, all of it."""
@@ -73,29 +93,23 @@ class OutFile:
         except OSError as error:
             raise Unwritable(f"{self._path}: {error.strerror}") from error
 
-    def replace(self, data: bytes) -> None:
-        """Put `data` in the place of all that was written."""
-        try:
-            self._file.truncate(0)
-        except OSError as error:
-            raise Unwritable(f"{self._path}: {error.strerror}") from error
-        self.write(data)
-
     def close(self) -> None:
         """Close the file."""
         self._file.close()
 
-    def __enter__(self) -> OutFile:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
         self.close()
 
 
-def _open(path: Path, *, force: bool) -> IO[bytes]:
-    """Open a file to append to, empty. Raises `Unwritable`."""
+def _open(path: Path, *, force: bool, keep: bool) -> IO[bytes]:
+    """Open a file to append to, empty or, with `keep`, as it is. Raises `Unwritable`."""
     try:
-        if force:
+        if keep:
+            path.open("ab").close()
+        elif force:
             path.open("wb").close()
         else:
             path.open("xb").close()
@@ -104,6 +118,34 @@ def _open(path: Path, *, force: bool) -> IO[bytes]:
         raise _exists(path) from None
     except OSError as error:
         raise Unwritable(f"{path}: {error.strerror}") from error
+
+
+class ResultsFile(OutFile):
+    """A file of results; those that wait for others are kept beside it, so that a kill loses none."""
+
+    def __init__(self, path: Path, *, force: bool, resume: bool = False) -> None:
+        super().__init__(path, force=force, keep=resume)
+        self._aside = ahead_of(path)
+        self._ahead: OutFile | None = None
+
+    def keep(self, data: bytes) -> None:
+        """Take a result that waits for others. Raises `Unwritable`."""
+        if self._ahead is None:
+            self._ahead = OutFile(self._aside, force=True)
+        self._ahead.write(data)
+
+    def drop(self) -> None:
+        """Forget what waited: it is all out."""
+        if self._ahead:
+            self._ahead.close()
+            self._aside.unlink(missing_ok=True)
+            self._ahead = None
+
+    def close(self) -> None:
+        """Close the files; what waited stays where it is."""
+        super().close()
+        if self._ahead:
+            self._ahead.close()
 
 
 class LinesFolder:

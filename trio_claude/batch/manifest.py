@@ -87,10 +87,11 @@ async def cli_version(engine: Engine) -> str | None:
     return None
 
 
-def describe(about: dict[str, Any], source: str, checksum: str, **options: Any) -> dict[str, Any]:
-    """Return a manifest at the start of a batch; `started` is now."""
+def describe(about: dict[str, Any], source: str, checksum: str, batch: str, **options: Any) -> dict[str, Any]:
+    """Return a manifest at the start of a batch, whose id is `batch`; `started` is now."""
     return {
         "trio_claude": __version__,
+        "batch": batch,
         **about,
         "options": options,
         "machine": machine(),

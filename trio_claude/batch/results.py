@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import json
 import re
-from typing import Any
+from typing import Any, Final
 
 import attrs
+import cattrs
 
 from ..errors import Reason
 from ..events import Outcome, Receipt
@@ -207,3 +208,17 @@ class Result:
                 said["receipt"] |= {"killed": None, "containment": None}
         said["cost_usd"] = round(self.cost_usd, 10)
         return compact(said).encode("utf-8", "replace") + b"\n"
+
+
+def parse_result(line: bytes) -> Result:
+    """Return the result that a line tells. Raises ValueError."""
+    try:
+        said = json.loads(line)
+        if receipt := said["receipt"]:
+            said["receipt"] = {**receipt, "killed": receipt["killed"] or 0, "containment": receipt["containment"] or ""}
+        return _CONVERTER.structure(said, Result)
+    except (cattrs.BaseValidationError, KeyError, TypeError, RecursionError) as error:
+        raise ValueError(str(error)) from None
+
+
+_CONVERTER: Final = cattrs.Converter(forbid_extra_keys=True)

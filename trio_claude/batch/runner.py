@@ -16,6 +16,7 @@ import trio
 
 from ..errors import Reason
 from .doors import Door
+from .earlier import Earlier
 from .files import LinesFolder, OutFile, Unwritable
 from .order import AsCompleted, InOrder
 from .results import CANCELLED, SKIPPED, Finish, Record
@@ -30,6 +31,9 @@ class Out(Protocol):
 
     def write(self, data: bytes) -> None:
         """Take one line. Raises `Unwritable`."""
+
+    def keep(self, data: bytes) -> None:
+        """Take one line that waits for others, and is written later. Raises `Unwritable`."""
 
 
 @attrs.frozen(kw_only=True)
@@ -51,8 +55,9 @@ class Runner:
     `Unwritable`.
     """
 
-    def __init__(self, plan: Plan, door: Door, out: Out, settings: Settings) -> None:
-        self.tally: Tally = Tally(len(plan))
+    def __init__(self, plan: Plan, door: Door, out: Out, settings: Settings, earlier: Earlier | None = None) -> None:
+        self.tally: Tally = earlier.tally if earlier else Tally(len(plan))
+        self._done = earlier.done if earlier else None
         self.throttle: Throttle = Throttle(settings.concurrency)
         self._plan = plan
         self._door = door
@@ -71,7 +76,7 @@ class Runner:
 
     async def run(self) -> None:
         """Run everything that is planned."""
-        items = iter(self._plan)
+        items = (item for item in self._plan if not (self._done and self._done[item.place]))
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._watch_stop, nursery.cancel_scope)
             async with trio.open_nursery() as runs:
@@ -191,12 +196,18 @@ class Runner:
         result = record.result(finish)
         self.tally.add(result)
         try:
-            for line in self._order.add(record.item.place, result.render()):
-                if self._failure is None:
-                    self._out.write(line)
+            if self._failure is None:
+                self._write(self._order.add(record.item.place, data := result.render()), data)
         except Unwritable as error:
             self._fail(error)
         self._changed.unpark_all()
+
+    def _write(self, out: list[bytes], latest: bytes) -> None:
+        """Write what may come out; where that is nothing yet, keep the latest result beside. Raises `Unwritable`."""
+        for line in out:
+            self._out.write(line)
+        if not out:
+            self._out.keep(latest)
 
 
 class _Lines:

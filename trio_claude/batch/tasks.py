@@ -94,6 +94,15 @@ class Plan:
                 name = task.id if self._per_task == 1 else f"{task.id}.{turn}"
                 yield Item(next(places), task, _with_model(task.prompt, model), repeat, name)
 
+    def place(self, task: int, model: str | None, repeat: int) -> int | None:
+        """Return the place of a task's run, by its number, counted from 1; None where no such run is planned."""
+        if not (1 <= task <= len(self.tasks) and 1 <= repeat <= self.repeat):
+            return None
+        if self.models and model not in self.models:
+            return None
+        turn = self.models.index(model) if self.models and model is not None else 0
+        return (task - 1) * self._per_task + turn * self.repeat + repeat - 1
+
     @property
     def _per_task(self) -> int:
         return max(1, len(self.models)) * self.repeat

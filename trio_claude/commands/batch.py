@@ -39,6 +39,7 @@ _FILE = click.Path(dir_okay=False, path_type=Path)
 @click.option("--manifest", type=_FILE, help="Where the manifest goes. [default: beside the results]")
 @click.option("--lines", type=_FOLDER, help="A folder that takes each run's lines, as the CLI said them.")
 @click.option("--force", is_flag=True, help="Write over files that exist.")
+@click.option("--resume", is_flag=True, help="Go on with a batch that was broken off: what is done stays.")
 @click.option("--as-completed", is_flag=True, help="Write results as they come, not in the order of the tasks.")
 @click.option("--repeat", type=click.IntRange(1), default=1, show_default=True, help="Runs of each task and model.")
 @click.option(
@@ -53,7 +54,7 @@ _FILE = click.Path(dir_okay=False, path_type=Path)
 @click.option("--url", help="A server that is to run the prompts, instead of this process.")
 @key_option
 @click.option("--json", "as_json", is_flag=True, help="Print the summary as JSON.")
-@options_for("timeout", "profile", "allow_unattended", "cli", "cli_args", "cwd", "workspaces", "containment")
+@options_for("timeout", "profile", "allow_unattended", "cli", "cli_args", "cwd", "workspaces", "containment", "journal")
 def command(tasks: str, url: str | None, key_file: Path | None, config_file: Path | None, **options: Any) -> None:
     """Run the prompts in TASKS and write one result each; `-` is standard input.
 
@@ -63,14 +64,16 @@ def command(tasks: str, url: str | None, key_file: Path | None, config_file: Pat
     Exit status: 0 where all are ok, 1 where some are not, 2 for bad input, 130 or 143 after SIGINT or SIGTERM.
     """
     values = {name: options.pop(name) for name in attrs.fields_dict(Config) if name in options}
-    config = None if url else read_config(values, config_file)
+    if options["force"] and options["resume"]:
+        raise ConfigError("--resume keeps what is done, --force writes over it: say one of them")
+    config = None if url else read_config(values, config_file, journal="auto")
     rules = _rules(config, values, config_file, options["models"], options["repeat"])
     data = read_tasks(tasks)
     batch = Batch(
         plan=make_plan(data, rules), source=tasks, sha256=sha256(data), url=url, key=find_key(key_file),
         config=config, rules=rules,
         settings=_settings(options), out=options["out"], manifest=options["manifest"], lines=options["lines"],
-        force=options["force"], as_json=options["as_json"],
+        force=options["force"], resume=options["resume"], as_json=options["as_json"],
     )  # fmt: skip
     del data  # it may be large
     sys.exit(trio.run(run_batch, batch))

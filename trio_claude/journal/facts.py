@@ -120,10 +120,14 @@ class RunRow:
 
 @attrs.frozen(kw_only=True)
 class Query:
-    """Which runs: of one identity (None: of all), with a meta, in a state, older than a run that was listed before."""
+    """Which runs: of one identity (None: of all), with a meta, of a batch, in a state.
+
+    `before` is a run that was listed before: older ones follow.
+    """
 
     identity: str | None
     meta: str | None = None
+    batch: str | None = None
     state: str | None = None
     since: float | None = None
     until: float | None = None

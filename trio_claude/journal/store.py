@@ -238,8 +238,8 @@ def _select(columns: str, table: str, condition: str, order: str = "") -> str:
 def _where(query: Query) -> tuple[str, list[object]]:
     """Return the condition of a query, and its values."""
     given = {
-        "identity = ?": query.identity, "meta = ?": query.meta, "state = ?": query.state, "started >= ?": query.since,
-        "started < ?": query.until,
+        "identity = ?": query.identity, "meta = ?": query.meta, "batch = ?": query.batch, "state = ?": query.state,
+        "started >= ?": query.since, "started < ?": query.until,
         "(started, id) < (SELECT started, id FROM runs WHERE id = ?)": query.before,
     }  # fmt: skip
     used = {condition: value for condition, value in given.items() if value is not None}

@@ -23,7 +23,7 @@ from trio_claude.embed import open_run
 from trio_claude.engine import open_engine
 from trio_claude.errors import ConfigError
 from trio_claude.events import JournalReady
-from trio_claude.journal import Begun, End, Journal, Part, PartKind, Query, Retention, open_journal, recorder
+from trio_claude.journal import Begun, Deleted, End, Journal, Part, PartKind, Query, Retention, open_journal, recorder
 from trio_claude.journal.schema import VERSIONS
 from trio_claude.journal.store import Reader, Store
 from trio_claude.server import Server
@@ -107,10 +107,10 @@ async def test_what_has_ended_is_deleted_and_nothing_else(tmp_path: Path) -> Non
             run.lines([b"x"])
             if name != "live":
                 run.end(ended(name, 1))
-        assert await journal.delete("bob", "a") == 0
-        assert await journal.delete("alice", "a") == 1
-        assert await journal.delete("alice", "live") == 0
-        assert await journal.delete("alice") == 1
+        assert await journal.delete("bob", "a") == []
+        assert await journal.delete("alice", "a") == [Deleted("a", "alice", None)]
+        assert await journal.delete("alice", "live") == []
+        assert len(await journal.delete("alice")) == 1
         assert [run.id for run in (await journal.find(Query(identity=None))).runs] == ["live", "c"]
         assert not await journal.parts("a")
         assert [row.runs for row in await journal.usage("alice")] == [2], "what was used stays"

@@ -28,6 +28,7 @@ TABLE: dict[str, set[str]] = {
     "turns": set(),
     "containment": {"errors", "events", "services"},
     "quarters": set(),
+    "transcripts": {"quarters"},
     "journal": {"errors"},
     "identity": {"errors", "config"},
     "upgrade": {"errors", "config", "identity"},
@@ -35,7 +36,7 @@ TABLE: dict[str, set[str]] = {
     "logs": {"events"},
     # wiring
     "leftovers": {"containment"},
-    "workplace": {"errors", "config", "messages", "stream_json", "containment", "quarters", "leftovers"},
+    "workplace": {"errors", "config", "messages", "stream_json", "containment", "quarters", "transcripts", "leftovers"},
     "pool": {"errors", "events", "messages", "stream_json", "containment", "workplace"},
     "run": {
         "errors", "events", "messages", "stream_json", "session", "metering", "turns", "containment", "journal",

@@ -209,6 +209,12 @@ class Config:
     journal_run_bytes: int = _option(
         64 * MIB, "of lines are kept of one run", low=KIB, high=1024 * 1024 * MIB, unit="bytes"
     )
+    transcript_days: float = _option(
+        30.0, "the CLI's own transcripts are kept, where identities have homes; 0: for ever", high=36500, unit="days"
+    )
+    transcript_bytes: int = _option(
+        1024 * MIB, "of the CLI's own transcripts are kept, of all identities; 0: any number", high=10**15, unit="bytes"
+    )
     state: str = _option("", "folder in which the server keeps things; empty: trio-claude in XDG_STATE_HOME")
     containment: str = attrs.field(
         default="auto",

@@ -6,12 +6,15 @@ Order of opening: workplace, containment; of closing the reverse. This module mu
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 from collections.abc import AsyncIterator, Iterable, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Final
 
 import attrs
+import trio
 
 from .config import Config
 from .containment import Containment, Means, open_containment
@@ -22,6 +25,9 @@ from .quarters import state_folder
 from .runs import Runs
 from .services import keep_going, open_services
 from .workplace import Workplace
+
+TIDY: Final = 3600.0
+"""Seconds between two looks for transcripts that are not to be kept any more."""
 
 
 @attrs.frozen
@@ -74,12 +80,21 @@ async def open_engine(
     ):
         runs = Runs(workplace, containment, observer, journal, batch)
         await runs.recall()
+        if workplace.homes:
+            services.start_soon(keep_going, "transcripts", functools.partial(_tidy, workplace), observer)
         if config.pool_size:
             why_not = _reachable(config, containment)
             observer(PoolReady(0 if why_not else config.pool_size, why_not))
             if not why_not:
                 services.start_soon(keep_going, "pool", runs.pool.serve, observer)
         yield Engine(config, workplace, containment, runs, observer)
+
+
+async def _tidy(workplace: Workplace) -> None:
+    """Remove transcripts that are not to be kept, at the start and then now and again."""
+    while True:
+        await trio.to_thread.run_sync(workplace.tidy_transcripts)
+        await trio.sleep(TIDY)
 
 
 @asynccontextmanager

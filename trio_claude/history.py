@@ -110,7 +110,8 @@ class History:
         deleted = await self._journal().delete(whose, run)
         if run is not None and not deleted:
             raise _unknown()
-        return json_response(200, {"deleted": deleted})
+        await self._runs.forget(deleted, whole=whose if run is None else None)
+        return json_response(200, {"deleted": len(deleted)})
 
 
 def _whose(identity: Identity) -> str | None:

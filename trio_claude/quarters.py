@@ -127,11 +127,16 @@ class Homes:
         root.chmod(0o711 if shared else 0o700)
         return cls(str(root), per_run)
 
+    @staticmethod
+    def name(who: str) -> str:
+        """Return the name of the folder of an identity."""
+        return hashlib.sha256(who.encode()).hexdigest()[:32]
+
     def quarters(self, who: str, folder: str, tmp: str, *, binds: bool) -> Quarters:
         """Return those of a run of `who`, whose own folder is `folder` and is seen as `tmp`."""
         if self.per_run:
             return Quarters(f"{folder}/own", f"{tmp}/own")
-        real = f"{self.root}/{hashlib.sha256(who.encode()).hexdigest()[:32]}"
+        real = f"{self.root}/{self.name(who)}"
         return Quarters(real, self.root if binds else real)
 
     def binds(self, quarters: Quarters) -> tuple[tuple[str, str], ...]:

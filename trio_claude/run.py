@@ -227,6 +227,7 @@ class Run:
             signal=outcome.signal, lines=outcome.lines, encoding_errors=outcome.encoding_errors,
             tokens=self._meter.charged.tokens, dollars=self._meter.charged.dollars, turns=self._turn_count,
             error=outcome.error, receipt=attrs.asdict(outcome.receipt),
+            session=self._session,
         )  # fmt: skip
 
     @asynccontextmanager
@@ -384,6 +385,7 @@ class Run:
             return
         self._turn_count += 1
         used = self._meter.result(sign)
+        self._session = self._session or sign.session or None
         if sign.session and self._meter.whole:
             self.account.remember(sign.session, self._meter.whole)
         if over := self.account.spend(used.tokens, used.dollars):

@@ -9,7 +9,7 @@ import functools
 import math
 import time
 from collections import OrderedDict
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 
 import attrs
@@ -20,7 +20,7 @@ from .config import Config
 from .containment import Containment
 from .errors import Busy, Draining, NotWanted, Reason
 from .events import Observer
-from .journal import Journal, day_of
+from .journal import Deleted, Journal, day_of
 from .messages import BUDGET_LEAST, BUDGET_MOST, Options, Prompt
 from .pool import Pool, Warm
 from .pool import Slots as PoolSlots
@@ -287,6 +287,17 @@ class Runs:
             return False
         found.stop(Reason.STOPPED, "ended by request", now=True)
         return True
+
+    async def forget(self, deleted: Iterable[Deleted], whole: str | None = None) -> None:
+        """Remove the transcripts of sessions whose runs were deleted, but of those that are in use.
+
+        Of an identity that is deleted as a `whole`, and has no live run, all go.
+        """
+        gone = {(one.identity, one.session) for one in deleted if one.session is not None}
+        unused: set[tuple[str, str | None]] = {one for one in gone if one not in self._sessions}
+        if whole is not None and all(run.account.name != whole for run in self._live.values()):
+            unused.add((whole, None))
+        await trio.to_thread.run_sync(self._workplace.forget_transcripts, unused)
 
     def stop_all(self, reason: Reason, error: str, *, now: bool) -> None:
         """End every live run, by the reason's ladder or `now`."""

@@ -12,6 +12,7 @@ import importlib.util
 import os
 import pwd
 import shutil
+import time
 from collections.abc import AsyncIterator, Iterable, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -19,7 +20,7 @@ from pathlib import Path
 import attrs
 import trio
 
-from . import stream_json
+from . import stream_json, transcripts
 from .config import Config
 from .containment import MARK, Job
 from .errors import ConfigError, SpawnFailed
@@ -178,6 +179,24 @@ class Workplace:
         with contextlib.suppress(OSError):
             for path in Path(self.sessions).glob(f"{pid}.*"):
                 path.unlink()
+
+    def forget_transcripts(self, sessions: Iterable[tuple[str, str | None]]) -> None:
+        """Remove the CLI's transcripts of sessions, each of an identity; None is all of its. Blocks."""
+        if self.homes is None or self.homes.per_run:
+            return
+        gone = {(self.homes.name(who), session) for who, session in sessions}
+        for home in {name for name, _ in gone}:
+            for found in transcripts.find(self.homes.root, home):
+                if not gone.isdisjoint({(home, found.session), (home, None)}):
+                    transcripts.remove(self.homes.root, found)
+
+    def tidy_transcripts(self) -> None:
+        """Remove the CLIs' transcripts that are not to be kept any more. Blocks."""
+        if self.homes is None or self.homes.per_run:
+            return
+        config = self.config
+        keep = transcripts.Keep(config.transcript_days, config.transcript_bytes, config.session_timeout)
+        transcripts.tidy(self.homes.root, keep, time.time())
 
     def _job(self, run: str, options: Options, folder: str, session: str | None, place: _Place, *, binds: bool) -> Job:
         config, tmp = self.config, self.folders if binds else folder

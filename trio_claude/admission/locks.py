@@ -14,6 +14,10 @@ class SessionLocks:
     def __init__(self) -> None:
         self._held: set[tuple[str, str]] = set()
 
+    def __contains__(self, held: tuple[str, str]) -> bool:
+        """Whether a session of somebody, (who, session), is in use."""
+        return held in self._held
+
     @contextmanager
     def hold(self, session: str | None, who: str) -> Iterator[None]:
         """Hold a session of `who` for a run; None is a new one. Raises `SessionBusy`."""

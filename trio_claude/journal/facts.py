@@ -78,7 +78,17 @@ class End:
     turns: int
     error: str | None
     receipt: dict[str, Any]
+    session: str | None = None
     whole: bool = True
+
+
+@attrs.frozen
+class Deleted:
+    """A run that was deleted, whose it was, and the CLI's session that it knew."""
+
+    run: str
+    identity: str
+    session: str | None
 
 
 @attrs.frozen(kw_only=True)

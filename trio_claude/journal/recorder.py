@@ -19,7 +19,7 @@ from typing import Final, TypeVar
 import attrs
 import trio
 
-from .facts import Begun, End, Page, Part, PartKind, Query, Retention, RunRow, UsageRow
+from .facts import Begun, Deleted, End, Page, Part, PartKind, Query, Retention, RunRow, UsageRow
 from .store import Reader, Store
 
 QUEUE_BYTES: Final = 64 * 1024 * 1024
@@ -175,11 +175,11 @@ class Journal:
         """Return what was used, by day and identity."""
         return await self._read(lambda reader: reader.usage(identity, since))
 
-    async def delete(self, identity: str | None, run: str | None = None) -> int:
-        """Delete one ended run, or all of an identity; return how many were deleted."""
-        counts: list[int] = []
-        await self._written(lambda store: counts.append(store.delete(identity, run)))
-        return counts[-1] if counts else 0
+    async def delete(self, identity: str | None, run: str | None = None) -> list[Deleted]:
+        """Delete one ended run, or all of an identity; return what was deleted."""
+        gone: list[list[Deleted]] = []
+        await self._written(lambda store: gone.append(store.delete(identity, run)))
+        return gone[-1] if gone else []
 
     async def _read(self, look: Callable[[Reader], T]) -> T:
         def read() -> T:

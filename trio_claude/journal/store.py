@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Final
 
 from ..errors import ConfigError
-from .facts import ENDED, LIVE, Begun, End, Page, Part, PartKind, Query, Retention, RunRow, UsageRow
+from .facts import ENDED, LIVE, Begun, Deleted, End, Page, Part, PartKind, Query, Retention, RunRow, UsageRow
 from .schema import VERSIONS
 
 BUSY_MS: Final = 2000
@@ -45,7 +45,7 @@ PARTS: Final = """
 FINISH: Final = """
     UPDATE runs
     SET state = ?, ended = ?, reason = ?, exit_status = ?, signal = ?, lines = ?, encoding_errors = ?, tokens = ?,
-        dollars = ?, error = ?, receipt = ?, whole = ? AND stored = ?
+        dollars = ?, error = ?, receipt = ?, session = COALESCE(session, ?), whole = ? AND stored = ?
     WHERE id = ? AND server = ? AND state = 'live' RETURNING identity
 """
 LOSE: Final = """
@@ -120,7 +120,8 @@ class Store:
             FINISH,
             (
                 ENDED, end.ended, end.reason, end.exit_status, end.signal, end.lines, end.encoding_errors, end.tokens,
-                end.dollars, end.error, json.dumps(end.receipt), end.whole, end.lines, end.id, self._server,
+                end.dollars, end.error, json.dumps(end.receipt), end.session, end.whole, end.lines, end.id,
+                self._server,
             ),
         ).fetchone()  # fmt: skip
         if row:
@@ -133,14 +134,14 @@ class Store:
             (day, identity, end.turns, end.tokens, end.dollars),
         )
 
-    def delete(self, identity: str | None, run: str | None) -> int:
-        """Delete one ended run, or all of an identity (None: of everybody); return how many."""
+    def delete(self, identity: str | None, run: str | None) -> list[Deleted]:
+        """Delete one ended run, or all of an identity (None: of everybody); return what was deleted."""
         where, words = _where(Query(identity=identity, state=ENDED))
         if run is not None:
             where, words = f"{where} AND id = ?", [*words, run]
-        gone = [row[0] for row in self._db.execute(_select("id", "runs", where), words)]
-        self._drop(gone)
-        return len(gone)
+        gone = [Deleted(*row) for row in self._db.execute(_select("id, identity, session", "runs", where), words)]
+        self._drop([one.run for one in gone])
+        return gone
 
     def retain(self, retention: Retention, now: float, most: int = 200) -> int:
         """Delete what is not to be kept any more, at most so many runs; return how many were deleted."""

@@ -56,7 +56,7 @@ TABLE: dict[str, set[str]] = {
     "past": {"errors", "events", "messages", "journal", "peer"},
     "stage": {"errors", "messages", "journal", "peer", "session_run", "past"},
     "conversation": {
-        "errors", "events", "config", "messages", "services", "session", "peer", "session_run", "runs", "entrance", "past",
+        "errors", "events", "config", "messages", "services", "session", "peer", "session_run", "runs", "entrance", "past", "journal",
         "stage",
     },
     "connection": {"errors", "events", "config", "messages", "peer", "upgrade", "run", "runs", "entrance", "stage", "conversation"},
@@ -82,7 +82,7 @@ TABLE: dict[str, set[str]] = {
 ASYNC_FREE = (
     "errors", "events", "config", "messages", "stream_json", "metering",
     *(f"admission/{name}" for name in ("allowance", "budgets", "doors", "limits", "locks", "rates", "slots")),
-    *(f"journal/{name}" for name in ("facts", "schema")),
+    *(f"journal/{name}" for name in ("facts", "schema", "unfinished")),
     *(f"identity/{name}" for name in ("gatekeeper", "keys", "people", "tickets", "tokens")),
     *(f"session/{name}" for name in ("shapes", "lines", "ops", "states")),
     *(f"batch/{name}" for name in ("tasks", "throttle", "order", "results", "retries", "tally")),

@@ -29,6 +29,7 @@ from .errors import (
     Reason,
 )  # fmt: skip
 from .events import Observer, Outcome, Refused
+from .journal import Unfinished
 from .messages import Closing
 from .peer import Peer
 from .runs import Runs
@@ -84,6 +85,7 @@ class Conversation:
         self._nursery: trio.Nursery | None = None
         self._begun = False
         self._has_turned = False
+        self._recalled: Unfinished | None = None
 
     async def serve(self) -> Closing | None:
         """Serve the client; return how to close."""
@@ -126,6 +128,7 @@ class Conversation:
         """Wait for a slot, run the CLI, and return what its client is told."""
         runs, member = self._house.runs, self._guest.member
         runs.ask(member)
+        await self._recall(start)
         self._run = run = runs.session(start, member)
         kept = self._house.config.replay_bytes
         stage = Stage(run, self._peer, self._make_way, start.grace, kept, runs.journal)
@@ -141,6 +144,18 @@ class Conversation:
             with self._house.on_stage(stage):
                 outcome = await self._perform(run, stage)
         return None if self._left else past.closing(outcome)
+
+    async def _recall(self, start: Start) -> None:
+        """Tell the client at which turn the session was cut off that it resumes."""
+        journal = self._house.runs.journal
+        if start.options.resume is None or journal is None:
+            return
+        found = await journal.unfinished(self._guest.name, start.options.resume)
+        if self._left:
+            raise PeerGone("left before its run began")
+        if found:
+            self._peer.post(messages.render_event("unfinished", **attrs.asdict(found)))
+            self._recalled = found if start.recall else None
 
     async def _perform(self, run: SessionRun, stage: Stage) -> Outcome:
         """Run the CLI to its end, with or without its client, and tell whoever else listens."""
@@ -241,7 +256,12 @@ class Conversation:
             elif op is not None:
                 self._stop(op.mode, run)
             else:
-                self._say(session.rebuild(said, run.session.asked, self._house.config.controls), run)
+                told = self._recalled
+                more = session.recalling(said, told.prompt, told.text) if told else said
+                line = session.rebuild(more, run.session.asked, self._house.config.controls)
+                self._say(line, run)
+                if line.kind is Kind.USER:
+                    self._recalled = None
         except ClientError as error:
             self._peer.post(messages.render_refused(error.code, str(error), **_named(said)))
         except Busy as error:

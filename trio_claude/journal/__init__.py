@@ -7,6 +7,7 @@ up to a number and has nothing behind it; there are no holes.
 from .facts import Begun, Deleted, End, Page, Part, PartKind, Query, Retention, RunRow, UsageRow
 from .recorder import Journal, Recorder, open_journal
 from .store import day_of
+from .unfinished import Unfinished
 
 __all__ = [
     "Begun",
@@ -20,6 +21,7 @@ __all__ = [
     "Recorder",
     "Retention",
     "RunRow",
+    "Unfinished",
     "UsageRow",
     "day_of",
     "open_journal",

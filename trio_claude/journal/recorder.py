@@ -21,6 +21,7 @@ import trio
 
 from .facts import Begun, Deleted, End, Page, Part, PartKind, Query, Retention, RunRow, UsageRow
 from .store import Reader, Store
+from .unfinished import Unfinished, find_unfinished
 
 QUEUE_BYTES: Final = 64 * 1024 * 1024
 """Bytes of history that wait for the disk; over it a run's history ends."""
@@ -34,6 +35,10 @@ TIDY: Final = 60.0
 """Seconds between two looks for what is not to be kept any more."""
 PATIENCE: Final = 5.0
 """Seconds for which the end of the journal waits for what is still to be written."""
+TAIL: Final = 4 * 1024 * 1024
+"""Bytes of a run's history in which the turn is looked for at which it was cut off."""
+SOON: Final = 1.0
+"""Seconds for which that waits for what is still to be written."""
 
 T = TypeVar("T")
 
@@ -170,6 +175,16 @@ class Journal:
         What stderr and the client said right behind line `after` is in it.
         """
         return await self._read(lambda reader: reader.parts(run, after, beyond))
+
+    async def unfinished(self, identity: str, session: str) -> Unfinished | None:
+        """Return the turn at which the last run of a session was cut off, None where it was not."""
+
+        def look(reader: Reader) -> Unfinished | None:
+            run = reader.latest(identity, session)
+            return find_unfinished(run.id, run.prompt, reader.tail(run.id, TAIL)) if run and run.stored else None
+
+        await self.settle(SOON)
+        return await self._read(look)
 
     async def usage(self, identity: str | None, since: str = "") -> list[UsageRow]:
         """Return what was used, by day and identity."""

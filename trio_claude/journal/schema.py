@@ -26,5 +26,6 @@ VERSIONS: Final[tuple[str, ...]] = (
         tokens INTEGER NOT NULL, dollars REAL NOT NULL, PRIMARY KEY (day, identity)
     ) STRICT, WITHOUT ROWID;
     """,
+    "CREATE INDEX runs_by_session ON runs (session, started) WHERE session IS NOT NULL",
 )
 """Each entry takes a file from the version before it; the version stands in `user_version`."""

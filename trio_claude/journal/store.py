@@ -219,6 +219,24 @@ class Reader:
                 break
         return found
 
+    def latest(self, identity: str, session: str) -> RunRow | None:
+        """Return the last run of an identity that had a session of the CLI and has ended."""
+        condition = "session = ? AND identity = ? AND state = 'ended'"
+        sql = _select("*", "runs", condition, "ORDER BY started DESC LIMIT 1")
+        row = self._db.execute(sql, (session, identity)).fetchone()
+        return _row(row) if row else None
+
+    def tail(self, run: str, size: int) -> list[Part]:
+        """Return the last parts of a run's history, some `size` bytes of them."""
+        found: list[Part] = []
+        sql = _select("kind, first, count, data, number", "parts", "run = ?", "ORDER BY number DESC")
+        for kind, first, count, data, number in self._db.execute(sql, (run,)):
+            found.append(Part(PartKind(kind), first, count, data, number))
+            size -= len(data)
+            if size <= 0:
+                break
+        return found[::-1]
+
     def usage(self, identity: str | None, since: str) -> list[UsageRow]:
         """Return what was used since a day, by day and identity."""
         where, words = ("identity = ?", [identity]) if identity is not None else ("TRUE", [])

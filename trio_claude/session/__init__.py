@@ -5,7 +5,7 @@ each line is built anew from what is allowed.
 """
 
 from .lines import CONTROLS, OWN_REQUEST, ClientLine, Kind, denial, rebuild
-from .ops import Attach, Detach, Start, Stop, parse_op, parse_start
+from .ops import Attach, Detach, Start, Stop, parse_op, parse_start, recalling
 from .states import TABLE, Asked, Clock, Due, Happening, Patience, Session, State
 
 __all__ = [
@@ -29,4 +29,5 @@ __all__ = [
     "parse_op",
     "parse_start",
     "rebuild",
+    "recalling",
 ]

@@ -24,6 +24,8 @@ class Start:
     session: str
     grace: float = 0.0
     """Seconds for which the run goes on without its client."""
+    recall: bool = False
+    """Whether the model is told of a turn that was cut off."""
 
 
 @attrs.frozen
@@ -58,6 +60,11 @@ ATTACH = record(
     {"after": anything, "as": one_of("owner", "viewer")},
 )
 LINES_LIMIT = 10**12
+RECALL = (
+    "(Your last turn was cut off before it ended. I had said:\n\n{prompt}\n\n"
+    "Of your answer I was shown this much:\n\n{text}\n\nWhat follows is what I say now.)"
+)
+"""What the model is told of a turn that was cut off, if the client wants that."""
 
 
 def parse_start(raw: str | bytes, allowed: Collection[str], max_timeout: float, max_grace: float) -> Start | Attach:
@@ -71,7 +78,10 @@ def parse_start(raw: str | bytes, allowed: Collection[str], max_timeout: float, 
     line = START("", said)
     options = dict(line.get("options", {}))
     grace = _grace(options.pop("on_disconnect", "kill"), max_grace)
-    return _start(line["meta"], parse_options(options, tuple(allowed), max_timeout), grace)
+    recall = options.pop("recall", False)
+    if not isinstance(recall, bool):
+        raise BadMessage("recall must be true or false")
+    return _start(line["meta"], parse_options(options, tuple(allowed), max_timeout), grace, recall=recall)
 
 
 def _line_number(value: Any) -> int:
@@ -94,11 +104,29 @@ def _grace(wish: Any, most: float) -> float:
     return float(grace)
 
 
-def _start(meta: str, options: Options, grace: float) -> Start:
-    if options.fork and options.resume is None:
-        raise BadMessage("fork takes a session to fork from: name it with resume")
+def _start(meta: str, options: Options, grace: float, *, recall: bool) -> Start:
+    if options.resume is None and (options.fork or recall):
+        word = "fork" if options.fork else "recall"
+        raise BadMessage(f"{word} takes a session to go on from: name it with resume")
     new = options.resume is None or options.fork
-    return Start(meta, options, str(uuid.uuid4()) if new or options.resume is None else options.resume, grace)
+    session = str(uuid.uuid4()) if new or options.resume is None else options.resume
+    return Start(meta, options, session, grace, recall)
+
+
+def recalling(said: dict[str, Any], prompt: str, text: str) -> dict[str, Any]:
+    """Return a message of the client that tells the model first of a turn that was cut off.
+
+    In the message, because the CLI goes on with the system prompt that its session began with.
+    """
+    message = said.get("message")
+    if said.get("type") != "user" or not isinstance(message, dict):
+        return said
+    content = message.get("content")
+    blocks = [{"type": "text", "text": content}] if isinstance(content, str) else content
+    if not isinstance(blocks, list):
+        return said
+    told = {"type": "text", "text": RECALL.format(prompt=prompt, text=text)}
+    return {**said, "message": {**message, "content": [told, *blocks]}}
 
 
 def parse_op(said: dict[str, Any]) -> Stop | Detach:

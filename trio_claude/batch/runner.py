@@ -15,6 +15,7 @@ import attrs
 import trio
 
 from ..errors import Reason
+from .artifacts import Artifacts
 from .doors import Door
 from .earlier import Earlier
 from .files import LinesFolder, OutFile, Unwritable
@@ -45,6 +46,7 @@ class Settings:
     max_usd: float | None = None
     as_completed: bool = False
     lines: LinesFolder | None = None
+    artifacts: Artifacts | None = None
 
 
 class Runner:
@@ -177,7 +179,9 @@ class Runner:
                     if fold.feed(line):
                         self.throttle.strain(ticket)
 
-                return await self._door.run(record.item.prompt, hear)
+                since = Artifacts.mark()
+                finish = await self._door.run(record.item.prompt, hear)
+                return await self._collected(record.item, since, finish)
         except Unwritable as error:
             self._fail(error)
             return Finish(reason=CANCELLED, error=str(error))
@@ -185,6 +189,14 @@ class Runner:
             record.seconds = trio.current_time() - began
             record.settle()
             self.tally.spend(record.fold.cost_usd)
+
+    async def _collected(self, item: Item, since: int, finish: Finish) -> Finish:
+        """Copy what a run has left in its workspace, if that is asked for. Raises `Unwritable`."""
+        artifacts, workspace = self._settings.artifacts, item.prompt.options.workspace
+        if artifacts is None or workspace is None:
+            return finish
+        missing = await trio.to_thread.run_sync(artifacts.collect, item.name, workspace, since)
+        return attrs.evolve(finish, error=finish.error or missing)
 
     def _fail(self, error: Unwritable) -> None:
         """Stop everything because a file can't be written; the first such error is told."""

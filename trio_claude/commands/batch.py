@@ -38,6 +38,7 @@ _FILE = click.Path(dir_okay=False, path_type=Path)
 @click.option("--out", type=_FILE, default="results.jsonl", show_default=True, help="Where the results go.")
 @click.option("--manifest", type=_FILE, help="Where the manifest goes. [default: beside the results]")
 @click.option("--lines", type=_FOLDER, help="A folder that takes each run's lines, as the CLI said them.")
+@click.option("--artifacts", type=_FOLDER, help="A folder that takes what each run leaves in its workspace.")
 @click.option("--force", is_flag=True, help="Write over files that exist.")
 @click.option("--resume", is_flag=True, help="Go on with a batch that was broken off: what is done stays.")
 @click.option("--as-completed", is_flag=True, help="Write results as they come, not in the order of the tasks.")
@@ -66,13 +67,18 @@ def command(tasks: str, url: str | None, key_file: Path | None, config_file: Pat
     values = {name: options.pop(name) for name in attrs.fields_dict(Config) if name in options}
     if options["force"] and options["resume"]:
         raise ConfigError("--resume keeps what is done, --force writes over it: say one of them")
+    if options["artifacts"] and url:
+        raise ConfigError("--artifacts has no meaning with --url: the workspaces are the server's")
     config = None if url else read_config(values, config_file, journal="auto")
+    if options["artifacts"] and config and not config.workspaces:
+        raise ConfigError("--artifacts takes --workspaces: the folder whose sub-folders the tasks name")
     rules = _rules(config, values, config_file, options["models"], options["repeat"])
     data = read_tasks(tasks)
     batch = Batch(
         plan=make_plan(data, rules), source=tasks, sha256=sha256(data), url=url, key=find_key(key_file),
         config=config, rules=rules,
         settings=_settings(options), out=options["out"], manifest=options["manifest"], lines=options["lines"],
+        artifacts=options["artifacts"],
         force=options["force"], resume=options["resume"], as_json=options["as_json"],
     )  # fmt: skip
     del data  # it may be large

@@ -19,6 +19,7 @@ import attrs
 import click
 import trio
 
+from ..batch.artifacts import Artifacts
 from ..batch.doors import Door, open_embedded
 from ..batch.earlier import Earlier, check_same, read_manifest, sort_results, take_up
 from ..batch.files import LinesFolder, ResultsFile, Unwritable, check_free, rendered, write_whole
@@ -47,6 +48,7 @@ class Batch:
     out: Path
     manifest: Path | None
     lines: Path | None
+    artifacts: Path | None
     force: bool
     resume: bool
     as_json: bool
@@ -92,7 +94,12 @@ def _take_up(batch: Batch) -> Earlier | None:
 def _settings(batch: Batch, settings: Settings, earlier: Earlier | None) -> Settings:
     """Return how a batch is run; one that goes on writes results as they come, and puts them in order at the end."""
     folder = LinesFolder(batch.lines, force=batch.force or batch.resume) if batch.lines else None
-    return attrs.evolve(settings, lines=folder, as_completed=settings.as_completed or earlier is not None)
+    artifacts = None
+    if batch.artifacts and batch.config:
+        artifacts = Artifacts(Path(batch.config.workspaces), batch.artifacts)
+    return attrs.evolve(
+        settings, lines=folder, artifacts=artifacts, as_completed=settings.as_completed or earlier is not None
+    )
 
 
 @asynccontextmanager

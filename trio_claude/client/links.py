@@ -103,7 +103,8 @@ class Link:
                 try:
                     await socket.send(text)
                 except ConnectionError:
-                    self._socket = None
+                    if self._socket is socket:
+                        self._socket = None
                     if self._reconnect is None:
                         raise
                     return
@@ -138,8 +139,9 @@ class Link:
                 self._run = str(said.get("run"))
             case "attached":
                 self._until = math.inf
-                self._said.rewind(int(said.get("heard") or 0))
-                self._socket = socket
+                async with self._speaking:  # nobody is in the middle of a message on the connection before
+                    self._said.rewind(int(said.get("heard") or 0))
+                    self._socket = socket
                 await self._speak()
                 if self._reconnect:
                     self._reconnect.on_back(self._run)

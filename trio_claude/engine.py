@@ -21,7 +21,7 @@ from .containment import Containment, Means, open_containment
 from .errors import ConfigError
 from .events import JournalReady, Observer, PoolReady, fan_out
 from .journal import Journal, Retention, open_journal
-from .quarters import state_folder
+from .quarters import journal_file
 from .runs import Runs
 from .services import keep_going, open_services
 from .workplace import Workplace
@@ -123,10 +123,9 @@ async def _opened_journal(
 
 
 def _journal_path(config: Config, workplace: Workplace, environ: Mapping[str, str]) -> Path:
-    kind, _, path = config.journal.partition(":")
-    if kind == "memory":
+    if config.journal == "memory":
         return workplace.home.folder / "journal.db"
-    return Path(path).absolute() if path else state_folder(config.state, environ) / "journal.db"
+    return journal_file(config.journal, config.state, environ)
 
 
 def _reachable(config: Config, containment: Containment) -> str:

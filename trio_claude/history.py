@@ -6,7 +6,6 @@ Rule 2: an answer is bounded; what is longer comes in pages.
 
 from __future__ import annotations
 
-import json
 import math
 import re
 from collections.abc import Mapping
@@ -15,7 +14,7 @@ import attrs
 
 from .errors import HttpRefusal
 from .identity import Identity
-from .journal import Journal, Part, PartKind, Query
+from .journal import Journal, Query
 from .runs import Runs
 from .upgrade import Request, Response, json_response
 
@@ -54,7 +53,7 @@ class History:
             raise _unknown()
         if one[2]:
             return await self._lines(journal, run.id, request.query)
-        return json_response(200, attrs.asdict(run))
+        return json_response(200, run.told(content=True))
 
     def _journal(self) -> Journal:
         if self._runs.journal is None:
@@ -81,14 +80,13 @@ class History:
                 limit=int(_number(query, "limit", 1, PAGE_LIMIT) or PAGE),
             )
         )
-        runs = [attrs.asdict(run, filter=lambda field, _: field.name not in ("prompt", "options")) for run in page.runs]
-        return json_response(200, {"runs": runs, "next": page.next})
+        return json_response(200, {"runs": [run.told(content=False) for run in page.runs], "next": page.next})
 
     async def _lines(self, journal: Journal, run: str, query: Mapping[str, str]) -> Response:
         _known(query, "after", "part")
         after, beyond = int(_number(query, "after") or 0), int(_number(query, "part") or 0)
         parts = await journal.parts(run, after, beyond)
-        body = b"".join(_told(part, after) for part in parts)
+        body = b"".join(part.told(after) for part in parts)
         more = (("X-Next-Part", str(parts[-1].number)),) if parts else ()
         return Response(200, body, "application/x-ndjson", (("Cache-Control", "no-store"), *more))
 
@@ -141,15 +139,3 @@ def _number(query: Mapping[str, str], name: str, low: float = 0, high: float = 1
     if not low <= value <= high:
         raise HttpRefusal(400, "bad-query", f"{name} must be a number from {low:g} to {high:g}")
     return value
-
-
-def _told(part: Part, after: int) -> bytes:
-    """Return a part as lines of JSON: `{n,line}`, `{after,stderr}`, `{after,in}`."""
-    lines = [json.dumps(line.decode("utf-8", "replace"), ensure_ascii=False) for line in part.lines]
-    if part.kind is PartKind.LINES:
-        numbered = enumerate(lines, part.first)
-        texts = [f'{{"n":{number},"line":{line}}}\n' for number, line in numbered if number > after]
-    else:
-        name = "stderr" if part.kind is PartKind.STDERR else "in"
-        texts = [f'{{"after":{part.first},"{name}":{line}}}\n' for line in lines]
-    return "".join(texts).encode()

@@ -36,6 +36,12 @@ def state_folder(configured: str, environ: Mapping[str, str]) -> Path:
     return Path(environ.get("XDG_STATE_HOME") or f"{home}/.local/state") / "trio-claude"
 
 
+def journal_file(setting: str, state: str, environ: Mapping[str, str]) -> Path:
+    """Return the file of a journal that outlives its server: as the setting names it, else in the state folder."""
+    path = setting.partition(":")[2]
+    return Path(path).absolute() if path else state_folder(state, environ) / "journal.db"
+
+
 @contextlib.contextmanager
 def open_folder(path: str, *steps: str, owner: tuple[int, int] | None = None, make: bool = False) -> Iterator[int]:
     """Yield a descriptor of the folder at `path` and then `steps` below it, no link followed among these.

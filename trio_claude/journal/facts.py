@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import enum
+import json
 from typing import Any
 
 import attrs
@@ -60,6 +61,17 @@ class Part:
     def last(self) -> int:
         """The number of the last line, or of the one before."""
         return self.first + self.count - 1 if self.kind is PartKind.LINES else self.first
+
+    def told(self, after: int = 0) -> bytes:
+        """Return what is behind line `after` as lines of JSON: `{n,line}`, `{after,stderr}`, `{after,in}`."""
+        lines = [json.dumps(line.decode("utf-8", "replace"), ensure_ascii=False) for line in self.lines]
+        if self.kind is PartKind.LINES:
+            numbered = enumerate(lines, self.first)
+            texts = [f'{{"n":{number},"line":{line}}}\n' for number, line in numbered if number > after]
+        else:
+            name = "stderr" if self.kind is PartKind.STDERR else "in"
+            texts = [f'{{"after":{self.first},"{name}":{line}}}\n' for line in lines]
+        return "".join(texts).encode()
 
 
 @attrs.frozen(kw_only=True)
@@ -126,6 +138,10 @@ class RunRow:
     options: dict[str, Any]
     stored: int
     whole: bool
+
+    def told(self, *, content: bool) -> dict[str, Any]:
+        """Return what JSON says of it; prompt and options, which may be long, only with `content`."""
+        return attrs.asdict(self, filter=lambda field, _: content or field.name not in ("prompt", "options"))
 
 
 @attrs.frozen(kw_only=True)

@@ -53,6 +53,8 @@ LOSE: Final = """
         error = 'the server ended before the run did' WHERE state = 'live' AND server = ?
 """
 
+DROP: Final = ("DELETE FROM parts WHERE run = ?", "DELETE FROM runs WHERE id = ?")
+
 
 class Store:
     """The file, in the hands of one thread at a time.
@@ -164,8 +166,8 @@ class Store:
 
     def _drop(self, runs: list[str]) -> None:
         for run in runs:
-            self._db.execute("DELETE FROM parts WHERE run = ?", (run,))
-            self._db.execute("DELETE FROM runs WHERE id = ?", (run,))
+            for statement in DROP:
+                self._db.execute(statement, (run,))
 
     def disown(self) -> int:
         """End the runs of servers that are dead; return how many. Raises sqlite3.Error."""

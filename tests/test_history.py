@@ -176,6 +176,33 @@ async def test_a_live_run_is_listed_and_ended_by_request(fake: Backend) -> None:
         assert run["receipt"]["survivors"] == 0
 
 
+async def test_a_request_that_ends_a_live_run_deletes_none_and_the_other_way_round(fake: Backend) -> None:
+    async with fake.serve_known("alice", "bob", journal="memory") as (server, keys):
+        alice = keys["alice"]
+
+        async def delete(query: str, key: str = alice) -> tuple[int, str | None]:
+            status, _, body = await call(server, f"/api/runs{query}", key, "DELETE")
+            return status, json.loads(body).get("code")
+
+        async with connect(server, key=alice) as socket:
+            await socket.send_message(json.dumps({"prompt": directive("silent"), "meta": "T"}))
+            await until(lambda: server.runs.statistics().live == 1)
+            await settled(server)
+            (run,) = (await get(server, "/api/runs", alice))["runs"]
+            assert await delete(f"/{run['id']}?state=ended") == (404, "not-found")
+            assert await delete("?state=live") == (404, "not-found")
+            assert await delete(f"/{run['id']}?state=dead") == (400, "bad-query")
+            assert await delete(f"/{run['id']}?else=1") == (400, "bad-query")
+            assert server.runs.statistics().live == 1
+            assert await delete(f"/{run['id']}?state=live") == (202, None)
+            await until(lambda: bool(fake.ended))
+        await settled(server)
+        assert await delete(f"/{run['id']}?state=live") == (409, "not-live")
+        assert await delete(f"/{run['id']}?state=live", keys["bob"]) == (404, "not-found")
+        assert await delete(f"/{run['id']}?state=ended") == (200, None)
+        assert await delete(f"/{run['id']}?state=live") == (404, "not-found")
+
+
 async def test_what_is_wrong_with_the_journal_is_told(fake: Backend) -> None:
     async with fake.serve(journal="memory") as server:
         assert "journal" not in await get(server, "/readyz")

@@ -40,7 +40,7 @@ class History:
         assert request.identity
         one = _RUN.fullmatch(request.path)
         if request.method == "DELETE" and request.path != "/api/usage" and not (one and one[2]):
-            return await self._delete(request.identity, one[1] if one else None)
+            return await self._delete(request.identity, one[1] if one else None, _state(request.query, "state"))
         if request.method not in ("GET", "HEAD"):
             raise HttpRefusal(405, "method", "GET it", (("Allow", "GET, DELETE"),))
         journal = self._journal()
@@ -61,19 +61,15 @@ class History:
         return self._runs.journal
 
     async def _list(self, journal: Journal, request: Request) -> Response:
-        query, said = (
-            request.query,
-            _known(request.query, "meta", "batch", "state", "before", "since", "until", "limit"),
-        )
-        if said.get("state") not in (None, *STATES):
-            raise HttpRefusal(400, "bad-query", "state must be live or ended")
+        query = request.query
+        state = _state(query, "meta", "batch", "state", "before", "since", "until", "limit")
         assert request.identity
         page = await journal.find(
             Query(
                 identity=_whose(request.identity),
                 meta=query.get("meta"),
                 batch=query.get("batch"),
-                state=query.get("state"),
+                state=state,
                 before=query.get("before"),
                 since=_number(query, "since"),
                 until=_number(query, "until"),
@@ -98,13 +94,15 @@ class History:
         rows = await journal.usage(_whose(request.identity), since)
         return json_response(200, {"usage": [attrs.asdict(row) for row in rows]})
 
-    async def _delete(self, identity: Identity, run: str | None) -> Response:
-        """End a live run now; delete one that has ended, or all of the identity's that have."""
+    async def _delete(self, identity: Identity, run: str | None, state: str | None) -> Response:
+        """End a live run now; delete one that has ended, or all of the identity's that have; with `state` only that."""
         if identity.role == "viewer":
             raise HttpRefusal(403, "role", "a viewer ends and deletes nothing")
         whose = None if identity.role == "admin" else identity.name
-        if run is not None and self._runs.stop(run, whose):
+        if run is not None and state != "ended" and self._runs.stop(run, whose):
             return json_response(202, {"stopping": True})
+        if state == "live":
+            raise _unknown() if run is None or await self._journal().get(whose, run) is None else _not_live()
         deleted = await self._journal().delete(whose, run)
         if run is not None and not deleted:
             raise _unknown()
@@ -119,6 +117,18 @@ def _whose(identity: Identity) -> str | None:
 
 def _unknown() -> HttpRefusal:
     return HttpRefusal(404, "not-found", "there is no such run")
+
+
+def _not_live() -> HttpRefusal:
+    return HttpRefusal(409, "not-live", "the run is not live at this server")
+
+
+def _state(query: Mapping[str, str], *names: str) -> str | None:
+    """Return the state that a query names; it has no other names than `names`. Raises `HttpRefusal`."""
+    state = _known(query, *names).get("state")
+    if state not in (None, *STATES):
+        raise HttpRefusal(400, "bad-query", "state must be live or ended")
+    return state
 
 
 def _known(query: Mapping[str, str], *names: str) -> Mapping[str, str]:

@@ -15,7 +15,10 @@ from program import PROGRAM, environ, serving, trio_claude
 from trio_websocket import open_websocket_url
 
 
-@pytest.mark.parametrize("words", [[], ["serve"], ["ask"], ["batch"], ["demo"], ["doctor"], ["keys"], ["keys", "add"]])
+@pytest.mark.parametrize(
+    "words",
+    [[], ["serve"], ["ask"], ["batch"], ["demo"], ["doctor"], ["keys"], ["keys", "add"], ["runs"], ["runs", "tail"]],
+)
 async def test_every_command_has_help(words: list[str]) -> None:
     told = await trio_claude(*words, "--help")
     assert told.returncode == 0

@@ -73,7 +73,7 @@ TABLE: dict[str, set[str]] = {
     },
     "testing": set(),
     "commands": {
-        "errors", "events", "config", "messages", "containment", "logs", "identity", "quarters", "entrance", "workplace", "engine", "embed", "server", "client", "batch",
+        "errors", "events", "config", "messages", "containment", "logs", "identity", "quarters", "journal", "entrance", "workplace", "engine", "embed", "server", "client", "batch",
         "testing", "services", "__init__",
     },
     "__main__": {"commands"},

@@ -20,6 +20,7 @@ COMMANDS = {
     "demo": "Serve a demonstration that needs no account.",
     "doctor": "Say what this machine has and what is missing.",
     "keys": "Make, list, rotate and revoke API keys.",
+    "runs": "List, show, follow, export and delete what was run.",
     "serve": "Serve the Claude command line at /ws/claude and /ws/session.",
 }
 

@@ -1,4 +1,4 @@
-"""Words for a terminal: nothing that a model or a tool says reaches it as a control sequence."""
+"""Words for a terminal or a text: nothing that a model or a tool says reaches it as a control sequence."""
 
 from __future__ import annotations
 
@@ -6,7 +6,14 @@ import re
 
 _CONTROL = re.compile(r"\x1b\[[0-?]*[ -/]*[@-~]|\x1b\][^\x07\x1b]*(?:\x07|\x1b\\)|[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 
+_HIDDEN = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff]")
+
 
 def clean(text: str) -> str:
     """Return text without control characters and sequences, but for newlines and tabs."""
     return _CONTROL.sub("", text.replace("\r\n", "\n"))
+
+
+def visible(text: str) -> str:
+    """Return text in which control characters, but for newlines and tabs, are shown by their escapes in Python."""
+    return _HIDDEN.sub(lambda found: ascii(found[0])[1:-1], text.replace("\r\n", "\n"))

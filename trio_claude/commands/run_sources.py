@@ -1,0 +1,208 @@
+"""Where `runs` reads: one small interface over a local journal and a server's API, and what is the same over both.
+
+Values are what the API's JSON holds. What can't be done is a `ConfigError`, or `Unreachable` where no server answers.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import json
+import os
+import re
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, Protocol, TypeAlias
+
+import attrs
+import click
+
+from ..errors import ConfigError, TrioClaudeError
+from ..quarters import journal_file
+from .credentials import find_key, key_option
+
+LIVE = "live"
+LEAST_DIGITS = 4
+"""Hex digits of an id that are enough to look for it."""
+WHOLE_DIGITS = 32
+"""Hex digits of a run's id."""
+CANDIDATES = 4
+"""Runs that are looked for where an id is a prefix."""
+PERIOD = 0.2
+"""Seconds between two looks at a run that is followed."""
+UNREACHABLE = 69
+JOURNAL, STATE = "TRIO_CLAUDE_JOURNAL", "TRIO_CLAUDE_STATE"
+
+Run: TypeAlias = dict[str, Any]
+"""A run as `GET /api/runs/ID` tells it."""
+Entry: TypeAlias = dict[str, Any]
+"""A line of a run's history: {n,line}, {after,in} or {after,stderr}."""
+
+
+class Unreachable(TrioClaudeError):
+    """A server that does not answer, or lets nobody in without a good key."""
+
+
+@attrs.frozen(kw_only=True)
+class Wanted:
+    """Which runs: times are seconds since 1970."""
+
+    meta: str | None = None
+    state: str | None = None
+    since: float | None = None
+    until: float | None = None
+    limit: int = 20
+
+
+@attrs.frozen
+class Listed:
+    """Runs, newest first, without their prompts; `next` is the last one's id where there are more."""
+
+    runs: list[Run]
+    next: str | None
+
+
+@attrs.frozen
+class Piece:
+    """A piece of a run's history as lines of JSON; `next` is where to go on, None at the end."""
+
+    data: bytes
+    next: int | None
+
+
+class RunSource(Protocol):
+    """What the commands need. Each call raises `ConfigError`, or `Unreachable`."""
+
+    name: str
+    """Where the runs are, for a person: `in FILE`, `at URL`."""
+    reach: str
+    """Where the beginning of an id is looked for."""
+
+    def find(self, wanted: Wanted) -> Listed:
+        """Return runs, newest first."""
+
+    def get(self, run: str) -> Run | None:
+        """Return one run with its prompt and options."""
+
+    def beginning(self, prefix: str) -> list[str]:
+        """Return the ids of some runs that begin so."""
+
+    def piece(self, run: str, part: int) -> Piece:
+        """Return some of a run's history, behind a part of it."""
+
+    def stop(self, run: str) -> None:
+        """End a live run now; never delete one."""
+
+    def delete(self, run: str | None) -> int:
+        """Delete a run that has ended, or all; return how many."""
+
+
+def with_source(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Give a command its source, by the options that say which."""
+
+    @functools.wraps(function)
+    def command(journal: str | None, url: str | None, key_file: Path | None, **options: Any) -> Any:
+        try:
+            with open_source(journal, url, key_file) as source:
+                return function(source, **options)
+        except Unreachable as error:
+            click.echo(f"trio-claude: {error}", err=True)
+            sys.exit(UNREACHABLE)
+
+    text = "The journal's file. [default: the one that `serve` has]"
+    with_url = click.option("--url", help="A server to ask, instead of reading a file.")(key_option(command))
+    return click.option("--journal", metavar="PATH", help=text)(with_url)
+
+
+@contextlib.contextmanager
+def open_source(journal: str | None, url: str | None, key_file: Path | None) -> Iterator[RunSource]:
+    """Open a journal's file, or the way to a server. Raises `ConfigError`."""
+    if url is None:
+        from .local_runs import LocalRuns  # each takes a while to import, and a command needs one
+
+        yield LocalRuns(_journal_path(journal))
+        return
+    if journal is not None:
+        raise ConfigError("--journal names a file, --url a server: only one of them")
+    from .server_runs import open_server
+
+    with open_server(url, find_key(key_file)) as runs:
+        yield runs
+
+
+def _journal_path(given: str | None) -> Path:
+    """Return the file that is named, as a path or as `serve` takes it, else the one that `serve` has."""
+    if given is not None:
+        return Path(given.removeprefix("sqlite:")).absolute()
+    setting = os.environ.get(JOURNAL) or "auto"
+    if setting not in ("auto", "sqlite") and not setting.startswith("sqlite:"):
+        raise ConfigError(f"{JOURNAL} is {setting!r}, which is no file: --journal names one, --url asks a server")
+    return journal_file(setting, os.environ.get(STATE, ""), os.environ)
+
+
+# -- the same over every source ----------------------------------------------------------------------------------------
+
+
+def find_run(source: RunSource, given: str) -> Run:
+    """Return the run of an id, or of the beginning of one. Raises `ConfigError`."""
+    text = given.lower()
+    if not re.fullmatch(rf"[0-9a-f]{{{LEAST_DIGITS},64}}", text):
+        raise ConfigError(f"ID takes {LEAST_DIGITS} to 64 hex digits, not {given[:80]!r}")
+    if (run := source.get(text)) is not None:
+        return run
+    cut = len(text) < WHOLE_DIGITS
+    found = source.beginning(text) if cut else []
+    if len(found) > 1:
+        raise ConfigError(f"{text} is ambiguous: {', '.join(found[: CANDIDATES - 1])}{_more(found)}; give more of it")
+    if not found or (run := source.get(found[0])) is None:
+        raise ConfigError(f"there is no run {text} {source.reach if cut else source.name}")
+    return run
+
+
+def _more(found: list[str]) -> str:
+    return " and more" if len(found) >= CANDIDATES else ""
+
+
+def read_pieces(source: RunSource, run: str, *, follow: bool = False) -> Iterator[bytes]:
+    """Yield a run's history in pieces; with `follow` also what comes, until the run has ended."""
+    part = 0
+    while True:
+        over = not follow or _still(source, run).get("state") != LIVE  # asked first: what came before is read below
+        while (piece := source.piece(run, part)).next is not None:
+            part = piece.next
+            yield piece.data
+        if over:
+            return
+        time.sleep(PERIOD)
+
+
+def _still(source: RunSource, run: str) -> Run:
+    if (found := source.get(run)) is None:
+        raise ConfigError(f"the run {run} was deleted")
+    return found
+
+
+def read_entries(source: RunSource, run: str, *, follow: bool = False) -> Iterator[Entry]:
+    """Yield a run's history entry by entry."""
+    for data in read_pieces(source, run, follow=follow):
+        for line in data.split(b"\n"):
+            if line:
+                yield _entry(source, line)
+
+
+def _entry(source: RunSource, line: bytes) -> Entry:
+    try:
+        said = json.loads(line)
+    except ValueError:
+        said = None
+    if not isinstance(said, dict) or not isinstance(said.get("line", said.get("in", said.get("stderr"))), str):
+        raise ConfigError(f"what is told {source.name} is no run's history")
+    return said
+
+
+def ended_well(run: Run) -> bool:
+    """Return whether a run came to a good end."""
+    left = (run.get("receipt") or {}).get("survivors")
+    return run.get("reason") in ("exit", "stopped") and not run.get("error") and not left

@@ -1,0 +1,151 @@
+"""The runs that a server tells of over HTTP: its key decides whose they are.
+
+This module must never repeat a request that changes something, and never trust an answer's shape.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+from urllib.parse import urlsplit
+
+import attrs
+import httpx
+
+from ..errors import ConfigError
+from .run_sources import CANDIDATES, Listed, Piece, Run, Unreachable, Wanted
+from .words import clean
+
+PAGE = 500
+"""Runs that are asked for at a time; a server gives no more."""
+SEARCHED = 4 * PAGE
+"""Runs among which the beginning of an id is looked for."""
+TIMEOUT = httpx.Timeout(60.0, connect=10.0)
+_DOORS = ("/ws/claude", "/ws/session", "/api/runs")
+
+
+@contextmanager
+def open_server(url: str, key: str | None) -> Iterator[ServerRuns]:
+    """Yield the runs of a server; its address may be that of a door. Raises `ConfigError`."""
+    base, host = _base(url)
+    if key is not None and not re.fullmatch(r"[!-~]+", key):
+        raise ConfigError("the key has characters that no key has")
+    headers = {"Authorization": f"Bearer {key}"} if key else {}
+    loopback = host in ("127.0.0.1", "localhost", "::1")  # a proxy of the environment is not for these
+    with httpx.Client(trust_env=not loopback, timeout=TIMEOUT, headers=headers) as client:
+        yield ServerRuns(client, base)
+
+
+def _base(url: str) -> tuple[str, str | None]:
+    """Return an address without a door's path, and its host. Raises `ConfigError`."""
+    try:
+        parts = urlsplit(url if "://" in url else f"http://{url}")
+        host, _ = parts.hostname, parts.port
+    except ValueError as error:
+        raise ConfigError(f"--url: {url} is no address: {error}") from None
+    scheme = {"ws": "http", "wss": "https"}.get(parts.scheme, parts.scheme)
+    if scheme not in ("http", "https") or not host:
+        raise ConfigError(f"--url: {url} is no address of a server")
+    path = parts.path.rstrip("/")
+    for door in _DOORS:
+        path = path.removesuffix(door)
+    return f"{scheme}://{parts.netloc}{path}", host
+
+
+class ServerRuns:
+    """A `RunSource` over HTTP."""
+
+    def __init__(self, client: httpx.Client, base: str) -> None:
+        self._client = client
+        self._base = base
+        self.name: str = f"at {base}"
+        self.reach: str = f"among the newest {SEARCHED} at {base}"
+
+    def find(self, wanted: Wanted) -> Listed:
+        """Return runs, newest first, page by page."""
+        said = {name: value for name, value in attrs.asdict(wanted).items() if value is not None}
+        runs: list[Run] = []
+        while True:
+            limit = min(PAGE, wanted.limit - len(runs))
+            before = {"before": runs[-1]["id"]} if runs else {}
+            page = self._object("/api/runs", {**said, **before, "limit": limit})
+            found, more = page.get("runs"), page.get("next")
+            if not isinstance(found, list) or not all(isinstance(run, dict) and "id" in run for run in found):
+                raise self._strange()
+            runs += found
+            if more is None or not found or len(runs) >= wanted.limit:
+                return Listed(runs, more)
+
+    def get(self, run: str) -> Run | None:
+        """Return one run."""
+        answer = self._ask("GET", f"/api/runs/{run}", unknown=True)
+        return None if answer.status_code == 404 else self._told(answer)
+
+    def beginning(self, prefix: str) -> list[str]:
+        """Return the ids of some runs that begin so, among the newest."""
+        newest = self.find(Wanted(limit=SEARCHED)).runs
+        return [str(run["id"]) for run in newest if str(run["id"]).startswith(prefix)][:CANDIDATES]
+
+    def piece(self, run: str, part: int) -> Piece:
+        """Return some of a run's history."""
+        answer = self._ask("GET", f"/api/runs/{run}/lines", {"part": part})
+        more = answer.headers.get("X-Next-Part")
+        if more is not None and not (re.fullmatch(r"\d{1,15}", more) and int(more) > part):
+            raise self._strange()
+        return Piece(answer.content, None if more is None else int(more))
+
+    def stop(self, run: str) -> None:
+        """End a live run now."""
+        self._ask("DELETE", f"/api/runs/{run}", {"state": "live"})
+
+    def delete(self, run: str | None) -> int:
+        """Delete a run that has ended, or all of the key's."""
+        path = "/api/runs" if run is None else f"/api/runs/{run}"
+        return int(self._told(self._ask("DELETE", path, {"state": "ended"})).get("deleted", 0))
+
+    def _object(self, path: str, query: dict[str, Any]) -> dict[str, Any]:
+        return self._told(self._ask("GET", path, query))
+
+    def _ask(
+        self, method: str, path: str, query: dict[str, Any] | None = None, *, unknown: bool = False
+    ) -> httpx.Response:
+        """Return an answer that is good, or with `unknown` one that says there is no such run."""
+        try:
+            answer = self._client.request(method, self._base + path, params=query)
+        except (httpx.HTTPError, httpx.InvalidURL) as error:
+            raise Unreachable(f"can't reach {self._base}: {error}; is `trio-claude serve` running?") from None
+        if answer.is_success or (unknown and _code(answer) == "not-found"):
+            return answer
+        if answer.status_code == 401:
+            raise Unreachable(f"{self._base} refused: HTTP 401: it wants a valid key or token")
+        raise ConfigError(f"{self._base} refused: {_why(answer)}")
+
+    def _told(self, answer: httpx.Response) -> dict[str, Any]:
+        said = _parsed(answer)
+        if not isinstance(said, dict):
+            raise self._strange()
+        return said
+
+    def _strange(self) -> ConfigError:
+        return ConfigError(f"{self._base} does not answer as trio-claude does")
+
+
+def _parsed(answer: httpx.Response) -> Any:
+    try:
+        return json.loads(answer.content)
+    except (ValueError, RecursionError):
+        return None
+
+
+def _code(answer: httpx.Response) -> str:
+    said = _parsed(answer)
+    return str(said.get("code")) if isinstance(said, dict) else ""
+
+
+def _why(answer: httpx.Response) -> str:
+    said = _parsed(answer)
+    text = said.get("error") if isinstance(said, dict) else None
+    return clean(text)[:500] if isinstance(text, str) else f"HTTP {answer.status_code}"

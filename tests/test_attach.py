@@ -404,7 +404,7 @@ async def dropped(server: Server, first: dict[str, object], rng: random.Random) 
         f"ws://127.0.0.1:{server.port}/ws/session",
         max_message_size=2**27,
         message_queue_size=100_000,
-        disconnect_timeout=0.05,
+        disconnect_timeout=10,
     ) as socket:
         await socket.send_message(json.dumps(first))
         stop = rng.randrange(1, 400)

@@ -8,6 +8,7 @@ import os
 import signal
 import sqlite3
 import subprocess
+import sys
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
@@ -130,6 +131,7 @@ async def test_runs_are_listed(place: Place, way: str) -> None:
         return [run["id"] for run in (await told_json("list", *where, *words))["runs"]]
 
     assert await ids("--meta", "OLDER") == [older]
+    assert await ids("--batch", "none of these") == []
     assert await ids("--state", "live") == []
     assert await ids("--since", "1h", "--until", "2999-01-01T10:00") == [newer, older]
     assert await ids("--until", "1h") == []
@@ -192,6 +194,40 @@ async def test_lines_are_told_as_the_cli_said_them(place: Place, way: str) -> No
     told = await runs("tail", place.fake.ended[-1].run, *place.words(way))
     assert told.stdout.decode().splitlines() == lines
     assert told.stderr.decode().splitlines() == ["stderr: oh\x1b[31m"] * 2
+
+
+FOLLOWED = """
+import sys, trio
+from pathlib import Path
+from trio_claude.journal import Begun, Retention, open_journal
+async def main():
+    async with open_journal(Path(sys.argv[1]), "dies", Retention(), 2**30, content=True) as journal:
+        facts = {"identity": "local", "meta": "T", "door": "claude", "session": None, "prompt": None, "options": {}}
+        journal.begin(Begun(id="abcd1234", started=1.0, **facts)).lines([b"the last words"])
+        assert await journal.settle()
+        print("ready", flush=True)
+        await trio.sleep_forever()
+trio.run(main)
+"""
+
+
+async def test_a_run_whose_server_dies_is_followed_to_there(tmp_path: Path) -> None:
+    path = tmp_path / "j.db"
+    with subprocess.Popen([sys.executable, "-c", FOLLOWED, str(path)], stdout=subprocess.PIPE) as server:
+        assert server.stdout
+        await trio.to_thread.run_sync(server.stdout.readline)
+        assert (await told_json("show", "abcd1234", "--journal", str(path)))["state"] == "live"
+        async with trio.open_nursery() as nursery:
+
+            async def follow() -> None:
+                told = await runs("tail", "-f", "abcd1234", "--journal", str(path))
+                assert (told.returncode, told.stdout) == (1, b"the last words\n")
+
+            nursery.start_soon(follow)
+            await trio.sleep(0.5)
+            server.kill()
+    told = await told_json("show", "abcd1234", "--journal", str(path))
+    assert (told["state"], told["reason"], told["lines"]) == ("ended", "node-lost", 1)
 
 
 @pytest.mark.parametrize("way", WAYS)

@@ -31,8 +31,8 @@ class LocalRuns:
     def find(self, wanted: Wanted) -> Listed:
         """Return runs, newest first."""
         query = Query(
-            identity=None, meta=wanted.meta, state=wanted.state, since=wanted.since, until=wanted.until,
-            limit=wanted.limit,
+            identity=None, meta=wanted.meta, batch=wanted.batch, state=wanted.state, since=wanted.since,
+            until=wanted.until, limit=wanted.limit,
         )  # fmt: skip
         with self._look() as visit:
             page = visit.find(query)

@@ -50,6 +50,7 @@ class Wanted:
     """Which runs: times are seconds since 1970."""
 
     meta: str | None = None
+    batch: str | None = None
     state: str | None = None
     since: float | None = None
     until: float | None = None

@@ -45,6 +45,7 @@ def command() -> None:
 
 @command.command("list")
 @click.option("--meta", help="Only runs with this name.")
+@click.option("--batch", help="Only runs of this batch, by the id in its manifest.")
 @click.option("--state", type=click.Choice(["live", "ended"]), help="Only runs in this state.")
 @click.option("--since", metavar="WHEN", callback=take_moment, help="Only runs that started then or later.")
 @click.option("--until", metavar="WHEN", callback=take_moment, help="Only runs that started before.")

@@ -48,9 +48,10 @@ FINISH: Final = """
         dollars = ?, error = ?, receipt = ?, session = COALESCE(session, ?), whole = ? AND stored = ?
     WHERE id = ? AND server = ? AND state = 'live' RETURNING identity
 """
+LOST: Final = "the server ended before the run did"
 LOSE: Final = """
-    UPDATE runs SET state = ?, reason = 'node-lost', ended = ?, lines = stored,
-        error = 'the server ended before the run did' WHERE state = 'live' AND server = ?
+    UPDATE runs SET state = ?, reason = 'node-lost', ended = ?, lines = stored, error = ?
+    WHERE state = 'live' AND server = ?
 """
 
 DROP: Final = ("DELETE FROM parts WHERE run = ?", "DELETE FROM runs WHERE id = ?")
@@ -176,7 +177,7 @@ class Store:
             if server == self._server:
                 continue
             with contextlib.suppress(ConfigError), _locked(self.path, server), self.transaction():
-                lost += self._db.execute(LOSE, (ENDED, time.time(), server)).rowcount
+                lost += self._db.execute(LOSE, (ENDED, time.time(), LOST, server)).rowcount
         return lost
 
 
@@ -285,6 +286,21 @@ def _locked(path: Path, server: str) -> Iterator[None]:
         with contextlib.suppress(OSError):
             Path(name).unlink()
         os.close(lock)
+
+
+def is_alive(path: Path, server: str) -> bool:
+    """Return whether a server lives that writes to a file: whether somebody holds its lock."""
+    try:
+        lock = os.open(f"{path}.{server}.lock", os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+    except OSError:
+        return False
+    try:
+        fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except OSError:
+        return True
+    finally:
+        os.close(lock)
+    return False
 
 
 def _lock(path: Path, name: str) -> int:

@@ -12,9 +12,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
+import attrs
+
 from ..errors import ConfigError
+from .facts import ENDED, LIVE, RunRow
 from .schema import VERSIONS
-from .store import BUSY_MS, DROP, Reader
+from .store import BUSY_MS, DROP, LOST, Reader, is_alive
 
 AT_ONCE: Final = 100
 """Runs that one transaction deletes, so that a server which writes too never waits for long."""
@@ -27,6 +30,7 @@ class Visit(Reader):
 
     def __init__(self, path: Path) -> None:
         _there(path)
+        self._path = path
         super().__init__(path)
         try:
             _check_version(self._db, path)
@@ -36,6 +40,16 @@ class Visit(Reader):
 
     def __enter__(self) -> Visit:
         return self
+
+    def get(self, identity: str | None, run: str) -> RunRow | None:
+        """Return one run; one whose server is dead as the next server will write it down."""
+        row = super().get(identity, run)
+        if row is None or row.state != LIVE:
+            return row
+        (server,) = self._db.execute("SELECT server FROM runs WHERE id = ?", (run,)).fetchone()
+        if is_alive(self._path, server):
+            return row
+        return attrs.evolve(row, state=ENDED, reason="node-lost", lines=row.stored, error=LOST)
 
     def beginning(self, prefix: str, most: int) -> list[str]:
         """Return the ids of runs that begin with some hex digits, at most so many."""

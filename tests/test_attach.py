@@ -414,6 +414,7 @@ async def dropped(server: Server, first: dict[str, object], rng: random.Random) 
             except ConnectionClosed:
                 break
             said = json.loads(frame)["type"]
+            assert '"event":"gap"' not in frame, frame
             if said != "gateway":
                 lines.append(frame)
             if said == "result":
@@ -450,6 +451,7 @@ async def test_forced_drops_lose_nothing_and_repeat_nothing(fake: Backend, long:
                 if not (got and '"type": "result"' in got[-1]):
                     await talk.result(30)
                 got += numbered(talk)
+                assert not [frame for frame in talk.frames if frame.get("event") == "gap"]
                 await talk.stop("kill")
                 await talk.event("ended")
             assert server.runs.journal

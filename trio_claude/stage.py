@@ -23,6 +23,9 @@ from .session_run import SessionRun
 
 KEPT = 64 * 1024
 """Bytes that are kept for viewers where the owner is not waited for."""
+SLOW_DISK = 60.0
+BROKEN_DISK = 5.0
+"""Seconds for which a listener waits for lines on their way to the journal: while that works, and where it fails."""
 
 
 @attrs.frozen
@@ -266,8 +269,12 @@ class Stage:
         return after
 
     async def _stored(self, after: int, beyond: int) -> list[Part]:
-        """Return a page of what the journal has behind a line and a part, nothing where there is no journal."""
-        if self._journal is None or not await self._journal.settle():
+        """Return a page of what the journal has behind a line and a part, nothing where it never will have more."""
+        if self._journal is None:
+            return []
+        if parts := await self._journal.parts(self.run.id, after, beyond):
+            return parts
+        if not await self._journal.settle(BROKEN_DISK if self._journal.fault else SLOW_DISK):
             return []
         return await self._journal.parts(self.run.id, after, beyond)
 

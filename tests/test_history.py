@@ -116,7 +116,15 @@ async def test_pages_and_filters(fake: Backend) -> None:
         ("/api/runs?limit=0", 400, "bad-query"),
         ("/api/runs?limit=many", 400, "bad-query"),
         ("/api/runs?else=1", 400, "bad-query"),
+        ("/api/runs?limit=1.5", 400, "bad-query"),
+        ("/api/runs?limit=", 400, "bad-query"),
+        ("/api/runs?limit=1&limit=2", 400, "bad-request"),
+        ("/api/runs?before=x", 400, "bad-query"),
+        ("/api/runs/abc?after=1", 400, "bad-query"),
+        ("/api/runs/abc/lines?after=1_0", 400, "bad-query"),
         ("/api/usage?since=yesterday", 400, "bad-query"),
+        ("/api/usage?since=", 400, "bad-query"),
+        ("/api/runs/{id}", 404, "not-found"),
         ("/api/runs/abc", 404, "not-found"),
         ("/api/runs/abc/lines", 404, "not-found"),
         ("/api/runs/ABC", 404, "not-found"),
@@ -128,6 +136,31 @@ async def test_bad_questions_are_named(fake: Backend, path: str, status: int, co
     async with fake.serve(journal="memory") as server:
         got, _, body = await call(server, path)
         assert (got, json.loads(body)["code"]) == (status, code)
+
+
+@pytest.mark.parametrize("query", ["?meta=OTHER", "?state=live", "?meta="])
+async def test_a_deletion_that_asks_for_a_part_deletes_nothing(fake: Backend, query: str) -> None:
+    async with fake.serve(journal="memory") as server:
+        await ask(server, "hello")
+        await settled(server)
+        status, _, body = await call(server, f"/api/runs{query}", method="DELETE")
+        assert (status, json.loads(body)["code"]) == (400, "bad-query")
+        (run,) = (await get(server, "/api/runs"))["runs"]
+        assert (await call(server, f"/api/runs/{run['id']}{query}", method="DELETE"))[0] == 400
+        assert len((await get(server, "/api/runs"))["runs"]) == 1
+
+
+@pytest.mark.parametrize(
+    ("path", "allowed"),
+    [
+        ("/api/runs", "GET, DELETE, HEAD"), ("/api/runs/abc", "GET, DELETE, HEAD"), ("/api/runs/abc/lines", "GET, HEAD"),
+        ("/api/usage", "GET, HEAD"), ("/", "GET, HEAD"), ("/healthz", "GET, HEAD"), ("/api/ticket", "POST"),
+    ],
+)  # fmt: skip
+async def test_a_refused_method_hears_which_there_are(fake: Backend, path: str, allowed: str) -> None:
+    async with fake.serve(journal="memory") as server:
+        status, headers, _ = await call(server, path, method="PATCH")
+        assert (status, headers["allow"]) == (405, allowed)
 
 
 async def test_without_a_journal_there_is_no_history(fake: Backend) -> None:

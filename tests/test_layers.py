@@ -31,6 +31,7 @@ TABLE: dict[str, set[str]] = {
     "transcripts": {"quarters"},
     "journal": {"errors"},
     "identity": {"errors", "config"},
+    "queries": {"errors"},
     "upgrade": {"errors", "config", "identity"},
     "peer": {"errors", "config", "messages", "services", "turns", "upgrade"},
     "logs": {"events"},
@@ -51,7 +52,7 @@ TABLE: dict[str, set[str]] = {
     },
     "engine": {"errors", "events", "config", "services", "containment", "quarters", "journal", "workplace", "runs"},
     "entrance": {"errors", "config", "admission", "identity", "upgrade"},
-    "history": {"errors", "identity", "upgrade", "journal", "runs"},
+    "history": {"errors", "identity", "queries", "upgrade", "journal", "runs"},
     "api": {"errors", "containment", "identity", "upgrade", "workplace", "runs", "entrance", "history"},
     "past": {"errors", "events", "messages", "journal", "peer"},
     "stage": {"errors", "messages", "journal", "peer", "session_run", "past"},
@@ -80,7 +81,7 @@ TABLE: dict[str, set[str]] = {
     "__init__": {"errors", "events", "config", "engine", "server", "embed", "client"},
 }  # fmt: skip
 ASYNC_FREE = (
-    "errors", "events", "config", "messages", "stream_json", "metering",
+    "errors", "events", "config", "messages", "stream_json", "metering", "queries",
     *(f"admission/{name}" for name in ("allowance", "budgets", "doors", "limits", "locks", "rates", "slots")),
     *(f"journal/{name}" for name in ("facts", "schema", "unfinished")),
     *(f"identity/{name}" for name in ("gatekeeper", "keys", "people", "tickets", "tokens")),

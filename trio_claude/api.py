@@ -13,7 +13,7 @@ from pathlib import Path
 from .containment import Containment
 from .entrance import Entrance, is_preflight
 from .errors import HttpRefusal
-from .history import History
+from .history import History, check_method
 from .identity.tickets import LIFETIME
 from .runs import Runs
 from .upgrade import Request, Response, json_response
@@ -62,14 +62,14 @@ class Api:
         if is_preflight(request):
             return Response(204, b"", headers=PREFLIGHT)
         if request.path in PAGES:
-            _check_method(request, "GET")
+            check_method(request, ("GET",))
             return _page(request.path)
         if self._history.serves(request.path):
             return await self._history.answer(request)
         if request.path not in self._routes:
             raise HttpRefusal(404, "not-found", "nothing is served at this path")
         method, route = self._routes[request.path]
-        _check_method(request, method)
+        check_method(request, (method,))
         return route(request)
 
     def _health(self, _request: Request) -> Response:
@@ -93,12 +93,6 @@ class Api:
 
     def _ticket(self, request: Request) -> Response:
         return json_response(200, {"ticket": self._entrance.ticket(request), "seconds": LIFETIME})
-
-
-def _check_method(request: Request, method: str) -> None:
-    """Refuse a request that does something else. Raises `HttpRefusal`."""
-    if request.method != method and (request.method, method) != ("HEAD", "GET"):
-        raise HttpRefusal(405, "method", f"{method} it", (("Allow", method),))
 
 
 @functools.cache

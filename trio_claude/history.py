@@ -6,23 +6,42 @@ Rule 2: an answer is bounded; what is longer comes in pages.
 
 from __future__ import annotations
 
-import math
+import functools
 import re
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Collection, Mapping
+from typing import Final
 
 import attrs
 
 from .errors import HttpRefusal
 from .identity import Identity
 from .journal import Journal, Query
+from .queries import Choice, Number, Parameters, Text, read_query
 from .runs import Runs
 from .upgrade import Request, Response, json_response
 
-PAGE = 50
-PAGE_LIMIT = 500
+PAGE: Final = 50
+PAGE_LIMIT: Final = 500
 """Runs in an answer, by default and at most."""
-STATES = ("live", "ended")
-_RUN = re.compile(r"/api/runs/([0-9a-f]{1,64})(/lines)?")
+RUN_ID: Final = "[0-9a-f]{1,64}"
+LIVE, ENDED = STATES = ("live", "ended")
+LIST: Final[Parameters] = {
+    "meta": Text(),
+    "batch": Text(),
+    "state": Choice(STATES),
+    "before": Text(RUN_ID, "the id of a run"),
+    "since": Number(),
+    "until": Number(),
+    "limit": Number(1, PAGE_LIMIT, whole=True, default=PAGE),
+}
+LINES: Final[Parameters] = {"after": Number(whole=True), "part": Number(whole=True)}
+DELETION: Final[Parameters] = {"state": Choice(STATES)}
+DELETIONS: Final[Parameters] = {"state": Choice((ENDED,))}
+USAGE: Final[Parameters] = {"since": Text("[0-9]{4}-[0-9]{2}-[0-9]{2}", "a day: YYYY-MM-DD")}
+"""What the routes may be asked; the others take no query."""
+
+Route = Callable[[Request, str], Awaitable[Response]]
+"""Answers a request that names a run, or the empty text."""
 
 
 class History:
@@ -30,89 +49,117 @@ class History:
 
     def __init__(self, runs: Runs) -> None:
         self._runs = runs
+        self.routes: Mapping[str, Mapping[str, Route]] = {
+            "/api/runs": {"GET": self._list, "DELETE": self._delete_all},
+            "/api/runs/{id}": {"GET": self._show, "DELETE": self._delete},
+            "/api/runs/{id}/lines": {"GET": self._lines},
+            "/api/usage": {"GET": self._usage},
+        }
 
     def serves(self, path: str) -> bool:
         """Return whether a path is one of these."""
-        return path in ("/api/runs", "/api/usage") or _RUN.fullmatch(path) is not None
+        return self._find(path) is not None
 
     async def answer(self, request: Request) -> Response:
         """Answer one request. Raises `HttpRefusal`."""
-        assert request.identity
-        one = _RUN.fullmatch(request.path)
-        if request.method == "DELETE" and request.path != "/api/usage" and not (one and one[2]):
-            return await self._delete(request.identity, one[1] if one else None, _state(request.query, "state"))
-        if request.method not in ("GET", "HEAD"):
-            raise HttpRefusal(405, "method", "GET it", (("Allow", "GET, DELETE"),))
-        journal = self._journal()
-        if request.path == "/api/usage":
-            return await self._usage(journal, request)
-        if one is None:
-            return await self._list(journal, request)
-        run = await journal.get(_whose(request.identity), one[1])
-        if run is None:
-            raise _unknown()
-        if one[2]:
-            return await self._lines(journal, run.id, request.query)
-        return json_response(200, run.told(content=True))
+        found = self._find(request.path)
+        assert found
+        route, run = found
+        check_method(request, self.routes[route])
+        return await self.routes[route]["GET" if request.method == "HEAD" else request.method](request, run)
+
+    def _find(self, path: str) -> tuple[str, str] | None:
+        """Return the route of a path and the run that it names, None where it is none of these."""
+        for route in self.routes:
+            if found := _pattern(route).fullmatch(path):
+                return route, found.groupdict().get("id", "")
+        return None
 
     def _journal(self) -> Journal:
         if self._runs.journal is None:
             raise HttpRefusal(404, "no-journal", "this server keeps no journal; the operator can say --journal sqlite")
         return self._runs.journal
 
-    async def _list(self, journal: Journal, request: Request) -> Response:
-        query = request.query
-        state = _state(query, "meta", "batch", "state", "before", "since", "until", "limit")
-        assert request.identity
-        page = await journal.find(
-            Query(
-                identity=_whose(request.identity),
-                meta=query.get("meta"),
-                batch=query.get("batch"),
-                state=state,
-                before=query.get("before"),
-                since=_number(query, "since"),
-                until=_number(query, "until"),
-                limit=int(_number(query, "limit", 1, PAGE_LIMIT) or PAGE),
-            )
-        )
+    async def _list(self, request: Request, _run: str) -> Response:
+        asked = {"limit": PAGE, **read_query(request.query, LIST)}
+        page = await self._journal().find(Query(identity=_whose(request), **asked))
         return json_response(200, {"runs": [run.told(content=False) for run in page.runs], "next": page.next})
 
-    async def _lines(self, journal: Journal, run: str, query: Mapping[str, str]) -> Response:
-        _known(query, "after", "part")
-        after, beyond = int(_number(query, "after") or 0), int(_number(query, "part") or 0)
-        parts = await journal.parts(run, after, beyond)
+    async def _show(self, request: Request, run: str) -> Response:
+        read_query(request.query, {})
+        found = await self._journal().get(_whose(request), run)
+        if found is None:
+            raise _unknown()
+        return json_response(200, found.told(content=True))
+
+    async def _lines(self, request: Request, run: str) -> Response:
+        asked = read_query(request.query, LINES)
+        after = asked.get("after", 0)
+        if await self._journal().get(_whose(request), run) is None:
+            raise _unknown()
+        parts = await self._journal().parts(run, after, asked.get("part", 0))
         body = b"".join(part.told(after) for part in parts)
         more = (("X-Next-Part", str(parts[-1].number)),) if parts else ()
         return Response(200, body, "application/x-ndjson", (("Cache-Control", "no-store"), *more))
 
-    async def _usage(self, journal: Journal, request: Request) -> Response:
-        assert request.identity
-        since = _known(request.query, "since").get("since", "")
-        if since and not re.fullmatch(r"\d{4}-\d\d-\d\d", since):
-            raise HttpRefusal(400, "bad-query", "since must be a day: YYYY-MM-DD")
-        rows = await journal.usage(_whose(request.identity), since)
+    async def _usage(self, request: Request, _run: str) -> Response:
+        asked = read_query(request.query, USAGE)
+        rows = await self._journal().usage(_whose(request), asked.get("since", ""))
         return json_response(200, {"usage": [attrs.asdict(row) for row in rows]})
 
-    async def _delete(self, identity: Identity, run: str | None, state: str | None) -> Response:
-        """End a live run now; delete one that has ended, or all of the identity's that have; with `state` only that."""
-        if identity.role == "viewer":
-            raise HttpRefusal(403, "role", "a viewer ends and deletes nothing")
-        whose = None if identity.role == "admin" else identity.name
-        if run is not None and state != "ended" and self._runs.stop(run, whose):
-            return json_response(202, {"stopping": True})
-        if state == "live":
-            raise _unknown() if run is None or await self._journal().get(whose, run) is None else _not_live()
-        deleted = await self._journal().delete(whose, run)
-        if run is not None and not deleted:
-            raise _unknown()
-        await self._runs.forget(deleted, whole=whose if run is None else None)
+    async def _delete_all(self, request: Request, _run: str) -> Response:
+        """Delete all of the identity's runs that have ended, an admin's request everybody's."""
+        whose = _may_delete(request)
+        read_query(request.query, DELETIONS)
+        deleted = await self._journal().delete(whose)
+        await self._runs.forget(deleted, whole=whose)
         return json_response(200, {"deleted": len(deleted)})
 
+    async def _delete(self, request: Request, run: str) -> Response:
+        """End a live run now; delete one that has ended; with `state` only a run that is in it."""
+        whose = _may_delete(request)
+        state = read_query(request.query, DELETION).get("state")
+        if state != ENDED and self._runs.stop(run, whose):
+            return json_response(202, {"stopping": True})
+        if state == LIVE:
+            raise _unknown() if await self._journal().get(whose, run) is None else _not_live()
+        deleted = await self._journal().delete(whose, run)
+        if not deleted:
+            raise _unknown()
+        await self._runs.forget(deleted)
+        return json_response(200, {"deleted": 1})
 
-def _whose(identity: Identity) -> str | None:
-    """Return whose runs an identity may read, None for everybody's."""
+
+def check_method(request: Request, methods: Collection[str]) -> None:
+    """Refuse a request that does something else; whatever can be read has a HEAD. Raises `HttpRefusal`."""
+    if request.method in methods or (request.method == "HEAD" and "GET" in methods):
+        return
+    allowed = ", ".join([*methods, *(["HEAD"] if "GET" in methods else [])])
+    raise HttpRefusal(405, "method", f"here is only {allowed}", (("Allow", allowed),))
+
+
+@functools.cache
+def _pattern(route: str) -> re.Pattern[str]:
+    return re.compile(route.replace("{id}", f"(?P<id>{RUN_ID})"))
+
+
+def _whose(request: Request) -> str | None:
+    """Return whose runs a client may read, None for everybody's."""
+    identity = _known(request)
     return identity.name if identity.role == "user" else None
+
+
+def _may_delete(request: Request) -> str | None:
+    """Return whose runs a client may end and delete, None for everybody's. Raises `HttpRefusal`."""
+    identity = _known(request)
+    if identity.role == "viewer":
+        raise HttpRefusal(403, "role", "a viewer ends and deletes nothing")
+    return None if identity.role == "admin" else identity.name
+
+
+def _known(request: Request) -> Identity:
+    assert request.identity
+    return request.identity
 
 
 def _unknown() -> HttpRefusal:
@@ -122,30 +169,3 @@ def _unknown() -> HttpRefusal:
 def _not_live() -> HttpRefusal:
     return HttpRefusal(409, "not-live", "the run is not live at this server")
 
-
-def _state(query: Mapping[str, str], *names: str) -> str | None:
-    """Return the state that a query names; it has no other names than `names`. Raises `HttpRefusal`."""
-    state = _known(query, *names).get("state")
-    if state not in (None, *STATES):
-        raise HttpRefusal(400, "bad-query", "state must be live or ended")
-    return state
-
-
-def _known(query: Mapping[str, str], *names: str) -> Mapping[str, str]:
-    """Return a query that has no other names. Raises `HttpRefusal`."""
-    if unknown := sorted(set(query) - set(names)):
-        raise HttpRefusal(400, "bad-query", f"unknown: {unknown[0][:64]}; there are: {', '.join(names)}")
-    return query
-
-
-def _number(query: Mapping[str, str], name: str, low: float = 0, high: float = 1e15) -> float | None:
-    """Return a number of a query, None where it has none. Raises `HttpRefusal`."""
-    if name not in query:
-        return None
-    try:
-        value = float(query[name])
-    except ValueError:
-        value = math.nan
-    if not low <= value <= high:
-        raise HttpRefusal(400, "bad-query", f"{name} must be a number from {low:g} to {high:g}")
-    return value

@@ -33,10 +33,11 @@ LINGER = 1.0
 """Seconds that a refused client gets to read its answer while it still sends."""
 LINGER_READS = 64
 """Reads of 16 KiB that are dropped meanwhile."""
+ALWAYS = (("X-Content-Type-Options", "nosniff"), ("Referrer-Policy", "no-referrer"))
+"""Headers that every answer has."""
 
 _KEY = re.compile(rb"[A-Za-z0-9+/]{22}==")
 _TOKEN = re.compile(rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")
-_ALWAYS = (("X-Content-Type-Options", "nosniff"), ("Referrer-Policy", "no-referrer"))
 
 
 @attrs.frozen
@@ -225,7 +226,15 @@ def _request(head: h11.Request, body: bytes) -> Request:
     if not target.startswith("/"):
         raise HttpRefusal(400, "bad-request", "the target must be a path")
     path, _, query = target.partition("?")
-    return Request(head.method.decode("ascii"), path, dict(parse_qsl(query)), headers, body)
+    return Request(head.method.decode("ascii"), path, _query(query), headers, body)
+
+
+def _query(text: str) -> dict[str, str]:
+    """Return what is asked behind the question mark. Raises `HttpRefusal` where a name comes twice."""
+    pairs = parse_qsl(text, keep_blank_values=True)
+    if len(query := dict(pairs)) < len(pairs):
+        raise HttpRefusal(400, "bad-request", "a name stands twice in the query")
+    return query
 
 
 async def _next_event(sock: socket.socket, conn: _Http) -> object:
@@ -260,7 +269,7 @@ async def _send(sock: socket.socket, conn: _Http, response: Response) -> None:
         return
     head = h11.Response(
         status_code=response.status,
-        headers=[*headers, *_ALWAYS, *response.headers],
+        headers=[*headers, *ALWAYS, *response.headers],
         reason=http.HTTPStatus(response.status).phrase.encode(),
     )
     data = conn.send(head) or b""

@@ -4,12 +4,13 @@ Rule 1: nothing here ever holds up a run: what can't be stored is given up, and 
 up to a number and has nothing behind it; there are no holes.
 """
 
-from .facts import Begun, Deleted, End, Page, Part, PartKind, Query, Retention, RunRow, UsageRow
+from .facts import UNLISTED, Begun, Deleted, End, Page, Part, PartKind, Query, Retention, RunRow, UsageRow
 from .recorder import Journal, Recorder, open_journal
 from .store import day_of
 from .unfinished import Unfinished
 
 __all__ = [
+    "UNLISTED",
     "Begun",
     "Deleted",
     "End",

@@ -10,6 +10,8 @@ import attrs
 
 LIVE = "live"
 ENDED = "ended"
+UNLISTED = ("prompt", "options")
+"""What of a run is told only to who asks for that run: it may be long."""
 
 
 class PartKind(enum.IntEnum):
@@ -141,7 +143,7 @@ class RunRow:
 
     def told(self, *, content: bool) -> dict[str, Any]:
         """Return what JSON says of it; prompt and options, which may be long, only with `content`."""
-        return attrs.asdict(self, filter=lambda field, _: content or field.name not in ("prompt", "options"))
+        return attrs.asdict(self, filter=lambda field, _: content or field.name not in UNLISTED)
 
 
 @attrs.frozen(kw_only=True)

@@ -53,7 +53,8 @@ TABLE: dict[str, set[str]] = {
     "engine": {"errors", "events", "config", "services", "containment", "quarters", "journal", "workplace", "runs"},
     "entrance": {"errors", "config", "admission", "identity", "upgrade"},
     "history": {"errors", "identity", "queries", "upgrade", "journal", "runs"},
-    "api": {"errors", "containment", "identity", "upgrade", "workplace", "runs", "entrance", "history"},
+    "openapi": {"errors", "events", "identity", "queries", "upgrade", "journal", "history", "__init__"},
+    "api": {"errors", "containment", "identity", "upgrade", "workplace", "runs", "entrance", "history", "openapi"},
     "past": {"errors", "events", "messages", "journal", "peer"},
     "stage": {"errors", "messages", "journal", "peer", "session_run", "past"},
     "conversation": {
@@ -81,7 +82,7 @@ TABLE: dict[str, set[str]] = {
     "__init__": {"errors", "events", "config", "engine", "server", "embed", "client"},
 }  # fmt: skip
 ASYNC_FREE = (
-    "errors", "events", "config", "messages", "stream_json", "metering", "queries",
+    "errors", "events", "config", "messages", "stream_json", "metering", "queries", "openapi",
     *(f"admission/{name}" for name in ("allowance", "budgets", "doors", "limits", "locks", "rates", "slots")),
     *(f"journal/{name}" for name in ("facts", "schema", "unfinished")),
     *(f"identity/{name}" for name in ("gatekeeper", "keys", "people", "tickets", "tokens")),

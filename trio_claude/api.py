@@ -1,4 +1,4 @@
-"""The plain HTTP routes beside the sockets: the page, health and readiness, tickets.
+"""The plain HTTP routes beside the sockets: the page, health and readiness, tickets, the description of all routes.
 
 This module must never start or stop a run, and never read a file that a client names.
 """
@@ -6,7 +6,8 @@ This module must never start or stop a run, and never read a file that a client 
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+import json
+from collections.abc import Callable, Collection
 from importlib import resources
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from .entrance import Entrance, is_preflight
 from .errors import HttpRefusal
 from .history import History, check_method
 from .identity.tickets import LIFETIME
+from .openapi import describe
 from .runs import Runs
 from .upgrade import Request, Response, json_response
 from .workplace import Workplace
@@ -25,7 +27,7 @@ PAGES = {
     "/page.js": ("page.js", "text/javascript; charset=utf-8"),
     "/page.css": ("page.css", "text/css; charset=utf-8"),
 }
-OPEN_PATHS = frozenset({*PAGES, "/healthz", "/readyz", "/notice"})
+OPEN_PATHS = frozenset({*PAGES, "/healthz", "/readyz", "/notice", "/openapi.json"})
 """What is answered to everybody."""
 PREFLIGHT = (
     ("Access-Control-Allow-Methods", "GET, POST, DELETE"),
@@ -54,8 +56,15 @@ class Api:
             "/healthz": ("GET", self._health),
             "/readyz": ("GET", self._readiness),
             "/notice": ("GET", self._tell_notice),
+            "/openapi.json": ("GET", self._describe),
             "/api/ticket": ("POST", self._ticket),
         }
+
+    @property
+    def routes(self) -> dict[str, Collection[str]]:
+        """The methods by path; `{id}` stands for a run's."""
+        own = {path: (method,) for path, (method, _) in self._routes.items()}
+        return {**dict.fromkeys(PAGES, ("GET",)), **own, **self._history.routes}
 
     async def answer(self, request: Request) -> Response:
         """Answer one request. Raises `HttpRefusal`."""
@@ -91,6 +100,9 @@ class Api:
         told = {"notice": self._notice, "profile": self._workplace.config.profile, "credentials": self._entrance.asks}
         return json_response(200, told)
 
+    def _describe(self, _request: Request) -> Response:
+        return _description(self._entrance.asks)
+
     def _ticket(self, request: Request) -> Response:
         return json_response(200, {"ticket": self._entrance.ticket(request), "seconds": LIFETIME})
 
@@ -100,3 +112,10 @@ def _page(path: str) -> Response:
     name, content_type = PAGES[path]
     body = resources.files(__package__).joinpath("web", name).read_bytes()
     return Response(200, body, content_type, (("Content-Security-Policy", POLICY), ("Cache-Control", "no-cache")))
+
+
+@functools.cache
+def _description(asks: bool) -> Response:
+    pages = {path: content_type for path, (_, content_type) in PAGES.items()}
+    body = json.dumps(describe(pages, OPEN_PATHS, asks=asks)).encode() + b"\n"
+    return Response(200, body, headers=(("Cache-Control", "no-cache"),))

@@ -168,4 +168,3 @@ def _unknown() -> HttpRefusal:
 
 def _not_live() -> HttpRefusal:
     return HttpRefusal(409, "not-live", "the run is not live at this server")
-

@@ -16,9 +16,9 @@ import attrs
 from . import __version__
 from .errors import Reason
 from .events import Receipt
-from .history import LINES, LIST, RUN_ID, USAGE
+from .history import DELETION, DELETIONS, LINES, LIST, RUN_ID, USAGE
 from .identity.tickets import LIFETIME
-from .journal import RunRow, UsageRow
+from .journal import UNLISTED, RunRow, UsageRow
 from .queries import Parameters, Text
 from .upgrade import ALWAYS, BODY_LIMIT
 
@@ -40,6 +40,7 @@ REFUSALS: Final = {
     403: "this Host or Origin may not come in, or this role may not do it",
     404: "no such thing: a path, a run, a WebSocket; or the server keeps no journal",
     408: "no request head in time",
+    409: "a run that is not in the state that was named",
     413: f"a body over {BODY_LIMIT} bytes",
     426: "a WebSocket handshake of another version",
     429: "too many connections",
@@ -141,7 +142,7 @@ def _routes() -> dict[str, dict[str, Json]]:
         },
         "/api/runs": {
             "get": _list(),
-            "delete": _read("deleteRuns", "Deletes all of your runs that have ended.", "Deleted"),
+            "delete": _read("deleteRuns", "Deletes all of your runs that have ended.", "Deleted", _in_query(DELETIONS)),
         },
         "/api/runs/{id}": {"get": _read("getRun", "One run.", "Run", [RUN]), "delete": _deletion()},
         "/api/runs/{id}/lines": {"get": _lines()},
@@ -168,7 +169,9 @@ def _list() -> Json:
 
 def _deletion() -> Json:
     answers = {200: _answer(_named("Deleted")), 202: _answer(_named("Stopping"))}
-    return _operation("deleteRun", "Ends a live run now, deletes one that has ended.", answers, [RUN])
+    return _operation(
+        "deleteRun", "Ends a live run now, deletes one that has ended.", answers, [RUN, *_in_query(DELETION)]
+    )
 
 
 def _lines() -> Json:

@@ -4,37 +4,13 @@ from __future__ import annotations
 
 import json
 import time
-from typing import Any
 
 import pytest
-import trio
-from harness import Backend, ask, connect, directive, until
+from harness import Backend, ask, call, connect, directive, get, until
 from talk import open_talk
 
 from trio_claude.errors import Reason
 from trio_claude.server import Server
-
-
-async def call(
-    server: Server, path: str, key: str | None = None, method: str = "GET"
-) -> tuple[int, dict[str, str], bytes]:
-    """Return status, headers and body of an answer."""
-    auth = f"Authorization: Bearer {key}\r\n" if key else ""
-    async with await trio.open_tcp_stream("127.0.0.1", server.port) as stream:
-        await stream.send_all(
-            f"{method} {path} HTTP/1.1\r\nHost: localhost\r\n{auth}Connection: close\r\n\r\n".encode()
-        )
-        answer = b"".join([chunk async for chunk in stream])
-    head, _, body = answer.partition(b"\r\n\r\n")
-    lines = head.decode().split("\r\n")
-    headers = {name.lower(): value for name, _, value in (line.partition(": ") for line in lines[1:])}
-    return int(lines[0].split()[1]), headers, body
-
-
-async def get(server: Server, path: str, key: str | None = None) -> Any:
-    status, _, body = await call(server, path, key)
-    assert status == 200, body
-    return json.loads(body)
 
 
 async def settled(server: Server) -> None:

@@ -13,7 +13,7 @@ import tempfile
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import attrs
 import pytest
@@ -202,6 +202,29 @@ async def send_raw(server: Server, *messages: str | bytes) -> Said:
         for message in messages:
             await socket.send_message(message)
         return await listen(socket)
+
+
+async def call(
+    server: Listening, path: str, key: str | None = None, method: str = "GET"
+) -> tuple[int, dict[str, str], bytes]:
+    """Return status, headers and body of an answer."""
+    auth = f"Authorization: Bearer {key}\r\n" if key else ""
+    async with await trio.open_tcp_stream("127.0.0.1", server.port) as stream:
+        await stream.send_all(
+            f"{method} {path} HTTP/1.1\r\nHost: localhost\r\n{auth}Connection: close\r\n\r\n".encode()
+        )
+        answer = b"".join([chunk async for chunk in stream])
+    head, _, body = answer.partition(b"\r\n\r\n")
+    lines = head.decode().split("\r\n")
+    headers = {name.lower(): value for name, _, value in (line.partition(": ") for line in lines[1:])}
+    return int(lines[0].split()[1]), headers, body
+
+
+async def get(server: Listening, path: str, key: str | None = None) -> Any:
+    """Return what a good answer says."""
+    status, _, body = await call(server, path, key)
+    assert status == 200, body
+    return json.loads(body)
 
 
 # -- what is left -----------------------------------------------------------------------------------------------------

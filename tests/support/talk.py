@@ -8,18 +8,17 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 import trio
-from harness import bearer
+from harness import Listening, bearer
 from trio_websocket import ConnectionClosed, WebSocketConnection, open_websocket_url
-
-from trio_claude.server import Server
 
 
 class Talk:
-    """One connection; `frames` holds all that came, `code` the close code once there is one."""
+    """One connection; `frames` holds all that came and `came` when, `code` the close code once there is one."""
 
     def __init__(self, socket: WebSocketConnection) -> None:
         self.socket = socket
         self.frames: list[dict[str, Any]] = []
+        self.came: list[float] = []
         self.code: int | None = None
         self.reason = ""
         self._seen = 0
@@ -29,6 +28,7 @@ class Talk:
         try:
             while True:
                 self.frames.append(_frame(await self.socket.get_message()))
+                self.came.append(trio.current_time())
                 self._stir.set()
         except ConnectionClosed as end:
             self.code, self.reason = end.reason.code, end.reason.reason or ""
@@ -106,7 +106,7 @@ def _frame(text: str) -> dict[str, Any]:
 
 
 @asynccontextmanager
-async def open_talk(server: Server, key: str | None = None) -> AsyncIterator[Talk]:
+async def open_talk(server: Listening, key: str | None = None) -> AsyncIterator[Talk]:
     """Connect, and read in a task of its own."""
     url = f"ws://127.0.0.1:{server.port}/ws/session"
     async with (

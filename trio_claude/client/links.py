@@ -1,7 +1,8 @@
 """The way to one run: a connection, and after it another, where the first breaks and the program wants that.
 
 Rule 1: a message is said once. Who comes back is told how many were heard, and says only what was not. Rule 2: lines
-come once, in order. Rule 3: a server that says no is not asked again.
+come once, in order. Rule 3: a server that says no is not asked again, but for one that knows less of the run than was
+heard: the last lines died with the server before it.
 """
 
 from __future__ import annotations
@@ -68,6 +69,7 @@ class Link:
         self._speaking = anyio.Lock()
         self._waiting = anyio.CancelScope()
         self._is_over = False
+        self._is_ahead = False
         self._until = math.inf
 
     async def run(self, start: Json, take: Take) -> None:
@@ -121,13 +123,16 @@ class Link:
                 await self._hear(socket, take)
             self._socket = None
         self.code, self.reason = socket.code or BROKEN, socket.reason
-        self._is_over = self._is_over or self.code not in LOST
+        self._is_over = self._is_over or not (self._is_ahead or self.code in LOST)
+        self._is_ahead = False
 
     async def _hear(self, socket: Socket, take: Take) -> None:
         while not self._is_over and (text := await socket.receive()) is not None:
             line = parse_line(text)
             if line.said.get("type") == "gateway":
                 await self._note(line.said, socket)
+                if self._is_ahead:
+                    continue
             else:
                 self._lines += 1
             await take(line, len(text))
@@ -139,12 +144,15 @@ class Link:
                 self._run = str(said.get("run"))
             case "attached":
                 self._until = math.inf
-                async with self._speaking:  # nobody is in the middle of a message on the connection before
-                    self._said.rewind(int(said.get("heard") or 0))
-                    self._socket = socket
-                await self._speak()
+                if not said.get("ended"):
+                    async with self._speaking:  # nobody is in the middle of a message on the connection before
+                        self._said.rewind(int(said.get("heard") or 0))
+                        self._socket = socket
+                    await self._speak()
                 if self._reconnect:
                     self._reconnect.on_back(self._run)
+            case "refused" if said.get("code") == "ahead" and int(said.get("last", self._lines)) < self._lines:
+                self._lines, self._is_ahead = int(said["last"]), True
             case "ended":
                 self._run = ""
 

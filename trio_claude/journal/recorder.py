@@ -1,7 +1,8 @@
 """The way of a run's history to the store: numbered, never waiting, given up where it can't be kept.
 
-A thread of its own writes what has come in the meantime as one transaction (group commit), so a burst of runs costs one
-sync. What waits for it is bounded; where that is full a run's history ends there, and whoever asks is told.
+A thread of its own writes what has come in a moment as one transaction (group commit), so a burst of runs costs one
+sync, and what one run says in that moment one row. What waits for it is bounded; where that is full a run's history
+ends there, and whoever asks is told.
 """
 
 from __future__ import annotations
@@ -29,10 +30,20 @@ FACTS_BYTES: Final = 8 * 1024 * 1024
 """Bytes beyond that for how runs begin and end, which nobody gives up lightly."""
 FACT_BYTES: Final = 1024
 """What a begin or an end is reckoned as, beside its prompt."""
+GATHER: Final = 0.01
+"""Seconds for which what has come waits for more, to be written with it; not where somebody waits for it."""
+GATHER_BYTES: Final = 4 * 1024 * 1024
+"""Bytes that wait for no more."""
+TRANSACTION_BYTES: Final = 8 * 1024 * 1024
+"""Bytes behind which a transaction takes no more."""
+PART_BYTES: Final = 512 * 1024
+"""Bytes up to which lines that follow on each other become one part, if they wait together."""
 RETRY: Final = 1.0
 """Seconds until a write that failed is tried again."""
 TIDY: Final = 60.0
 """Seconds between two looks for what is not to be kept any more."""
+REST: Final = 1.0
+"""Seconds without anything to write after which what was written is put in order: what takes syncs waits until then."""
 PATIENCE: Final = 5.0
 """Seconds for which the end of the journal waits for what is still to be written."""
 TAIL: Final = 4 * 1024 * 1024
@@ -43,13 +54,37 @@ SOON: Final = 1.0
 T = TypeVar("T")
 
 
-@attrs.frozen
+@attrs.define
 class _Write:
-    """Something that waits to be written: how large it is, what does it, and who hears that it is durable."""
+    """Something that waits to be written: how large it is, what does it, and who hears that it is durable.
+
+    Once it is `taken` by the thread it does not change any more.
+    """
 
     size: int
     do: Callable[[Store], object]
-    tell: Callable[[], None] | None
+    tell: Callable[[], None] | None = None
+    taken: bool = False
+
+
+@attrs.define
+class _Lines:
+    """Lines of a run that wait to be one part of its history, and those that follow on them while they wait."""
+
+    run: str
+    number: int
+    first: int
+    count: int = 0
+    texts: list[bytes] = attrs.Factory(list)
+
+    def add(self, count: int, text: bytes) -> None:
+        """Take what follows."""
+        self.count += count
+        self.texts.append(text)
+
+    def write(self, store: Store) -> None:
+        """Write them."""
+        store.add(self.run, self.number, Part(PartKind.LINES, self.first, self.count, b"\n".join(self.texts)))
 
 
 class Recorder:
@@ -64,36 +99,61 @@ class Recorder:
         self._content = content
         self._numbers = 0
         self._lines = 0
+        self._latest: tuple[_Write, _Lines] | None = None
 
     def lines(self, lines: list[bytes]) -> None:
         """Take lines of the CLI, which get the next numbers."""
         first = self._lines + 1
         self._lines += len(lines)
-        self._add(PartKind.LINES, first, lines)
+        text = b"\n".join(lines)
+        if not lines or not self._fits(len(text)) or self._enlarge(len(lines), text):
+            return
+        waiting = _Lines(self._run, self._number(), first)
+        waiting.add(len(lines), text)
+        write = _Write(len(text), waiting.write)
+        self._latest = write, waiting
+        self.stored = self._journal.take(write)
+
+    def _enlarge(self, count: int, text: bytes) -> bool:
+        """Put lines to those that wait still, if they do; return whether they did."""
+        if self._latest is None:
+            return False
+        write, waiting = self._latest
+        return self._journal.enlarge(write, len(text), lambda: waiting.add(count, text))
 
     def stderr(self, lines: list[str]) -> None:
         """Take lines of stderr, behind the CLI's lines so far."""
-        self._add(PartKind.STDERR, self._lines, [line.encode("utf-8", "replace") for line in lines])
+        self._add(PartKind.STDERR, [line.encode("utf-8", "replace") for line in lines])
 
     def said(self, line: bytes) -> None:
         """Take what the client said, behind the CLI's lines so far."""
-        self._add(PartKind.SAID, self._lines, [line.rstrip(b"\n")])
+        self._add(PartKind.SAID, [line.rstrip(b"\n")])
 
     def end(self, end: End) -> None:
         """Take how the run ended."""
         whole = self.stored and self._content
         self._journal.put(FACT_BYTES, lambda store: store.end(attrs.evolve(end, whole=whole)), room=FACTS_BYTES)
 
-    def _add(self, kind: PartKind, first: int, lines: list[bytes]) -> None:
-        if not self.stored or not self._content or not lines:
+    def _add(self, kind: PartKind, lines: list[bytes]) -> None:
+        """Take lines that come behind the CLI's so far, which are a part of their own then."""
+        text = b"\n".join(lines)
+        if not lines or not self._fits(len(text)):
             return
-        part = Part(kind, first, len(lines), b"\n".join(lines))
-        self._left -= len(part.data)
-        number = self._numbers = self._numbers + 1
-        run = self._run
-        fits = self._left >= 0
-        if not fits or not self._journal.put(len(part.data), lambda store: store.add(run, number, part)):
-            self.stored = False
+        self._latest = None
+        run, number, part = self._run, self._number(), Part(kind, self._lines, len(lines), text)
+        self.stored = self._journal.put(len(text), lambda store: store.add(run, number, part))
+
+    def _fits(self, size: int) -> bool:
+        """Return whether so much more of the run is kept; from where it is not on, nothing is."""
+        if not self.stored or not self._content:
+            return False
+        self._left -= size
+        self.stored = self._left >= 0
+        return self.stored
+
+    def _number(self) -> int:
+        self._numbers += 1
+        return self._numbers
 
 
 class Journal:
@@ -114,6 +174,7 @@ class Journal:
         self._stir = threading.Condition()
         self._closing = False
         self._idle = True
+        self._hurry = False
         self._thread = threading.Thread(target=self._write, name="journal", daemon=True)
         self._thread.start()
 
@@ -129,14 +190,35 @@ class Journal:
         self, size: int, write: Callable[[Store], object], *, room: int = 0, tell: Callable[[], None] | None = None
     ) -> bool:
         """Have something written, and `tell` when it is durable; return whether there is room, with `room` beyond."""
+        return self.take(_Write(size, write, tell), room)
+
+    def take(self, write: _Write, room: int = 0) -> bool:
+        """Have something written; return whether there is room, with `room` beyond."""
         with self._stir:
-            if self._bytes + size > QUEUE_BYTES + room:
+            if self._bytes + write.size > QUEUE_BYTES + room:
                 return False
-            self._waiting.append(_Write(size, write, tell))
-            self._bytes += size
-            if self._idle:
-                self._stir.notify()
+            self._waiting.append(write)
+            self._count(write.size, hurry=write.tell is not None)
         return True
+
+    def enlarge(self, write: _Write, size: int, add: Callable[[], None]) -> bool:
+        """Have something that waits `add` so much; return whether it still could, and there is room."""
+        with self._stir:
+            if write.taken or write.size + size > PART_BYTES or self._bytes + size > QUEUE_BYTES:
+                return False
+            add()
+            write.size += size
+            self._count(size)
+        return True
+
+    def _count(self, size: int, *, hurry: bool = False) -> None:
+        """Count what has come, and wake the thread where it must know."""
+        self._bytes += size
+        hurry = not self._hurry and (hurry or self._bytes > GATHER_BYTES)
+        self._hurry = self._hurry or hurry
+        if self._idle or hurry:
+            self._idle = False
+            self._stir.notify()
 
     @property
     def waiting(self) -> int:
@@ -216,8 +298,9 @@ class Journal:
 
     def _write(self) -> None:
         tidied = time.monotonic()
+        untidy = False
         while True:
-            writes = self._take()
+            writes = self._take(REST if untidy else TIDY)
             if writes and not self._commit(writes):
                 if self._closing:
                     return
@@ -226,18 +309,35 @@ class Journal:
                 continue
             if not writes and self._closing:
                 return
+            if untidy and not writes:
+                self._settle_down()
+            untidy = bool(writes)
             if time.monotonic() > tidied + TIDY:
                 tidied = time.monotonic()
                 self._tidy()
 
-    def _take(self) -> list[_Write]:
-        """Wait for something to write; return all that is there, and leave it there until it is written."""
+    def _take(self, patience: float) -> list[_Write]:
+        """Wait for something to write, for so long; return the first of what is there, which stays until written."""
         with self._stir:
-            self._idle = True
-            if not self._waiting and not self._closing:
-                self._stir.wait(TIDY)
+            self._idle = not self._waiting
+            if self._idle and not self._closing:
+                self._stir.wait(patience)
             self._idle = False
-            return list(self._waiting)
+            if self._waiting and not self._closing:
+                self._stir.wait_for(lambda: self._hurry or self._closing, GATHER)
+            return self._first()
+
+    def _first(self) -> list[_Write]:
+        """Return what one transaction is to hold."""
+        writes, size = list[_Write](), 0
+        for write in self._waiting:
+            if size > TRANSACTION_BYTES:
+                return writes
+            write.taken = True
+            writes.append(write)
+            size += write.size
+        self._hurry = False
+        return writes
 
     def _commit(self, writes: list[_Write]) -> bool:
         """Write all in one transaction; return whether that went well, or is never going to.
@@ -264,6 +364,12 @@ class Journal:
             if write.tell:
                 write.tell()
         return True
+
+    def _settle_down(self) -> None:
+        try:
+            self._store.checkpoint()
+        except sqlite3.Error as error:
+            self.fault = f"the journal can't be written: {error}"
 
     def _tidy(self) -> None:
         try:

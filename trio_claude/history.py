@@ -12,6 +12,7 @@ from collections.abc import Awaitable, Callable, Collection, Mapping
 from typing import Final
 
 import attrs
+import trio
 
 from .errors import HttpRefusal
 from .identity import Identity
@@ -98,7 +99,11 @@ class History:
         if await self._journal().get(_whose(request), run) is None:
             raise _unknown()
         parts = await self._journal().parts(run, after, asked.get("part", 0))
-        body = b"".join(part.told(after) for part in parts)
+        told = []
+        for part in parts:
+            told.append(part.told(after))
+            await trio.lowlevel.checkpoint()  # others have their turn between two parts
+        body = b"".join(told)
         more = (("X-Next-Part", str(parts[-1].number)),) if parts else ()
         return Response(200, body, "application/x-ndjson", (("Cache-Control", "no-store"), *more))
 

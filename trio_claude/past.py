@@ -5,6 +5,11 @@ Each line once, in order; what the journal has not is said (`gap`), never skippe
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from typing import Final
+
+import trio
+
 from . import messages
 from .errors import Reason
 from .events import Outcome, Receipt
@@ -12,20 +17,43 @@ from .journal import Journal, Part, PartKind, RunRow
 from .messages import Closing
 from .peer import Peer
 
+PIECE_BYTES: Final = 256 * 1024
+"""Bytes that are told at a time: between two pieces others have their turn."""
+
 
 async def retell(journal: Journal, run: RunRow, peer: Peer, after: int) -> Closing:
     """Give a peer all behind line `after`; return how to close. Raises `PeerGone`."""
     beyond = 0
     while parts := await journal.parts(run.id, after, beyond):
         beyond = parts[-1].number
-        said: list[bytes] = []
-        for part in parts:
-            said += frames(part, after, run.stored + 1)
-            after = max(after, part.last)
-        await peer.send(said)
+        after = await tell(peer, parts, after, run.stored + 1)
     if after < run.lines:
         peer.post(render_gap(after + 1, run.lines))
     return closing(outcome(run))
+
+
+async def tell(peer: Peer, parts: list[Part], after: int, upto: int) -> int:
+    """Give a peer what is behind line `after` in stored parts, and lines up to `upto`; return the last of them.
+
+    Raises `PeerGone`.
+    """
+    for said, last in _pieces(parts, after, upto):
+        await trio.lowlevel.checkpoint()
+        await peer.send(said)
+        after = last
+    return after
+
+
+def _pieces(parts: list[Part], after: int, upto: int) -> Iterator[tuple[list[bytes], int]]:
+    """Return frames in pieces of some `PIECE_BYTES`, with each the number of the last line up to there."""
+    said, size = list[bytes](), 0
+    for part in parts:
+        said += frames(part, after, upto)
+        after, size = max(after, min(part.last, upto)), size + len(part.data)
+        if size >= PIECE_BYTES:
+            yield said, after
+            said, size = [], 0
+    yield said, after
 
 
 def outcome(run: RunRow) -> Outcome:

@@ -260,12 +260,7 @@ class Stage:
                 peer.post(past.render_gap(after + 1, to))
                 return to
             beyond = parts[-1].number
-            frames: list[bytes] = []
-            upto = self._replay.first - 1
-            for part in parts:
-                frames += past.frames(part, after, upto)
-                after = max(after, min(part.last, upto))
-            await peer.send(frames)
+            after = await past.tell(peer, parts, after, self._replay.first - 1)
         return after
 
     async def _stored(self, after: int, beyond: int) -> list[Part]:

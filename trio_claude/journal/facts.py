@@ -8,6 +8,7 @@ from typing import Any
 
 import attrs
 
+_quoted = json.JSONEncoder(ensure_ascii=False).encode
 LIVE = "live"
 ENDED = "ended"
 UNLISTED = ("prompt", "options")
@@ -66,7 +67,7 @@ class Part:
 
     def told(self, after: int = 0) -> bytes:
         """Return what is behind line `after` as lines of JSON: `{n,line}`, `{after,stderr}`, `{after,in}`."""
-        lines = [json.dumps(line.decode("utf-8", "replace"), ensure_ascii=False) for line in self.lines]
+        lines = [_quoted(line) for line in self.data.decode("utf-8", "replace").split("\n")]
         if self.kind is PartKind.LINES:
             numbered = enumerate(lines, self.first)
             texts = [f'{{"n":{number},"line":{line}}}\n' for number, line in numbered if number > after]

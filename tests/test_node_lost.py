@@ -28,7 +28,7 @@ from trio_claude.client.links import OUTBOX_LIMIT
 from trio_claude.journal import Part, PartKind
 from trio_claude.journal.store import Reader
 
-LATE = 1.0
+LATE = 0.5
 """Seconds before a kill up to which all that a client has heard is kept."""
 GONE = 5.0
 """Seconds after a kill in which the last process of its runs is gone."""

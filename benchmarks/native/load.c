@@ -1,6 +1,7 @@
 /* Many WebSocket clients in one process: sends a prompt on each, reads its lines, counts what is lost or out of order.
  *
- * Words are NAME=VALUE: port, path, total (connections), at_once, ramp (new ones a second; 0: at once), prompt,
+ * Words are NAME=VALUE: port, path, total (connections), at_once, ramp (new ones a second; 0: at once), prompt, say (a
+ * whole message in place of a prompt's),
  * info (1: wait for the info frame), lines (expected on each), skip (lines of each whose latency does not count),
  * pause (seconds for which a connection reads nothing, behind its first line), hold (1: the children stay, and the
  * clients leave when a line comes on stdin; `look` is answered by {"event":"looked"} and ends the counting of
@@ -68,7 +69,8 @@ static void send_frame(struct connection *c, int opcode, const void *data, size_
 
 static void ask(struct connection *c) {
     char text[9000];
-    int size = snprintf(text, sizeof text, "{\"prompt\":\"%s\",\"meta\":\"BENCH\"}", want.prompt);
+    const char *form = want.say ? "%s" : "{\"prompt\":\"%s\",\"meta\":\"BENCH\"}";
+    int size = snprintf(text, sizeof text, form, want.say ? want.say : want.prompt);
     c->state = STREAMING;
     c->asked = now();
     send_frame(c, 1, text, size);

@@ -7,7 +7,7 @@ static struct {
     long total, at_once;
     unsigned long lines, skip;
     double ramp, pause, limit;
-    const char *path, *prompt;
+    const char *path, *prompt, *say;
 } want = {.total = 1, .at_once = 1, .info = 1, .lines = 1, .limit = 60, .path = "/ws/claude", .prompt = "1 0 200"};
 
 static void take_word(char *word) {
@@ -26,4 +26,5 @@ static void take_word(char *word) {
     if (!strcmp(word, "skip")) want.skip = atol(value);
     if (!strcmp(word, "path")) want.path = value;
     if (!strcmp(word, "prompt")) want.prompt = value;
+    if (!strcmp(word, "say")) want.say = value;
 }

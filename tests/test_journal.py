@@ -137,6 +137,38 @@ def kept(store: Store) -> list[str]:
         return sorted(run.id for run in reader.find(Query(identity=None, limit=100)).runs)
 
 
+async def test_lines_that_wait_together_are_one_part_and_nothing_is_between(tmp_path: Path) -> None:
+    async with opened(tmp_path / "j.db") as journal:
+        run = journal.begin(begun("a"))
+        for number in range(9):
+            run.lines([b"%d" % number] * 2)
+            if number == 4:
+                run.stderr(["oh"])
+        assert await journal.settle()
+        parts = await journal.parts("a")
+        assert [(part.first, part.count) for part in parts] == [(1, 10), (10, 1), (11, 8)]
+        assert b"".join(line for part in parts if part.kind is PartKind.LINES for line in part.lines) == b"".join(
+            b"%d" % number * 2 for number in range(9)
+        )
+
+
+@pytest.mark.parametrize("pause", [0.05, 0.4])
+async def test_what_was_written_is_synced_at_rest_and_in_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pause: float
+) -> None:
+    synced: list[float] = []
+    monkeypatch.setattr(Store, "checkpoint", lambda _: synced.append(time.monotonic()))
+    monkeypatch.setattr(recorder, "REST", 0.2)
+    monkeypatch.setattr(recorder, "UNSYNCED", 0.6)
+    async with opened(tmp_path / "j.db") as journal:
+        run = journal.begin(begun("a"))
+        began = time.monotonic()
+        while time.monotonic() < began + 1:
+            run.lines([b"x"])
+            await trio.sleep(pause)
+    assert len(synced) in ((1, 2) if pause < recorder.REST else (2, 3, 4))
+
+
 async def test_a_run_that_says_too_much_is_kept_up_to_there(tmp_path: Path) -> None:
     async with opened(tmp_path / "j.db", limit=100) as journal:
         run = journal.begin(begun("a"))

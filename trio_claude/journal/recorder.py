@@ -8,6 +8,7 @@ ends there, and whoever asks is told.
 from __future__ import annotations
 
 import contextlib
+import math
 import sqlite3
 import threading
 import time
@@ -44,6 +45,8 @@ TIDY: Final = 60.0
 """Seconds between two looks for what is not to be kept any more."""
 REST: Final = 1.0
 """Seconds without anything to write after which what was written is put in order: what takes syncs waits until then."""
+UNSYNCED: Final = 10.0
+"""Seconds after which it waits no longer: what a power cut may cost."""
 PATIENCE: Final = 5.0
 """Seconds for which the end of the journal waits for what is still to be written."""
 TAIL: Final = 4 * 1024 * 1024
@@ -298,9 +301,9 @@ class Journal:
 
     def _write(self) -> None:
         tidied = time.monotonic()
-        untidy = False
+        unsynced = math.inf
         while True:
-            writes = self._take(REST if untidy else TIDY)
+            writes = self._take(TIDY if unsynced == math.inf else REST)
             if writes and not self._commit(writes):
                 if self._closing:
                     return
@@ -309,9 +312,10 @@ class Journal:
                 continue
             if not writes and self._closing:
                 return
-            if untidy and not writes:
+            unsynced = min(unsynced, time.monotonic()) if writes else unsynced
+            if unsynced != math.inf and (not writes or time.monotonic() > unsynced + UNSYNCED):
                 self._settle_down()
-            untidy = bool(writes)
+                unsynced = math.inf
             if time.monotonic() > tidied + TIDY:
                 tidied = time.monotonic()
                 self._tidy()

@@ -3,7 +3,7 @@
 Each server holds a lock beside the file for as long as it lives, by which the others know whose runs are lost.
 
 Durable is what was committed: it outlives the server's death, SIGKILL too (write-ahead log, `synchronous=NORMAL`). A
-power cut may cost what was committed since the last checkpoint, and damages nothing.
+power cut may cost what was committed since the last `checkpoint`, and damages nothing.
 """
 
 from __future__ import annotations

@@ -44,7 +44,7 @@ TABLE: dict[str, set[str]] = {
         "workplace", "pool",
     },
     "session_run": {
-        "errors", "events", "config", "messages", "stream_json", "session", "turns", "containment", "workplace", "run",
+        "errors", "events", "config", "messages", "stream_json", "session", "turns", "containment", "journal", "workplace", "run",
     },
     "runs": {
         "errors", "events", "config", "messages", "stream_json", "admission", "session", "turns", "containment", "journal", "workplace", "pool",

@@ -4,17 +4,31 @@ from __future__ import annotations
 
 import random
 from collections import Counter
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
+import anyio
 import pytest
 import trio
 from cutter import Cutter, open_cutter
 from harness import Backend, directive, until
-from libraries import BOTH_LIBRARIES, Library
+from libraries import BOTH_LIBRARIES, Library, under_trio
 from talk import open_talk
 
-from trio_claude.client import Allow, Approval, Delta, Reconnect, Refused, Result, Session, User, open_session
+from trio_claude.client import (
+    Allow,
+    Approval,
+    Delta,
+    Reconnect,
+    Refused,
+    Result,
+    Session,
+    User,
+    links,
+    open_session,
+    sockets,
+)
 from trio_claude.client.links import OUTBOX_LIMIT, Said
 from trio_claude.journal import PartKind
 from trio_claude.server import Server
@@ -204,6 +218,7 @@ def test_what_may_be_said_again_is_bounded() -> None:
         said.add(str(number) * (OUTBOX_LIMIT // 4))
         assert said.next[0] == str(number)
         said.advance()
+        said.forget()
     assert len(said._texts) == 4
     said.rewind(8)
     assert said.next[0] == "8"
@@ -214,4 +229,190 @@ def test_what_may_be_said_again_is_bounded() -> None:
     nothing = Said(0)
     nothing.add("hello")
     nothing.advance()
+    nothing.forget()
     assert not nothing._texts
+
+
+def test_a_message_that_was_not_begun_can_be_taken_back() -> None:
+    said = Said(OUTBOX_LIMIT)
+    first, second, third = "one", "two", "three"
+    for text in (first, second, third):
+        said.add(text)
+    said.advance()
+    said.take_back(first)
+    said.take_back(second)
+    assert said.next == third
+    said.rewind(0)
+    assert said.next == first
+    with pytest.raises(ConnectionError, match="heard more"):
+        said.rewind(7)
+
+
+# -- what a network can do ----------------------------------------------------------------------------------------------
+
+
+@BOTH_LIBRARIES
+async def test_a_break_that_is_seen_by_who_says_something_first(fake: Backend, library: Library) -> None:
+    """While more comes than is read: the library below does not tell its reader then."""
+
+    async def program(url: str, cut: Callable[[], None]) -> Any:
+        async with open_session(meta="T", url=url, partial=True, reconnect=Reconnect()) as session:
+            turn = session.ask(directive("lines", n=3000, size=2000))
+            lines = [await anext(turn)]
+            cut()
+            for _ in range(3):
+                await session.control("set_model", model="claude-haiku-5-5")
+            lines += [line async for line in turn]
+            return lines
+
+    async with fake.serve(journal="memory") as server, open_cutter(server.port) as cutter:
+        token = trio.lowlevel.current_trio_token()
+        cut = cutter.cut if library is under_trio else partial(trio.from_thread.run_sync, cutter.cut, trio_token=token)
+        with trio.fail_after(30):
+            lines = await library(partial(program, cutter.url, cut))
+    assert isinstance(lines[-1], Result)
+    assert [line.said["n"] for line in lines if "n" in line.said] == list(range(1, 3001))
+
+
+async def test_a_network_that_is_silent_is_left(fake: Backend, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(links, "SILENCE", 0.2)
+    lost: list[str] = []
+    async with fake.serve() as server, open_cutter(server.port) as cutter:
+        async with open_session(meta="T", url=cutter.url, reconnect=Reconnect(on_lost=lost.append)) as session:
+            await trio.sleep(0.7)
+            assert not lost, "a server that answers pings is there"
+            cutter.silent = True
+            await until(lambda: bool(lost))
+            cutter.silent = False
+            assert isinstance([line async for line in session.ask("hello")][-1], Result)
+    assert "silent" in lost[0]
+
+
+async def test_a_listener_that_never_answers_does_not_outlast_the_grace(
+    fake: Backend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sockets, "CONNECT_TIMEOUT", 0.3)
+    async with fake.serve() as server, open_cutter(server.port) as cutter:
+        async with open_session(meta="T", url=cutter.url, reconnect=Reconnect(grace=0.5)) as session:
+            cutter.silent = True
+            cutter.cut()
+            with trio.fail_after(5):
+                assert [line async for line in session] == []
+
+
+async def test_an_end_that_is_heard_behind_a_second_break(fake: Backend) -> None:
+    async with fake.serve(journal="memory") as server, open_cutter(server.port) as cutter:
+        async with open_session(meta="T", url=cutter.url, reconnect=Reconnect()) as session:
+            for _ in range(12):
+                assert isinstance([line async for line in session.ask("hello")][-1], Result)
+            cutter.cut()
+            assert isinstance([line async for line in session.ask("hello")][-1], Result)
+            cutter.open = False
+            cutter.cut()
+            async with open_talk(server) as other:
+                await other.say({"type": "gateway", "op": "attach", "run": session.started["run"], "as": "owner"})
+                await other.event("attached")
+                await other.stop("end")
+                await until(lambda: bool(fake.ended))
+            cutter.open = True
+            ended = await session._wait_end()
+    assert (ended.reason, ended.receipt["survivors"]) == ("exit", 0)
+
+
+async def test_what_others_said_meanwhile_is_not_taken_for_ones_own(fake: Backend) -> None:
+    async with fake.serve(journal="memory") as server, open_cutter(server.port) as cutter:
+        async with open_session(meta="T", url=cutter.url, reconnect=Reconnect()) as session:
+            cutter.open = False
+            cutter.cut()
+            async with open_talk(server) as other:
+                await other.say({"type": "gateway", "op": "attach", "run": session.started["run"], "as": "owner"})
+                await other.event("attached")
+                await other.user("its own")
+                await other.result()
+                await other.say({"type": "gateway", "op": "detach"})
+                await until(lambda: other.code is not None)
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(session.say, {"type": "user", "message": {"role": "user", "content": "MINE"}})
+                await trio.sleep(0.05)
+                cutter.open = True
+            results = 0
+            async for line in session:
+                results += isinstance(line, Result)
+                if results == 2:
+                    break
+            assert any(b"MINE" in line for line in await said(server, session.started["run"]))
+
+
+async def test_a_gap_is_counted(fake: Backend) -> None:
+    """Lines that nobody has are not asked for again, and none comes twice."""
+    gaps: list[tuple[int, int]] = []
+
+    def hear(event: dict[str, Any]) -> None:
+        if event["event"] == "gap":
+            gaps.append((event["from"], event["to"]))
+
+    async with fake.serve(journal="none", replay_bytes=200_000) as server, open_cutter(server.port) as cutter:
+        reconnect = Reconnect()
+        async with open_session(meta="T", url=cutter.url, reconnect=reconnect, on_event=hear) as session:
+            cutter.open = False
+            cutter.cut()
+            async with open_talk(server) as other:
+                await other.say({"type": "gateway", "op": "attach", "run": session.started["run"], "as": "owner"})
+                await other.user(directive("lines", n=3000, size=500))
+                await other.result()
+                await other.say({"type": "gateway", "op": "detach"})
+                await until(lambda: other.code is not None)
+            cutter.open = True
+            await until(lambda: bool(gaps))
+            numbers: list[int] = []
+            async for line in session:
+                numbers += [line.said["n"]] if "n" in line.said else []
+                if isinstance(line, Result):
+                    break
+            cutter.cut()
+            assert isinstance([line async for line in session.ask("hello")][-1], Result)
+            link = session._link
+            assert link._lines == server.stages[session.started["run"]].number
+    assert len(gaps) == 1
+    assert numbers == list(range(numbers[0], 3001))
+
+
+async def test_who_leaves_while_coming_back_ends_the_run(fake: Backend) -> None:
+    async with fake.serve() as server, open_cutter(server.port) as cutter:
+        async with open_session(meta="T", url=cutter.url, reconnect=Reconnect()):
+            cutter.cut()
+            await trio.sleep(0.01)
+        with trio.fail_after(2):
+            await until(lambda: bool(fake.ended))
+
+
+@BOTH_LIBRARIES
+async def test_what_was_cancelled_is_not_said_later(fake: Backend, library: Library) -> None:
+    async def program(url: str) -> Any:
+        async with open_session(meta="T", url=url) as session:
+            with anyio.CancelScope() as scope:
+                scope.cancel()
+                await session.say({"type": "user", "message": {"role": "user", "content": "CANCELLED"}})
+            assert isinstance([line async for line in session.ask("hello")][-1], Result)
+            return session.started["run"]
+
+    async with fake.serve(journal="memory") as server:
+        run = await library(partial(program, server.url))
+        assert not any(b"CANCELLED" in line for line in await said(server, run))
+
+
+async def test_a_server_that_fails_behind_attached_is_not_asked_for_ever(fake: Backend) -> None:
+    async with fake.serve() as server, open_cutter(server.port) as cutter:
+        async with open_session(meta="T", url=cutter.url, reconnect=Reconnect(grace=0.6)) as session:
+            async with trio.open_nursery() as nursery:
+
+                async def cut_all() -> None:
+                    while True:
+                        await trio.sleep(0.02)
+                        cutter.cut()
+
+                nursery.start_soon(cut_all)
+                with trio.fail_after(5):
+                    assert [line async for line in session] == []
+                nursery.cancel_scope.cancel()
+        assert cutter.made < 20

@@ -21,6 +21,7 @@ from .errors import (
     ClientError,
     CloseCode,
     Draining,
+    JournalFault,
     NoMessage,
     NotAllowed,
     NotOpen,
@@ -42,6 +43,8 @@ PROTOCOL = 1
 """The version of the contract of `/ws/session`."""
 ID_LIMIT = 128
 """Characters of a request's id that a refusal repeats."""
+CREDENTIAL_PERIOD = 2.0
+"""Seconds between two looks whether a viewer's credential is still good."""
 EARLY_LIMIT = 8
 """Messages that a client may send while its first is not dealt with yet."""
 
@@ -85,7 +88,8 @@ class Conversation:
         self._nursery: trio.Nursery | None = None
         self._begun = False
         self._has_turned = False
-        self._recalled: Unfinished | None = None
+        self._client = ""
+        self._is_deaf = False
 
     async def serve(self) -> Closing | None:
         """Serve the client; return how to close."""
@@ -126,10 +130,12 @@ class Conversation:
 
     async def _serve_run(self, start: Start) -> Closing | None:
         """Wait for a slot, run the CLI, and return what its client is told."""
+        self._guest.check_may_run()
         runs, member = self._house.runs, self._guest.member
         runs.ask(member)
-        await self._recall(start)
+        recalled = await self._recall(start)
         self._run = run = runs.session(start, member)
+        run.recalled, self._client = recalled, start.client
         kept = self._house.config.replay_bytes
         stage = Stage(run, self._peer, self._make_way, start.grace, kept, runs.journal)
         for message in self._early:
@@ -145,17 +151,21 @@ class Conversation:
                 outcome = await self._perform(run, stage)
         return None if self._left else past.closing(outcome)
 
-    async def _recall(self, start: Start) -> None:
+    async def _recall(self, start: Start) -> Unfinished | None:
         """Tell the client at which turn the session was cut off that it resumes."""
         journal = self._house.runs.journal
         if start.options.resume is None or journal is None:
-            return
-        found = await journal.unfinished(self._guest.name, start.options.resume)
+            return None
+        try:
+            found = await journal.unfinished(self._guest.name, start.options.resume)
+        except JournalFault:
+            return None
         if self._left:
             raise PeerGone("left before its run began")
         if found:
             self._peer.post(messages.render_event("unfinished", **attrs.asdict(found)))
-            self._recalled = found if start.recall else None
+            return found if start.recall else None
+        return None
 
     async def _perform(self, run: SessionRun, stage: Stage) -> Outcome:
         """Run the CLI to its end, with or without its client, and tell whoever else listens."""
@@ -180,26 +190,43 @@ class Conversation:
         if attach.after > stage.number:
             return self._refuse_ahead(stage.number)
         self._stage, self._run, self._begun = stage, stage.run, True
-        self._owns, self._has_turned = self._may_own(stage, attach), True
+        self._owns, self._has_turned, self._client = self._may_own(stage, attach), True, attach.client
         self._peer.allow(self._house.config.max_session_message)
         self._peer.post(self._attached(stage, attach.after))
         for message in self._early:
             self._take(message, stage.run)
-        with self._waiting:
-            if self._owns:
-                await stage.own(self._peer, self._make_way, attach.after)
-            else:
-                await stage.view(self._peer, attach.after)
-            await stage.over.wait()
+        if not self._left:
+            await self._listen(stage, attach)
         if self._parting:
             return Closing(None, CloseCode.NORMAL, self._parting)
         return None if self._left else stage.closing
 
+    async def _listen(self, stage: Stage, attach: Attach) -> None:
+        """Have all that the run says until it is over or this client leaves. Raises `NotKnown` to a viewer."""
+        with self._waiting:
+            if self._owns:
+                await stage.own(self._peer, self._make_way, attach.after)
+                await stage.over.wait()
+                return
+            async with open_services() as services:
+                services.start_soon(self._watch_credential)
+                await stage.view(self._peer, attach.after)
+                await stage.over.wait()
+
+    async def _watch_credential(self) -> None:
+        """Look now and again whether a viewer may still watch: no turn of its own is where that would show."""
+        while True:
+            await trio.sleep(CREDENTIAL_PERIOD)
+            self._guest.check()
+
     async def _serve_ended(self, attach: Attach) -> Closing | None:
         """Tell again what a run said that has ended; return how to close."""
         journal = self._house.runs.journal
-        if journal is None or not await journal.settle():
+        self._is_deaf = True
+        if journal is None:
             raise _unknown(attach)
+        if not await journal.settle():
+            raise JournalFault("the journal is not at hand just now", 1.0)
         run = await journal.get(None if self._guest.identity.sees_all else self._guest.name, attach.run)
         if run is None or run.ended is None:
             raise _unknown(attach)
@@ -224,13 +251,13 @@ class Conversation:
         asked = [one for one in stage.run.session.asked.values() if one.number <= after]
         pending = [{"n": one.number, "line": one.line.decode("utf-8", "replace")} for one in asked]
         role = "owner" if self._owns else "viewer"
-        more = {"from": after + 1, "ended": False, "pending": pending, "heard": stage.run.heard}
+        more = {"from": after + 1, "ended": False, "pending": pending, "heard": stage.run.heard.get(self._client, 0)}
         return messages.render_event("attached", run=stage.run.id, role=role, **more)
 
     # what the client does, told by the reader; nothing here waits
 
     def _hear(self, message: str | bytes) -> None:
-        if self._left:
+        if self._left or self._is_deaf:
             return
         if self._run:
             self._take(message, self._run)
@@ -245,7 +272,8 @@ class Conversation:
     def _take(self, message: str | bytes, run: SessionRun) -> None:
         """Do what a client says, or refuse it; the run goes on either way."""
         said: dict[str, object] = {}
-        run.heard += self._owns
+        if self._owns:
+            run.count(self._client)
         try:
             said = messages.parse_object(message)
             op = session.parse_op(said) if said.get("type") == "gateway" else None
@@ -256,26 +284,27 @@ class Conversation:
             elif op is not None:
                 self._stop(op.mode, run)
             else:
-                told = self._recalled
-                more = session.recalling(said, told.prompt, told.text) if told else said
-                line = session.rebuild(more, run.session.asked, self._house.config.controls)
-                self._say(line, run)
-                if line.kind is Kind.USER:
-                    self._recalled = None
+                line = session.rebuild(said, run.session.asked, self._house.config.controls)
+                self._say(line, said, run)
         except ClientError as error:
             self._peer.post(messages.render_refused(error.code, str(error), **_named(said)))
         except Busy as error:
             more = {"retry_after": error.retry_after, **_named(said)}
             self._peer.post(messages.render_refused(error.code, str(error), **more))
 
-    def _say(self, line: ClientLine, run: SessionRun) -> None:
+    def _say(self, line: ClientLine, said: dict[str, object], run: SessionRun) -> None:
         """Hand a line to the run; a turn takes a credential that is still good, and something left of the limits."""
         if line.kind is Kind.USER:
             self._guest.check_may_run()
             if self._has_turned:  # the first turn is the start's
                 self._house.runs.ask(self._guest.member)
             self._has_turned = True
-        run.say(line)
+        lost, told = run.recalled, None
+        if lost and line.kind is Kind.USER:
+            more = session.recalling(said, lost.prompt, lost.text)
+            told = session.rebuild(more, run.session.asked, self._house.config.controls)
+        run.say(line, told)
+        run.recalled = None if told else lost
 
     def _stop(self, mode: str, run: SessionRun) -> None:
         self._peer.post(messages.render_event("stopping", mode=mode))

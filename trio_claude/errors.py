@@ -124,6 +124,12 @@ class Busy(TrioClaudeError):
         self.retry_after = retry_after
 
 
+class JournalFault(Busy):
+    """The journal can't be read or written just now."""
+
+    code = "journal"
+
+
 class QueueFull(Busy):
     """Too many wait already."""
 

@@ -7,6 +7,7 @@ Rule 2: an answer is bounded; what is longer comes in pages.
 from __future__ import annotations
 
 import functools
+import math
 import re
 from collections.abc import Awaitable, Callable, Collection, Mapping
 from typing import Final
@@ -14,7 +15,7 @@ from typing import Final
 import attrs
 import trio
 
-from .errors import HttpRefusal
+from .errors import HttpRefusal, JournalFault
 from .identity import Identity
 from .journal import Journal, Query
 from .queries import Choice, Number, Parameters, Text, read_query
@@ -67,7 +68,11 @@ class History:
         assert found
         route, run = found
         check_method(request, self.routes[route])
-        return await self.routes[route]["GET" if request.method == "HEAD" else request.method](request, run)
+        try:
+            return await self.routes[route]["GET" if request.method == "HEAD" else request.method](request, run)
+        except JournalFault as error:
+            retry = (("Retry-After", str(math.ceil(error.retry_after))),)
+            raise HttpRefusal(503, "journal", str(error), retry) from error
 
     def _find(self, path: str) -> tuple[str, str] | None:
         """Return the route of a path and the run that it names, None where it is none of these."""
@@ -99,11 +104,7 @@ class History:
         if await self._journal().get(_whose(request), run) is None:
             raise _unknown()
         parts = await self._journal().parts(run, after, asked.get("part", 0))
-        told = []
-        for part in parts:
-            told.append(part.told(after))
-            await trio.lowlevel.checkpoint()  # others have their turn between two parts
-        body = b"".join(told)
+        body = await trio.to_thread.run_sync(lambda: b"".join(part.told(after) for part in parts))
         more = (("X-Next-Part", str(parts[-1].number)),) if parts else ()
         return Response(200, body, "application/x-ndjson", (("Cache-Control", "no-store"), *more))
 

@@ -45,10 +45,11 @@ REFUSALS: Final = {
     426: "a WebSocket handshake of another version",
     429: "too many connections",
     431: "a head that is too large",
+    503: "a journal that is not at hand just now",
     501: "a transfer encoding that is not spoken here",
 }
 """Every status by which a request is refused that is at the right path with the right method."""
-REFUSAL_HEADERS: Final = {401: "WWW-Authenticate", 426: "Sec-WebSocket-Version", 429: "Retry-After"}
+REFUSAL_HEADERS: Final = {401: "WWW-Authenticate", 426: "Sec-WebSocket-Version", 429: "Retry-After", 503: "Retry-After"}
 MORE: Final = "lines of JSON, each as `Line` has it"
 RUN: Final[Json] = {"name": "id", "in": "path", "required": True, "schema": Text(RUN_ID).schema}
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import secrets
-from collections import deque
+from collections import OrderedDict, deque
 from contextlib import AbstractAsyncContextManager
 from typing import Protocol, cast
 
@@ -18,10 +18,14 @@ from . import stream_json
 from .config import Config
 from .containment import Contained, Job
 from .errors import Backlog, Ending, Reason
+from .journal import Unfinished
 from .messages import Options
 from .run import Account, Decision, Kit, Run, Sink
 from .session import OWN_REQUEST, ClientLine, Clock, Due, Happening, Kind, Patience, Session, Start, State, denial
 from .stream_json import Sign
+
+OWNERS = 64
+"""Owners of one run whose messages are counted apart."""
 
 
 class SessionSink(Sink, Protocol):
@@ -95,20 +99,28 @@ class SessionRun(Run):
         super().__init__(start, kit, math.inf, account)
         config = kit.workplace.config
         self.start = start
-        self.heard: int = 0
-        """Messages of owners behind the `start`, those too that were refused."""
+        self.heard: OrderedDict[str, int] = OrderedDict()
+        """Messages of each owner behind its first, those too that were refused; of the latest `OWNERS`."""
+        self.recalled: Unfinished | None = None
+        """A turn that was cut off, of which the model is to be told before the next message."""
         self.session: Session = Session(_patience(config, start.options), trio.current_time())
         self._outbox = Outbox(config.max_message)
         self._talking = trio.CancelScope()
         self._stir = trio.Event()
 
-    def say(self, line: ClientLine) -> None:
-        """Take a client's line for the CLI. Raises `Ending` and `Backlog`."""
+    def count(self, client: str) -> None:
+        """Count a message of an owner."""
+        self.heard[client] = self.heard.pop(client, 0) + 1
+        while len(self.heard) > OWNERS:
+            self.heard.popitem(last=False)
+
+    def say(self, line: ClientLine, told: ClientLine | None = None) -> None:
+        """Take a client's line for the CLI, which is `told` another in its place. Raises `Ending` and `Backlog`."""
         closing = self.session.closing and line.kind is not Kind.RESPONSE
         if closing or self._outbox.closed or self.session.state is State.ENDING:
             raise Ending("the run is ending")
         now, interrupt = trio.current_time(), line.subtype == "interrupt"
-        self._outbox.put(line.data, urgent=line.kind is Kind.RESPONSE or (interrupt and self.session.begun))
+        self._outbox.put((told or line).data, urgent=line.kind is Kind.RESPONSE or (interrupt and self.session.begun))
         if self._recorder:
             self._recorder.said(line.data)
         if line.kind is Kind.USER:

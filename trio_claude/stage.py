@@ -15,7 +15,7 @@ import attrs
 import trio
 
 from . import messages, past
-from .errors import PeerGone, Reason
+from .errors import JournalFault, PeerGone, Reason
 from .journal import Journal, Part
 from .messages import Closing
 from .peer import Peer
@@ -267,11 +267,13 @@ class Stage:
         """Return a page of what the journal has behind a line and a part, nothing where it never will have more."""
         if self._journal is None:
             return []
-        if parts := await self._journal.parts(self.run.id, after, beyond):
-            return parts
-        if not await self._journal.settle(BROKEN_DISK if self._journal.fault else SLOW_DISK):
+        try:
+            if parts := await self._journal.parts(self.run.id, after, beyond):
+                return parts
+            await self._journal.settle(BROKEN_DISK if self._journal.fault else SLOW_DISK)
+            return await self._journal.parts(self.run.id, after, beyond)
+        except JournalFault:
             return []
-        return await self._journal.parts(self.run.id, after, beyond)
 
     # what the run says: the SessionSink
 

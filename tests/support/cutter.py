@@ -12,12 +12,13 @@ import trio
 
 
 class Cutter:
-    """`url` leads to the server as long as `open`; `cut` resets all. `up` and `down` cut the next one after so many bytes."""
+    """`url` leads to the server as long as `open`, and is `silent` or not; `cut` resets all. `up` and `down` cut the next one after so many bytes."""
 
     def __init__(self, url: str, port: int) -> None:
         self.url = url
         self.open = True
         self.made = 0
+        self.silent = False
         self.up: int | None = None
         self.down: int | None = None
         self._port = port
@@ -49,6 +50,8 @@ class Cutter:
     async def _pump(self, source: trio.SocketStream, sink: trio.SocketStream, left: int | None) -> None:
         with contextlib.suppress(trio.BrokenResourceError, trio.ClosedResourceError, OSError):
             while data := await source.receive_some(65536):
+                while self.silent:
+                    await trio.sleep(0.02)
                 if left is not None and len(data) >= left:
                     await sink.send_all(data[:left])
                     self.cut()

@@ -11,6 +11,7 @@ import contextlib
 import json
 import math
 import random
+import secrets
 from collections import deque
 from collections.abc import Awaitable, Callable
 from typing import Any, Final, TypeAlias
@@ -27,6 +28,8 @@ OUTBOX_LIMIT: Final = 1024 * 1024
 """Bytes of what was said that are kept beside the last message, to be said again where it was not heard."""
 LOST: Final = (1001, BROKEN)
 """Close codes behind which the run may still be there: nobody said that it is over."""
+SILENCE: Final = 20.0
+"""Seconds without a word of the server after which it is asked for a sign of life; as long again without one: gone."""
 FIRST_WAIT: Final = 0.05
 LONGEST_WAIT: Final = 5.0
 """Seconds between two tries to come back; they double from the first to the longest, and vary by half."""
@@ -62,6 +65,7 @@ class Link:
         self._name = name
         self._key = key
         self._reconnect = reconnect
+        self._token = secrets.token_hex(16)
         self._socket: Socket | None = None
         self._run = ""
         self._lines = 0
@@ -71,6 +75,8 @@ class Link:
         self._is_over = False
         self._is_ahead = False
         self._until = math.inf
+        self._wait = FIRST_WAIT
+        self._back = math.inf
 
     async def run(self, start: Json, take: Take) -> None:
         """Connect, say `start`, and have each frame taken, to the end. Raises `ConnectFailed` where it never began."""
@@ -81,27 +87,34 @@ class Link:
         finally:
             self._is_over = True
 
-    @property
-    def is_waited_for(self) -> bool:
-        """Whether the run goes on without this connection, and can be told to end."""
-        return self._reconnect is not None and self._socket is not None
-
-    def leave(self) -> None:
-        """Close the connection; `run` returns."""
+    async def leave(self, last: str = "") -> None:
+        """Say a last word where the run would wait for this client, and close the connection; `run` returns."""
+        if self._reconnect and self._run and not self._is_over and last:
+            with contextlib.suppress(ConnectionError):
+                self._said.add(last)
+                await self._speak()
+                while self._said.next and not self._is_over:  # noqa: ASYNC110 - a second at most
+                    await anyio.sleep(FIRST_WAIT)
         self._is_over = True
         self._waiting.cancel()
 
     async def send(self, text: str) -> None:
-        """Say something. Raises `ConnectionError`."""
+        """Say something; cancelled before its turn has come it is not said. Raises `ConnectionError`."""
+        await anyio.lowlevel.checkpoint()
         if self._is_over or (self._socket is None and self._reconnect is None):
             raise ConnectionError("the session is over")
         self._said.add(text)
-        await self._speak()
+        try:
+            await self._speak()
+        except BaseException:
+            self._said.take_back(text)
+            raise
 
     async def _speak(self) -> None:
         """Say what was not said yet, in order."""
         async with self._speaking:
             while (socket := self._socket) and (text := self._said.next):
+                self._said.advance()
                 try:
                     await socket.send(text)
                 except ConnectionError:
@@ -110,16 +123,17 @@ class Link:
                     if self._reconnect is None:
                         raise
                     return
-                self._said.advance()
+                self._said.forget()
 
     async def _connect(self, first: Json, take: Take) -> None:
         """Hold one connection from its first message to its end. Raises `ConnectFailed`."""
-        async with open_socket(self._address, self._name, self._key) as socket:
+        silence, self._back = SILENCE if self._reconnect else math.inf, math.inf
+        async with open_socket(self._address, self._name, self._key, silence) as socket:
             with anyio.CancelScope() as self._waiting, contextlib.suppress(ConnectionError):  # its end is heard below
-                await socket.send(json.dumps(first))
+                await socket.send(json.dumps({**first, "client": self._token}))
             if first["op"] == "start":
                 self._socket = socket
-            with anyio.CancelScope() as self._waiting:
+            with anyio.CancelScope(deadline=self._until) as self._waiting:
                 await self._hear(socket, take)
             self._socket = None
         self.code, self.reason = socket.code or BROKEN, socket.reason
@@ -135,6 +149,7 @@ class Link:
                     continue
             else:
                 self._lines += 1
+                self._until, self._wait = math.inf, FIRST_WAIT
             await take(line, len(text))
 
     async def _note(self, said: Json, socket: Socket) -> None:
@@ -143,29 +158,37 @@ class Link:
             case "started":
                 self._run = str(said.get("run"))
             case "attached":
-                self._until = math.inf
-                if not said.get("ended"):
-                    async with self._speaking:  # nobody is in the middle of a message on the connection before
-                        self._said.rewind(int(said.get("heard") or 0))
-                        self._socket = socket
-                    await self._speak()
-                if self._reconnect:
-                    self._reconnect.on_back(self._run)
+                await self._attached(said, socket)
+            case "gap":
+                self._lines = max(self._lines, int(said.get("to", 0)))
             case "refused" if said.get("code") == "ahead" and int(said.get("last", self._lines)) < self._lines:
                 self._lines, self._is_ahead = int(said["last"]), True
             case "ended":
                 self._run = ""
 
+    async def _attached(self, said: Json, socket: Socket) -> None:
+        """Be back; say what was not heard, unless the run is over, and only told again."""
+        self._waiting.deadline, self._back = math.inf, anyio.current_time()
+        if not said.get("ended"):
+            async with self._speaking:  # nobody is in the middle of a message on the connection before
+                self._said.rewind(int(said.get("heard") or 0))
+                self._socket = socket
+            await self._speak()
+        if self._reconnect:
+            self._reconnect.on_back(self._run)
+
     async def _come_back(self, reconnect: Reconnect, take: Take) -> None:
-        """Come back once, and hold that connection; give up where that lasts too long, or the server says no."""
-        if self._until == math.inf:
-            self._until = anyio.current_time() + reconnect.grace
+        """Come back once, and hold that connection; give up where that lasts too long, or the server says no.
+
+        A connection that breaks again at once, before a line, is none: time and pauses go on from the one before.
+        """
+        if self._until == math.inf or anyio.current_time() > self._back + LONGEST_WAIT:
+            self._until, self._wait = anyio.current_time() + reconnect.grace, FIRST_WAIT
             reconnect.on_lost(self.reason)
-        wait = FIRST_WAIT
         while not self._is_over and anyio.current_time() < self._until:
             with anyio.CancelScope() as self._waiting:
-                await anyio.sleep(wait * random.uniform(0.5, 1))  # noqa: S311 - no secret
-            wait = min(2 * wait, LONGEST_WAIT)
+                await anyio.sleep(self._wait * random.uniform(0.5, 1))  # noqa: S311 - no secret
+            self._wait = min(2 * self._wait, LONGEST_WAIT)
             attach = {"type": "gateway", "op": "attach", "run": self._run, "after": self._lines, "as": "owner"}
             try:
                 await self._connect(attach, take)
@@ -194,6 +217,14 @@ class Said:
         self._texts.append(text)
         self._size += len(text)
 
+    def take_back(self, text: str) -> None:
+        """Forget a message, if nothing of it was said yet."""
+        for index in range(self._next - self._first, len(self._texts)):
+            if self._texts[index] is text:
+                del self._texts[index]
+                self._size -= len(text)
+                return
+
     @property
     def next(self) -> str:
         """What is to be said next, nothing where all was said."""
@@ -201,13 +232,18 @@ class Said:
         return self._texts[index] if index < len(self._texts) else ""
 
     def advance(self) -> None:
-        """Take that the next one was said; keep the last, and of those before as much as the limit allows."""
+        """Take that the next one is being said."""
         self._next += 1
+
+    def forget(self) -> None:
+        """Keep of what was said the last, and of those before as much as the limit allows."""
         while self._first < self._next and (not self._limit or (self._size > self._limit and len(self._texts) > 1)):
             self._drop()
 
     def rewind(self, heard: int) -> None:
         """Go back to what was not heard. Raises `ConnectionError` where that is not kept any more."""
+        if heard > self._next:
+            raise ConnectionError("the server has heard more than was said")
         while self._first < heard and self._texts:
             self._drop()
         if heard < self._first:

@@ -148,11 +148,10 @@ class Session:
 
     async def part(self) -> None:
         """Leave; end a run that would wait for this client to come back."""
+        with anyio.move_on_after(PARTING, shield=True):
+            await self._link.leave(json.dumps({"type": "gateway", "op": "stop", "mode": "kill"}))
+        await self._link.leave()
         self._reading.deadline = anyio.current_time() + PARTING
-        if self._link.is_waited_for and not self.ended:
-            with anyio.move_on_after(PARTING, shield=True), contextlib.suppress(ConnectionError):
-                await self._stop("kill")
-        self._link.leave()
 
     async def _stop(self, mode: str) -> None:
         await self.say({"type": "gateway", "op": "stop", "mode": mode})

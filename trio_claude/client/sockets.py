@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections import deque
 from collections.abc import AsyncIterator
@@ -31,7 +32,9 @@ INBOX_LIMIT = 32 * 1024 * 1024
 BROKEN = 1006
 """What stands for a close code where the connection broke."""
 CONNECT_TIMEOUT = 10.0
-"""Seconds for TCP and the handshake."""
+"""Seconds for TCP, and then for the answer to the handshake."""
+LINGER = 1.0
+"""Seconds for which frames are still taken from a connection that takes no more."""
 
 
 class ConnectFailed(TrioClaudeError):
@@ -53,30 +56,65 @@ def door(url: str, path: str = "/ws/claude", query: str = "frames=verbatim") -> 
 
 
 class Socket:
-    """A connected WebSocket. `code` and `reason` say how it ended, once it has."""
+    """A connected WebSocket. `code` and `reason` say how it ended, once it has.
 
-    def __init__(self, session: AsyncWebSocketSession) -> None:
+    With `silence`, a server that says nothing for so many seconds, and for as many does not answer a ping, is gone.
+    """
+
+    def __init__(self, session: AsyncWebSocketSession, silence: float = math.inf) -> None:
         self._session = session
+        self._silence = silence
+        self._pong: anyio.Event | None = None
+        self._broken = math.inf
+        self._receiving = anyio.CancelScope()
         self.code: int | None = None
         self.reason: str = ""
 
     async def send(self, text: str) -> None:
-        """Send a text frame. Raises `ConnectionError` where nobody is left to take it."""
+        """Send a text frame. Raises `ConnectionError` where nobody is left to take it.
+
+        Cancelled in the middle of it the connection is over, because nothing can come behind half a frame.
+        """
         try:
             await self._session.send_text(text)
-        except (HTTPXWSException, LocalProtocolError, anyio.ClosedResourceError, anyio.BrokenResourceError) as error:
+        except _GONE as error:
+            self._break()
             raise ConnectionError("the connection to the server is over") from error
+        except anyio.get_cancelled_exc_class():
+            self._break()
+            raise
+
+    def _break(self) -> None:
+        """Let whoever receives take what is there and then wait no longer; the library does not always say the end."""
+        self._broken = self._receiving.deadline = anyio.current_time() + LINGER
 
     async def receive(self) -> str | None:
         """Return the next text frame, None at the end."""
-        try:
-            return await self._session.receive_text()
-        except WebSocketDisconnect as end:
-            self.code, self.reason = int(end.code), end.reason or ""
-        except (HTTPXWSException, anyio.ClosedResourceError, anyio.BrokenResourceError) as error:
-            self.code, self.reason = BROKEN, str(error) or "the connection broke"
+        while self.code is None:
+            deadline = min(self._broken, anyio.current_time() + self._silence)
+            try:
+                with anyio.CancelScope(deadline=deadline) as self._receiving:
+                    text = await self._session.receive_text()
+                    self._pong = None
+                    return text
+                await self._probe()
+            except WebSocketDisconnect as end:
+                self.code, self.reason = int(end.code), end.reason or ""
+            except _GONE as error:
+                self.code, self.reason = BROKEN, str(error) or "the connection broke"
         return None
 
+    async def _probe(self) -> None:
+        """Take that nothing has come: it is broken, or a ping was not answered, or one is sent."""
+        if anyio.current_time() >= self._broken:
+            self.code, self.reason = BROKEN, "the connection broke"
+        elif self._pong and not self._pong.is_set():
+            self.code, self.reason = BROKEN, f"the server has been silent for {2 * self._silence:g} s"
+        else:
+            self._pong = await self._session.ping()
+
+
+_GONE = (HTTPXWSException, LocalProtocolError, anyio.ClosedResourceError, anyio.BrokenResourceError)
 
 T = TypeVar("T")
 
@@ -124,8 +162,10 @@ class Inbox(Generic[T]):
 
 
 @asynccontextmanager
-async def open_socket(url: str, name: str, key: str | None = None) -> AsyncIterator[Socket]:
+async def open_socket(url: str, name: str, key: str | None = None, silence: float = math.inf) -> AsyncIterator[Socket]:
     """Connect to a door and yield the socket; `name` is the address as its user knows it, `key` a key or token.
+
+    `silence` is that of `Socket`.
 
     Raises `ConnectFailed`.
     """
@@ -139,7 +179,7 @@ async def open_socket(url: str, name: str, key: str | None = None) -> AsyncItera
         except (httpx.InvalidURL, httpx.HTTPError, HTTPXWSException, OSError, ImportError) as error:
             raise ConnectFailed(f"can't reach {name}: {error}") from error
         try:
-            yield Socket(session)
+            yield Socket(session, silence)
         finally:
             await connection.__aexit__(None, None, None)
 
@@ -162,7 +202,9 @@ def _client(url: str, key: str | None) -> httpx.AsyncClient:
     headers = {"Authorization": f"Bearer {key}"} if key else {}
     loopback = urlsplit(url).hostname in ("127.0.0.1", "localhost", "::1")
     return httpx.AsyncClient(
-        trust_env=not loopback, timeout=httpx.Timeout(None, connect=CONNECT_TIMEOUT), headers=headers
+        trust_env=not loopback,
+        timeout=httpx.Timeout(None, connect=CONNECT_TIMEOUT, read=CONNECT_TIMEOUT),
+        headers=headers,
     )
 
 

@@ -21,6 +21,7 @@ from typing import Final, TypeVar
 import attrs
 import trio
 
+from ..errors import JournalFault
 from .facts import Begun, Deleted, End, Page, Part, PartKind, Query, Retention, RunRow, UsageRow
 from .store import Reader, Store
 from .unfinished import Unfinished, find_unfinished
@@ -33,8 +34,12 @@ FACT_BYTES: Final = 1024
 """What a begin or an end is reckoned as, beside its prompt."""
 GATHER: Final = 0.01
 """Seconds for which what has come waits for more, to be written with it; not where somebody waits for it."""
-GATHER_BYTES: Final = 4 * 1024 * 1024
+GATHER_BYTES: Final = QUEUE_BYTES // 2
 """Bytes that wait for no more."""
+BURST: Final = 1024 * 1024
+"""Bytes in such a time that are a burst, which no run says at the pace of a model."""
+BURST_PATIENCE: Final = 0.25
+"""Seconds for which what has come waits for the end of a burst, at most."""
 TRANSACTION_BYTES: Final = 8 * 1024 * 1024
 """Bytes behind which a transaction takes no more."""
 PART_BYTES: Final = 512 * 1024
@@ -240,7 +245,7 @@ class Journal:
             with contextlib.suppress(trio.RunFinishedError):
                 token.run_sync_soon(done.set)
 
-        if not self.put(0, write, room=FACTS_BYTES, tell=tell):
+        if not self.put(FACT_BYTES, write, room=FACTS_BYTES, tell=tell):
             return False
         with trio.move_on_after(patience):
             await done.wait()
@@ -283,8 +288,11 @@ class Journal:
 
     async def _read(self, look: Callable[[Reader], T]) -> T:
         def read() -> T:
-            with Reader(self._store.path) as reader:
-                return look(reader)
+            try:
+                with Reader(self._store.path) as reader:
+                    return look(reader)
+            except sqlite3.Error as error:
+                raise JournalFault(f"the journal can't be read: {error}", RETRY) from error
 
         return await trio.to_thread.run_sync(read)
 
@@ -327,9 +335,17 @@ class Journal:
             if self._idle and not self._closing:
                 self._stir.wait(patience)
             self._idle = False
-            if self._waiting and not self._closing:
-                self._stir.wait_for(lambda: self._hurry or self._closing, GATHER)
+            if self._waiting:
+                self._gather(time.monotonic() + BURST_PATIENCE)
             return self._first()
+
+    def _gather(self, until: float) -> None:
+        """Let what has come wait a moment for more; in a burst longer, which is relayed first and written then."""
+        before = -BURST
+        while before + BURST <= self._bytes and time.monotonic() < until:
+            before = self._bytes
+            if self._stir.wait_for(lambda: self._hurry or self._closing, GATHER):
+                return
 
     def _first(self) -> list[_Write]:
         """Return what one transaction is to hold."""
@@ -380,6 +396,7 @@ class Journal:
             self._store.disown()
             with self._store.transaction():
                 self._store.retain(self._retention, time.time())
+            self.fault = ""
         except sqlite3.Error as error:
             self.fault = f"the journal can't be written: {error}"
 

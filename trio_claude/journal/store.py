@@ -52,6 +52,10 @@ FINISH: Final = """
         dollars = ?, error = ?, receipt = ?, session = COALESCE(session, ?), whole = ? AND stored = ?
     WHERE id = ? AND server = ? AND state = 'live' RETURNING identity
 """
+BEFORE: Final = "(started, id) < (SELECT started, id FROM runs WHERE id = ?)"
+OWN_BEFORE: Final = (
+    "(started, id) < (SELECT started, id FROM runs AS listed WHERE listed.id = ? AND listed.identity = runs.identity)"
+)
 LOST: Final = "the server ended before the run did"
 LOSE: Final = """
     UPDATE runs SET state = ?, reason = 'node-lost', ended = ?, lines = stored, error = ?
@@ -74,7 +78,9 @@ class Store:
             held.enter_context(_locked(path, server))
             self._db = _open(path)
             held.callback(self._db.close)
-            self.lost: int = self.disown()
+            self.lost: int = 0
+            with contextlib.suppress(sqlite3.OperationalError):  # another writes just now; a later look does it
+                self.lost = self.disown()
             self._held = held.pop_all()
 
     def close(self) -> None:
@@ -270,7 +276,7 @@ def _where(query: Query) -> tuple[str, list[object]]:
     given = {
         "identity = ?": query.identity, "meta = ?": query.meta, "batch = ?": query.batch, "state = ?": query.state,
         "started >= ?": query.since, "started < ?": query.until,
-        "(started, id) < (SELECT started, id FROM runs WHERE id = ?)": query.before,
+        BEFORE if query.identity is None else OWN_BEFORE: query.before,
     }  # fmt: skip
     used = {condition: value for condition, value in given.items() if value is not None}
     return " AND ".join(used) or "TRUE", list(used.values())
@@ -349,8 +355,16 @@ def _open(path: Path) -> sqlite3.Connection:
 
 def _migrate(db: sqlite3.Connection, path: Path) -> None:
     """Bring the tables to this version, one after the other. Raises `ConfigError` for a file of a later one."""
-    (version,) = db.execute("PRAGMA user_version").fetchone()
-    if version > len(VERSIONS):
-        raise ConfigError(f"journal: {path} is of a later version of this program ({version})")
-    for number in range(version, len(VERSIONS)):
-        db.executescript(f"BEGIN IMMEDIATE; {VERSIONS[number]}; PRAGMA user_version = {number + 1}; COMMIT;")
+    db.execute("BEGIN IMMEDIATE")  # two servers may open a new file at once
+    try:
+        (version,) = db.execute("PRAGMA user_version").fetchone()
+        if version > len(VERSIONS):
+            raise ConfigError(f"journal: {path} is of a later version of this program ({version})")
+        for statements in VERSIONS[version:]:
+            for statement in filter(str.strip, statements.split(";")):
+                db.execute(statement)
+        db.execute(f"PRAGMA user_version = {len(VERSIONS)}")
+        db.execute("COMMIT")
+    finally:
+        if db.in_transaction:
+            db.execute("ROLLBACK")

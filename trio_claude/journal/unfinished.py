@@ -6,7 +6,6 @@ Only a `result` ends a turn: what was said behind the last one is of a turn that
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
 from typing import Any, Final
 
 import attrs
@@ -37,12 +36,15 @@ class _Turn:
         self.blocks: list[str] = []
         self.delta = ""
 
-    def hear(self, said: Any) -> None:
-        """Take a line of the CLI."""
-        kind = said.get("type") if isinstance(said, dict) else None
+    def hear(self, said: Any) -> bool:
+        """Take a line of the CLI; return whether a turn ends with it."""
+        if not isinstance(said, dict) or said.get("parent_tool_use_id"):
+            return False  # the latter is of a helper that the answer is made with
+        kind = said.get("type")
         if kind == "result":
             self.prompts, self.later, self.blocks, self.delta = self.later, [], [], ""
-        elif kind == "assistant":
+            return True
+        if kind == "assistant":
             text = "".join(_texts(said.get("message")))
             if text:
                 self.blocks.append(text)
@@ -51,6 +53,7 @@ class _Turn:
             delta = event.get("delta")
             if isinstance(delta, dict) and delta.get("type") == "text_delta":
                 self.delta += str(delta.get("text"))
+        return False
 
     def ask(self, said: Any) -> None:
         """Take what the client said; what comes during an answer is of the next turn."""
@@ -59,24 +62,24 @@ class _Turn:
             waiting.append("\n".join(_texts(said.get("message"))))
 
 
-def find_unfinished(run: str, prompt: str | None, parts: Iterable[Part]) -> Unfinished | None:
+def find_unfinished(run: str, prompt: str | None, parts: list[Part]) -> Unfinished | None:
     """Return the turn that a run's history ends in, None where it ends behind a result.
 
-    `prompt` is what the run began with, of which nothing is in the parts.
+    `prompt` is what the run began with, of which nothing is in the parts; these may be the last of many.
     """
-    turn = _Turn()
+    turn, begun = _Turn(), not parts or parts[0].number <= 1
     turn.prompts = [prompt] if prompt else []
     for part in parts:
         for line in part.lines:
             if part.kind is PartKind.SAID:
                 turn.ask(_parsed(line))
             elif part.kind is PartKind.LINES and any(mark in line for mark in _MARKS):
-                turn.hear(_parsed(line))
+                begun = turn.hear(_parsed(line)) or begun
     asked = "\n".join([*turn.prompts, *turn.later])
     said = "\n".join(filter(None, [*turn.blocks, turn.delta]))
     if not asked and not said:
         return None
-    cut = len(asked) > TEXT_LIMIT or len(said) > TEXT_LIMIT
+    cut = not begun or len(asked) > TEXT_LIMIT or len(said) > TEXT_LIMIT
     return Unfinished(run, asked[:TEXT_LIMIT], said[-TEXT_LIMIT:], cut)
 
 

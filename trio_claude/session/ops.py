@@ -26,6 +26,8 @@ class Start:
     """Seconds for which the run goes on without its client."""
     recall: bool = False
     """Whether the model is told of a turn that was cut off."""
+    client: str = ""
+    """What the client calls itself, so that its messages are counted apart from others'."""
 
 
 @attrs.frozen
@@ -36,6 +38,8 @@ class Attach:
     after: int
     role: str | None = None
     """As what: the `owner`, in place of one there is, a `viewer`, or None, the owner if there is none."""
+    client: str = ""
+    """What the client calls itself, so that its messages are counted apart from others'."""
 
 
 @attrs.frozen
@@ -50,14 +54,16 @@ class Stop:
     mode: str
 
 
+TOKEN, TOKEN_LIMIT = r"[0-9A-Za-z_-]+", 64
 START = record(
-    {"type": one_of("gateway"), "op": one_of("start"), "meta": match(META_PATTERN, META_LIMIT)}, {"options": any_object}
+    {"type": one_of("gateway"), "op": one_of("start"), "meta": match(META_PATTERN, META_LIMIT)},
+    {"options": any_object, "client": match(TOKEN, TOKEN_LIMIT)},
 )
 STOP = record({"type": one_of("gateway"), "op": one_of("stop"), "mode": one_of(*MODES)})
 DETACH = record({"type": one_of("gateway"), "op": one_of("detach")})
 ATTACH = record(
     {"type": one_of("gateway"), "op": one_of("attach"), "run": match(r"[0-9a-f]+", 64)},
-    {"after": anything, "as": one_of("owner", "viewer")},
+    {"after": anything, "as": one_of("owner", "viewer"), "client": match(TOKEN, TOKEN_LIMIT)},
 )
 LINES_LIMIT = 10**12
 RECALL = (
@@ -72,7 +78,7 @@ def parse_start(raw: str | bytes, allowed: Collection[str], max_timeout: float, 
     said = parse_object(raw)
     if said.get("type") == "gateway" and said.get("op") == "attach":
         line = ATTACH("", said)
-        return Attach(line["run"], _line_number(line.get("after", 0)), line.get("as"))
+        return Attach(line["run"], _line_number(line.get("after", 0)), line.get("as"), line.get("client", ""))
     if said.get("type") != "gateway" or said.get("op") != "start":
         raise BadMessage('the first message must be {"type":"gateway","op":"start","meta":…}')
     line = START("", said)
@@ -81,7 +87,10 @@ def parse_start(raw: str | bytes, allowed: Collection[str], max_timeout: float, 
     recall = options.pop("recall", False)
     if not isinstance(recall, bool):
         raise BadMessage("recall must be true or false")
-    return _start(line["meta"], parse_options(options, tuple(allowed), max_timeout), grace, recall=recall)
+    start = _start(line["meta"], parse_options(options, tuple(allowed), max_timeout), grace)
+    if recall and start.options.resume is None:
+        raise BadMessage("recall takes a session to go on from: name it with resume")
+    return attrs.evolve(start, recall=recall, client=line.get("client", ""))
 
 
 def _line_number(value: Any) -> int:
@@ -104,13 +113,11 @@ def _grace(wish: Any, most: float) -> float:
     return float(grace)
 
 
-def _start(meta: str, options: Options, grace: float, *, recall: bool) -> Start:
-    if options.resume is None and (options.fork or recall):
-        word = "fork" if options.fork else "recall"
-        raise BadMessage(f"{word} takes a session to go on from: name it with resume")
+def _start(meta: str, options: Options, grace: float) -> Start:
+    if options.fork and options.resume is None:
+        raise BadMessage("fork takes a session to fork from: name it with resume")
     new = options.resume is None or options.fork
-    session = str(uuid.uuid4()) if new or options.resume is None else options.resume
-    return Start(meta, options, session, grace, recall)
+    return Start(meta, options, str(uuid.uuid4()) if new or options.resume is None else options.resume, grace)
 
 
 def recalling(said: dict[str, Any], prompt: str, text: str) -> dict[str, Any]:

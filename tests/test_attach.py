@@ -8,11 +8,12 @@ import socket as sockets
 import struct
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import Any
 
 import pytest
 import trio
-from harness import Backend, directive, until
+from harness import Backend, call, directive, until
 from talk import Talk, open_talk
 from trio_websocket import ConnectionClosed, WebSocketConnection, open_websocket_url
 
@@ -353,6 +354,69 @@ async def test_what_stderr_said_comes_back_too(fake: Backend) -> None:
             assert not [frame for frame in second.frames if frame.get("event") == "gap"]
             await second.stop("kill")
             await second.event("ended")
+
+
+async def test_who_comes_back_and_leaves_in_one_breath_is_no_owner(fake: Backend) -> None:
+    async with fake.serve() as server:
+        async with open_talk(server) as first:
+            run = (await first.start(on_disconnect={"grace": 0.5}))["run"]
+            await leave(first)
+            await orphaned(server, run)
+        async with open_talk(server) as second:
+            attach = json.dumps({"type": "gateway", "op": "attach", "run": run, "after": 0})
+            frames = [attach, '{"type":"gateway","op":"detach"}']
+            data = b"".join(bytes([0x81, 0x80 | len(text), 0, 0, 0, 0]) + text.encode() for text in frames)
+            await second.socket._stream.send_all(data)
+            await until(lambda: second.code == 1000)
+            assert not server.stages[run].owned
+        await until(lambda: bool(fake.ended))
+
+
+async def test_a_viewer_waits_for_no_slot_and_is_watched(fake: Backend) -> None:
+    async with fake.serve_known("alice", "vera/viewer", max_runs=1) as (server, keys):
+        async with open_talk(server, keys["alice"]) as owner:
+            run = (await owner.start(**GRACE))["run"]
+            async with open_talk(server, keys["vera"]) as starts:
+                await starts.say({"type": "gateway", "op": "start", "meta": "T"})
+                assert (await starts.event("refused"))["code"] == "not-allowed"
+                assert not [frame for frame in starts.frames if frame.get("event") == "queued"]
+            async with open_talk(server, keys["vera"]) as viewer:
+                await attach(viewer, run)
+                path = fake.cwd.parent / "keys.json"
+                kept = json.loads(path.read_text())
+                del kept["vera"]
+                path.write_text(json.dumps(kept))
+                await until(lambda: viewer.code is not None)
+                assert viewer.code == 1008
+            await owner.stop("kill")
+            await owner.event("ended")
+
+
+async def test_a_journal_that_is_gone_costs_no_connection(fake: Backend, tmp_path: Path) -> None:
+    path = tmp_path / "j.db"
+    async with fake.serve(journal=f"sqlite:{path}") as server:
+        async with open_talk(server) as first:
+            started = await first.start()
+            await first.user("hello")
+            await first.result()
+            await first.stop("end")
+            await first.event("ended")
+        for file in tmp_path.glob("j.db*"):
+            file.unlink()
+        async with open_talk(server) as second:
+            await second.start(resume=started["session"])
+            await second.user("hello")
+            await second.result()
+            await second.stop("kill")
+            await second.event("ended")
+        async with open_talk(server) as third:
+            await third.say({"type": "gateway", "op": "attach", "run": started["run"]})
+            refused = await third.event("refused")
+            assert (refused["code"], refused["retry_after"]) == ("journal", 1)
+            await until(lambda: third.code == 1013)
+        for route in ("/api/runs", f"/api/runs/{started['run']}", "/api/usage"):
+            status, headers, body = await call(server, route)
+            assert (status, json.loads(body)["code"], headers["retry-after"]) == (503, "journal", "1")
 
 
 async def test_nobody_else_comes_in(fake: Backend) -> None:

@@ -7,6 +7,7 @@ import os
 import sqlite3
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
@@ -221,6 +222,40 @@ async def test_servers_share_a_file_and_lose_only_the_runs_of_the_dead(tmp_path:
     assert third.lost == 1
     assert [file.name for file in tmp_path.glob("*.lock")] == ["j.db.u.lock"]
     third.close()
+
+
+def test_servers_that_open_a_new_file_at_once_share_it(tmp_path: Path) -> None:
+    for number in range(10):
+        path, stores, barrier = tmp_path / f"{number}.db", list[Store](), threading.Barrier(3)
+
+        def open_one(name: str, path: Path, stores: list[Store], barrier: threading.Barrier) -> None:
+            barrier.wait()
+            stores.append(Store(path, name))
+
+        threads = [threading.Thread(target=open_one, args=(name, path, stores, barrier)) for name in "abc"]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert len(stores) == 3
+        for store in stores:
+            store.close()
+
+
+def test_a_file_that_another_writes_to_is_opened_all_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("trio_claude.journal.store.BUSY_MS", 100)
+    first = Store(tmp_path / "j.db", "a")
+    with first.transaction():
+        first.begin(begun("lost"))
+    first.close()
+    other = sqlite3.connect(tmp_path / "j.db", isolation_level=None)
+    other.execute("BEGIN IMMEDIATE")
+    second = Store(tmp_path / "j.db", "b")
+    assert second.lost == 0
+    other.execute("ROLLBACK")
+    other.close()
+    assert second.disown() == 1
+    second.close()
 
 
 @pytest.mark.parametrize("damage", [b"nonsense" * 1000, b"SQLite format 3\0" + b"x" * 5000])

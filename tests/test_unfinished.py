@@ -140,6 +140,38 @@ def _delta(frame: dict[str, Any]) -> dict[str, Any]:
     return event.get("delta", {}) if isinstance(event, dict) else {}
 
 
+async def test_what_the_model_is_told_outlives_a_break_and_is_not_taken_for_the_clients_words(fake: Backend) -> None:
+    async with fake.serve(journal="memory") as server:
+        async with open_talk(server) as first:
+            session = (await cut_off(first, directive("slow", n=300, ms=20)))["session"]
+        async with open_talk(server) as second:
+            run = (await second.start(resume=session, recall=True, on_disconnect={"grace": 20}))["run"]
+            await second.socket._stream.aclose()
+        async with open_talk(server) as third:
+            await third.say({"type": "gateway", "op": "attach", "run": run, "as": "owner"})
+            await third.event("attached")
+            assert server.stages[run].run.recalled
+            await third.user(directive("slow", n=300, ms=20))
+            await third.next(lambda frame: frame["type"] == "stream_event" or frame["type"] == "system")
+            assert server.stages[run].run.recalled is None
+            await third.stop("kill")
+            await third.event("ended")
+        async with open_talk(server) as fourth:
+            await fourth.start(resume=session)
+            (told,) = [frame for frame in fourth.frames if frame.get("event") == "unfinished"]
+            assert told["prompt"] == directive("slow", n=300, ms=20)
+            await fourth.stop("kill")
+            await fourth.event("ended")
+
+
+def test_the_end_of_a_long_turn_is_cut_and_helpers_do_not_answer() -> None:
+    late = [Part(CLI, 9, 1, json.dumps(block("a")).encode(), number=7)]
+    assert find_unfinished("r", "asked long ago", late) == Unfinished("r", "asked long ago", "a", cut=True)
+    assert found((IN, user("q")), (CLI, {**block("helper"), "parent_tool_use_id": "t"})) == Unfinished(
+        "r", "q", "", cut=False
+    )
+
+
 async def test_another_identitys_turn_is_not_told(fake: Backend) -> None:
     async with fake.serve_known("alice", "bob", journal="memory") as (server, keys):
         async with open_talk(server, keys["alice"]) as first:

@@ -194,7 +194,7 @@ def _operation(name: str, summary: str, answers: Mapping[int, Json], parameters:
     good = {
         str(status): {**answer, "description": http.HTTPStatus(status).phrase} for status, answer in answers.items()
     }
-    return {"operationId": name, "summary": summary, "parameters": [*parameters], "responses": {**good, **refusals}}
+    return {"operationId": name, "summary": summary, "parameters": [*parameters], "responses": {**refusals, **good}}
 
 
 def _finish(operation: Json, security: list[Json]) -> None:

@@ -355,11 +355,11 @@ def _open(path: Path) -> sqlite3.Connection:
 
 def _migrate(db: sqlite3.Connection, path: Path) -> None:
     """Bring the tables to this version, one after the other. Raises `ConfigError` for a file of a later one."""
+    if _version(db, path) == len(VERSIONS):
+        return
     db.execute("BEGIN IMMEDIATE")  # two servers may open a new file at once
     try:
-        (version,) = db.execute("PRAGMA user_version").fetchone()
-        if version > len(VERSIONS):
-            raise ConfigError(f"journal: {path} is of a later version of this program ({version})")
+        version = _version(db, path)
         for statements in VERSIONS[version:]:
             for statement in filter(str.strip, statements.split(";")):
                 db.execute(statement)
@@ -368,3 +368,10 @@ def _migrate(db: sqlite3.Connection, path: Path) -> None:
     finally:
         if db.in_transaction:
             db.execute("ROLLBACK")
+
+
+def _version(db: sqlite3.Connection, path: Path) -> int:
+    (version,) = db.execute("PRAGMA user_version").fetchone()
+    if version > len(VERSIONS):
+        raise ConfigError(f"journal: {path} is of a later version of this program ({version})")
+    return int(version)

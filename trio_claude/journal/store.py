@@ -76,7 +76,8 @@ class Store:
         self.path: Path = path
         with contextlib.ExitStack() as held:
             held.enter_context(_locked(path, server))
-            self._db = _open(path)
+            with _opening(path):
+                self._db = _open(path)
             held.callback(self._db.close)
             self.lost: int = 0
             with contextlib.suppress(sqlite3.OperationalError):  # another writes just now; a later look does it
@@ -329,6 +330,17 @@ def _lock(path: Path, name: str) -> int:
         os.close(lock)
         raise ConfigError(f"journal: {name} is held by another server") from None
     return lock
+
+
+@contextlib.contextmanager
+def _opening(path: Path) -> Iterator[None]:
+    """Open a file one after the other: SQLite makes nobody wait who turns a new one into what it is to be."""
+    lock = os.open(f"{path}.opening", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(lock)
 
 
 def _open(path: Path) -> sqlite3.Connection:

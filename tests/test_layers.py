@@ -28,7 +28,8 @@ TABLE: dict[str, set[str]] = {
     "turns": set(),
     "containment": {"errors", "events", "services"},
     "quarters": set(),
-    "transcripts": {"quarters"},
+    "leftovers": {"containment"},
+    "transcripts": {"quarters", "leftovers"},
     "journal": {"errors"},
     "identity": {"errors", "config"},
     "queries": {"errors"},
@@ -36,7 +37,6 @@ TABLE: dict[str, set[str]] = {
     "peer": {"errors", "config", "messages", "services", "turns", "upgrade"},
     "logs": {"events"},
     # wiring
-    "leftovers": {"containment"},
     "workplace": {"errors", "config", "messages", "stream_json", "containment", "quarters", "transcripts", "leftovers"},
     "pool": {"errors", "events", "messages", "stream_json", "containment", "workplace"},
     "run": {

@@ -81,7 +81,7 @@ async def open_engine(
         runs = Runs(workplace, containment, observer, journal, batch)
         await runs.recall()
         if workplace.homes:
-            services.start_soon(keep_going, "transcripts", functools.partial(_tidy, workplace), observer)
+            services.start_soon(keep_going, "transcripts", functools.partial(_tidy, workplace, runs), observer)
         if config.pool_size:
             why_not = _reachable(config, containment)
             observer(PoolReady(0 if why_not else config.pool_size, why_not))
@@ -90,10 +90,10 @@ async def open_engine(
         yield Engine(config, workplace, containment, runs, observer)
 
 
-async def _tidy(workplace: Workplace) -> None:
+async def _tidy(workplace: Workplace, runs: Runs) -> None:
     """Remove transcripts that are not to be kept, at the start and then now and again."""
     while True:
-        await trio.to_thread.run_sync(workplace.tidy_transcripts)
+        await trio.to_thread.run_sync(workplace.tidy_transcripts, runs.held)
         await trio.sleep(TIDY)
 
 

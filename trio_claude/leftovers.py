@@ -103,13 +103,13 @@ def remove_empty(folder: str) -> bool:
 async def remove(folder: Path) -> None:
     """Remove a folder and all that is in it, in a thread."""
     try:
-        await trio.to_thread.run_sync(_remove, folder)
+        await trio.to_thread.run_sync(remove_tree, folder)
     except RuntimeError:  # no thread is to be had; better slow than left behind
-        _remove(folder)
+        remove_tree(folder)
 
 
-def _remove(folder: Path) -> None:
-    """Remove a folder, also one that is nested deeper than Python goes."""
+def remove_tree(folder: Path) -> None:
+    """Remove a folder, also one that is nested deeper than Python goes; a link is not followed. Blocks."""
     with contextlib.suppress(RecursionError):
         shutil.rmtree(folder, ignore_errors=True)
     if folder.exists():

@@ -62,6 +62,16 @@ def open_folder(path: str, *steps: str, owner: tuple[int, int] | None = None, ma
         os.close(folder)
 
 
+@contextlib.contextmanager
+def open_step(folder: int, name: str) -> Iterator[int]:
+    """Yield a descriptor of a folder in another, which is no link. Raises OSError."""
+    below = os.open(name, _FOLDER, dir_fd=folder)
+    try:
+        yield below
+    finally:
+        os.close(below)
+
+
 def _make(name: str, folder: int) -> bool:
     """Make a folder, unless it is there; return whether it was made. Raises OSError."""
     try:

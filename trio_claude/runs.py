@@ -271,6 +271,11 @@ class Runs:
                 self._empty.set()
 
     @property
+    def held(self) -> frozenset[tuple[str, str]]:
+        """The sessions in use, each as (who, session)."""
+        return self._sessions.held
+
+    @property
     def draining(self) -> bool:
         """Whether no new run is taken."""
         return self._draining
@@ -291,13 +296,14 @@ class Runs:
     async def forget(self, deleted: Iterable[Deleted], whole: str | None = None) -> None:
         """Remove the transcripts of sessions whose runs were deleted, but of those that are in use.
 
-        Of an identity that is deleted as a `whole`, and has no live run, all go.
+        Of an identity that is deleted as a `whole`, and has no live run, all go that no other server can have in use:
+        none that has changed within the time that a session may last.
         """
         gone = {(one.identity, one.session) for one in deleted if one.session is not None}
-        unused: set[tuple[str, str | None]] = {one for one in gone if one not in self._sessions}
+        unused: set[tuple[str, str | None]] = set(gone)
         if whole is not None and all(run.account.name != whole for run in self._live.values()):
             unused.add((whole, None))
-        await trio.to_thread.run_sync(self._workplace.forget_transcripts, unused)
+        await trio.to_thread.run_sync(self._workplace.forget_transcripts, unused, self.held)
 
     def stop_all(self, reason: Reason, error: str, *, now: bool) -> None:
         """End every live run, by the reason's ladder or `now`."""

@@ -180,23 +180,28 @@ class Workplace:
             for path in Path(self.sessions).glob(f"{pid}.*"):
                 path.unlink()
 
-    def forget_transcripts(self, sessions: Iterable[tuple[str, str | None]]) -> None:
+    def forget_transcripts(self, sessions: Iterable[tuple[str, str | None]], held: Iterable[tuple[str, str]]) -> None:
         """Remove the CLI's transcripts of sessions, each of an identity; None is all of its. Blocks."""
         if self.homes is None or self.homes.per_run:
             return
         gone = {(self.homes.name(who), session) for who, session in sessions}
+        used, young = self._held(held), time.time() - self.config.session_timeout
         for home in {name for name, _ in gone}:
             for found in transcripts.find(self.homes.root, home):
-                if not gone.isdisjoint({(home, found.session), (home, None)}):
+                one = (home, found.session)
+                if one not in used and (one in gone or ((home, None) in gone and found.changed <= young)):
                     transcripts.remove(self.homes.root, found)
 
-    def tidy_transcripts(self) -> None:
-        """Remove the CLIs' transcripts that are not to be kept any more. Blocks."""
+    def tidy_transcripts(self, held: Iterable[tuple[str, str]]) -> None:
+        """Remove the CLIs' transcripts that are not to be kept any more, but of the sessions that are held. Blocks."""
         if self.homes is None or self.homes.per_run:
             return
         config = self.config
         keep = transcripts.Keep(config.transcript_days, config.transcript_bytes, config.session_timeout)
-        transcripts.tidy(self.homes.root, keep, time.time())
+        transcripts.tidy(self.homes.root, keep, time.time(), self._held(held))
+
+    def _held(self, held: Iterable[tuple[str, str]]) -> set[tuple[str, str]]:
+        return {(Homes.name(who), session) for who, session in held}
 
     def _job(self, run: str, options: Options, folder: str, session: str | None, place: _Place, *, binds: bool) -> Job:
         config, tmp = self.config, self.folders if binds else folder
@@ -238,6 +243,8 @@ class Workplace:
             if is_link(error):
                 raise SpawnFailed("something stands in the place of a folder of this identity") from None
             raise
+        if options.resume is not None and not self.homes.per_run:
+            transcripts.touch(self.homes.root, self.homes.name(who), options.resume)
         cwd = quarters.cwd if options.workspace is None else f"{quarters.cwd}/{options.workspace}"
         if not binds:
             return _Place(cwd, quarters.env, (), (quarters.real,))

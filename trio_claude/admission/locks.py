@@ -18,6 +18,11 @@ class SessionLocks:
         """Whether a session of somebody, (who, session), is in use."""
         return held in self._held
 
+    @property
+    def held(self) -> frozenset[tuple[str, str]]:
+        """All that are in use, each as (who, session)."""
+        return frozenset(self._held)
+
     @contextmanager
     def hold(self, session: str | None, who: str) -> Iterator[None]:
         """Hold a session of `who` for a run; None is a new one. Raises `SessionBusy`."""

@@ -9,6 +9,7 @@ import signal
 import sqlite3
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
@@ -33,7 +34,7 @@ from trio_claude.commands.words import visible
 from trio_claude.errors import ConfigError
 from trio_claude.journal import Begun, End, Retention, open_journal
 from trio_claude.journal.schema import VERSIONS
-from trio_claude.journal.visits import delete_local
+from trio_claude.journal.visits import Visit, delete_local
 from trio_claude.server import Server
 
 WAYS = ("file", "server")
@@ -228,6 +229,11 @@ async def test_a_run_whose_server_dies_is_followed_to_there(tmp_path: Path) -> N
             server.kill()
     told = await told_json("show", "abcd1234", "--journal", str(path))
     assert (told["state"], told["reason"], told["lines"]) == ("ended", "node-lost", 1)
+    (listed,) = (await told_json("list", "--state", "ended", "--journal", str(path)))["runs"]
+    assert {name: told[name] for name in listed} == listed
+    assert (await told_json("list", "--state", "live", "--journal", str(path)))["runs"] == []
+    assert (await runs("delete", "abcd", "--yes", "--journal", str(path))).stderr == b"deleted: 1\n"
+    assert (await told_json("list", "--journal", str(path)))["runs"] == []
 
 
 @pytest.mark.parametrize("way", WAYS)
@@ -319,6 +325,47 @@ async def test_many_are_deleted_in_short_transactions_beside_a_server(
     assert db.execute("SELECT SUM(runs) FROM usage").fetchone() == (5,), "what was used stays"
     assert db.execute("PRAGMA integrity_check").fetchone() == ("ok",)
     db.close()
+
+
+async def test_what_is_named_and_not_deleted_is_told(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Somebody else may have deleted it in the meantime."""
+    run, where = await place.run("hello"), place.words("file")
+    monkeypatch.setattr("trio_claude.commands.local_runs.LocalRuns.delete", lambda _self, _run: 0)
+    told = await trio.to_thread.run_sync(lambda: CliRunner().invoke(cli, ["runs", "delete", run, "--yes", *where]))
+    assert isinstance(told.exception, ConfigError), "which main() says, with status 2"
+    assert "1 of the runs" in str(told.exception)
+
+
+@contextlib.contextmanager
+def as_nobody() -> Iterator[None]:
+    """Be somebody who may write nowhere, where this is root."""
+    if os.geteuid():
+        yield
+        return
+    os.seteuid(65534)
+    try:
+        yield
+    finally:
+        os.seteuid(0)
+
+
+async def test_a_journal_in_a_folder_that_nobody_may_write_to_is_read() -> None:
+    with tempfile.TemporaryDirectory() as name:
+        folder, path = Path(name), Path(name) / "runs.db"
+        await write(path, lambda run: run.lines([b"x"]))
+        path.chmod(0o644)
+        folder.chmod(0o555)
+        try:
+            with as_nobody(), Visit(path) as visit:
+                assert visit.beginning("abcd", 9) == ["abcd1234"]
+            assert [file.name for file in folder.iterdir()] == ["runs.db"]
+            folder.chmod(0o755)
+            Path(f"{path}-wal").write_bytes(b"something that is not in the file yet")
+            folder.chmod(0o555)
+            with as_nobody(), pytest.raises((sqlite3.Error, ConfigError)), Visit(path):
+                pytest.fail("opened")
+        finally:
+            folder.chmod(0o755)
 
 
 async def test_a_locked_file_is_named(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -594,7 +641,7 @@ async def test_a_damaged_journal_is_named(tmp_path: Path) -> None:
         told = await runs(*words, "--journal", str(path), status=2)
         assert b"can't be used: " in told.stderr
     assert path.read_bytes() == data
-    assert not list(tmp_path.glob("*.lock")) or not (tmp_path / "runs.db.lock").read_bytes()
+    assert not list(tmp_path.glob("*.lock"))
 
 
 async def test_the_journal_is_the_one_that_serve_has(fake: Backend, tmp_path: Path) -> None:

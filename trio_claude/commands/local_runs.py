@@ -1,6 +1,7 @@
 """The runs in a journal's file on this machine. Whoever may read the file sees everybody's.
 
-This module must never make a file, and never write to one but to delete a run that has ended.
+This module must never make a journal, and never write to one but to delete a run that has ended; SQLite may make files
+of its own beside it.
 """
 
 from __future__ import annotations
@@ -60,5 +61,5 @@ class LocalRuns:
         raise ConfigError(f"only its server can end the run {run}: name it with --url")
 
     def delete(self, run: str | None) -> int:
-        """Delete a run that has ended, or all; return how many."""
+        """Delete a run that has ended or whose server is dead, or all such; return how many."""
         return delete_local(self._path, run)

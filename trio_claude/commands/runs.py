@@ -138,7 +138,10 @@ def delete(source: RunSource, run_ids: tuple[str, ...], all_: bool, yes: bool) -
     what = "all runs that have ended" if all_ else f"{len(chosen)} of the runs"
     if not yes:
         click.confirm(f"Delete {what} {source.name}?", abort=True, err=True)
-    click.echo(f"deleted: {sum(map(source.delete, chosen))}", err=True)
+    deleted = sum(map(source.delete, chosen))
+    click.echo(f"deleted: {deleted}", err=True)
+    if run_ids and deleted < len(chosen):
+        raise ConfigError(f"{len(chosen) - deleted} of the runs that were named are not deleted")
 
 
 def _ended(source: RunSource, given: tuple[str, ...]) -> list[str | None]:

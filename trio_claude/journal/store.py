@@ -62,7 +62,9 @@ LOSE: Final = """
     WHERE state = 'live' AND server = ?
 """
 
-DROP: Final = ("DELETE FROM parts WHERE run = ?", "DELETE FROM runs WHERE id = ?")
+DROP: Final = ("DELETE FROM main.parts WHERE run = ?", "DELETE FROM main.runs WHERE id = ?")
+FRESH: Final = 60.0
+"""Seconds for which a lock that nobody holds may be one that a server is about to take."""
 
 
 class Store:
@@ -82,6 +84,7 @@ class Store:
             self.lost: int = 0
             with contextlib.suppress(sqlite3.OperationalError):  # another writes just now; a later look does it
                 self.lost = self.disown()
+            _clean_locks(path)
             self._held = held.pop_all()
 
     def close(self) -> None:
@@ -202,8 +205,8 @@ class Store:
 class Reader:
     """A look at the file. Raises sqlite3.Error."""
 
-    def __init__(self, path: Path) -> None:
-        self._db = sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True, timeout=BUSY_MS / 1000)
+    def __init__(self, path: Path, how: str = "mode=ro") -> None:
+        self._db = sqlite3.connect(f"{path.absolute().as_uri()}?{how}", uri=True, timeout=BUSY_MS / 1000)
         self._db.row_factory = sqlite3.Row
 
     def __enter__(self) -> Reader:
@@ -304,11 +307,13 @@ def _locked(path: Path, server: str) -> Iterator[None]:
 
 
 def is_alive(path: Path, server: str) -> bool:
-    """Return whether a server lives that writes to a file: whether somebody holds its lock."""
+    """Return whether a server lives that writes to a file: whether somebody holds its lock, or may hold it."""
     try:
         lock = os.open(f"{path}.{server}.lock", os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
-    except OSError:
+    except FileNotFoundError:
         return False
+    except OSError:
+        return True
     try:
         fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except OSError:
@@ -316,6 +321,27 @@ def is_alive(path: Path, server: str) -> bool:
     finally:
         os.close(lock)
     return False
+
+
+def _clean_locks(path: Path) -> None:
+    """Remove what dead servers left beside a file: locks that nobody holds, and that nobody is about to take."""
+    with contextlib.suppress(OSError):
+        for lock in path.parent.iterdir():
+            if lock.name.startswith(f"{path.name}.") and lock.name.endswith(".lock"):
+                with contextlib.suppress(OSError):
+                    _clean_lock(lock)
+
+
+def _clean_lock(lock: Path) -> None:
+    """Remove one, unless another stands in its place by then. Raises OSError."""
+    held = os.open(lock, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
+    try:
+        fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        found = os.fstat(held)
+        if found.st_mtime < time.time() - FRESH and os.path.samestat(found, lock.lstat()):
+            lock.unlink()
+    finally:
+        os.close(held)
 
 
 def _lock(path: Path, name: str) -> int:

@@ -1,27 +1,32 @@
 """A look at a journal's file from beside its server, if there is one, and a deletion there. Blocking.
 
-Rule: what is read or written here is a journal already, of this version; no file is made, repaired or brought to
-another version, and no server's lock is taken: SQLite's own keep writers apart.
+Rule 1: what is read or written here is a journal already, of this version; no journal is made, repaired or brought to
+another version, and no server's lock is taken: SQLite's own keep writers apart, for which it may make `-wal` and `-shm`
+beside the file. Rule 2: a run whose server is dead is told, found and deleted as what the next server will make of it.
 """
 
 from __future__ import annotations
 
 import contextlib
+import functools
+import os
 import sqlite3
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
-import attrs
-
 from ..errors import ConfigError
-from .facts import ENDED, LIVE, RunRow
 from .schema import VERSIONS
 from .store import BUSY_MS, DROP, LOST, Reader, is_alive
 
 AT_ONCE: Final = 100
 """Runs that one transaction deletes, so that a server which writes too never waits for long."""
 ENDED_RUNS: Final = "SELECT id FROM runs WHERE state = 'ended' AND (?1 IS NULL OR id = ?1) LIMIT ?2"
+CHANGED: Final = {
+    "state": "'ended'", "reason": "'node-lost'", "lines": "stored", "error": f"'{LOST}'",
+}  # fmt: skip
+"""What the end of its server makes of a run."""
+CASE: Final = "CASE WHEN state = 'live' AND NOT is_alive(server) THEN"
 BEGINNING: Final = "SELECT id FROM runs WHERE id >= ?1 AND id < ?1 || 'g' ORDER BY id LIMIT ?2"
 
 
@@ -30,26 +35,16 @@ class Visit(Reader):
 
     def __init__(self, path: Path) -> None:
         _there(path)
-        self._path = path
-        super().__init__(path)
+        super().__init__(path, _how(path))
         try:
             _check_version(self._db, path)
+            _tell_the_lost(self._db, path)
         except BaseException:
             self._db.close()
             raise
 
     def __enter__(self) -> Visit:
         return self
-
-    def get(self, identity: str | None, run: str) -> RunRow | None:
-        """Return one run; one whose server is dead as the next server will write it down."""
-        row = super().get(identity, run)
-        if row is None or row.state != LIVE:
-            return row
-        (server,) = self._db.execute("SELECT server FROM runs WHERE id = ?", (run,)).fetchone()
-        if is_alive(self._path, server):
-            return row
-        return attrs.evolve(row, state=ENDED, reason="node-lost", lines=row.stored, error=LOST)
 
     def beginning(self, prefix: str, most: int) -> list[str]:
         """Return the ids of runs that begin with some hex digits, at most so many."""
@@ -73,6 +68,7 @@ def delete_local(path: Path, run: str | None) -> int:
         db = sqlite3.connect(where, uri=True, timeout=BUSY_MS / 1000, isolation_level=None)
         with contextlib.closing(db):
             _check_version(db, path)
+            _tell_the_lost(db, path)
             deleted = count = _drop_some(db, run)
             while count == AT_ONCE:
                 count = _drop_some(db, run)
@@ -93,6 +89,23 @@ def _drop_some(db: sqlite3.Connection, run: str | None) -> int:
             with contextlib.suppress(sqlite3.Error):
                 db.execute("ROLLBACK")
     return len(gone)
+
+
+def _tell_the_lost(db: sqlite3.Connection, path: Path) -> None:
+    """Let `runs` on a connection be a view, in which the live runs of dead servers are lost. Raises sqlite3.Error."""
+    columns = [column[0] for column in db.execute("SELECT * FROM main.runs LIMIT 0").description]
+    told = [f"{CASE} {CHANGED[one]} ELSE {one} END AS {one}" if one in CHANGED else one for one in columns]
+    db.create_function("is_alive", 1, functools.cache(functools.partial(is_alive, path)))
+    db.execute("PRAGMA temp_store = MEMORY")
+    db.execute(" ".join(("CREATE TEMP VIEW runs AS SELECT", ", ".join(told), "FROM main.runs")))
+
+
+def _how(path: Path) -> str:
+    """Return how a file is read: where nothing can be made beside it, SQLite must be told that nobody writes to it."""
+    log, shared = (path.with_name(f"{path.name}-{one}") for one in ("wal", "shm"))
+    if os.access(path.parent, os.W_OK, effective_ids=True) or shared.exists() or (log.exists() and log.stat().st_size):
+        return "mode=ro"
+    return "mode=ro&immutable=1"
 
 
 def _there(path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
 import sqlite3
 import subprocess
@@ -22,11 +23,11 @@ from harness import Backend, ask, directive, until
 from trio_claude.config import Config
 from trio_claude.embed import open_run
 from trio_claude.engine import open_engine
-from trio_claude.errors import ConfigError
+from trio_claude.errors import ConfigError, JournalFault
 from trio_claude.events import JournalReady
 from trio_claude.journal import Begun, Deleted, End, Journal, Part, PartKind, Query, Retention, open_journal, recorder
 from trio_claude.journal.schema import VERSIONS
-from trio_claude.journal.store import BLOCK_BYTES, Reader, Store
+from trio_claude.journal.store import BLOCK_BYTES, Reader, Store, _clean_lock, is_alive
 from trio_claude.server import Server
 
 RECEIPT = {"seen": 1, "killed": 0, "survivors": 0, "ms": 1.0, "containment": "supervisor"}
@@ -256,6 +257,80 @@ def test_a_file_that_another_writes_to_is_opened_all_the_same(tmp_path: Path, mo
     other.close()
     assert second.disown() == 1
     second.close()
+
+async def test_locks_that_nobody_holds_go_when_a_server_starts(tmp_path: Path) -> None:
+    path = tmp_path / "j.db"
+    old, new, others = (tmp_path / f"{name}.lock" for name in ("j.db.old", "j.db.new", "other.db.s"))
+    living = Store(path, "living")
+    for lock in (old, new, others):
+        lock.touch()
+    for lock in (old, others, tmp_path / "j.db.living.lock"):
+        os.utime(lock, (0, 0))
+    store = Store(path, "s")
+    left = sorted(lock.name for lock in tmp_path.glob("*.lock"))
+    assert left == ["j.db.living.lock", "j.db.new.lock", "j.db.s.lock", "other.db.s.lock"], (
+        "a server may be about to take the new"
+    )
+    assert is_alive(path, "living")
+    store.close()
+    living.close()
+
+
+def test_a_lock_that_was_made_anew_in_between_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    lock = tmp_path / "j.db.old.lock"
+    lock.touch()
+    os.utime(lock, (0, 0))
+    real = fcntl.flock
+
+    def slow(held: int, how: int) -> None:
+        real(held, how)
+        lock.unlink()
+        lock.touch()
+        os.utime(lock, (0, 0))
+
+    monkeypatch.setattr("fcntl.flock", slow)
+    _clean_lock(lock)
+    assert lock.exists()
+
+
+def test_only_a_server_without_a_lock_is_dead(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "j.db"
+    assert not is_alive(path, "s")
+    (tmp_path / "j.db.s.lock").touch()
+    assert not is_alive(path, "s")
+
+    def refuse(*_: object) -> int:
+        raise PermissionError
+
+    monkeypatch.setattr("os.open", refuse)
+    assert is_alive(path, "s"), "another user's"
+
+
+async def test_what_is_not_durable_is_not_told_as_deleted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(recorder, "RETRY", 0.05)
+    monkeypatch.setattr("trio_claude.journal.store.BUSY_MS", 10)
+    async with opened(tmp_path / "j.db") as journal:
+        journal.begin(begun("a")).end(ended("a"))
+        assert await journal.settle()
+        monkeypatch.setattr(Journal._written, "__defaults__", (0.3,))
+        with blocked(tmp_path / "j.db"), pytest.raises(JournalFault, match="locked"):
+            await journal.delete(None)
+        assert await journal.settle()
+        journal.begin(begun("b")).end(ended("b"))
+        assert await journal.settle()
+        commit = journal._store.transaction
+
+        @contextmanager
+        def damaged() -> Iterator[None]:
+            with commit():
+                yield
+                raise sqlite3.DatabaseError("malformed")
+
+        monkeypatch.setattr(journal._store, "transaction", damaged)
+        with pytest.raises(JournalFault, match="malformed"):
+            await journal.delete(None, "b")
+        monkeypatch.setattr(journal._store, "transaction", commit)
+        assert await journal.get(None, "b")
 
 
 @pytest.mark.parametrize("damage", [b"nonsense" * 1000, b"SQLite format 3\0" + b"x" * 5000])

@@ -281,10 +281,18 @@ class Journal:
         return await self._read(lambda reader: reader.usage(identity, since))
 
     async def delete(self, identity: str | None, run: str | None = None) -> list[Deleted]:
-        """Delete one ended run, or all of an identity; return what was deleted."""
-        gone: list[list[Deleted]] = []
-        await self._written(lambda store: gone.append(store.delete(identity, run)))
-        return gone[-1] if gone else []
+        """Delete one ended run, or all of an identity; return what was deleted.
+
+        Raises `JournalFault` where that is not durable in time; it may be done later.
+        """
+        gone: list[Deleted] = []
+
+        def write(store: Store) -> None:
+            gone[:] = store.delete(identity, run)
+
+        if not await self._written(write):
+            raise JournalFault(self.fault or "the journal can't be written just now", RETRY)
+        return gone
 
     async def _read(self, look: Callable[[Reader], T]) -> T:
         def read() -> T:
@@ -375,6 +383,7 @@ class Journal:
             self.fault = f"the journal can't be written: {error!r}"
             if len(writes) > 1:
                 return all(self._commit([write]) for write in writes)
+            writes[0].tell = None  # what is given up is never durable
         else:
             self.fault = ""
         with self._stir:

@@ -258,6 +258,7 @@ def test_a_file_that_another_writes_to_is_opened_all_the_same(tmp_path: Path, mo
     assert second.disown() == 1
     second.close()
 
+
 async def test_locks_that_nobody_holds_go_when_a_server_starts(tmp_path: Path) -> None:
     path = tmp_path / "j.db"
     old, new, others = (tmp_path / f"{name}.lock" for name in ("j.db.old", "j.db.new", "other.db.s"))

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from trio_claude.batch import files
-from trio_claude.batch.files import LinesFolder, OutFile, Unwritable, read_tasks, write_whole
+from trio_claude.batch.files import LinesFolder, OutFile, ResultsFile, Unwritable, read_tasks, write_whole
 from trio_claude.batch.tasks import BadTasks
 
 
@@ -21,6 +23,46 @@ def test_what_is_written_is_there_at_once(folder: Path) -> None:
     assert (folder / "out").read_bytes() == b"three\n"
     with pytest.raises(Unwritable, match="nope"):
         write_whole(folder / "nope" / "out", [])
+
+
+def test_a_file_that_is_replaced_keeps_its_link_and_its_mode(folder: Path) -> None:
+    (folder / "real").write_text("x")
+    (folder / "real").chmod(0o640)
+    (folder / "link").symlink_to("real")
+    (folder / "real.new").write_text("mine")
+    write_whole(folder / "link", [b"new"])
+    assert (folder / "link").is_symlink()
+    assert (folder / "real").read_bytes() == b"new"
+    assert (folder / "real").stat().st_mode & 0o777 == 0o640
+    assert (folder / "real.new").read_text() == "mine"
+
+
+def test_what_can_not_be_replaced_stays_and_nothing_is_left_beside_it(folder: Path) -> None:
+    (folder / "out").write_text("old")
+
+    def lines() -> Iterator[bytes]:
+        yield b"new"
+        raise Unwritable("elsewhere")
+
+    with pytest.raises(Unwritable, match="elsewhere"):
+        write_whole(folder / "out", lines())
+    assert {path.name: path.read_text() for path in folder.iterdir()} == {"out": "old"}
+
+
+def test_beside_a_pipe_or_a_device_nothing_is_made(folder: Path) -> None:
+    os.mkfifo(folder / "pipe")
+    reader = os.open(folder / "pipe", os.O_RDONLY | os.O_NONBLOCK)
+    with ResultsFile(folder / "pipe", force=True) as out:
+        out.keep(b"later\n")
+        out.write(b"now\n")
+        out.drop()
+    assert os.read(reader, 100) == b"now\n"
+    os.close(reader)
+    assert os.listdir(folder) == ["pipe"]
+    with pytest.raises(Unwritable, match="exists"):
+        ResultsFile(folder / "pipe", force=False)
+    write_whole(Path("/dev/null"), [b"x"])
+    assert not Path("/dev/null").is_file()
 
 
 def test_a_file_that_exists_is_kept_unless_forced(folder: Path) -> None:

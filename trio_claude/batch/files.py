@@ -7,6 +7,8 @@ result is with the system when `write` returns. Writes are short, and go out in 
 from __future__ import annotations
 
 import os
+import secrets
+import stat
 import sys
 from collections.abc import Iterable
 from pathlib import Path
@@ -36,22 +38,51 @@ def read_tasks(path: str) -> bytes:
     return data
 
 
+def is_plain(path: Path) -> bool:
+    """Whether something is a plain file, or nothing that could still become one: no pipe, no device."""
+    try:
+        return stat.S_ISREG(path.stat().st_mode)
+    except OSError:
+        return True
+
+
 def ahead_of(out: Path) -> Path:
     """Return where results wait for those before them: beside the file of results, and there only meanwhile."""
-    return out.with_name(f"{out.name}.ahead")
+    return beside(out, ".ahead")
+
+
+def beside(out: Path, ending: str) -> Path:
+    """Return a path beside a file; where a link leads to the file, beside what it leads to."""
+    real = out.resolve()
+    return out.with_name(f"{out.name}{ending}") if real == out.absolute() else real.with_name(f"{real.name}{ending}")
 
 
 def write_whole(path: Path, lines: Iterable[bytes]) -> None:
-    """Put a file in the place of another, whole or not at all. Raises `Unwritable`."""
-    new = path.with_name(f"{path.name}.new")
+    """Put a file in the place of another, whole or not at all; a link to it stays one. Raises `Unwritable`."""
     try:
-        with new.open("wb") as file:
+        if is_plain(path):
+            _replace(path.resolve(), lines)
+            return
+        with path.open("wb") as file:
             file.writelines(lines)
-            file.flush()
-            os.fsync(file.fileno())
-        new.replace(path)
     except OSError as error:
         raise Unwritable(f"{path}: {error.strerror}") from error
+
+
+def _replace(path: Path, lines: Iterable[bytes]) -> None:
+    new = path.with_name(f"{path.name}.{secrets.token_hex(8)}.new")
+    descriptor = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
+    try:
+        with open(descriptor, "wb") as file:  # noqa: PTH123 - a descriptor
+            if path.exists():
+                os.fchmod(descriptor, stat.S_IMODE(path.stat().st_mode))
+            file.writelines(lines)
+            file.flush()
+            os.fsync(descriptor)
+        new.replace(path)
+    except BaseException:
+        new.unlink(missing_ok=True)
+        raise
 
 
 def check_free(*paths: Path, keep: str, force: bool) -> None:
@@ -62,8 +93,12 @@ def check_free(*paths: Path, keep: str, force: bool) -> None:
     if len({path.absolute() for path in paths}) < len(paths):
         raise Unwritable(f"{paths[0]} is named for two things")
     for path in paths:
-        if not path.exists():
+        try:
+            path.stat()
+        except FileNotFoundError:
             continue
+        except OSError as error:
+            raise Unwritable(f"{path}: {error.strerror}") from error
         if keep != "-" and path.samefile(keep):
             raise Unwritable(f"{path} is the file of tasks")
         if not force:
@@ -106,13 +141,11 @@ class OutFile:
 
 def _open(path: Path, *, force: bool, keep: bool) -> IO[bytes]:
     """Open a file to append to, empty or, with `keep`, as it is. Raises `Unwritable`."""
+    if not is_plain(path):
+        return _open_stream(path, force=force)
     try:
-        if keep:
-            path.open("ab").close()
-        elif force:
-            path.open("wb").close()
-        else:
-            path.open("xb").close()
+        if not keep:
+            path.open("wb" if force else "xb").close()
         return path.open("ab", buffering=0)
     except FileExistsError:
         raise _exists(path) from None
@@ -120,26 +153,44 @@ def _open(path: Path, *, force: bool, keep: bool) -> IO[bytes]:
         raise Unwritable(f"{path}: {error.strerror}") from error
 
 
+def _open_stream(path: Path, *, force: bool) -> IO[bytes]:
+    """Open a pipe or a device, once: who reads a pipe takes its closing for the end. Raises `Unwritable`."""
+    if not force:
+        raise _exists(path)
+    try:
+        return path.open("wb", buffering=0)
+    except OSError as error:
+        raise Unwritable(f"{path}: {error.strerror}") from error
+
+
 class ResultsFile(OutFile):
-    """A file of results; those that wait for others are kept beside it, so that a kill loses none."""
+    """A file of results; those that wait for others are kept beside it, so that a kill loses none.
+
+    Beside a pipe or a device nothing is kept.
+    """
 
     def __init__(self, path: Path, *, force: bool, resume: bool = False) -> None:
         super().__init__(path, force=force, keep=resume)
-        self._aside = ahead_of(path)
+        self._aside = ahead_of(path) if is_plain(path) else None
         self._ahead: OutFile | None = None
+        if not resume:
+            self.drop()  # of another batch
 
     def keep(self, data: bytes) -> None:
         """Take a result that waits for others. Raises `Unwritable`."""
+        if self._aside is None:
+            return
         if self._ahead is None:
             self._ahead = OutFile(self._aside, force=True)
         self._ahead.write(data)
 
     def drop(self) -> None:
-        """Forget what waited: it is all out."""
+        """Forget what waited: it is all out. Raises `Unwritable`."""
         if self._ahead:
             self._ahead.close()
-            self._aside.unlink(missing_ok=True)
             self._ahead = None
+        if self._aside:
+            remove(self._aside)
 
     def close(self) -> None:
         """Close the files; what waited stays where it is."""
@@ -148,17 +199,30 @@ class ResultsFile(OutFile):
             self._ahead.close()
 
 
+def remove(path: Path) -> None:
+    """Remove a file, if it is there. Raises `Unwritable`."""
+    try:
+        path.unlink(missing_ok=True)
+    except OSError as error:
+        raise Unwritable(f"{path}: {error.strerror}") from error
+
+
+def make_folder(folder: Path, *, force: bool) -> None:
+    """Make a folder; one that is there must be empty, but with `force`. Raises `Unwritable`."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        if not force and any(folder.iterdir()):
+            raise Unwritable(f"{folder} is not empty; --force writes over what is there")
+    except OSError as error:
+        raise Unwritable(f"{folder}: {error.strerror}") from error
+
+
 class LinesFolder:
     """A folder that takes each run's lines, in a file of its own."""
 
     def __init__(self, folder: Path, *, force: bool) -> None:
         self._folder = folder
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-            if not force and any(folder.iterdir()):
-                raise Unwritable(f"{folder} is not empty; --force writes over what is there")
-        except OSError as error:
-            raise Unwritable(f"{folder}: {error.strerror}") from error
+        make_folder(folder, force=force)
 
     def open(self, name: str) -> OutFile:
         """Open the file of the run `name`, empty: of several attempts the last one's lines are kept."""

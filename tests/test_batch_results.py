@@ -134,6 +134,7 @@ def test_a_result_is_one_line_with_every_field() -> None:
         "exit_status": 0, "error": None, "result": "a\nbé", "session_id": "s", "num_turns": 1,
         "usage": dict.fromkeys(TOKENS, 0), "cost_usd": 0.1, "seconds": 1.2346, "first_line_seconds": 0.5, "attempts": 1,
         "receipt": {"seen": 3, "killed": 1, "survivors": 0, "ms": 12.3, "containment": "namespace"},
+        "artifacts": None,
     }  # fmt: skip
 
 

@@ -7,6 +7,7 @@ never matched by prefix. Rule 3: no line is kept, only what the result needs of 
 from __future__ import annotations
 
 import json
+import math
 import re
 from typing import Any, Final
 
@@ -145,6 +146,7 @@ class Record:
     fold: Fold = attrs.Factory(Fold)
     seconds: float | None = None
     first_line_seconds: float | None = None
+    artifacts: str | None = None
     spent_usd: float = 0.0
     used: dict[str, int] = attrs.Factory(lambda: dict.fromkeys(TOKENS, 0))
 
@@ -171,6 +173,7 @@ class Record:
             error=finish.error or fold.error, result=fold.result, session_id=fold.session_id,
             num_turns=fold.num_turns, usage=self.used, cost_usd=self.spent_usd, seconds=self.seconds,
             first_line_seconds=self.first_line_seconds, attempts=self.attempts, receipt=finish.receipt,
+            artifacts=self.artifacts,
         )  # fmt: skip
 
 
@@ -196,6 +199,7 @@ class Result:
     first_line_seconds: float | None
     attempts: int
     receipt: Receipt | None
+    artifacts: str | None = None
 
     def render(self) -> bytes:
         """Return it as a line of JSON."""
@@ -216,9 +220,14 @@ def parse_result(line: bytes) -> Result:
         said = json.loads(line)
         if receipt := said["receipt"]:
             said["receipt"] = {**receipt, "killed": receipt["killed"] or 0, "containment": receipt["containment"] or ""}
-        return _CONVERTER.structure(said, Result)
+        result = _CONVERTER.structure(said, Result)
     except (cattrs.BaseValidationError, KeyError, TypeError, RecursionError) as error:
         raise ValueError(str(error)) from None
+    if not result.usage.keys() >= set(TOKENS):
+        raise ValueError(f"usage must have {', '.join(TOKENS)}")
+    if not math.isfinite(result.cost_usd):
+        raise ValueError(f"cost_usd must be a number, not {result.cost_usd}")
+    return result
 
 
 _CONVERTER: Final = cattrs.Converter(forbid_extra_keys=True)

@@ -70,6 +70,7 @@ class Runner:
         self._changed = trio.lowlevel.ParkingLot()
         self._stop = trio.Event()
         self._failure: Unwritable | None = None
+        self._late: Unwritable | None = None
 
     def stop(self) -> None:
         """Start nothing more, and end what runs. Returns at once."""
@@ -132,15 +133,22 @@ class Runner:
         except trio.Cancelled:
             self._record(record, Finish(reason=CANCELLED))
             raise
-        if self._stop.is_set() and finish.reason == Reason.DRAINED:
+        if self._broken_off(finish):
             finish = attrs.evolve(finish, reason=CANCELLED, error=None)
         self._record(record, finish)
+        if self._late:
+            self._fail(self._late)
+
+    def _broken_off(self, finish: Finish) -> bool:
+        return self._stop.is_set() and finish.reason == Reason.DRAINED
 
     async def _attempts(self, record: Record, ticket: Ticket) -> Finish:
         while True:
             try:
+                since = Artifacts.mark()
                 finish = await self._attempt(record, ticket)
                 if not self._worth_another(record, finish):
+                    await self._collect(record, since, finish)
                     return finish
                 await trio.sleep(delay(record.attempts, finish.retry_after, random.random()))  # noqa: S311
             finally:
@@ -179,9 +187,7 @@ class Runner:
                     if fold.feed(line):
                         self.throttle.strain(ticket)
 
-                since = Artifacts.mark()
-                finish = await self._door.run(record.item.prompt, hear)
-                return await self._collected(record.item, since, finish)
+                return await self._door.run(record.item.prompt, hear)
         except Unwritable as error:
             self._fail(error)
             return Finish(reason=CANCELLED, error=str(error))
@@ -190,13 +196,17 @@ class Runner:
             record.settle()
             self.tally.spend(record.fold.cost_usd)
 
-    async def _collected(self, item: Item, since: int, finish: Finish) -> Finish:
-        """Copy what a run has left in its workspace, if that is asked for. Raises `Unwritable`."""
-        artifacts, workspace = self._settings.artifacts, item.prompt.options.workspace
-        if artifacts is None or workspace is None:
-            return finish
-        missing = await trio.to_thread.run_sync(artifacts.collect, item.name, workspace, since)
-        return attrs.evolve(finish, error=finish.error or missing)
+    async def _collect(self, record: Record, since: int, finish: Finish) -> None:
+        """Copy what a run has left in its workspace, if that is asked for; a full disk waits until it is recorded."""
+        artifacts, workspace = self._settings.artifacts, record.item.prompt.options.workspace
+        if artifacts is None or workspace is None or self._broken_off(finish):
+            return
+        try:
+            with trio.CancelScope(shield=True):  # the run is over, and its result stands
+                record.artifacts = await trio.to_thread.run_sync(artifacts.collect, record.item.name, workspace, since)
+        except Unwritable as error:
+            record.artifacts = f"could not be written: {error}"
+            self._late = self._late or error
 
     def _fail(self, error: Unwritable) -> None:
         """Stop everything because a file can't be written; the first such error is told."""

@@ -72,6 +72,10 @@ def command(tasks: str, url: str | None, key_file: Path | None, config_file: Pat
     config = None if url else read_config(values, config_file, journal="auto")
     if options["artifacts"] and config and not config.workspaces:
         raise ConfigError("--artifacts takes --workspaces: the folder whose sub-folders the tasks name")
+    if options["artifacts"] and config and config.isolated != "off":
+        raise ConfigError(
+            f"--artifacts can't be had with isolation {config.isolated}: no workspace is then where it looks"
+        )
     rules = _rules(config, values, config_file, options["models"], options["repeat"])
     data = read_tasks(tasks)
     batch = Batch(

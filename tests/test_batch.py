@@ -212,6 +212,28 @@ async def test_a_full_disk_is_said(fake: Backend, folder: Path) -> None:
     assert left(fake) == []
 
 
+async def test_results_may_go_to_a_pipe(fake: Backend, folder: Path) -> None:
+    words = ["--out", "/dev/stdout", "--manifest", "m.json"]
+    tasks = write_tasks(folder, directive("slow", n=5, ms=100), "hello", "hello")
+    told = await batch(fake, folder, tasks, *words, "--force")
+    assert told.status == 0, told.stderr
+    assert [json.loads(line)["id"] for line in told.stdout.splitlines()] == ["1", "2", "3"]
+    told = await batch(fake, folder, tasks, *words, "--resume")
+    assert told.status == 2
+    assert told.stderr == "trio-claude: --resume: /dev/stdout is no file that could be gone on with\n"
+    assert not list(Path("/dev").glob("stdout.*"))
+
+
+async def test_a_full_disk_below_stdout_is_one_line(fake: Backend, folder: Path) -> None:
+    words = [*PROGRAM, write_tasks(folder, "hello"), "--json"]
+    with Path("/dev/full").open("wb") as full:  # noqa: ASYNC230 - a device
+        told = await trio.run_process(
+            words, env=environ(fake), cwd=folder, stdout=full, capture_stderr=True, check=False
+        )
+    assert (told.returncode, told.stderr) == (1, b"trio-claude: [Errno 28] No space left on device\n")
+    assert json.loads((folder / "results.manifest.json").read_text())["summary"]["ok"] == 1
+
+
 # -- retries, throttle, money -----------------------------------------------------------------------------------------
 
 

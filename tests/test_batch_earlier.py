@@ -31,7 +31,7 @@ def line(task: int, reason: str = "exit", **fields: object) -> bytes:
         "id": str(task), "task": task, "repeat": 1, "model": None, "meta": f"TASK-{task}", "ok": reason == "exit",
         "reason": reason, "exit_status": 0, "error": None, "result": "r", "session_id": "s", "num_turns": 1,
         "usage": {"input_tokens": 1, "output_tokens": 1, "cache_creation_input_tokens": 0, "cache_read_input_tokens": 0},
-        "cost_usd": 0.5, "seconds": 1.0, "first_line_seconds": 0.5, "attempts": 1, "receipt": None, **fields,
+        "cost_usd": 0.5, "seconds": 1.0, "first_line_seconds": 0.5, "attempts": 1, "receipt": None, "artifacts": None, **fields,
     }  # fmt: skip
     return json.dumps(said).encode() + b"\n"
 
@@ -41,17 +41,20 @@ def test_what_is_done_stays_and_the_rest_is_made_anew(folder: Path) -> None:
     done = [line(1), line(3, "failed"), line(2)]
     out.write_bytes(b"".join([*done[:2], line(4, "cancelled"), line(5, "busy"), line(3, "failed"), b'{"id": "7", ']))
     ahead_of(out).write_bytes(done[2] + line(1) + b'{"id"')
-    earlier = take_up(out, {}, plan(7))
+    earlier = take_up(out, beside := folder / "m.json", {}, plan(7))
     assert out.read_bytes() == b"".join(done)
     assert not ahead_of(out).exists()
     assert list(earlier.done) == [1, 1, 1, 0, 0, 0, 0]
     assert (earlier.tally.ok, earlier.tally.failed, earlier.tally.done) == (2, 1, 3)
-    assert earlier.tally.cost_usd == 0.5 * 7, "what was spent on runs that are made anew was spent"
+    assert earlier.tally.cost_usd == 0.5 * 5, "of five runs, two are made anew; what stands there twice was spent once"
+    assert earlier.manifest == json.loads(beside.read_bytes()) == {"spent_before": 0.5 * 2}
+    again = take_up(out, beside, earlier.manifest, plan(7))
+    assert again.tally.cost_usd == 0.5 * 5, "and it is not forgotten when there is no result of it any more"
     with OutFile(out, force=False, keep=True) as file:
         file.write(line(4))
     sort_results(out, plan(7))
     assert [json.loads(one)["task"] for one in out.read_bytes().splitlines()] == [1, 2, 3, 4]
-    assert list(folder.iterdir()) == [out]
+    assert sorted(folder.iterdir()) == [beside, out]
 
 
 @pytest.mark.parametrize(
@@ -62,6 +65,8 @@ def test_what_is_done_stays_and_the_rest_is_made_anew(folder: Path) -> None:
         (b"[" * 100_000 + b"\n", "line 2: no result of a batch"),
         (line(1, attempts="many"), "line 2: no result of a batch"),
         (line(1, more=1), "line 2: no result of a batch"),
+        (line(1, usage={}), "line 2: no result of a batch: usage must have input_tokens"),
+        (line(1, cost_usd=float("nan")), "line 2: no result of a batch: cost_usd must be a number"),
         (line(9), "9 is not planned"),
         (line(2, id="other"), "other is not planned"),
         (line(2, repeat=2), "2 is not planned"),
@@ -71,7 +76,7 @@ def test_what_is_no_result_of_this_batch_is_named_and_kept(folder: Path, bad: by
     out = folder / "r.jsonl"
     out.write_bytes(line(1) + bad)
     with pytest.raises(Unwritable, match=match):
-        take_up(out, {}, plan(7))
+        take_up(out, folder / "m.json", {}, plan(7))
     assert out.read_bytes() == line(1) + bad
 
 
@@ -97,10 +102,39 @@ def test_a_manifest_of_other_tasks_is_refused(folder: Path) -> None:
     ):
         with pytest.raises(ConfigError, match=match):
             check_same(path, told, "a", plan(1))
-    for text in ("", "[]"):
+    for text in ("", "[]", "[" * 100_000):
         path.write_text(text)
         with pytest.raises(ConfigError, match="--resume"):
             read_manifest(path)
+
+
+def test_what_is_dropped_is_what_never_came_to_an_end(folder: Path) -> None:
+    out = folder / "r.jsonl"
+    undone = ("cancelled", "skipped", "busy", "refused", "unreachable", "drained", "spawn-failed")
+    out.write_bytes(b"".join(line(task, reason) for task, reason in enumerate(undone, 1)))
+    assert not any(take_up(out, folder / "m.json", {}, plan(7)).done)
+
+
+def test_a_file_that_can_not_be_read_is_named(folder: Path) -> None:
+    (folder / "r.jsonl").mkdir()
+    with pytest.raises(Unwritable, match=r"r\.jsonl: Is a directory"):
+        take_up(folder / "r.jsonl", folder / "m.json", {}, plan(1))
+    (folder / "s.jsonl.ahead").mkdir()
+    (folder / "s.jsonl").touch()
+    with pytest.raises(Unwritable, match=r"s\.jsonl\.ahead: Is a directory"):
+        take_up(folder / "s.jsonl", folder / "m.json", {}, plan(1))
+
+
+def test_the_ahead_of_another_batch_is_gone(folder: Path) -> None:
+    out = folder / "r.jsonl"
+    ahead_of(out).write_bytes(line(2))
+    with ResultsFile(out, force=False, resume=True) as file:
+        assert ahead_of(out).exists()
+        file.drop()
+        assert not ahead_of(out).exists()
+    ahead_of(out).write_bytes(line(2))
+    ResultsFile(out, force=True).close()
+    assert not ahead_of(out).exists()
 
 
 def test_a_result_that_waits_outlives_its_writer(folder: Path) -> None:
@@ -186,6 +220,51 @@ async def test_what_can_not_be_gone_on_with_is_said(fake: Backend, folder: Path)
     assert results(folder) == first
 
 
+async def test_an_empty_file_without_a_manifest_is_begun_anew(fake: Backend, folder: Path) -> None:
+    tasks = write_tasks(folder, "hello")
+    (folder / "results.jsonl").touch()
+    assert (await batch(fake, folder, tasks, "--resume")).status == 0
+    (folder / "results.jsonl").unlink()
+    (folder / "results.manifest.json").unlink()
+    (folder / "results.jsonl.ahead").write_bytes(line(1))
+    for words, match in (([], "results.jsonl.ahead exists; --force"), (["--resume"], "has no manifest")):
+        told = await batch(fake, folder, tasks, *words)
+        assert told.status == 2
+        assert match in told.stderr
+    assert (folder / "results.jsonl.ahead").exists()
+
+
+async def test_a_manifest_that_lacks_this_and_that_is_gone_on_with(fake: Backend, folder: Path) -> None:
+    tasks, path = write_tasks(folder, "hello", "hello"), folder / "results.manifest.json"
+    assert (
+        await batch(fake, folder, tasks, "--timeout", "50", "--max-usd", "0.0001", "--concurrency", "1")
+    ).status == 1
+    manifest = json.loads(path.read_bytes())
+    assert [start["options"]["timeout"] for start in manifest["starts"]] == [50]
+    del manifest["batch"], manifest["starts"]
+    path.write_text(json.dumps({**manifest, "resumed": "often", "spent_before": None}))
+    told = await batch(fake, folder, tasks, "--resume", "--timeout", "60", "--profile", "chat")
+    assert told.status == 0, told.stderr
+    manifest = json.loads(path.read_bytes())
+    assert (len(manifest["batch"]), manifest["resumed"]) == (32, 1)
+    starts = manifest["starts"]
+    assert [(start["options"]["timeout"], start["profile"]) for start in starts] == [(50, "approve"), (60, "chat")]
+    assert starts[0]["started"] == manifest["started"] < starts[1]["started"]
+
+
+async def test_a_first_start_writes_over_no_lines(fake: Backend, folder: Path) -> None:
+    tasks = write_tasks(folder, "hello")
+    (folder / "lines").mkdir()
+    (folder / "lines" / "1.jsonl").write_text("mine")
+    told = await batch(fake, folder, tasks, "--resume", "--lines", "lines")
+    assert told.status == 2
+    assert "lines is not empty" in told.stderr
+    assert (folder / "lines" / "1.jsonl").read_text() == "mine"
+    assert not (folder / "results.jsonl").exists()
+    assert (await batch(fake, folder, tasks, "--lines", "own")).status == 0
+    assert (await batch(fake, folder, tasks, "--lines", "own", "--resume")).status == 0
+
+
 async def test_money_that_was_spent_before_counts(fake: Backend, folder: Path) -> None:
     tasks = write_tasks(folder, *["hello"] * 4)
     told = await batch(fake, folder, tasks, "--max-usd", "0.0001", "--concurrency", "1")
@@ -199,5 +278,9 @@ async def test_money_that_was_spent_before_counts(fake: Backend, folder: Path) -
 
 def test_a_result_comes_back_as_it_was() -> None:
     receipt = {"seen": 1, "killed": None, "survivors": None, "ms": 1.5, "containment": None}
-    for said in (line(1), line(1, receipt=receipt), line(2, "failed", seconds=None, first_line_seconds=None)):
+    for said in (
+        line(1),
+        line(1, receipt=receipt, artifacts="1 file"),
+        line(2, "failed", seconds=None, first_line_seconds=None),
+    ):
         assert json.loads(parse_result(said).render()) == json.loads(said)

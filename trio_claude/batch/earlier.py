@@ -1,11 +1,13 @@
 """What an earlier start of a batch has left: the results that stay, and whether they are of this batch.
 
 Rule 1: a result that stays is never lost, however often a batch is broken off: files are replaced whole, or grow. Rule
-2: nothing of another batch is taken, and nothing is guessed: what does not fit is named.
+2: nothing of another batch is taken, and nothing is guessed: what does not fit is named. Rule 3: what runs have cost
+that are made anew is in the manifest before their results go: a kill in between counts it twice, and none forgets it.
 """
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 from collections.abc import Iterator
@@ -15,12 +17,15 @@ from typing import Any, Final
 import attrs
 
 from ..errors import ConfigError, Reason
-from .files import Unwritable, ahead_of, write_whole
-from .results import BUSY, CANCELLED, SKIPPED, UNREACHABLE, Result, parse_result
+from .files import Unwritable, ahead_of, remove, rendered, write_whole
+from .manifest import number_of
+from .results import BUSY, CANCELLED, REFUSED, SKIPPED, UNREACHABLE, Result, parse_result
 from .tally import Tally
 from .tasks import Plan
 
-UNDONE: Final = (CANCELLED, SKIPPED, BUSY, UNREACHABLE, Reason.DRAINED.value)
+UNDONE: Final = (
+    CANCELLED, SKIPPED, BUSY, REFUSED, UNREACHABLE, Reason.DRAINED.value, Reason.SPAWN_FAILED.value,
+)  # fmt: skip
 """Reasons of results that do not stay: these runs did not come to an end of their own, and are made anew."""
 
 
@@ -39,7 +44,7 @@ def read_manifest(path: Path) -> dict[str, Any] | None:
         told = json.loads(path.read_bytes())
     except FileNotFoundError:
         return None
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise ConfigError(f"--resume: {path} can't be read: {error}") from None
     if not isinstance(told, dict):
         raise ConfigError(f"--resume: {path} is no manifest of a batch")
@@ -59,24 +64,39 @@ def check_same(path: Path, manifest: dict[str, Any], checksum: str, plan: Plan) 
             raise ConfigError(f"--resume: {path} has {name} {options.get(name)}, not {value}")
 
 
-def take_up(out: Path, manifest: dict[str, Any], plan: Plan) -> Earlier:
-    """Read what results there are, and leave in the file those that stay, each once. Raises `Unwritable`."""
-    earlier = Earlier(bytearray(len(plan)), Tally(len(plan)), manifest)
-    write_whole(out, _staying(out, plan, earlier))
-    ahead_of(out).unlink(missing_ok=True)
-    return earlier
+def take_up(out: Path, beside: Path, manifest: dict[str, Any], plan: Plan) -> Earlier:
+    """Read what results there are, and leave in the file those that stay, each once. Raises `Unwritable`.
+
+    What the others have cost is added to `spent_before` in the manifest, which is `beside`.
+    """
+    done, tally, before = bytearray(len(plan)), Tally(len(plan)), number_of(manifest, "spent_before")
+    files = (out, ahead_of(out))
+    stays, dropped = _sift(out, files, plan, done, tally)
+    tally.spend(before + dropped)
+    if dropped:
+        manifest = {**manifest, "spent_before": round(before + dropped, 10)}
+        write_whole(beside, [rendered(manifest)])
+    write_whole(out, itertools.compress((line for _, _, line in _lines(*files)), stays))
+    remove(ahead_of(out))
+    return Earlier(done, tally, manifest)
 
 
-def _staying(out: Path, plan: Plan, earlier: Earlier) -> Iterator[bytes]:
-    """Yield the lines that stay, and count them; what the others have cost is spent all the same."""
-    for line, result in _read(out, ahead_of(out)):
-        place = _place(out, result, plan)
-        earlier.tally.spend(result.cost_usd)
-        if result.reason in UNDONE or earlier.done[place]:
+def _sift(out: Path, files: tuple[Path, ...], plan: Plan, done: bytearray, tally: Tally) -> tuple[bytearray, float]:
+    """Return which lines stay, and what the runs have cost that do not; a line that stands there twice counts once."""
+    stays, dropped, undone = bytearray(), 0.0, bytearray(len(plan))
+    for _, result in _read(*files):
+        place, stay = _place(out, result, plan), result.reason not in UNDONE
+        new = not done[place] and (stay or not undone[place])
+        stays.append(new and stay)
+        if not new:
             continue
-        earlier.done[place] = 1
-        earlier.tally.add(result)
-        yield line
+        (done if stay else undone)[place] = 1
+        if stay:
+            tally.spend(result.cost_usd)
+            tally.add(result)
+        else:
+            dropped += result.cost_usd
+    return stays, dropped
 
 
 def sort_results(out: Path, plan: Plan) -> None:
@@ -87,23 +107,41 @@ def sort_results(out: Path, plan: Plan) -> None:
         offset += len(line)
     if places == sorted(places):
         return
-    with out.open("rb") as file:
-        write_whole(out, (os.pread(file.fileno(), size, start) for _, start, size in sorted(places)))
+    write_whole(out, _at(out, sorted(places)))
+
+
+def _at(path: Path, places: list[tuple[int, int, int]]) -> Iterator[bytes]:
+    """Yield pieces of a file: (place, start, size). Raises `Unwritable`."""
+    try:
+        with path.open("rb") as file:
+            for _, start, size in places:
+                yield os.pread(file.fileno(), size, start)
+    except OSError as error:
+        raise Unwritable(f"{path}: {error.strerror}") from error
 
 
 def _read(*paths: Path) -> Iterator[tuple[bytes, Result]]:
-    """Yield each result that was written whole, with its line."""
+    """Yield each result that was written whole, with its line. Raises `Unwritable`."""
+    for path, at, line in _lines(*paths):
+        try:
+            result = parse_result(line)
+        except ValueError as error:
+            raise Unwritable(f"{path}, line {at}: no result of a batch: {error}") from None
+        yield line, result
+
+
+def _lines(*paths: Path) -> Iterator[tuple[Path, int, bytes]]:
+    """Yield each line that was written whole, with its file and number. Raises `Unwritable`."""
     for path in paths:
-        if not path.exists():
+        try:
+            with path.open("rb") as file:
+                for at, line in enumerate(file, 1):
+                    if line.endswith(b"\n"):  # else torn by the end of its writer
+                        yield path, at, line
+        except FileNotFoundError:
             continue
-        with path.open("rb") as file:
-            for number, line in enumerate(file, 1):
-                if not line.endswith(b"\n"):
-                    break  # torn by the end of its writer
-                try:
-                    yield line, parse_result(line)
-                except ValueError as error:
-                    raise Unwritable(f"{path}, line {number}: no result of a batch: {error}") from None
+        except OSError as error:
+            raise Unwritable(f"{path}: {error.strerror}") from error
 
 
 def _place(out: Path, result: Result, plan: Plan) -> int:

@@ -87,6 +87,21 @@ async def cli_version(engine: Engine) -> str | None:
     return None
 
 
+def number_of(manifest: dict[str, Any], name: str) -> float:
+    """Return a number in a manifest, 0 where there is none that makes sense."""
+    value = manifest.get(name)
+    good = isinstance(value, int | float) and not isinstance(value, bool) and 0 < value < 10**15
+    return float(value) if good and value is not None else 0.0
+
+
+def starts(manifest: dict[str, Any]) -> list[Any]:
+    """Return with what each start of a batch was made; a manifest without a list of them tells of one start."""
+    told = manifest.get("starts")
+    if isinstance(told, list):
+        return told
+    return [{name: manifest.get(name) for name in ("started", "options", "profile", "settings")}]
+
+
 def describe(about: dict[str, Any], source: str, checksum: str, batch: str, **options: Any) -> dict[str, Any]:
     """Return a manifest at the start of a batch, whose id is `batch`; `started` is now."""
     return {

@@ -5,7 +5,9 @@ A command's words and exit statuses are part of the wire contract. No other room
 
 from __future__ import annotations
 
+import contextlib
 import importlib
+import os
 import sys
 
 import click
@@ -58,3 +60,16 @@ def main() -> None:
     except TrioClaudeError as error:
         click.echo(f"trio-claude: {error}", err=True)
         sys.exit(2)
+    except OSError as error:  # as of a full disk below stdout; a pipe that nobody reads is click's to end
+        _let_go_of_stdout()
+        click.echo(f"trio-claude: {error}", err=True)
+        sys.exit(1)
+
+
+def _let_go_of_stdout() -> None:
+    """Drop what stdout can't take, or the interpreter would try again at its end, and complain."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        with contextlib.suppress(OSError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -22,8 +22,9 @@ import trio
 from ..batch.artifacts import Artifacts
 from ..batch.doors import Door, open_embedded
 from ..batch.earlier import Earlier, check_same, read_manifest, sort_results, take_up
-from ..batch.files import LinesFolder, ResultsFile, Unwritable, check_free, rendered, write_whole
-from ..batch.manifest import about_engine, describe, now
+from ..batch.files import LinesFolder, ResultsFile, Unwritable, ahead_of, check_free, is_plain, rendered, write_whole
+from ..batch.locks import alone
+from ..batch.manifest import about_engine, describe, now, number_of, starts
 from ..batch.runner import Runner, Settings
 from ..batch.tally import Summary
 from ..batch.tasks import Plan, Rules
@@ -66,37 +67,64 @@ class Caught:
     number: int = 0
 
 
+@attrs.frozen
+class Ending:
+    """What a batch came to: its summary, what went wrong with a file, and the exit status."""
+
+    summary: Summary
+    failure: str | None
+    status: int
+
+
 async def run_batch(batch: Batch) -> int:
-    """Run a batch; return the exit status."""
+    """Run a batch, and no other on the same results; return the exit status."""
     take_process()
-    check_free(batch.out, batch.beside, keep=batch.source, force=batch.force or batch.resume)
+    with alone(batch.out):
+        ending = await _run_alone(batch)
+    _say(ending, as_json=batch.as_json)
+    return ending.status
+
+
+async def _run_alone(batch: Batch) -> Ending:
+    aside = (ahead_of(batch.out),) if is_plain(batch.out) else ()
+    check_free(batch.out, *aside, batch.beside, keep=batch.source, force=batch.force or batch.resume)
     earlier = _take_up(batch) if batch.resume else None
-    name = str(earlier.manifest["batch"]) if earlier else secrets.token_hex(16)
+    name = _name(earlier)
     with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
         async with _open_door(batch, name) as (door, settings, about):
+            settings = _settings(batch, settings, earlier)
             with ResultsFile(batch.out, force=batch.force, resume=batch.resume) as out:
-                runner = Runner(batch.plan, door, out, _settings(batch, settings, earlier), earlier)
+                runner = Runner(batch.plan, door, out, settings, earlier)
                 manifest = _described(batch, settings, about, name, earlier)
                 return await _run(batch, runner, out, manifest, signals)
 
 
+def _name(earlier: Earlier | None) -> str:
+    """Return the id of a batch: that of its first start, or a new one."""
+    name = earlier.manifest.get("batch") if earlier else None
+    return name if name and isinstance(name, str) else secrets.token_hex(16)
+
+
 def _take_up(batch: Batch) -> Earlier | None:
     """Return what an earlier start has left, None where there was none. Raises `ConfigError` and `Unwritable`."""
+    if not is_plain(batch.out):
+        raise ConfigError(f"--resume: {batch.out} is no file that could be gone on with")
     manifest = read_manifest(batch.beside)
     if manifest is None:
-        if batch.out.exists():
+        if any(path.exists() and path.stat().st_size for path in (batch.out, ahead_of(batch.out))):
             raise ConfigError(f"--resume: {batch.out} has no manifest at {batch.beside}; --force writes over it")
         return None
     check_same(batch.beside, manifest, batch.sha256, batch.plan)
-    return take_up(batch.out, manifest, batch.plan)
+    return take_up(batch.out, batch.beside, manifest, batch.plan)
 
 
 def _settings(batch: Batch, settings: Settings, earlier: Earlier | None) -> Settings:
     """Return how a batch is run; one that goes on writes results as they come, and puts them in order at the end."""
-    folder = LinesFolder(batch.lines, force=batch.force or batch.resume) if batch.lines else None
+    force = batch.force or earlier is not None
+    folder = LinesFolder(batch.lines, force=force) if batch.lines else None
     artifacts = None
     if batch.artifacts and batch.config:
-        artifacts = Artifacts(Path(batch.config.workspaces), batch.artifacts)
+        artifacts = Artifacts(Path(batch.config.workspaces), batch.artifacts, force=force)
     return attrs.evolve(
         settings, lines=folder, artifacts=artifacts, as_completed=settings.as_completed or earlier is not None
     )
@@ -126,15 +154,22 @@ def _described(
         repeat=batch.rules.repeat, timeout=batch.config.timeout if batch.config else batch.rules.timeout,
         tasks=len(batch.plan.tasks), runs=len(batch.plan),
     )  # fmt: skip
+    told["starts"] = [*(starts(earlier.manifest) if earlier else ()), *starts(told)]
     if earlier is None:
         return told
-    return {**told, "started": earlier.manifest.get("started"), "resumed": earlier.manifest.get("resumed", 0) + 1}
+    before = earlier.manifest
+    return {
+        **told,
+        "started": before.get("started"),
+        "resumed": int(number_of(before, "resumed")) + 1,
+        "spent_before": number_of(before, "spent_before"),
+    }
 
 
 async def _run(
     batch: Batch, runner: Runner, out: ResultsFile, about: dict[str, Any], signals: AsyncIterator[int]
-) -> int:
-    """Run, then finish the files and say what it came to."""
+) -> Ending:
+    """Run, then finish the files."""
     began, caught, failure = time.monotonic(), Caught(), None
     try:
         write_whole(batch.beside, [rendered(about)])
@@ -154,10 +189,8 @@ async def _run(
         write_whole(batch.beside, [rendered({**about, **ended, "summary": summary.as_dict()})])
     except Unwritable as error:
         failure = failure or str(error)
-    _say(summary, failure, as_json=batch.as_json)
-    if caught.number:
-        return 128 + caught.number
-    return 0 if summary.ok == summary.runs and not failure else 1
+    good = summary.ok == summary.runs and not failure
+    return Ending(summary, failure, 128 + caught.number if caught.number else 0 if good else 1)
 
 
 async def _show(runner: Runner, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
@@ -172,10 +205,10 @@ async def _stop_on_signal(signals: AsyncIterator[int], runner: Runner, caught: C
         runner.stop()
 
 
-def _say(summary: Summary, failure: str | None, *, as_json: bool) -> None:
-    if failure:
-        click.echo(f"trio-claude: {failure}", err=True)
+def _say(ending: Ending, *, as_json: bool) -> None:
+    if ending.failure:
+        click.echo(f"trio-claude: {ending.failure}", err=True)
     if as_json:
-        click.echo(json.dumps(summary.as_dict()))
+        click.echo(json.dumps(ending.summary.as_dict()))
     else:
-        click.echo(str(summary), err=True)
+        click.echo(str(ending.summary), err=True)

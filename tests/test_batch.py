@@ -348,7 +348,7 @@ async def test_nobody_there_is_tried_again_then_told(fake: Backend, folder: Path
 
 
 async def test_a_full_server_is_asked_again(fake: Backend, folder: Path) -> None:
-    tasks = write_tasks(folder, directive("slow", n=12, ms=100), "hello")
+    tasks = write_tasks(folder, *[directive("slow", n=12, ms=100)] * 2)
     async with fake.serve(max_runs=1, queue_timeout=0.2) as server:
         told = await batch(fake, folder, tasks, "--url", server.url, "--retries", "20", "--concurrency", "2")
     assert told.of("ok") == [True, True]

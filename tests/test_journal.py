@@ -218,7 +218,9 @@ async def test_servers_share_a_file_and_lose_only_the_runs_of_the_dead(tmp_path:
         assert await journal.settle()
         assert await journal.parts("mine") == [Part(PartKind.LINES, 1, 1, b"one", 1)]
         other.close()
-        assert (await journal.get(None, "its")).state == "live"  # type: ignore[union-attr]
+        its = await journal.get(None, "its")
+        assert its
+        assert its.state == "live"
     third = Store(path, "u")
     assert third.lost == 1
     assert [file.name for file in tmp_path.glob("*.lock")] == ["j.db.u.lock"]

@@ -80,7 +80,7 @@ def _replace(path: Path, lines: Iterable[bytes]) -> None:
             file.flush()
             os.fsync(descriptor)
         new.replace(path)
-    except BaseException:
+    except BaseException:  # interrupted too: nothing is left beside the file; raised again
         new.unlink(missing_ok=True)
         raise
 

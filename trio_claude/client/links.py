@@ -106,7 +106,7 @@ class Link:
         self._said.add(text)
         try:
             await self._speak()
-        except BaseException:
+        except BaseException:  # cancelled too; raised again
             self._said.take_back(text)
             raise
 

@@ -114,7 +114,7 @@ def open_out(path: Path | None) -> Iterator[Callable[[str], None]]:
             try:
                 yield lambda text: _write(file.write, text)
                 file.flush()
-            except BaseException:
+            except BaseException:  # interrupted too: no half of a file stays; raised again
                 path.unlink(missing_ok=True)
                 raise
     except OSError as error:

@@ -379,7 +379,7 @@ class Journal:
         except sqlite3.OperationalError as error:
             self.fault = f"the journal can't be written: {error}"
             return False
-        except Exception as error:
+        except Exception as error:  # not the disk: trying again would not help
             self.fault = f"the journal can't be written: {error!r}"
             if len(writes) > 1:
                 return all(self._commit([write]) for write in writes)

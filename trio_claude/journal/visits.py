@@ -39,7 +39,7 @@ class Visit(Reader):
         try:
             _check_version(self._db, path)
             _tell_the_lost(self._db, path)
-        except BaseException:
+        except BaseException:  # whatever it was, the file is closed; raised again
             self._db.close()
             raise
 

@@ -26,8 +26,9 @@ from trio_claude.engine import open_engine
 from trio_claude.errors import ConfigError, JournalFault
 from trio_claude.events import JournalReady
 from trio_claude.journal import Begun, Deleted, End, Journal, Part, PartKind, Query, Retention, open_journal, recorder
+from trio_claude.journal.bulk import folder_of
 from trio_claude.journal.schema import VERSIONS
-from trio_claude.journal.store import BLOCK_BYTES, Reader, Store, _clean_lock, is_alive
+from trio_claude.journal.store import BEGIN, BLOCK_BYTES, Reader, Store, _clean_lock, is_alive
 from trio_claude.server import Server
 
 RECEIPT = {"seen": 1, "killed": 0, "survivors": 0, "ms": 1.0, "containment": "supervisor"}
@@ -362,6 +363,25 @@ async def test_a_file_with_a_broken_page_is_named_and_kept(tmp_path: Path) -> No
     assert path.read_bytes() == data
 
 
+async def test_a_file_of_each_earlier_version_becomes_one_of_this(tmp_path: Path) -> None:
+    for version in range(1, len(VERSIONS)):
+        path = tmp_path / f"{version}.db"
+        with contextlib.closing(sqlite3.connect(path)) as db:
+            for statements in VERSIONS[:version]:
+                db.executescript(statements)
+            db.execute(BEGIN, ("old", "local", "T", "claude", "", None, "gone", "ended", 0.5, None, "{}"))
+            db.execute("INSERT INTO parts VALUES ('old', 1, 0, 1, 2, ?)", (b"one\ntwo",))
+            db.execute(f"PRAGMA user_version = {version}")
+            db.commit()
+        async with opened(path) as journal:
+            run = journal.begin(begun("new"))
+            run.lines([b"x" * 100_000])
+            assert await journal.settle()
+            assert [one.id for one in (await journal.find(Query(identity="local"))).runs] == ["new", "old"]
+            assert (await journal.parts("old"))[0].lines == [b"one", b"two"]
+            assert (await journal.parts("new"))[0].lines == [b"x" * 100_000]
+
+
 async def test_a_file_of_a_later_version_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "j.db"
     async with opened(path):
@@ -461,7 +481,7 @@ async def main():
         assert await journal.settle()
         print("ready", flush=True)
         while True:
-            lines = [b"%d" % (number + offset) for offset in range(1, 1 + number % 7 + 1)]
+            lines = [b"%0100d" % (number + offset) for offset in range(1, 1 + number % 7 + 1)]
             number += len(lines)
             run.lines(lines)
             await trio.sleep(0)
@@ -491,8 +511,9 @@ def test_a_server_that_is_killed_at_any_time_leaves_a_clean_file(tmp_path: Path,
                     assert part.first == len(seen) + 1
                     assert part.count == len(part.lines)
                     seen += part.lines
-            assert seen == [b"%d" % line for line in range(1, len(seen) + 1)]
+            assert seen == [b"%0100d" % line for line in range(1, len(seen) + 1)]
             assert run.stored == run.lines == len(seen)
+    assert any(folder_of(path).iterdir())  # some of it came in bulk
 
 
 # -- with a server -----------------------------------------------------------------------------------------------------
@@ -548,7 +569,7 @@ async def test_a_disk_that_is_full_stops_no_run(fake: Backend, monkeypatch: pyte
         assert (await ask(server, "hello")).code == 1000
         journal = server.runs.journal
         assert journal
-        await until(lambda: "full" in journal.fault)
+        await until(lambda: "can't be written" in journal.fault)
         monkeypatch.undo()
         assert await journal.settle()
         assert not journal.fault
@@ -587,7 +608,7 @@ async def test_a_small_disk_that_fills_up_stops_no_run_and_is_told(
             assert journal
             for _ in range(3):
                 assert (await ask(server, directive("lines", n=3000, size=200))).code == 1000
-            await until(lambda: "full" in journal.fault)
+            await until(lambda: "can't be written" in journal.fault)
             assert (await ask(server, "hello")).code == 1000
             monkeypatch.setattr(recorder, "PATIENCE", 0.5)
         with Reader(disk / "j.db") as reader:

@@ -339,24 +339,24 @@ class Run:
 
     async def _read_stdout(self, process: Contained, sink: Sink) -> None:
         try:
-            while chunk := await process.stdout.receive_some():
+            while chunk := bytes(await process.stdout.receive_some()):
                 self._delivery.stirs += 1
                 if len(chunk) >= BULK:
                     await self._turns.wait(self, READS)
-                await self._take(self._splitter.feed(bytes(chunk)), sink)
-            await self._take(self._splitter.finish(), sink)
+                await self._take(self._splitter.feed(chunk), chunk, sink)
+            await self._take(self._splitter.finish(), b"", sink)
         finally:
             self._turns.leave(self)
 
-    async def _take(self, lines: list[bytes], sink: Sink) -> None:
-        """Hand lines on, and act on what they say about the run."""
+    async def _take(self, lines: list[bytes], chunk: bytes, sink: Sink) -> None:
+        """Hand lines on, which `chunk` has completed, and act on what they say about the run."""
         if self._swallowed and lines and stream_json.is_reply(lines[0], self._swallowed):
             lines, self._swallowed = lines[1:], ""
         if not lines:
             return
         self._line_count += len(lines)
         if self._recorder:
-            self._recorder.lines(lines)
+            self._recorder.lines(lines, self._splitter.texts(lines, chunk))
         self._hear(lines)
         if self.account.metered:
             self._meter.hear(lines)

@@ -52,6 +52,7 @@ class LineSplitter:
         self._rest: list[bytes] = []
         self._rest_size = 0
         self._rest_ascii = True
+        self._intact = 0
         self.encoding_errors: int = 0
 
     def feed(self, chunk: bytes) -> list[bytes]:
@@ -70,7 +71,18 @@ class LineSplitter:
             self._rest.append(tail)
             self._rest_size += len(tail)
         self._check(lines, len(chunk))
+        self._intact = len(lines)
         return lines if all_ascii else self._valid(lines)
+
+    def texts(self, lines: list[bytes], chunk: bytes) -> list[bytes | memoryview]:
+        """Return lines with newlines between, in pieces that have newlines between too.
+
+        Where they are just what `feed` made of `chunk`, most of it is a part of that, and nothing is copied.
+        """
+        first, last = chunk.find(b"\n") + 1, chunk.rfind(b"\n")
+        if len(lines) != self._intact or (last - first) * 2 < len(chunk):
+            return [b"\n".join(lines)]
+        return [lines[0], memoryview(chunk)[first:last]]
 
     def finish(self) -> list[bytes]:
         """Return what came after the last newline, as the last line."""
@@ -88,6 +100,7 @@ class LineSplitter:
         try:
             b"\n".join(lines).decode()
         except UnicodeDecodeError:
+            self._intact = 0
             return [self._repair(line) for line in lines]
         return lines
 

@@ -22,6 +22,7 @@ import attrs
 import trio
 
 from ..errors import JournalFault
+from .bulk import Text
 from .facts import Begun, Deleted, End, Page, Part, PartKind, Query, Retention, RunRow, UsageRow
 from .store import Reader, Store
 from .unfinished import Unfinished, find_unfinished
@@ -83,16 +84,16 @@ class _Lines:
     number: int
     first: int
     count: int = 0
-    texts: list[bytes] = attrs.Factory(list)
+    texts: list[Text] = attrs.Factory(list)
 
-    def add(self, count: int, text: bytes) -> None:
+    def add(self, count: int, texts: list[Text]) -> None:
         """Take what follows."""
         self.count += count
-        self.texts.append(text)
+        self.texts += texts
 
     def write(self, store: Store) -> None:
         """Write them."""
-        store.add(self.run, self.number, Part(PartKind.LINES, self.first, self.count, b"\n".join(self.texts)))
+        store.add_lines(self.run, self.number, self.first, self.count, self.texts)
 
 
 class Recorder:
@@ -109,25 +110,28 @@ class Recorder:
         self._lines = 0
         self._latest: tuple[_Write, _Lines] | None = None
 
-    def lines(self, lines: list[bytes]) -> None:
-        """Take lines of the CLI, which get the next numbers."""
-        first = self._lines + 1
-        self._lines += len(lines)
-        text = b"\n".join(lines)
-        if not lines or not self._fits(len(text)) or self._enlarge(len(lines), text):
+    def lines(self, lines: list[bytes], texts: list[Text] | None = None) -> None:
+        """Take lines of the CLI, which get the next numbers; `texts` is the same in fewer pieces."""
+        if not lines:
+            return
+        first, count = self._lines + 1, len(lines)
+        self._lines += count
+        texts = texts or [b"\n".join(lines)]
+        size = sum(map(len, texts)) + len(texts) - 1
+        if not self._fits(size) or self._enlarge(count, texts, size):
             return
         waiting = _Lines(self._run, self._number(), first)
-        waiting.add(len(lines), text)
-        write = _Write(len(text), waiting.write)
+        waiting.add(count, texts)
+        write = _Write(size, waiting.write)
         self._latest = write, waiting
         self.stored = self._journal.take(write)
 
-    def _enlarge(self, count: int, text: bytes) -> bool:
+    def _enlarge(self, count: int, texts: list[Text], size: int) -> bool:
         """Put lines to those that wait still, if they do; return whether they did."""
         if self._latest is None:
             return False
         write, waiting = self._latest
-        return self._journal.enlarge(write, len(text), lambda: waiting.add(count, text))
+        return self._journal.enlarge(write, size, lambda: waiting.add(count, texts))
 
     def stderr(self, lines: list[str]) -> None:
         """Take lines of stderr, behind the CLI's lines so far."""
@@ -376,7 +380,7 @@ class Journal:
             with self._store.transaction():
                 for write in writes:
                     write.do(self._store)
-        except sqlite3.OperationalError as error:
+        except (sqlite3.OperationalError, OSError) as error:
             self.fault = f"the journal can't be written: {error}"
             return False
         except Exception as error:  # not the disk: trying again would not help
@@ -397,7 +401,7 @@ class Journal:
     def _settle_down(self) -> None:
         try:
             self._store.checkpoint()
-        except sqlite3.Error as error:
+        except (sqlite3.Error, OSError) as error:
             self.fault = f"the journal can't be written: {error}"
 
     def _tidy(self) -> None:
@@ -406,7 +410,7 @@ class Journal:
             with self._store.transaction():
                 self._store.retain(self._retention, time.time())
             self.fault = ""
-        except sqlite3.Error as error:
+        except (sqlite3.Error, OSError) as error:
             self.fault = f"the journal can't be written: {error}"
 
 

@@ -27,5 +27,6 @@ VERSIONS: Final[tuple[str, ...]] = (
     ) STRICT, WITHOUT ROWID;
     """,
     "CREATE INDEX runs_by_session ON runs (session, started) WHERE session IS NOT NULL",
+    "ALTER TABLE parts ADD COLUMN place INTEGER; ALTER TABLE parts ADD COLUMN size INTEGER",
 )
 """Each entry takes a file from the version before it; the version stands in `user_version`."""

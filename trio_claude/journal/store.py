@@ -19,6 +19,8 @@ from pathlib import Path
 from typing import Final
 
 from ..errors import ConfigError
+from . import bulk
+from .bulk import Bulk, Text, folder_of
 from .facts import ENDED, LIVE, Begun, Deleted, End, Page, Part, PartKind, Query, Retention, RunRow, UsageRow
 from .schema import VERSIONS
 
@@ -43,7 +45,7 @@ GROW: Final = """
 """
 """Only what follows on what is stored makes a history longer: there are no holes."""
 PARTS: Final = """
-    SELECT number, kind, first, count, data FROM parts
+    SELECT kind, first, count, data, number, place, size FROM parts
     WHERE run = ? AND number > ? AND CASE kind WHEN 0 THEN first + count - 1 > ? ELSE first >= ? END ORDER BY number
 """
 FINISH: Final = """
@@ -76,7 +78,10 @@ class Store:
     def __init__(self, path: Path, server: str) -> None:
         self._server = server
         self.path: Path = path
+        self._bulk = Bulk(folder_of(path))
+        self._gone: list[str] = []
         with contextlib.ExitStack() as held:
+            held.callback(self._bulk.close)
             held.enter_context(_locked(path, server))
             with _opening(path):
                 self._db = _open(path)
@@ -85,6 +90,7 @@ class Store:
             with contextlib.suppress(sqlite3.OperationalError):  # another writes just now; a later look does it
                 self.lost = self.disown()
             _clean_locks(path)
+            bulk.clean(self._db, folder_of(path))
             self._held = held.pop_all()
 
     def close(self) -> None:
@@ -96,18 +102,23 @@ class Store:
 
     @contextlib.contextmanager
     def transaction(self) -> Iterator[None]:
-        """Write all of what is done inside, or nothing. Raises sqlite3.Error."""
+        """Write all of what is done inside, or nothing. Raises sqlite3.Error and OSError."""
         self._db.execute("BEGIN IMMEDIATE")
+        self._gone = []
         try:
             yield
             self._db.execute("COMMIT")
-        finally:
-            if self._db.in_transaction:  # whatever it was, a commit that failed too
-                with contextlib.suppress(sqlite3.Error):
-                    self._db.execute("ROLLBACK")
+        except BaseException:  # whatever it was, a commit that failed too; raised again
+            self._bulk.undo()
+            with contextlib.suppress(sqlite3.Error):
+                self._db.execute("ROLLBACK")
+            raise
+        self._bulk.done()
+        self._bulk.forget(self._gone)
 
     def checkpoint(self) -> None:
-        """Put what was written into the file proper, and have the disk hold it. Raises sqlite3.Error."""
+        """Put what was written into the file proper, and have the disk hold it. Raises sqlite3.Error and OSError."""
+        self._bulk.sync()
         self._db.execute("PRAGMA wal_checkpoint(PASSIVE)")
 
     def begin(self, run: Begun) -> None:
@@ -122,18 +133,27 @@ class Store:
 
     def add(self, run: str, number: int, part: Part) -> None:
         """Write a part of a run's history, behind what there is; only the server that began the run can."""
-        changed = self._db.execute(
-            GROW,
-            {
-                "kind": int(part.kind), "first": part.first, "last": part.last, "size": len(part.data), "run": run,
-                "server": self._server,
-            },
-        )  # fmt: skip
-        if changed.rowcount:
-            self._db.execute(
-                "INSERT INTO parts VALUES (?, ?, ?, ?, ?, ?)",
-                (run, number, int(part.kind), part.first, part.count, part.data),
-            )
+        if self._grow(run, part, len(part.data)):
+            self._put(run, number, part)
+
+    def add_lines(self, run: str, number: int, first: int, count: int, texts: list[Text]) -> None:
+        """Write lines of a run as `add` does: `count` of them, in texts that lines of their own end and begin."""
+        size = sum(map(len, texts)) + len(texts) - 1
+        if size < bulk.LEAST:
+            self.add(run, number, Part(PartKind.LINES, first, count, b"\n".join(texts)))
+            return
+        part = Part(PartKind.LINES, first, count, b"")
+        if self._grow(run, part, size):
+            self._put(run, number, part, self._bulk.write(run, texts), size)
+
+    def _grow(self, run: str, part: Part, size: int) -> bool:
+        """Make a run's history longer by a part; return whether it may be."""
+        known = {"kind": int(part.kind), "first": part.first, "last": part.last, "size": size}
+        return bool(self._db.execute(GROW, {**known, "run": run, "server": self._server}).rowcount)
+
+    def _put(self, run: str, number: int, part: Part, place: int | None = None, size: int | None = None) -> None:
+        row = (run, number, int(part.kind), part.first, part.count, part.data, place, size)
+        self._db.execute("INSERT INTO parts VALUES (?, ?, ?, ?, ?, ?, ?, ?)", row)
 
     def end(self, end: End) -> None:
         """Write how a run ended, once, and what it used."""
@@ -184,6 +204,7 @@ class Store:
         return [row[0] for row in self._db.execute(sql, (*words, most))]
 
     def _drop(self, runs: list[str]) -> None:
+        self._gone += runs
         for run in runs:
             for statement in DROP:
                 self._db.execute(statement, (run,))
@@ -206,6 +227,7 @@ class Reader:
     """A look at the file. Raises sqlite3.Error."""
 
     def __init__(self, path: Path, how: str = "mode=ro") -> None:
+        self._path = path
         self._db = sqlite3.connect(f"{path.absolute().as_uri()}?{how}", uri=True, timeout=BUSY_MS / 1000)
         self._db.row_factory = sqlite3.Row
 
@@ -233,9 +255,9 @@ class Reader:
         """Return a run's history behind line `after` and part `beyond`, up to `PAGE_BYTES` of it, whole parts."""
         found: list[Part] = []
         size = 0
-        for number, kind, first, count, data in self._db.execute(PARTS, (run, beyond, after, after)):
-            found.append(Part(PartKind(kind), first, count, data, number))
-            size += len(data)
+        for row in self._db.execute(PARTS, (run, beyond, after, after)):
+            found.append(self._part(run, row))
+            size += len(found[-1].data)
             if size >= PAGE_BYTES:
                 break
         return found
@@ -250,13 +272,19 @@ class Reader:
     def tail(self, run: str, size: int) -> list[Part]:
         """Return the last parts of a run's history, some `size` bytes of them."""
         found: list[Part] = []
-        sql = _select("kind, first, count, data, number", "parts", "run = ?", "ORDER BY number DESC")
-        for kind, first, count, data, number in self._db.execute(sql, (run,)):
-            found.append(Part(PartKind(kind), first, count, data, number))
-            size -= len(data)
+        columns = "kind, first, count, data, number, place, size"
+        sql = _select(columns, "parts", "run = ?", "ORDER BY number DESC")
+        for row in self._db.execute(sql, (run,)):
+            found.append(self._part(run, row))
+            size -= len(found[-1].data)
             if size <= 0:
                 break
         return found[::-1]
+
+    def _part(self, run: str, row: sqlite3.Row) -> Part:
+        kind, first, count, data, number, place, size = row
+        data = data if place is None else bulk.read(self._path, run, place, size)
+        return Part(PartKind(kind), first, count, data, number)
 
     def usage(self, identity: str | None, since: str) -> list[UsageRow]:
         """Return what was used since a day, by day and identity."""

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Final
 
 from ..errors import ConfigError
+from .bulk import folder_of, remove
 from .schema import VERSIONS
 from .store import BUSY_MS, DROP, LOST, Reader, is_alive
 
@@ -69,14 +70,14 @@ def delete_local(path: Path, run: str | None) -> int:
         with contextlib.closing(db):
             _check_version(db, path)
             _tell_the_lost(db, path)
-            deleted = count = _drop_some(db, run)
+            deleted = count = _drop_some(db, path, run)
             while count == AT_ONCE:
-                count = _drop_some(db, run)
+                count = _drop_some(db, path, run)
                 deleted += count
             return deleted
 
 
-def _drop_some(db: sqlite3.Connection, run: str | None) -> int:
+def _drop_some(db: sqlite3.Connection, path: Path, run: str | None) -> int:
     """Delete some runs in one transaction, all or none; return how many."""
     db.execute("BEGIN IMMEDIATE")
     try:
@@ -88,6 +89,8 @@ def _drop_some(db: sqlite3.Connection, run: str | None) -> int:
         if db.in_transaction:
             with contextlib.suppress(sqlite3.Error):
                 db.execute("ROLLBACK")
+    for row in gone:
+        remove(folder_of(path), row[0])
     return len(gone)
 
 

@@ -1,0 +1,193 @@
+"""Large parts of histories: in files beside the SQLite one, which hold what its rows name and go with them."""
+
+from __future__ import annotations
+
+import os
+import time
+from pathlib import Path
+
+import pytest
+
+from trio_claude.errors import JournalFault
+from trio_claude.journal import Begun, Journal, Retention, open_journal
+from trio_claude.journal import bulk as bulk_module
+from trio_claude.journal.bulk import LEAST, Bulk, folder_of
+from trio_claude.journal.facts import End
+from trio_claude.journal.store import Store
+from trio_claude.journal.visits import delete_local
+from trio_claude.stream_json import LineSplitter
+
+LARGE = b"x" * LEAST
+
+
+def begun(run: str) -> Begun:
+    return Begun(
+        id=run, identity="local", meta="T", door="claude", session=None, started=1.0, prompt=None, options={}
+    )  # fmt: skip
+
+
+def ended(run: str, lines: int) -> End:
+    return End(
+        id=run, ended=2.0, reason="exit", exit_status=0, signal=None, lines=lines, encoding_errors=0, tokens=0,
+        dollars=0.0, turns=1, error=None, receipt={},
+    )  # fmt: skip
+
+
+async def write(path: Path, run: str = "a", *, server: str = "s") -> None:
+    async with open_journal(path, server, Retention(), 2**30, content=True) as journal:
+        recorder = journal.begin(begun(run))
+        recorder.lines([b"one", LARGE])
+        assert await journal.settle()
+        recorder.lines([b"three"])
+        assert await journal.settle()
+        recorder.lines([LARGE, b"five"], [LARGE, memoryview(b"five")])
+        recorder.end(ended(run, 5))
+
+
+async def read(journal: Journal, run: str = "a") -> list[bytes]:
+    return [line for part in await journal.parts(run) for line in part.lines]
+
+
+async def test_large_parts_are_read_as_they_were_written(tmp_path: Path) -> None:
+    path = tmp_path / "j.db"
+    await write(path)
+    assert (folder_of(path) / "a").stat().st_size == len(LARGE) * 2 + len(b"one\n" + b"\nfive")
+    assert folder_of(path).stat().st_mode & 0o777 == 0o700
+    assert (folder_of(path) / "a").stat().st_mode & 0o777 == 0o600
+    assert LARGE not in path.read_bytes()
+    async with open_journal(path, "t", Retention(), 2**30, content=True) as journal:
+        assert await read(journal) == [b"one", LARGE, b"three", LARGE, b"five"]
+        run = await journal.get(None, "a")
+        assert run
+        assert (run.stored, run.whole) == (5, True)
+
+
+async def test_a_file_goes_with_its_run(tmp_path: Path) -> None:
+    path = tmp_path / "j.db"
+    for run in ("a", "b", "c"):
+        await write(path, run)
+    async with open_journal(path, "t", Retention(), 2**30, content=True) as journal:
+        assert await journal.delete(None, "a")
+        assert {file.name for file in folder_of(path).iterdir()} == {"b", "c"}
+    assert delete_local(path, "b") == 1
+    assert {file.name for file in folder_of(path).iterdir()} == {"c"}
+    store = Store(path, "u")
+    with store.transaction():
+        assert store.retain(Retention(size=1), 3.0) == 1
+    store.close()
+    assert not list(folder_of(path).iterdir())
+
+
+async def test_lines_that_are_missing_or_cut_are_told_as_damage(tmp_path: Path) -> None:
+    path = tmp_path / "j.db"
+    await write(path)
+    os.truncate(folder_of(path) / "a", 100)
+    async with open_journal(path, "t", Retention(), 2**30, content=True) as journal:
+        with pytest.raises(JournalFault, match="the lines of a are damaged"):
+            await journal.parts("a")
+        (folder_of(path) / "a").unlink()
+        with pytest.raises(JournalFault, match="the lines of a can't be read: No such file"):
+            await journal.parts("a")
+        run = await journal.get(None, "a")
+        assert run  # its facts are there all the same
+
+
+def test_what_a_failed_transaction_wrote_is_taken_back(tmp_path: Path) -> None:
+    store = Store(tmp_path / "j.db", "s")
+    file = folder_of(store.path) / "a"
+    with store.transaction():
+        store.begin(begun("a"))
+        store.add_lines("a", 1, 1, 1, [LARGE])
+    with pytest.raises(RuntimeError), store.transaction():
+        store.add_lines("a", 2, 2, 2, [LARGE, LARGE])
+        assert file.stat().st_size == 3 * LEAST + 1
+        raise RuntimeError
+    assert file.stat().st_size == LEAST
+    with pytest.raises(RuntimeError), store.transaction():
+        store.delete(None, "a")
+        raise RuntimeError
+    assert file.exists()
+    store.close()
+
+
+def test_only_what_follows_on_what_is_stored_takes_room(tmp_path: Path) -> None:
+    store = Store(tmp_path / "j.db", "s")
+    with store.transaction():
+        store.begin(begun("a"))
+        store.add_lines("a", 1, 7, 1, [LARGE])
+    store.close()
+    assert not folder_of(store.path).exists()
+
+
+def test_files_of_no_run_go_when_a_server_starts(tmp_path: Path) -> None:
+    path = tmp_path / "j.db"
+    Store(path, "s").close()
+    folder_of(path).mkdir()
+    for name, age in (("old", bulk_module.FORGOTTEN + 9), ("new", 0.0)):
+        (folder_of(path) / name).write_bytes(b"x")
+        os.utime(folder_of(path) / name, (time.time() - age,) * 2)
+    Store(path, "s").close()
+    assert [file.name for file in folder_of(path).iterdir()] == ["new"]
+
+
+def test_no_link_is_followed(tmp_path: Path) -> None:
+    (tmp_path / "victim").write_bytes(b"kept")
+    bulk = Bulk(tmp_path / "lines")
+    (tmp_path / "lines").mkdir()
+    (tmp_path / "lines" / "a").symlink_to(tmp_path / "victim")
+    with pytest.raises(OSError, match="Too many levels of symbolic links"):
+        bulk.write("a", [b"x"])
+    assert (tmp_path / "victim").read_bytes() == b"kept"
+
+
+def test_few_files_are_open_and_all_are_synced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    synced: list[int] = []
+    monkeypatch.setattr(os, "fdatasync", lambda file: synced.append(os.fstat(file).st_ino))
+    before = len(os.listdir("/proc/self/fd"))
+    bulk = Bulk(tmp_path / "lines")
+    runs = [str(number) for number in range(bulk_module.OPEN * 2)]
+    for run in runs:
+        assert bulk.write(run, [b"x"]) == 0
+    assert len(os.listdir("/proc/self/fd")) == before + bulk_module.OPEN
+    bulk.forget(runs[:1])
+    bulk.sync()
+    assert sorted(synced) == sorted((tmp_path / "lines" / run).stat().st_ino for run in runs[1:])
+    bulk.sync()
+    assert len(synced) == len(runs) - 1
+    bulk.close()
+    assert len(os.listdir("/proc/self/fd")) == before
+
+
+def test_a_write_that_stops_half_way_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    writev = os.writev
+    monkeypatch.setattr(os, "writev", lambda file, pieces: writev(file, [bytes(pieces[0])[:2]]))
+    bulk = Bulk(tmp_path)
+    assert bulk.write("a", [b"first", memoryview(b"second"), b"third"]) == 0
+    bulk.close()
+    assert (tmp_path / "a").read_bytes() == b"first\nsecond\nthird"
+
+
+@pytest.mark.parametrize("ending", [b"", b"the beginning of the next, "])
+@pytest.mark.parametrize("beginning", [b"", b"the end of the last, "])
+def test_texts_say_what_the_lines_say(beginning: bytes, ending: bytes) -> None:
+    splitter = LineSplitter(1000)
+    splitter.feed(beginning)
+    chunk = b"first\n" + b"\n".join(b"line %d" % number for number in range(20)) + b"\n" + ending
+    lines = splitter.feed(chunk)
+    texts = splitter.texts(lines, chunk)
+    assert [type(text) for text in texts] == [bytes, memoryview]
+    assert b"\n".join(texts) == b"\n".join(lines)
+    assert b"\n".join(splitter.texts(lines[1:], chunk)) == b"\n".join(lines[1:])  # not all of them
+
+
+def test_texts_are_copied_where_a_chunk_holds_little_or_something_else() -> None:
+    splitter = LineSplitter(1000)
+    few = b"a\nb\n" + b"c" * 100
+    assert splitter.texts(splitter.feed(few), few) == [b"a\nb"]
+    bad = b"\nnot \xff UTF-8\nd\ne\n"
+    lines = splitter.feed(bad)
+    assert splitter.texts(lines, bad) == [b"\n".join(lines)] == [b"c" * 100 + "\nnot \ufffd UTF-8\nd\ne".encode()]
+    rest = b"a\nb\nc"
+    splitter.feed(rest)
+    lines = splitter.finish()
+    assert splitter.texts(lines, b"") == [b"c"]

@@ -1,0 +1,140 @@
+"""Large parts of histories: each run's in a file of its own, in a folder beside the SQLite file. Blocking.
+
+SQLite copies a large value four times on its way to the disk; here the kernel copies it once. What a part is, and
+whether it counts, stands in the tables alone: bytes that no row names are nobody's, and a row is written behind its
+bytes. Never here: a row.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sqlite3
+import time
+from pathlib import Path
+from typing import Final, TypeAlias
+
+LEAST: Final = 64 * 1024
+"""Bytes from which on a part is large."""
+AT_ONCE: Final = 512
+"""Texts that one call of the system writes; Linux takes up to 1,024."""
+OPEN: Final = 32
+"""Files that are held open."""
+FORGOTTEN: Final = 3600.0
+"""Seconds after its last change in which a file that no run has may still be one that a server is about to name."""
+Text: TypeAlias = bytes | memoryview
+"""Whole lines, newlines between them: bytes, or a view on some."""
+FLAGS: Final = os.O_CLOEXEC | os.O_NOFOLLOW
+
+
+def folder_of(path: Path) -> Path:
+    """Return the folder that belongs to a journal's file."""
+    return path.with_name(f"{path.name}.lines")
+
+
+class Bulk:
+    """The folder, in the hands of one thread at a time, for one transaction after the other.
+
+    Resource handling: holds up to `OPEN` files until `close`. Error handling: raises OSError; `undo` and `forget` are
+    for what can't be had back anyway, and raise nothing.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._files: dict[str, int] = {}
+        self._before: dict[str, int] = {}
+        self._unsynced: set[str] = set()
+
+    def write(self, run: str, texts: list[Text]) -> int:
+        """Write a part, newlines between its texts; return where in the run's file it begins."""
+        file = self._open(run)
+        place = os.fstat(file).st_size
+        self._before.setdefault(run, place)
+        self._unsynced.add(run)
+        pieces = [piece for text in texts for piece in (b"\n", text)][1:]
+        for first in range(0, len(pieces), AT_ONCE):
+            _write_all(file, pieces[first : first + AT_ONCE])
+        return place
+
+    def done(self) -> None:
+        """Take what was written since the last `done` or `undo` as good."""
+        self._before.clear()
+
+    def undo(self) -> None:
+        """Take it back: nothing names it."""
+        for run, size in self._before.items():
+            with contextlib.suppress(OSError):
+                os.ftruncate(self._open(run), size)
+        self._before.clear()
+
+    def sync(self) -> None:
+        """Have the disk hold what was written."""
+        for run in list(self._unsynced):
+            with contextlib.suppress(FileNotFoundError):  # deleted since
+                os.fdatasync(self._open(run, os.O_WRONLY | os.O_APPEND))
+            self._unsynced.discard(run)
+
+    def forget(self, runs: list[str]) -> None:
+        """Delete the files of runs that are deleted."""
+        for run in runs:
+            self._unsynced.discard(run)
+            if run in self._files:
+                os.close(self._files.pop(run))
+            remove(self._folder, run)
+
+    def close(self) -> None:
+        """Close all files."""
+        while self._files:
+            os.close(self._files.popitem()[1])
+
+    def _open(self, run: str, how: int = os.O_WRONLY | os.O_APPEND | os.O_CREAT) -> int:
+        """Return a run's file, and close the one that was opened first where there are too many."""
+        if run not in self._files:
+            if how & os.O_CREAT:
+                self._folder.mkdir(mode=0o700, exist_ok=True)
+            file = os.open(self._folder / run, how | FLAGS, 0o600)
+            if len(self._files) >= OPEN:
+                os.close(self._files.pop(next(iter(self._files))))
+            self._files[run] = file
+        return self._files[run]
+
+
+def read(path: Path, run: str, place: int, size: int) -> bytes:
+    """Return a part of a run's history. Raises sqlite3.DatabaseError where it is not there."""
+    try:
+        file = os.open(folder_of(path) / run, os.O_RDONLY | FLAGS)
+        try:
+            data = os.pread(file, size, place)
+        finally:
+            os.close(file)
+    except OSError as error:
+        raise sqlite3.DatabaseError(f"the lines of {run} can't be read: {error.strerror}") from None
+    if len(data) < size:
+        raise sqlite3.DatabaseError(f"the lines of {run} are damaged")
+    return data
+
+
+def remove(folder: Path, run: str) -> None:
+    """Delete a run's file, if it has one and it can be deleted."""
+    with contextlib.suppress(OSError):
+        (folder / run).unlink()
+
+
+def clean(db: sqlite3.Connection, folder: Path) -> None:
+    """Delete the files of runs that are not in the tables any more: a server died between the two."""
+    old = time.time() - FORGOTTEN
+    with contextlib.suppress(OSError):
+        for file in folder.iterdir():
+            known = db.execute("SELECT 1 FROM runs WHERE id = ?", (file.name,)).fetchone()
+            if not known and file.lstat().st_mtime < old:
+                remove(folder, file.name)
+
+
+def _write_all(file: int, pieces: list[Text]) -> None:
+    """Write all of them, whatever one call takes."""
+    written = os.writev(file, pieces)
+    if written == sum(map(len, pieces)):
+        return
+    rest = memoryview(b"".join(pieces))[written:]
+    while rest:
+        rest = rest[os.write(file, rest) :]

@@ -160,7 +160,8 @@ async def test_an_interrupt(real: Backend, library: Library) -> None:
                 async for message in client.receive_response()
                 if type(message).__name__ == "SystemMessage" and message.subtype == "init"
             ]
-            return [one for one in seen if one != "SystemMessage"]
+            # whether some of the answer had come by then is a race
+            return [one for one in seen if one not in {"SystemMessage", "AssistantMessage"}]
 
     seen = await compare(real, library, program)
     assert seen[-1] == "claude-haiku-5-5"

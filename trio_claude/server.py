@@ -54,10 +54,16 @@ _EXHAUSTED = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
 
 @attrs.define
 class Server:
-    """A server that accepts connections at `url`."""
+    """A server that accepts connections at `url`.
+
+    Resource handling: lives in the context that `open_server` gives, or in the task of `serve`. Error handling: clients
+    that misbehave and connections that break are never an exception here; observers hear of them.
+    """
 
     host: str
     port: int
+    addresses: tuple[str, ...]
+    """Every address that is listened on, as `url`; a host name may have more than one."""
     runs: Runs
     _entrance: Entrance
     _observer: Observer
@@ -66,11 +72,13 @@ class Server:
     _listening: trio.CancelScope
     closed: trio.Event = attrs.Factory(trio.Event)
     """Set when the last connection has ended after a drain."""
+    drained: trio.Event = attrs.Factory(trio.Event)
+    """Set when a drain has ended the last run; clients may still be hearing so."""
 
     @property
     def url(self) -> str:
         """The server's address, with http:// before it."""
-        return f"http://{f'[{self.host}]' if ':' in self.host else self.host}:{self.port}"
+        return _url(self.host, self.port)
 
     def reload(self, read: Callable[[], Config]) -> None:
         """Take keys, limits, origins and hosts of the configuration that `read` returns; runs go on.
@@ -86,20 +94,29 @@ class Server:
         self.runs.reload(config)
         self._observer(Reloaded())
 
-    async def drain(self, patience: float) -> None:
-        """Accept nothing more, let runs end for `patience` seconds, end the rest, and tell every client."""
+    async def drain(self, patience: float | None = None) -> None:
+        """Accept nothing more, let runs end for `patience` seconds, end the rest, and tell every client.
+
+        Without `patience` it is the configuration's `drain_timeout`. Cancelled, it leaves the runs to whoever cancels.
+        """
         self._listening.cancel()
-        await self.runs.drain(patience)
+        await self.runs.drain(self._entrance.config.drain_timeout if patience is None else patience)
+        self.drained.set()
 
 
 @asynccontextmanager
 async def open_server(
     config: Config, observers: Iterable[Observer] = (), *, environ: Mapping[str, str] | None = None, notice: str = ""
 ) -> AsyncIterator[Server]:
-    """Open a server; leaving the context ends its runs and connections at once.
+    """Open a server; it serves beside the body, and in no other process.
 
-    CLIs inherit from `environ`, this process's own by default; `notice` is shown on the page. Raises `ConfigError`
-    where the configuration can't be used on this machine.
+    Resource handling: leaving the context drains: nothing more is accepted, runs have `drain_timeout` seconds to end,
+    the rest is ended, and clients have some seconds more to hear so. Cancelling it, or an exception of the body, ends
+    all runs at once. Either way no process, task, descriptor or folder is left. CLIs inherit from `environ`, this
+    process's own by default; `notice` is shown on the page. No signal is handled: that is for the program around it.
+
+    Error handling: raises `ConfigError` where the configuration can't be used on this machine. An exception of the body
+    comes out as it was raised, and one of an observer is a `RuntimeWarning`.
     """
     entrance = Entrance(config, OPEN_PATHS)
     listeners = await _listen(config)
@@ -112,14 +129,17 @@ async def open_server(
         if entrance.asks and engine.containment.mode != "sandbox":
             engine.observer(Weak(f"containment {engine.containment.mode}: {NOT_APART}"))
         household = Household(config, engine.runs, entrance, api.answer, Heart(config), engine.observer, greet)
-        port = listeners[0].getsockname()[1]
-        server = Server(config.host, port, engine.runs, entrance, engine.observer, household.stages, trio.CancelScope())
+        addresses = tuple(_url(*listener.getsockname()[:2]) for listener in listeners)
+        server = Server(
+            config.host, listeners[0].getsockname()[1], addresses, engine.runs, entrance, engine.observer,
+            household.stages, trio.CancelScope(),
+        )  # fmt: skip
         async with open_services() as services:
             services.start_soon(keep_going, "heart", household.heart.serve, engine.observer)
             await services.start(_accept_all, server, listeners, household)
             engine.observer(Listening(server.url))
             yield server
-            await server.drain(0)
+            await server.drain()
             with trio.move_on_after(FINISH_TIMEOUT):
                 await server.closed.wait()
 
@@ -128,12 +148,22 @@ async def serve(
     config: Config,
     observers: Iterable[Observer] = (),
     *,
+    environ: Mapping[str, str] | None = None,
+    notice: str = "",
     task_status: trio.TaskStatus[Server] = trio.TASK_STATUS_IGNORED,
 ) -> None:
-    """Serve until cancelled: for `nursery.start(serve, config)`."""
-    async with open_server(config, observers) as server:
+    """Serve until cancelled or drained: for `server = await nursery.start(serve, config)`.
+
+    Resource handling: cancelling the nursery ends all runs at once; `await server.drain()` lets them end, and then this
+    returns. Error handling: as `open_server`.
+    """
+    async with open_server(config, observers, environ=environ, notice=notice) as server:
         task_status.started(server)
-        await trio.sleep_forever()
+        await server.drained.wait()
+
+
+def _url(host: str, port: int) -> str:
+    return f"http://{f'[{host}]' if ':' in host else host}:{port}"
 
 
 async def _listen(config: Config) -> list[socket.socket]:
@@ -152,8 +182,18 @@ async def _listen(config: Config) -> list[socket.socket]:
     except OSError as error:
         for listener in listeners:
             listener.close()
-        raise ConfigError(f"can't listen on {config.host}:{config.port}: {error.strerror or error}") from error
+        raise ConfigError(_why_not(config, error)) from error
     return listeners
+
+
+def _why_not(config: Config, error: OSError) -> str:
+    """Return why an address can't be listened on, by the setting that is to be changed."""
+    field = "host" if isinstance(error, socket.gaierror) or error.errno == errno.EADDRNOTAVAIL else "port"
+    hint = {
+        errno.EADDRINUSE: "end what listens there, or take another port, 0 for any that is free",
+        errno.EACCES: "ports below 1024 are root's; take another",
+    }.get(error.errno or 0, f"take another {field}")
+    return f"{field}: can't listen on {config.host}:{config.port}: {error.strerror or error}; {hint}"
 
 
 def _bind(listener: socket.socket, address: object) -> None:

@@ -91,6 +91,7 @@ class Backend:
         environ = {**self.environ, "TCT_BACKEND": self.mark}
         async with open_server(settings, [self.events.append], environ=environ) as server:
             yield server
+            await server.drain(0)
 
     @asynccontextmanager
     async def serve_known(self, *names: str, **config: object) -> AsyncIterator[tuple[Server, dict[str, str]]]:

@@ -11,14 +11,19 @@ import os
 import sys
 
 import click
+from click.shell_completion import CompletionItem
 
 from .. import __version__
 from ..errors import TrioClaudeError
+from .complaints import complain
+from .examples import examples
+from .statuses import Status
 
 COMMANDS = {
     "ask": "Send one prompt to a server and print the answer.",
     "batch": "Run many prompts and write one result each.",
     "chat": "Talk to the CLI on a server.",
+    "completion": "Print the script with which bash or zsh completes.",
     "demo": "Serve a demonstration that needs no account.",
     "doctor": "Say what this machine has and what is missing.",
     "keys": "Make, list, rotate and revoke API keys.",
@@ -41,13 +46,33 @@ class Lazy(click.Group):
         command: click.Command = importlib.import_module(f".{cmd_name}", __name__).command
         return command
 
+    def shell_complete(self, ctx: click.Context, incomplete: str) -> list[CompletionItem[str]]:
+        """Offer the commands without importing them, and the group's own options."""
+        own = [CompletionItem(name, help=text) for name, text in COMMANDS.items() if name.startswith(incomplete)]
+        return own + click.Command.shell_complete(self, ctx, incomplete)
+
+    def invoke(self, ctx: click.Context) -> object:
+        """Run a command; Ctrl-C ends it with a status that says so."""
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt:
+            sys.exit(Status.INTERRUPTED)
+        except BaseExceptionGroup as group:
+            if group.split(KeyboardInterrupt)[1]:
+                raise
+            sys.exit(Status.INTERRUPTED)
+
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Write the list without importing the commands."""
         with formatter.section("Commands"):
             formatter.write_dl(list(COMMANDS.items()))
 
 
-@click.command(cls=Lazy, context_settings={"help_option_names": ["-h", "--help"]})
+@click.command(
+    cls=Lazy,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    epilog=examples("trio-claude demo", "trio-claude doctor", "trio-claude serve", "trio-claude ask --help"),
+)
 @click.version_option(__version__, prog_name="trio-claude")
 def cli() -> None:
     """Put the Claude command line behind a WebSocket, with proof that nothing of a run is left."""
@@ -58,12 +83,12 @@ def main() -> None:
     try:
         cli(prog_name="trio-claude")
     except TrioClaudeError as error:
-        click.echo(f"trio-claude: {error}", err=True)
-        sys.exit(2)
+        complain(error)
+        sys.exit(Status.REFUSED)
     except OSError as error:  # as of a full disk below stdout; a pipe that nobody reads is click's to end
         _let_go_of_stdout()
-        click.echo(f"trio-claude: {error}", err=True)
-        sys.exit(1)
+        complain(error)
+        sys.exit(Status.FAILED)
 
 
 def _let_go_of_stdout() -> None:

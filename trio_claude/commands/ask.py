@@ -11,32 +11,30 @@ import click
 import trio
 
 from ..client import Answer, ConnectFailed, Ended, ask
+from .complaints import painted, unreached
 from .credentials import find_key, key_option
+from .examples import examples
+from .statuses import by_close_code
 from .words import clean
 
-EXIT_STATUSES = {1000: 0, 1008: 2, 1009: 2, 1012: 75, 1013: 75}
-"""By close code; every other one is 1."""
-UNREACHABLE = 69
 
-
-EXAMPLES = r"""Examples:
-  trio-claude ask 'say hello'
-  trio-claude ask 'list the files here' --meta TASK-1 --json"""
-
-
-@click.command("ask", epilog=f"\b\n{EXAMPLES}")
+@click.command(
+    "ask", epilog=examples("trio-claude ask 'say hello'", "trio-claude ask 'list the files here' --meta TASK-1 --json")
+)
 @click.argument("prompt")
 @click.option("--meta", default="ASK", show_default=True, help="A name for the run: capitals, digits, _ and -.")
 @click.option("--url", default="http://127.0.0.1:3000", show_default=True, help="The server.")
 @key_option
 @click.option("--model", help="A model's name or alias.")
 @click.option("--timeout", type=float, help="Seconds that the run may last.")
-@click.option("--json", "as_json", is_flag=True, help="Print the CLI's lines as they are.")
+@click.option(
+    "--json", "as_json", is_flag=True, help="Print the CLI's lines as they are, and all else as JSON on stderr."
+)
 def command(prompt: str, meta: str, url: str, key_file: Path | None, as_json: bool, **options: Any) -> None:
     """Send PROMPT to a server and print the answer as it comes.
 
     Exit status: 0 for a good end, 1 where the run failed or timed out, 2 where the server refused the message, 69 where
-    it can't be reached, 75 where it is full or going down.
+    it can't be reached or wants a good key, 75 where it is full or going down, 130 after Ctrl-C.
     """
     given = {name: value for name, value in options.items() if value is not None} | {"key": find_key(key_file)}
     sys.exit(trio.run(_ask, prompt, meta, url, given, as_json))
@@ -47,13 +45,20 @@ async def _ask(prompt: str, meta: str, url: str, options: dict[str, Any], as_jso
         async with ask(prompt, meta=meta, url=url, **options) as answer:
             await _print(answer, as_json)
     except ConnectFailed as error:
-        click.echo(f"trio-claude: {error}; is `trio-claude serve` running?", err=True)
-        return UNREACHABLE
+        return unreached(error, error.status, with_key=bool(options.get("key")))
     ended = answer.ended or Ended(1006, "the connection broke")
+    _print_end(ended, as_json)
+    return by_close_code(ended.code)
+
+
+def _print_end(ended: Ended, as_json: bool) -> None:
+    """Say how it ended, on stderr."""
+    if as_json:
+        click.echo(json.dumps({"code": ended.code, "reason": ended.reason, "error": ended.error}), err=True)
+        return
     if ended.error:
-        click.echo(f"error: {ended.error}", err=True)
+        click.echo(f"{painted('error:', 'red', sys.stderr)} {ended.error}", err=True)
     click.echo(f"[{ended.code} {ended.reason}]", err=True)
-    return EXIT_STATUSES.get(ended.code, 1)
 
 
 async def _print(answer: Answer, as_json: bool) -> None:
@@ -61,11 +66,14 @@ async def _print(answer: Answer, as_json: bool) -> None:
     async for line in answer:
         click.echo(line if as_json else clean(readable(line)), nl=as_json)
         while shown < len(answer.notes):
-            _print_note(answer.notes[shown])
+            _print_note(answer.notes[shown], as_json)
             shown += 1
 
 
-def _print_note(note: dict[str, Any]) -> None:
+def _print_note(note: dict[str, Any], as_json: bool) -> None:
+    if as_json:
+        click.echo(json.dumps(note), err=True)
+        return
     text = note.get("stderr") or note.get("info", "")
     if text and not text.startswith("send {"):
         click.echo(text, err=True)

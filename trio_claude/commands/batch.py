@@ -17,21 +17,26 @@ from ..batch.tasks import Rules, make_plan
 from ..config import OPTIONS, Config
 from ..errors import ConfigError
 from .batching import Batch, run_batch
+from .completing import files
 from .credentials import find_key, key_option
+from .examples import examples
 from .options import options_for, read_config
 
 LONGEST = 86400.0
 """Seconds that a server may let a run last."""
-EXAMPLES = r"""Examples:
-  trio-claude batch tasks.jsonl --concurrency 8
-  trio-claude batch tasks.jsonl --model haiku --model sonnet --repeat 3 --max-usd 5
-  generate | trio-claude batch - --out today.jsonl --url http://127.0.0.1:3000"""
 _FOLDER = click.Path(file_okay=False, path_type=Path)
 _FILE = click.Path(dir_okay=False, path_type=Path)
 
 
-@click.command("batch", epilog=f"\b\n{EXAMPLES}")
-@click.argument("tasks")
+@click.command(
+    "batch",
+    epilog=examples(
+        "trio-claude batch tasks.jsonl --concurrency 8",
+        "trio-claude batch tasks.jsonl --model haiku --model sonnet --repeat 3 --max-usd 5",
+        "generate | trio-claude batch - --out today.jsonl --url http://127.0.0.1:3000",
+    ),
+)
+@click.argument("tasks", shell_complete=files)
 @click.option(
     "--concurrency", type=click.IntRange(1, 1000), default=4, show_default=True, help="Runs at once, at most."
 )

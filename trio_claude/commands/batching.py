@@ -31,7 +31,9 @@ from ..batch.tasks import Plan, Rules
 from ..config import Config
 from ..errors import ConfigError
 from ..services import open_services
+from .complaints import complain
 from .process import take_process
+from .statuses import Status
 
 
 @attrs.frozen(kw_only=True)
@@ -190,7 +192,7 @@ async def _run(
     except Unwritable as error:
         failure = failure or str(error)
     good = summary.ok == summary.runs and not failure
-    return Ending(summary, failure, 128 + caught.number if caught.number else 0 if good else 1)
+    return Ending(summary, failure, 128 + caught.number if caught.number else Status.OK if good else Status.FAILED)
 
 
 async def _show(runner: Runner, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
@@ -207,7 +209,7 @@ async def _stop_on_signal(signals: AsyncIterator[int], runner: Runner, caught: C
 
 def _say(ending: Ending, *, as_json: bool) -> None:
     if ending.failure:
-        click.echo(f"trio-claude: {ending.failure}", err=True)
+        complain(ending.failure)
     if as_json:
         click.echo(json.dumps(ending.summary.as_dict()))
     else:

@@ -10,16 +10,16 @@ import click
 import trio
 
 from ..client import ConnectFailed, Refused, open_session
-from .ask import EXIT_STATUSES, UNREACHABLE
+from .complaints import complain, painted, unreached
 from .credentials import find_key, key_option
+from .examples import examples
+from .statuses import Status, by_close_code
 from .talking import Chat
 
-EXAMPLES = r"""Examples:
-  trio-claude chat
-  trio-claude chat --resume 01234567-89ab-cdef-0123-456789abcdef"""
 
-
-@click.command("chat", epilog=f"\b\n{EXAMPLES}")
+@click.command(
+    "chat", epilog=examples("trio-claude chat", "trio-claude chat --resume 01234567-89ab-cdef-0123-456789abcdef")
+)
 @click.option("--meta", default="CHAT", show_default=True, help="A name for the run: capitals, digits, _ and -.")
 @click.option("--url", default="http://127.0.0.1:3000", show_default=True, help="The server.")
 @key_option
@@ -43,14 +43,13 @@ async def _chat(meta: str, url: str, options: dict[str, Any]) -> int:
         ) as session:
             await chat.run(session)
     except ConnectFailed as error:
-        click.echo(f"trio-claude: {error}; is `trio-claude serve` running?", err=True)
-        return UNREACHABLE
+        return unreached(error, error.status, with_key=bool(options.get("key")))
     except (Refused, ConnectionError) as error:
-        click.echo(f"trio-claude: {error}", err=True)
-        return 75 if isinstance(error, Refused) and error.retry_after is not None else 2
+        complain(error)
+        return Status.LATER if isinstance(error, Refused) and error.retry_after is not None else Status.REFUSED
     ended = session.ended
     if ended is None or ended.reason == "stopped":
-        return 0
+        return Status.OK
     if ended.error:
-        click.echo(f"error: {ended.error}", err=True)
-    return EXIT_STATUSES.get(ended.code, 1)
+        click.echo(f"{painted('error:', 'red', sys.stderr)} {ended.error}", err=True)
+    return by_close_code(ended.code)

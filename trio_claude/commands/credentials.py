@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ import click
 from ..errors import ConfigError
 
 KEY = "TRIO_CLAUDE_KEY"
+_WANTED = "it takes what `trio-claude keys add` printed, or a token, on one line"
 
 
 def key_option(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -23,8 +25,20 @@ def key_option(function: Callable[..., Any]) -> Callable[..., Any]:
 def find_key(file: Path | None) -> str | None:
     """Return the key in a file, else the one in the environment. Raises `ConfigError`."""
     if file is None:
-        return os.environ.get(KEY) or None
+        key = os.environ.get(KEY, "")
+        return _checked(key, KEY) if key else None
     try:
-        return file.read_text().strip()
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"--key-file: {file} can't be read: {error}") from None
+        return _checked(file.read_text().strip(), f"--key-file: {file}")
+    except OSError as error:
+        raise ConfigError(f"--key-file: {file} can't be read: {error.strerror}; name another, or set {KEY}") from None
+    except UnicodeDecodeError:
+        raise ConfigError(f"--key-file: {file} is no text; {_WANTED}") from None
+
+
+def _checked(key: str, where: str) -> str:
+    """Return a key that can stand in a header. Raises `ConfigError`, in whose text there is no key."""
+    if not key:
+        raise ConfigError(f"{where} is empty; {_WANTED}")
+    if not re.fullmatch(r"[!-~]+", key):
+        raise ConfigError(f"{where} has characters that no key has; {_WANTED}")
+    return key

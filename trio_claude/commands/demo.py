@@ -18,6 +18,7 @@ from ..errors import ConfigError
 from ..testing import fake_cli
 from ..testing.messages_api import open_messages_api
 from ..workplace import find_cli
+from .examples import examples
 from .serving import run_server
 
 QUIET = {
@@ -31,7 +32,7 @@ PORTS_TRIED = 50
 ANSWERS = "the built-in stub of the Messages API answers, no account is used, and nothing leaves this machine"
 
 
-@click.command("demo")
+@click.command("demo", epilog=examples("trio-claude demo", "trio-claude demo --port 0"))
 @click.option("--port", default=3000, show_default=True, help="The port; the next free one if it is busy.")
 def command(port: int) -> None:
     """Serve a demonstration that needs no account.
@@ -86,7 +87,9 @@ def _free_port(first: int) -> int:
                 probe.bind(("127.0.0.1", port))
             except OSError as error:
                 if error.errno != errno.EADDRINUSE:
-                    raise ConfigError(f"port {port}: {error.strerror}") from error
+                    raise ConfigError(
+                        f"--port: {port} can't be had: {error.strerror}; name another, 0 for any"
+                    ) from error
                 continue
             return port
-    raise ConfigError(f"ports {first} to {first + PORTS_TRIED - 1} are all busy; name another with --port")
+    raise ConfigError(f"--port: {first} to {first + PORTS_TRIED - 1} are all busy; name another, 0 for any")

@@ -23,7 +23,10 @@ from ..engine import means
 from ..entrance import Entrance
 from ..errors import ConfigError, TrioClaudeError
 from ..workplace import find_cli
+from .complaints import painted
+from .examples import examples
 from .options import config_options, read_config
+from .statuses import Status
 
 VERSION_TIMEOUT = 20.0
 """Seconds for `claude --version`."""
@@ -48,12 +51,9 @@ class Check:
     found: str
 
 
-EXAMPLES = r"""Examples:
-  trio-claude doctor
-  trio-claude doctor --json --cli /opt/claude/bin/claude"""
-
-
-@click.command("doctor", epilog=f"\b\n{EXAMPLES}")
+@click.command(
+    "doctor", epilog=examples("trio-claude doctor", "trio-claude doctor --json --cli /opt/claude/bin/claude")
+)
 @config_options
 @click.option("--json", "as_json", is_flag=True, help="Print the findings as JSON.")
 @click.option("--live", is_flag=True, help=f"Make one real run, of at most ${LIVE_BUDGET}, with your account.")
@@ -68,8 +68,9 @@ def command(config_file: Path | None, as_json: bool, live: bool, **values: Any) 
         click.echo(json.dumps([attrs.asdict(check) for check in checks]))
     else:
         for check in checks:
-            click.echo(f"{'ok     ' if check.ok else 'MISSING'} {check.name}: {check.found}")
-    sys.exit(0 if all(check.ok for check in checks) else 1)
+            mark = painted("ok     ", "green", sys.stdout) if check.ok else painted("MISSING", "red", sys.stdout)
+            click.echo(f"{mark} {check.name}: {check.found}")
+    sys.exit(Status.OK if all(check.ok for check in checks) else Status.FAILED)
 
 
 async def examine(config: Config, live: bool) -> list[Check]:
@@ -93,7 +94,7 @@ async def _cli(config: Config) -> Check:
     except ConfigError as error:
         return Check("cli", ok=False, found=str(error))
     except (OSError, subprocess.CalledProcessError, trio.TooSlowError) as error:
-        return Check("cli", ok=False, found=f"{program} --version: {error}")
+        return Check("cli", ok=False, found=f"{program} --version: {error}; --cli names another")
     return Check("cli", ok=True, found=f"{program}, version {told.stdout.decode(errors='replace').strip()[:80]}")
 
 
@@ -122,14 +123,15 @@ def _attempt(name: str, check: Callable[[], str]) -> Check:
     try:
         return Check(name, ok=True, found=check())
     except OSError as error:
-        return Check(name, ok=False, found=error.strerror or str(error))
+        return Check(name, ok=False, found=f"{error.strerror or error}; --{name} names another")
 
 
 def _port(config: Config) -> str:
-    with socket.socket() as probe:
+    family, kind, number, _, address = socket.getaddrinfo(config.host, config.port, type=socket.SOCK_STREAM)[0]
+    with socket.socket(family, kind, number) as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        probe.bind(("127.0.0.1", config.port))
-    return f"{config.port} is free"
+        probe.bind(address)
+    return f"{config.port} of {config.host} is free"
 
 
 def _limits(config: Config) -> Check:

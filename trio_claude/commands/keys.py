@@ -20,22 +20,27 @@ from ..errors import ConfigError
 from ..identity import ROLES
 from ..identity.keys import NAME, Key, digest, new_secret, read_keys, write_keys
 from ..quarters import state_folder
-
-EXAMPLES = r"""Examples:
-  trio-claude keys add alice
-  trio-claude keys add ci --limit dollars_per_day=20 --limit runs_per_identity=4
-  trio-claude keys rotate ci --overlap 3600
-  trio-claude keys revoke alice
-  trio-claude serve --keys ~/.local/state/trio-claude/keys.json"""
+from .completing import key_names
+from .examples import examples
 
 NAMES = ", ".join(IDENTITY_LIMITS)
+_json = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 _file = click.option(
     "--file", type=click.Path(dir_okay=False, path_type=Path), envvar="TRIO_CLAUDE_KEYS",
     help="The file of keys. [default: keys.json in the state folder]",
 )  # fmt: skip
 
 
-@click.group("keys", epilog=f"\b\n{EXAMPLES}")
+@click.group(
+    "keys",
+    epilog=examples(
+        "trio-claude keys add alice",
+        "trio-claude keys add ci --limit dollars_per_day=20 --limit runs_per_identity=4",
+        "trio-claude keys rotate ci --overlap 3600",
+        "trio-claude keys revoke alice",
+        "trio-claude serve --keys ~/.local/state/trio-claude/keys.json",
+    ),
+)
 def command() -> None:
     """Make, list, rotate and revoke API keys.
 
@@ -44,12 +49,15 @@ def command() -> None:
     """
 
 
-@command.command("add")
+@command.command(
+    "add", epilog=examples("trio-claude keys add alice", "trio-claude keys add ci --limit dollars_per_day=20 --json")
+)
 @click.argument("name")
 @click.option("--role", type=click.Choice(ROLES), default="user", show_default=True, help="What its holder may do.")
 @click.option("--limit", "limits", multiple=True, help=f"NAME=NUMBER, in place of the server's: {NAMES}.")
+@_json
 @_file
-def add(name: str, role: str, limits: tuple[str, ...], file: Path | None) -> None:
+def add(name: str, role: str, limits: tuple[str, ...], as_json: bool, file: Path | None) -> None:
     """Make a key for NAME and print it."""
     if not NAME.fullmatch(name):
         raise ConfigError("NAME: at most 64 letters, digits and _ . @ -, a letter or digit first")
@@ -58,25 +66,31 @@ def add(name: str, role: str, limits: tuple[str, ...], file: Path | None) -> Non
         if name in keys:
             raise ConfigError(f"{name} has a key already; `trio-claude keys rotate {name}` makes a new one")
         keys[name] = Key(digest(secret), role, made, _limits(limits))
-    click.echo(f"kept as a hash in {path}; this is shown once:", err=True)
-    click.echo(secret)
+    if not as_json:
+        click.echo(f"kept as a hash in {path}; this is shown once:", err=True)
+    _print_secret(name, secret, path, as_json)
 
 
-@command.command("rotate")
-@click.argument("name")
+@command.command("rotate", epilog=examples("trio-claude keys rotate ci --overlap 3600"))
+@click.argument("name", shell_complete=key_names)
 @click.option("--overlap", type=click.FloatRange(0), default=0.0, help="Seconds for which the old key is good too.")
+@_json
 @_file
-def rotate(name: str, overlap: float, file: Path | None) -> None:
+def rotate(name: str, overlap: float, as_json: bool, file: Path | None) -> None:
     """Make a new key for NAME and print it."""
     secret = new_secret()
-    with _changing(file) as (_, keys):
+    with _changing(file) as (path, keys):
         key = _known(keys, name)
         keys[name] = attrs.evolve(key, hash=digest(secret), old=key.hash, old_until=time.time() + overlap)
-    click.echo(secret)
+    _print_secret(name, secret, path, as_json)
 
 
-@command.command("revoke")
-@click.argument("name")
+def _print_secret(name: str, secret: str, path: Path, as_json: bool) -> None:
+    click.echo(json.dumps({"name": name, "key": secret, "file": str(path)}) if as_json else secret)
+
+
+@command.command("revoke", epilog=examples("trio-claude keys revoke alice"))
+@click.argument("name", shell_complete=key_names)
 @_file
 def revoke(name: str, file: Path | None) -> None:
     """Take the key of NAME back: what it runs may end, and nothing new begins."""
@@ -85,12 +99,12 @@ def revoke(name: str, file: Path | None) -> None:
         del keys[name]
 
 
-@command.command("list")
-@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@command.command("list", epilog=examples("trio-claude keys list", "trio-claude keys list --json --file keys.json"))
+@_json
 @_file
 def list_(as_json: bool, file: Path | None) -> None:
     """List names, roles and limits."""
-    keys = read_keys(_path(file))
+    keys = read_keys(key_file(file))
     if as_json:
         told = {name: {"role": key.role, "created": key.created, "limits": key.limits} for name, key in keys.items()}
         click.echo(json.dumps(told, indent=2))
@@ -100,14 +114,15 @@ def list_(as_json: bool, file: Path | None) -> None:
         click.echo(f"{name}  {key.role}  {key.created}  {limits}".rstrip())
 
 
-def _path(file: Path | None) -> Path:
+def key_file(file: Path | None) -> Path:
+    """Return the file of keys that is meant."""
     return file or state_folder(os.environ.get("TRIO_CLAUDE_STATE", ""), os.environ) / "keys.json"
 
 
 @contextmanager
 def _changing(file: Path | None) -> Iterator[tuple[Path, dict[str, Key]]]:
     """Yield the keys for a change, which is written then; of two at once, one waits. Raises `ConfigError`."""
-    path = _path(file)
+    path = key_file(file)
     try:
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         with contextlib.closing(_Lock(path.with_name(f"{path.name}.lock"))):
@@ -115,7 +130,9 @@ def _changing(file: Path | None) -> Iterator[tuple[Path, dict[str, Key]]]:
             yield path, keys
             write_keys(path, keys)
     except OSError as error:
-        raise ConfigError(f"--file: {path} can't be written: {error.strerror}") from None
+        raise ConfigError(
+            f"--file: {path} can't be written: {error.strerror}; --file names another, TRIO_CLAUDE_STATE another folder"
+        ) from None
 
 
 class _Lock:
@@ -132,7 +149,7 @@ class _Lock:
 
 def _known(keys: dict[str, Key], name: str) -> Key:
     if name not in keys:
-        raise ConfigError(f"there is no key of the name {name}")
+        raise ConfigError(f"NAME: there is no key of the name {name}; `trio-claude keys list` shows them")
     return keys[name]
 
 

@@ -10,6 +10,7 @@ import attrs
 import click
 
 from ..config import Config, load
+from .completing import for_field
 
 _REPEATED = tuple(field.name for field in attrs.fields(Config) if isinstance(field.default, tuple))
 
@@ -40,10 +41,10 @@ def _option(field: attrs.Attribute[Any]) -> Callable[[Callable[..., Any]], Calla
     text = f"{field.metadata['help']}{f', in {unit}' if unit else ''}"
     shown = f"{text} [default: {_shown(field.default)}]"
     if field.name in _REPEATED:
-        return click.option(flag, multiple=True, help=f"{text} (may be repeated)")
+        return click.option(flag, multiple=True, help=f"{text} (may be repeated)", shell_complete=for_field(field))
     if isinstance(field.default, bool):
         return click.option(f"{flag}/--no-{flag[2:]}", default=None, help=text)
-    return click.option(flag, type=type(field.default), default=None, help=shown)
+    return click.option(flag, type=type(field.default), default=None, help=shown, shell_complete=for_field(field))
 
 
 def _shown(value: object) -> str:

@@ -21,7 +21,10 @@ import click
 
 from ..errors import ConfigError, TrioClaudeError
 from ..quarters import journal_file
+from .complaints import complain
+from .completing import files
 from .credentials import find_key, key_option
+from .statuses import Status
 
 LIVE = "live"
 LEAST_DIGITS = 4
@@ -32,8 +35,9 @@ CANDIDATES = 4
 """Runs that are looked for where an id is a prefix."""
 PERIOD = 0.2
 """Seconds between two looks at a run that is followed."""
-UNREACHABLE = 69
 JOURNAL, STATE = "TRIO_CLAUDE_JOURNAL", "TRIO_CLAUDE_STATE"
+
+_SHOWN = "`trio-claude runs list` shows them"
 
 Run: TypeAlias = dict[str, Any]
 """A run as `GET /api/runs/ID` tells it."""
@@ -109,12 +113,12 @@ def with_source(function: Callable[..., Any]) -> Callable[..., Any]:
             with open_source(journal, url, key_file) as source:
                 return function(source, **options)
         except Unreachable as error:
-            click.echo(f"trio-claude: {error}", err=True)
-            sys.exit(UNREACHABLE)
+            complain(error)
+            sys.exit(Status.UNREACHABLE)
 
     text = "The journal's file. [default: the one that `serve` has]"
     with_url = click.option("--url", help="A server to ask, instead of reading a file.")(key_option(command))
-    return click.option("--journal", metavar="PATH", help=text)(with_url)
+    return click.option("--journal", metavar="PATH", help=text, shell_complete=files)(with_url)
 
 
 @contextlib.contextmanager
@@ -123,7 +127,7 @@ def open_source(journal: str | None, url: str | None, key_file: Path | None) -> 
     if url is None:
         from .local_runs import LocalRuns  # each takes a while to import, and a command needs one
 
-        yield LocalRuns(_journal_path(journal))
+        yield LocalRuns(journal_path(journal))
         return
     if journal is not None:
         raise ConfigError("--journal names a file, --url a server: only one of them")
@@ -133,7 +137,7 @@ def open_source(journal: str | None, url: str | None, key_file: Path | None) -> 
         yield runs
 
 
-def _journal_path(given: str | None) -> Path:
+def journal_path(given: str | None) -> Path:
     """Return the file that is named, as a path or as `serve` takes it, else the one that `serve` has."""
     if given is not None:
         return Path(given.removeprefix("sqlite:")).absolute()
@@ -150,7 +154,7 @@ def find_run(source: RunSource, given: str) -> Run:
     """Return the run of an id, or of the beginning of one. Raises `ConfigError`."""
     text = given.lower()
     if not re.fullmatch(rf"[0-9a-f]{{{LEAST_DIGITS},64}}", text):
-        raise ConfigError(f"ID takes {LEAST_DIGITS} to 64 hex digits, not {given[:80]!r}")
+        raise ConfigError(f"ID takes {LEAST_DIGITS} to 64 hex digits, not {given[:80]!r}; {_SHOWN}")
     if (run := source.get(text)) is not None:
         return run
     cut = len(text) < WHOLE_DIGITS
@@ -158,7 +162,7 @@ def find_run(source: RunSource, given: str) -> Run:
     if len(found) > 1:
         raise ConfigError(f"{text} is ambiguous: {', '.join(found[: CANDIDATES - 1])}{_more(found)}; give more of it")
     if not found or (run := source.get(found[0])) is None:
-        raise ConfigError(f"there is no run {text} {source.reach if cut else source.name}")
+        raise ConfigError(f"there is no run {text} {source.reach if cut else source.name}; {_SHOWN}")
     return run
 
 
@@ -199,7 +203,7 @@ def _entry(source: RunSource, line: bytes) -> Entry:
     except ValueError:
         said = None
     if not isinstance(said, dict) or not isinstance(said.get("line", said.get("in", said.get("stderr"))), str):
-        raise ConfigError(f"what is told {source.name} is no run's history")
+        raise ConfigError(f"what is told {source.name} is no run's history; is it of this version?")
     return said
 
 

@@ -10,6 +10,8 @@ from typing import Any
 import click
 
 from ..errors import ConfigError
+from .completing import run_ids
+from .examples import examples
 from .moments import take_moment
 from .run_sources import (
     LIVE,
@@ -22,19 +24,22 @@ from .run_sources import (
     with_source,
 )
 from .run_views import as_json, open_out, print_entry, print_run, print_table
+from .statuses import Status
 
 MOST = 1_000_000
 """Runs that one list may hold."""
-INTERRUPTED = 130
-EXAMPLES = r"""Examples:
-  trio-claude runs list --since 2h
-  trio-claude runs show 3f2a
-  trio-claude runs tail 3f2a -f --url http://127.0.0.1:3000
-  trio-claude runs export 3f2a --format markdown --out run.md"""
 _json = click.option("--json", "json_", is_flag=True, help="Print JSON.")
 
 
-@click.group("runs", epilog=f"\b\n{EXAMPLES}")
+@click.group(
+    "runs",
+    epilog=examples(
+        "trio-claude runs list --since 2h",
+        "trio-claude runs show 3f2a",
+        "trio-claude runs tail 3f2a -f --url http://127.0.0.1:3000",
+        "trio-claude runs export 3f2a --format markdown --out run.md",
+    ),
+)
 def command() -> None:
     """List, show, follow, export and delete what was run: out of a journal's file, or at a server with --url.
 
@@ -43,7 +48,13 @@ def command() -> None:
     """
 
 
-@command.command("list")
+@command.command(
+    "list",
+    epilog=examples(
+        "trio-claude runs list --since 2h --state ended",
+        "trio-claude runs list --json --limit 100 --url http://127.0.0.1:3000",
+    ),
+)
 @click.option("--meta", help="Only runs with this name.")
 @click.option("--batch", help="Only runs of this batch, by the id in its manifest.")
 @click.option("--state", type=click.Choice(["live", "ended"]), help="Only runs in this state.")
@@ -63,8 +74,8 @@ def list_(source: RunSource, json_: bool, **wanted: Any) -> None:
         click.echo("there are more: --limit", err=True)
 
 
-@command.command("show")
-@click.argument("run_id", metavar="ID")
+@command.command("show", epilog=examples("trio-claude runs show 3f2a", "trio-claude runs show 3f2a --json"))
+@click.argument("run_id", metavar="ID", shell_complete=run_ids)
 @_json
 @with_source
 def show(source: RunSource, run_id: str, json_: bool) -> None:
@@ -76,8 +87,11 @@ def show(source: RunSource, run_id: str, json_: bool) -> None:
         print_run(run)
 
 
-@command.command("tail")
-@click.argument("run_id", metavar="ID")
+@command.command(
+    "tail",
+    epilog=examples("trio-claude runs tail 3f2a", "trio-claude runs tail 3f2a --follow --url http://127.0.0.1:3000"),
+)
+@click.argument("run_id", metavar="ID", shell_complete=run_ids)
 @click.option("-f", "--follow", is_flag=True, help="Go on until the run has ended; exit status 1 for a bad end.")
 @with_source
 def tail(source: RunSource, run_id: str, follow: bool) -> None:
@@ -86,24 +100,30 @@ def tail(source: RunSource, run_id: str, follow: bool) -> None:
         run = find_run(source, run_id)
         for entry in read_entries(source, run["id"], follow=follow):
             print_entry(entry)
-        sys.exit(0 if not follow or ended_well(source.get(run["id"]) or run) else 1)
+        sys.exit(Status.OK if not follow or ended_well(source.get(run["id"]) or run) else Status.FAILED)
     except KeyboardInterrupt:
-        sys.exit(INTERRUPTED)
+        sys.exit(Status.INTERRUPTED)
 
 
-@command.command("stop")
-@click.argument("run_id", metavar="ID")
+@command.command("stop", epilog=examples("trio-claude runs stop 3f2a --url http://127.0.0.1:3000"))
+@click.argument("run_id", metavar="ID", shell_complete=run_ids)
 @with_source
 def stop(source: RunSource, run_id: str) -> None:
     """End a live run of a server now; --url says which server."""
     run = find_run(source, run_id)
     if run.get("state") != LIVE:
-        raise ConfigError(f"the run {run['id']} has ended already")
+        raise ConfigError(f"the run {run['id']} has ended already; `trio-claude runs show` tells how")
     source.stop(run["id"])
 
 
-@command.command("export")
-@click.argument("run_id", metavar="ID")
+@command.command(
+    "export",
+    epilog=examples(
+        "trio-claude runs export 3f2a --format markdown --out run.md",
+        "trio-claude runs export 3f2a --url http://127.0.0.1:3000 --key-file key",
+    ),
+)
+@click.argument("run_id", metavar="ID", shell_complete=run_ids)
 @click.option(
     "--format", "format_", type=click.Choice(["ndjson", "markdown"]), default="ndjson", show_default=True,
     help="All there is, for programs, or a transcript to read.",
@@ -125,12 +145,15 @@ def export(source: RunSource, run_id: str, format_: str, out: Path | None) -> No
             write(text)
 
 
-@command.command("delete")
-@click.argument("run_ids", metavar="[ID]...", nargs=-1)
+@command.command(
+    "delete", epilog=examples("trio-claude runs delete 3f2a 77c0", "trio-claude runs delete --all --yes --json")
+)
+@click.argument("run_ids", metavar="[ID]...", nargs=-1, shell_complete=run_ids)
 @click.option("--all", "all_", is_flag=True, help="All that have ended.")
 @click.option("--yes", is_flag=True, help="Do not ask.")
+@_json
 @with_source
-def delete(source: RunSource, run_ids: tuple[str, ...], all_: bool, yes: bool) -> None:
+def delete(source: RunSource, run_ids: tuple[str, ...], all_: bool, yes: bool, json_: bool) -> None:
     """Delete runs that have ended."""
     if bool(run_ids) == all_:
         raise click.UsageError("name runs, or say --all")
@@ -139,9 +162,14 @@ def delete(source: RunSource, run_ids: tuple[str, ...], all_: bool, yes: bool) -
     if not yes:
         click.confirm(f"Delete {what} {source.name}?", abort=True, err=True)
     deleted = sum(map(source.delete, chosen))
-    click.echo(f"deleted: {deleted}", err=True)
+    if json_:
+        click.echo(as_json({"deleted": deleted}))
+    else:
+        click.echo(f"deleted: {deleted}", err=True)
     if run_ids and deleted < len(chosen):
-        raise ConfigError(f"{len(chosen) - deleted} of the runs that were named are not deleted")
+        raise ConfigError(
+            f"{len(chosen) - deleted} of the runs that were named are not deleted; `trio-claude runs list` shows them"
+        )
 
 
 def _ended(source: RunSource, given: tuple[str, ...]) -> list[str | None]:

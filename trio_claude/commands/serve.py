@@ -9,16 +9,19 @@ from typing import Any
 import click
 import trio
 
+from .examples import examples
 from .options import config_options, read_config
 from .serving import run_server
 
-EXAMPLES = r"""Examples:
-  trio-claude serve
-  trio-claude serve --port 0 --profile chat --timeout 60
-  trio-claude serve --config server.toml"""
 
-
-@click.command("serve", epilog=f"\b\n{EXAMPLES}")
+@click.command(
+    "serve",
+    epilog=examples(
+        "trio-claude serve",
+        "trio-claude serve --port 0 --profile chat --timeout 60",
+        "trio-claude serve --config server.toml",
+    ),
+)
 @config_options
 def command(config_file: Path | None, **values: Any) -> None:
     """Serve the Claude command line at /ws/claude, with a page at /.

@@ -16,6 +16,7 @@ import attrs
 import httpx
 
 from ..errors import ConfigError
+from .complaints import NOBODY, next_step
 from .run_sources import CANDIDATES, Listed, Piece, Run, Unreachable, Wanted
 from .words import clean
 
@@ -31,8 +32,6 @@ _DOORS = ("/ws/claude", "/ws/session", "/api/runs")
 def open_server(url: str, key: str | None) -> Iterator[ServerRuns]:
     """Yield the runs of a server; its address may be that of a door. Raises `ConfigError`."""
     base, host = _base(url)
-    if key is not None and not re.fullmatch(r"[!-~]+", key):
-        raise ConfigError("the key has characters that no key has")
     headers = {"Authorization": f"Bearer {key}"} if key else {}
     loopback = host in ("127.0.0.1", "localhost", "::1")  # a proxy of the environment is not for these
     with httpx.Client(trust_env=not loopback, timeout=TIMEOUT, headers=headers) as client:
@@ -45,10 +44,10 @@ def _base(url: str) -> tuple[str, str | None]:
         parts = urlsplit(url if "://" in url else f"http://{url}")
         host, _ = parts.hostname, parts.port
     except ValueError as error:
-        raise ConfigError(f"--url: {url} is no address: {error}") from None
+        raise ConfigError(f"--url: {url} is no address: {error}; say http://HOST:PORT") from None
     scheme = {"ws": "http", "wss": "https"}.get(parts.scheme, parts.scheme)
     if scheme not in ("http", "https") or not host:
-        raise ConfigError(f"--url: {url} is no address of a server")
+        raise ConfigError(f"--url: {url} is no address of a server; say http://HOST:PORT")
     path = parts.path.rstrip("/")
     for door in _DOORS:
         path = path.removesuffix(door)
@@ -116,11 +115,12 @@ class ServerRuns:
         try:
             answer = self._client.request(method, self._base + path, params=query)
         except (httpx.HTTPError, httpx.InvalidURL) as error:
-            raise Unreachable(f"can't reach {self._base}: {error}; is `trio-claude serve` running?") from None
+            raise Unreachable(f"can't reach {self._base}: {error}; {NOBODY}") from None
         if answer.is_success or (unknown and _code(answer) == "not-found"):
             return answer
         if answer.status_code == 401:
-            raise Unreachable(f"{self._base} refused: HTTP 401: it wants a valid key or token")
+            hint = next_step(401, with_key="Authorization" in self._client.headers)
+            raise Unreachable(f"{self._base} refused: HTTP 401: it wants a valid key or token; {hint}")
         raise ConfigError(f"{self._base} refused: {_why(answer)}")
 
     def _told(self, answer: httpx.Response) -> dict[str, Any]:
@@ -130,7 +130,7 @@ class ServerRuns:
         return said
 
     def _strange(self) -> ConfigError:
-        return ConfigError(f"{self._base} does not answer as trio-claude does")
+        return ConfigError(f"{self._base} does not answer as trio-claude does; --url takes what `serve` prints")
 
 
 def _parsed(answer: httpx.Response) -> Any:

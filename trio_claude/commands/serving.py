@@ -24,20 +24,18 @@ async def run_server(read: Callable[[], Config], *, environ: Mapping[str, str] |
     with open_log() as log, trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT, signal.SIGHUP) as signals:
         async with open_server(config, [log], environ=environ, notice=notice) as server:
             click.echo(f"listening on {server.url}")
-            await _serve_until_signal(server, config, read, signals)
+            await _serve_until_signal(server, read, signals)
 
 
-async def _serve_until_signal(
-    server: Server, config: Config, read: Callable[[], Config], signals: AsyncIterator[int]
-) -> None:
+async def _serve_until_signal(server: Server, read: Callable[[], Config], signals: AsyncIterator[int]) -> None:
     while (number := await anext(signals)) == signal.SIGHUP:
         server.reload(read)
-    if number == signal.SIGINT:
-        return
-    async with trio.open_nursery() as nursery:
-        nursery.start_soon(_end_on_signal, signals, nursery.cancel_scope)
-        await server.drain(config.drain_timeout)
-        nursery.cancel_scope.cancel()
+    if number == signal.SIGTERM:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(_end_on_signal, signals, nursery.cancel_scope)
+            await server.drain()
+            nursery.cancel_scope.cancel()
+    await server.drain(0)
 
 
 async def _end_on_signal(signals: AsyncIterator[int], scope: trio.CancelScope) -> None:

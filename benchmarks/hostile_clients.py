@@ -79,7 +79,7 @@ async def serve(mark: str, key: str) -> None:
             crashes.append(f"{event.where}: {event.error!r}")
 
     with short_folder() as folder:
-        config = Config(port=0, cli=str(fake_program(folder)), cwd=str(folder), env=("TCT_BACKEND",))
+        config = Config(port=0, cli=str(fake_program(folder)), cwd=str(folder), env=("TCT_BACKEND",), drain_timeout=0)
         if key:
             write_keys(folder / "keys.json", {"polite": Key(digest(key))})
             config = attrs.evolve(config, cwd="", keys=str(folder / "keys.json"), state=str(folder / "state"))

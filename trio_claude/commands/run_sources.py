@@ -160,7 +160,9 @@ def find_run(source: RunSource, given: str) -> Run:
     cut = len(text) < WHOLE_DIGITS
     found = source.beginning(text) if cut else []
     if len(found) > 1:
-        raise ConfigError(f"{text} is ambiguous: {', '.join(found[: CANDIDATES - 1])}{_more(found)}; give more of it")
+        raise ConfigError(
+            f"ID: {text} is ambiguous: {', '.join(found[: CANDIDATES - 1])}{_more(found)}; give more of it"
+        )
     if not found or (run := source.get(found[0])) is None:
         raise ConfigError(f"there is no run {text} {source.reach if cut else source.name}; {_SHOWN}")
     return run
@@ -185,7 +187,7 @@ def read_pieces(source: RunSource, run: str, *, follow: bool = False) -> Iterato
 
 def _still(source: RunSource, run: str) -> Run:
     if (found := source.get(run)) is None:
-        raise ConfigError(f"the run {run} was deleted")
+        raise ConfigError(f"the run {run} was deleted; {_SHOWN}")
     return found
 
 
@@ -203,7 +205,7 @@ def _entry(source: RunSource, line: bytes) -> Entry:
     except ValueError:
         said = None
     if not isinstance(said, dict) or not isinstance(said.get("line", said.get("in", said.get("stderr"))), str):
-        raise ConfigError(f"what is told {source.name} is no run's history; is it of this version?")
+        raise ConfigError(f"what is told {source.name} is no run's history; name another with --journal or --url")
     return said
 
 

@@ -21,7 +21,7 @@ class Status(enum.IntEnum):
     TERMINATED = 143
 
 
-MEANINGS: Final = {
+MEANINGS: Final[dict[Status, str]] = {
     Status.OK: "it is done",
     Status.FAILED: "a run, a task or a check came to a bad end, or the output could not be written",
     Status.REFUSED: "an option, setting, file or message can't be used; nothing was run",
@@ -30,8 +30,8 @@ MEANINGS: Final = {
     Status.INTERRUPTED: "ended by SIGINT (Ctrl-C); what was going on has been ended too",
     Status.TERMINATED: "ended by SIGTERM; what was going on has been ended too",
 }
-_ALWAYS: Final = (Status.OK, Status.FAILED, Status.REFUSED, Status.INTERRUPTED)
-STATUSES: Final = {
+_ALWAYS: Final[tuple[Status, ...]] = (Status.OK, Status.FAILED, Status.REFUSED, Status.INTERRUPTED)
+STATUSES: Final[dict[str, tuple[Status, ...]]] = {
     "ask": (*_ALWAYS, Status.UNREACHABLE, Status.LATER),
     "batch": (*_ALWAYS, Status.TERMINATED),
     "chat": (*_ALWAYS, Status.UNREACHABLE, Status.LATER),
@@ -43,7 +43,7 @@ STATUSES: Final = {
     "serve": _ALWAYS,
 }
 """Which command may end how."""
-BY_CLOSE_CODE: Final = {
+BY_CLOSE_CODE: Final[dict[int, Status]] = {
     1000: Status.OK,
     1008: Status.REFUSED,
     1009: Status.REFUSED,

@@ -1,0 +1,137 @@
+"""Rule: a shell completes what there is, quickly and out of what can be read here; it never fails and never writes."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from harness import Backend
+from program import environ, serving, trio_claude
+
+from trio_claude.commands.completing import run_ids
+
+DRIVER = """
+source "$1"
+compopt() { echo "compopt $*"; }  # the shell's own works only below a key press
+[[ $(complete -p trio-claude) == *"-F "* ]] || exit 3
+function=$(complete -p trio-claude | sed 's/.*-F \\([^ ]*\\).*/\\1/')
+complete_line() {
+    COMPREPLY=()
+    COMP_WORDS=("$@")
+    COMP_CWORD=$(($# - 1))
+    "$function" trio-claude "${@: -1}" "${@: -2:1}"
+    printf '%s\\n' "${COMPREPLY[@]}" --
+}
+"""
+
+
+@pytest.fixture
+def script(folder: Path) -> Path:
+    """The script that `completion bash` prints, beside a program that it calls."""
+    program = folder / "bin" / "trio-claude"
+    program.parent.mkdir()
+    program.write_text(f'#!/bin/sh\nexec "{sys.executable}" -m trio_claude "$@"\n')
+    program.chmod(0o755)
+    path = folder / "completion.bash"
+    told = subprocess.run([program, "completion", "bash"], capture_output=True, check=True)
+    path.write_bytes(told.stdout)
+    return path
+
+
+def complete(script: Path, *lines: list[str], **env: str) -> list[list[str]]:
+    """Return what a real bash offers for the last word of each of `lines`."""
+    calls = "\n".join(f"complete_line trio-claude {shlex.join(line)}" for line in lines)
+    told = subprocess.run(
+        [shutil.which("bash") or "bash", "-c", DRIVER + calls, "bash", str(script)], capture_output=True, text=True,
+        check=True, env={"PATH": f"{script.parent / 'bin'}:{os.environ['PATH']}", "HOME": str(script.parent), **env},
+    )  # fmt: skip
+    assert told.stderr == ""
+    return [part.split() for part in told.stdout.split("--\n")[:-1]]
+
+
+def test_bash_completes_commands_options_words_and_paths(script: Path) -> None:
+    commands, kin, options, words, more, folder, file, tasks = complete(
+        script, [""], ["runs", "s"], ["ask", "--mo"], ["serve", "--profile", ""], ["serve", "--grants", "all"],
+        ["serve", "--cwd", ""], ["serve", "--keys", ""], ["batch", ""],
+    )  # fmt: skip
+    assert commands == ["ask", "batch", "chat", "completion", "demo", "doctor", "keys", "runs", "serve"]
+    assert kin == ["show", "stop"]
+    assert options == ["--model"]
+    assert words == ["lean", "chat", "approve", "edit", "unattended"]
+    assert more == ["allowed_tools"]
+    assert folder == ["compopt", "-o", "dirnames"]
+    assert file == tasks == ["compopt", "-o", "default"]
+
+
+async def test_bash_completes_runs_of_the_journal(fake: Backend, script: Path) -> None:
+    state = fake.cwd.parent / "state"
+    async with serving("serve", "--port", "0", env=environ(fake)) as (_, url):
+        for meta in ("FIRST", "SECOND"):
+            assert (await trio_claude("ask", "hello", "--url", url, "--meta", meta)).returncode == 0
+    shown, one, elsewhere, live, named = complete(
+        script, ["runs", "show", ""], ["runs", "export", "--format", "markdown", ""],
+        ["runs", "show", "--url", "http://192.0.2.1:3000", ""], ["runs", "stop", ""],
+        ["runs", "tail", "--journal", "/nope", ""], TRIO_CLAUDE_STATE=str(state),
+    )  # fmt: skip
+    assert shown == one
+    assert [len(name) for name in shown] == [32, 32]
+    assert elsewhere == live == named == []
+    (cut,) = complete(script, ["runs", "delete", shown[1][:12]], TRIO_CLAUDE_STATE=str(state))
+    assert cut == [shown[1]]
+    told = await trio_claude(
+        env={
+            **environ(fake),
+            "_TRIO_CLAUDE_COMPLETE": "zsh_complete",
+            "COMP_WORDS": "trio-claude runs show ",
+            "COMP_CWORD": "3",
+        }
+    )
+    kind, offered, help_text = told.stdout.decode().split("\n")[:3]
+    assert (kind, offered) == ("plain", shown[0])
+    assert help_text.startswith("SECOND, ended, ")
+
+
+async def test_bash_completes_names_of_keys_and_shows_no_key(fake: Backend, script: Path) -> None:
+    for name in ("alice", "ci@example.com"):
+        await trio_claude("keys", "add", name, env=environ(fake))
+    state = str(fake.cwd.parent / "state")
+    everybody, one, other = complete(
+        script, ["keys", "rotate", ""], ["keys", "revoke", "al"], ["keys", "rotate", "--file", "/nope", ""],
+        TRIO_CLAUDE_STATE=state,
+    )  # fmt: skip
+    assert (everybody, one, other) == (["alice", "ci@example.com"], ["alice"], [])
+
+
+def test_where_nothing_can_be_read_nothing_is_offered_and_nothing_made(script: Path) -> None:
+    bad = script.parent / "bad.db"
+    bad.write_bytes(b"no journal at all" * 100)
+    before = sorted(script.parent.rglob("*"))
+    offered = complete(
+        script, ["runs", "show", ""], ["runs", "show", "--journal", str(bad), ""], ["keys", "rotate", "--file", str(bad), ""], ["runs", "show", "--nonsense", ""], ["ask", "--url", "http://[", ""], ["runs", "show", "--url", "http://[", ""],
+        TRIO_CLAUDE_STATE=str(script.parent / "none"),
+    )  # fmt: skip
+    assert offered == [[]] * 6
+    assert sorted(script.parent.rglob("*")) == before
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh"])
+def test_each_script_names_the_program_and_is_good_where_its_shell_is(folder: Path, shell: str) -> None:
+    told = subprocess.run([sys.executable, "-m", "trio_claude", "completion", shell], capture_output=True, check=True)
+    path = folder / "script"
+    path.write_bytes(told.stdout)
+    assert f"_TRIO_CLAUDE_COMPLETE={shell}_complete".encode() in told.stdout
+    assert b"trio-claude" in told.stdout
+    if program := shutil.which(shell):
+        assert subprocess.run([program, "-n", str(path)], capture_output=True, check=True).stderr == b""
+
+
+def test_completing_imports_no_loop_and_no_http(script: Path) -> None:
+    """What is pressed Tab for must come at once."""
+    code = "import sys, trio_claude.commands.runs; print(*{'trio', 'httpx', 'rich', 'sqlite3'} & set(sys.modules))"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "\n"
+    assert run_ids.__module__ == "trio_claude.commands.completing"

@@ -16,7 +16,7 @@ from pathlib import Path
 import attrs
 import pytest
 import trio
-from harness import Backend, Said, alive, ask, bearing, descriptors, directive, until
+from harness import Backend, Said, alive, ask, bearing, descriptors, directive, get, until
 from sweep import Stepper
 
 import trio_claude
@@ -159,15 +159,21 @@ async def test_a_server_that_cant_be_had_is_a_config_error_of_the_nursery(fake: 
 
 
 async def test_several_servers_and_an_engine_in_one_program(fake: Backend) -> None:
+    """They share a journal's file, too."""
     events: list[list[Event]] = [[], []]
+    journal = f"sqlite:{fake.cwd.parent / 'journal.db'}"
     async with trio.open_nursery() as nursery:
         first, second = [
-            await nursery.start(partial(serve, config(fake), [heard.append], environ=environ(fake))) for heard in events
+            await nursery.start(
+                partial(serve, config(fake, journal=journal), [heard.append], environ=environ(fake)),
+            )
+            for heard in events
         ]
         assert first.port != second.port
         async with open_engine(config(fake), environ=environ(fake)) as engine, open_run("hello", engine=engine) as run:
             assert [(await ask(server, "hello")).code for server in (first, second)] == [1000, 1000]
             assert (await run.wait()).receipt.survivors == 0
+        assert (await get(first, "/api/runs"))["runs"] == (await get(second, "/api/runs"))["runs"]
         await first.drain()
         assert (await ask(second, "hello")).code == 1000
         nursery.cancel_scope.cancel()

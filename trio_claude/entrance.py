@@ -199,7 +199,8 @@ def _gatekeeper(config: Config) -> Gatekeeper:
     gatekeeper = Gatekeeper(config)
     if config.host not in ("127.0.0.1", "localhost", "::1") and not gatekeeper.asks:
         raise ConfigError(
-            f"host: {config.host} is not a loopback address; everybody could come in: make keys (trio-claude keys add)"
+            f"host: {config.host} is not a loopback address; everybody could come in: make keys "
+            "(trio-claude keys add) and name their file with --keys"
         )
     return gatekeeper
 

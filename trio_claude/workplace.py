@@ -127,7 +127,7 @@ class Workplace:
         cwd = str(Path(config.cwd or ".").absolute())
         root = cwd.partition("{meta}")[0].rpartition("/")[0] if "{meta}" in cwd else cwd
         if not await trio.Path(root).is_dir():
-            raise ConfigError(f"cwd is no folder: {root}")
+            raise ConfigError(f"cwd is no folder: {root}; --cwd names another")
         own = inherited(environ, config.env)
         homes = _open_homes(config, environ)
         state = _cli_state(own)
@@ -312,7 +312,9 @@ def _open_homes(config: Config, environ: Mapping[str, str]) -> Homes | None:
     try:
         return Homes.open(root, per_run=config.isolated == "run", shared=bool(config.user))
     except OSError as error:
-        raise ConfigError(f"state: {error.filename} can't be made: {error.strerror}") from None
+        raise ConfigError(
+            f"state: {error.filename} can't be made: {error.strerror}; --state names another folder"
+        ) from None
 
 
 def _cli_state(environ: Mapping[str, str]) -> tuple[str, ...]:

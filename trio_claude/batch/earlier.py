@@ -57,7 +57,10 @@ def check_same(path: Path, manifest: dict[str, Any], checksum: str, plan: Plan) 
     if not isinstance(tasks, dict) or not isinstance(options, dict):
         raise ConfigError(f"--resume: {path} is no manifest of a batch")
     if tasks.get("sha256") != checksum:
-        raise ConfigError(f"--resume: {path} is of other tasks: {tasks.get('file')}, sha256 {tasks.get('sha256')}")
+        raise ConfigError(
+            f"--resume: {path} is of other tasks: {tasks.get('file')}, sha256 {tasks.get('sha256')}; "
+            "--force starts anew"
+        )
     now = {"models": list(plan.models), "repeat": plan.repeat}
     for name, value in now.items():
         if options.get(name) != value:

@@ -58,7 +58,7 @@ async def open_containment(mode: str, observer: Observer, means: Means | None = 
         yield GroupContainment()
         return
     if sys.platform != "linux":
-        raise ContainmentUnavailable(f"containment {mode!r} needs Linux; this is {sys.platform}")
+        raise ContainmentUnavailable(f"containment {mode!r} needs Linux; this is {sys.platform}, where there is group")
     from .supervisor import SupervisorContainment
 
     sandbox = _sandbox(means.read, network=means.network) if mode == "sandbox" else None
@@ -66,7 +66,9 @@ async def open_containment(mode: str, observer: Observer, means: Means | None = 
     wanted = "namespace" if mode == "auto" else mode
     async with SupervisorContainment.open(observer, wanted, sandbox, cgroups) as containment:
         if (why := await containment.probe()) and mode != "auto":
-            raise ContainmentUnavailable(f"containment {mode!r} can't be had here: {why}")
+            raise ContainmentUnavailable(
+                f"containment {mode!r} can't be had here: {why}; auto takes the best that can be had"
+            )
         if why:
             containment.weaken(why)
         observer(ContainmentReady(containment.mode, containment.detail))

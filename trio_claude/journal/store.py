@@ -377,7 +377,7 @@ def _lock(path: Path, name: str) -> int:
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         lock = os.open(name, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
     except OSError as error:
-        raise ConfigError(f"journal: {path} can't be used: {error.strerror}") from None
+        raise ConfigError(f"journal: {path} can't be used: {error.strerror}; name another, sqlite:PATH") from None
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError:
@@ -415,7 +415,7 @@ def _open(path: Path) -> sqlite3.Connection:
     except sqlite3.DatabaseError as error:
         raise ConfigError(f"journal: {path} can't be used: {error}; move it away, or name another") from None
     except OSError as error:
-        raise ConfigError(f"journal: {path} can't be used: {error.strerror}") from None
+        raise ConfigError(f"journal: {path} can't be used: {error.strerror}; name another, sqlite:PATH") from None
     return db
 
 
@@ -439,5 +439,7 @@ def _migrate(db: sqlite3.Connection, path: Path) -> None:
 def _version(db: sqlite3.Connection, path: Path) -> int:
     (version,) = db.execute("PRAGMA user_version").fetchone()
     if version > len(VERSIONS):
-        raise ConfigError(f"journal: {path} is of a later version of this program ({version})")
+        raise ConfigError(
+            f"journal: {path} is of a later version of this program ({version}); name another, sqlite:PATH"
+        )
     return int(version)

@@ -115,7 +115,7 @@ def _there(path: Path) -> None:
     try:
         there = path.is_file()
     except OSError as error:
-        raise ConfigError(f"journal: {path} can't be read: {error.strerror}") from None
+        raise ConfigError(f"journal: {path} can't be read: {error.strerror}; --journal names another") from None
     if not there:
         raise ConfigError(f"there is no journal at {path}; --journal names another, --url asks a server")
 
@@ -124,7 +124,7 @@ def _check_version(db: sqlite3.Connection, path: Path) -> None:
     """Raise `ConfigError` for what is no journal of this version."""
     (version,) = db.execute("PRAGMA user_version").fetchone()
     if not version:
-        raise ConfigError(f"journal: {path} is none")
+        raise ConfigError(f"journal: {path} is none; --journal names another")
     if version != len(VERSIONS):
         age = "a later" if version > len(VERSIONS) else "an earlier"
         raise ConfigError(f"journal: {path} is of {age} version of this program ({version})")

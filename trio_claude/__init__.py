@@ -13,16 +13,19 @@ if TYPE_CHECKING:
     from .config import Config
     from .embed import OpenRun, open_run
     from .engine import Engine, open_engine
-    from .errors import Reason, TrioClaudeError
-    from .events import Outcome, Receipt
+    from .errors import ConfigError, Reason, TrioClaudeError
+    from .events import Event, Observer, Outcome, Receipt
     from .server import Server, open_server, serve
 
 __version__ = "0.1.0"
 __all__ = [
     "Answer",
     "Config",
+    "ConfigError",
     "Ended",
     "Engine",
+    "Event",
+    "Observer",
     "OpenRun",
     "Outcome",
     "Reason",
@@ -40,8 +43,11 @@ __all__ = [
 _HOMES = {
     "Answer": "client",
     "Config": "config",
+    "ConfigError": "errors",
     "Ended": "client",
     "Engine": "engine",
+    "Event": "events",
+    "Observer": "events",
     "OpenRun": "embed",
     "Outcome": "events",
     "Reason": "errors",

@@ -95,10 +95,13 @@ class OpenRun:
 async def open_run(
     prompt: str, *, meta: str = "RUN", engine: Engine | None = None, config: Config | None = None, **options: Any
 ) -> AsyncIterator[OpenRun]:
-    """Run the CLI on `prompt` and yield the run; leaving the context, or cancelling it, ends it.
+    """Run the CLI on `prompt` and yield the run. `options` are those of the wire contract.
 
-    Without `engine` one is opened for this run alone; open one with `open_engine` for many. `options` are those of the
-    wire contract. Raises `BadMessage` for a prompt or option that breaks the contract, `ConfigError`, and `Busy`.
+    Resource handling: leaving the context, or cancelling it, ends the run at once and leaves no process. Without
+    `engine` one is opened for this run alone; open one with `open_engine` for many.
+
+    Error handling: raises `BadMessage` for a prompt or option that breaks the contract, `ConfigError` where the machine
+    lacks something, and `Busy` where no slot comes free in time. The body's exception comes out as it was raised.
     """
     async with contextlib.AsyncExitStack() as stack:
         if engine is None:

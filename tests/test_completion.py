@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shlex
 import shutil
 import subprocess
@@ -21,10 +22,8 @@ compopt() { echo "compopt $*"; }  # the shell's own works only below a key press
 [[ $(complete -p trio-claude) == *"-F "* ]] || exit 3
 function=$(complete -p trio-claude | sed 's/.*-F \\([^ ]*\\).*/\\1/')
 complete_line() {
-    COMPREPLY=()
-    COMP_WORDS=("$@")
-    COMP_CWORD=$(($# - 1))
-    "$function" trio-claude "${@: -1}" "${@: -2:1}"
+    COMP_LINE=$1 COMP_POINT=${#1}
+    "$function" trio-claude "$2" before
     printf '%s\\n' "${COMPREPLY[@]}" --
 }
 """
@@ -44,8 +43,12 @@ def script(folder: Path) -> Path:
 
 
 def complete(script: Path, *lines: list[str], **env: str) -> list[list[str]]:
-    """Return what a real bash offers for the last word of each of `lines`."""
-    calls = "\n".join(f"complete_line trio-claude {shlex.join(line)}" for line in lines)
+    """Return what a real bash offers for the last word of each of `lines`; it breaks words as bash does."""
+    calls = "\n".join(
+        f"complete_line {shlex.quote(shlex.join(['trio-claude', *line[:-1]]) + ' ' + line[-1])} "
+        f"{shlex.quote(re.split('[:=@]', line[-1])[-1])}"
+        for line in lines
+    )
     told = subprocess.run(
         [shutil.which("bash") or "bash", "-c", DRIVER + calls, "bash", str(script)], capture_output=True, text=True,
         check=True, env={"PATH": f"{script.parent / 'bin'}:{os.environ['PATH']}", "HOME": str(script.parent), **env},
@@ -55,14 +58,15 @@ def complete(script: Path, *lines: list[str], **env: str) -> list[list[str]]:
 
 
 def test_bash_completes_commands_options_words_and_paths(script: Path) -> None:
-    commands, kin, options, words, more, folder, file, tasks = complete(
-        script, [""], ["runs", "s"], ["ask", "--mo"], ["serve", "--profile", ""], ["serve", "--grants", "all"],
+    commands, kin, options, words, word, more, folder, file, tasks = complete(
+        script, [""], ["runs", "s"], ["ask", "--mo"], ["serve", "--profile", ""], ["serve", "--profile=le"], ["serve", "--grants", "all"],
         ["serve", "--cwd", ""], ["serve", "--keys", ""], ["batch", ""],
     )  # fmt: skip
     assert commands == ["ask", "batch", "chat", "completion", "demo", "doctor", "keys", "runs", "serve"]
     assert kin == ["show", "stop"]
     assert options == ["--model"]
     assert words == ["lean", "chat", "approve", "edit", "unattended"]
+    assert word == ["lean"]
     assert more == ["allowed_tools"]
     assert folder == ["compopt", "-o", "dirnames"]
     assert file == tasks == ["compopt", "-o", "default"]
@@ -73,12 +77,12 @@ async def test_bash_completes_runs_of_the_journal(fake: Backend, script: Path) -
     async with serving("serve", "--port", "0", env=environ(fake)) as (_, url):
         for meta in ("FIRST", "SECOND"):
             assert (await trio_claude("ask", "hello", "--url", url, "--meta", meta)).returncode == 0
-    shown, one, elsewhere, live, named = complete(
-        script, ["runs", "show", ""], ["runs", "export", "--format", "markdown", ""],
+    shown, here, one, elsewhere, live, named = complete(
+        script, ["runs", "show", ""], ["runs", "show", "--url", "http://127.0.0.1:3000", ""], ["runs", "export", "--format", "markdown", ""],
         ["runs", "show", "--url", "http://192.0.2.1:3000", ""], ["runs", "stop", ""],
         ["runs", "tail", "--journal", "/nope", ""], TRIO_CLAUDE_STATE=str(state),
     )  # fmt: skip
-    assert shown == one
+    assert shown == one == here
     assert [len(name) for name in shown] == [32, 32]
     assert elsewhere == live == named == []
     (cut,) = complete(script, ["runs", "delete", shown[1][:12]], TRIO_CLAUDE_STATE=str(state))
@@ -100,11 +104,11 @@ async def test_bash_completes_names_of_keys_and_shows_no_key(fake: Backend, scri
     for name in ("alice", "ci@example.com"):
         await trio_claude("keys", "add", name, env=environ(fake))
     state = str(fake.cwd.parent / "state")
-    everybody, one, other = complete(
-        script, ["keys", "rotate", ""], ["keys", "revoke", "al"], ["keys", "rotate", "--file", "/nope", ""],
+    everybody, one, rest, other = complete(
+        script, ["keys", "rotate", ""], ["keys", "revoke", "al"], ["keys", "revoke", "ci@ex"], ["keys", "rotate", "--file", "/nope", ""],
         TRIO_CLAUDE_STATE=state,
     )  # fmt: skip
-    assert (everybody, one, other) == (["alice", "ci@example.com"], ["alice"], [])
+    assert (everybody, one, rest, other) == (["alice", "ci@example.com"], ["alice"], ["example.com"], [])
 
 
 def test_where_nothing_can_be_read_nothing_is_offered_and_nothing_made(script: Path) -> None:

@@ -19,6 +19,8 @@ from .complaints import complain
 from .examples import examples
 from .statuses import Status
 
+COMPLETE = "_TRIO_CLAUDE_COMPLETE"
+"""By what a shell asks what to offer; click makes the name out of the program's."""
 COMMANDS = {
     "ask": "Send one prompt to a server and print the answer.",
     "batch": "Run many prompts and write one result each.",
@@ -80,6 +82,8 @@ def cli() -> None:
 
 def main() -> None:
     """Run the command line; what went wrong is one line on stderr."""
+    if COMPLETE in os.environ:
+        importlib.import_module(".completion", __name__)
     try:
         cli(prog_name="trio-claude")
     except TrioClaudeError as error:

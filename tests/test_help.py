@@ -26,6 +26,7 @@ from trio_claude.commands.complaints import painted
 from trio_claude.commands.credentials import find_key
 from trio_claude.commands.statuses import MEANINGS, STATUSES, Status
 from trio_claude.errors import ConfigError
+from trio_claude.identity.keys import Key, digest, write_keys
 
 PAGE = (Path(__file__).parents[1] / "docs" / "commands.md").read_text()
 ROOM = Path(__file__).parents[1] / "trio_claude" / "commands"
@@ -173,7 +174,7 @@ async def test_a_complaint_names_the_cause_the_field_and_the_next_step(
     fake: Backend, folder: Path, words: list[str], told: bytes
 ) -> None:
     keys = folder / "keys.json"
-    assert (await trio_claude("keys", "add", "alice", "--file", str(keys))).returncode == 0
+    write_keys(keys, {"alice": Key(digest("secret"))})
     env = environ(fake) if words[0] != "serve" else {k: v for k, v in environ(fake).items() if k != "TRIO_CLAUDE_CWD"}
     answer = await trio_claude(*(word.replace("{keys}", str(keys)) for word in words), env=env)
     assert answer.returncode == (1 if words[0] == "doctor" else 2)

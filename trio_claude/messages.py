@@ -18,6 +18,7 @@ import attrs
 import cattrs
 from cattrs.errors import AttributeValidationNote, ClassValidationError, ForbiddenExtraKeysError
 
+from .checks import Check, between, choice, shape, text
 from .errors import BadMessage, CloseCode, Reason
 from .events import Outcome
 
@@ -53,57 +54,6 @@ _FOLDER = re.compile(r"[A-Za-z0-9_\-]+")
 _SESSION = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}")
 _MODEL = re.compile(MODEL_PATTERN)
 
-Check = Callable[[Any, "attrs.Attribute[Any]", Any], None]
-
-
-def _text(limit: int, least: int = 1) -> Check:
-    """Accept `least` to `limit` bytes of UTF-8 without NUL or lone surrogates."""
-
-    def check(_instance: object, field: attrs.Attribute[Any], value: str | None) -> None:
-        if value is None:
-            return
-        try:
-            size = len(value.encode())
-        except UnicodeEncodeError:
-            raise BadMessage(f"{field.name} holds a lone surrogate, which is not UTF-8") from None
-        if not least <= size <= limit:
-            raise BadMessage(f"{field.name} must be {least} to {limit} bytes of UTF-8, not {size}")
-        if "\0" in value:
-            raise BadMessage(f"{field.name} must not hold a NUL character")
-
-    return check
-
-
-def _shape(pattern: re.Pattern[str], limit: int) -> Check:
-    """Accept a full match of `pattern` of at most `limit` characters."""
-
-    def check(_instance: object, field: attrs.Attribute[Any], value: str | None) -> None:
-        if value is not None and (len(value) > limit or not pattern.fullmatch(value)):
-            raise BadMessage(f"{field.name} must match ^{pattern.pattern}$ and be at most {limit} characters")
-
-    return check
-
-
-def _range(low: float, high: float) -> Check:
-    def check(_instance: object, field: attrs.Attribute[Any], value: float | None) -> None:
-        if value is not None and not low <= value <= high:
-            raise BadMessage(f"{field.name} must be from {low:g} to {high:g}, not {_brief(value)}")
-
-    return check
-
-
-def _brief(value: float) -> str:
-    """Return a number as it may stand in an error; JSON has integers of any size."""
-    return f"a number of {len(str(value))} digits" if isinstance(value, int) and abs(value) >= 10**18 else f"{value:g}"
-
-
-def _choice(choices: tuple[str, ...]) -> Check:
-    def check(_instance: object, field: attrs.Attribute[Any], value: str | None) -> None:
-        if value is not None and value not in choices:
-            raise BadMessage(f"{field.name} must be one of {', '.join(choices)}")
-
-    return check
-
 
 def _names(_instance: object, field: attrs.Attribute[Any], value: list[str] | None) -> None:
     """Accept names of tools, or rules for them."""
@@ -114,7 +64,7 @@ def _names(_instance: object, field: attrs.Attribute[Any], value: list[str] | No
             raise BadMessage(f"{field.name} must hold names that match ^{_TOOL.pattern}$")
 
 
-def _schema(_instance: object, field: attrs.Attribute[Any], value: dict[str, Any] | None) -> None:
+def _small(_instance: object, field: attrs.Attribute[Any], value: dict[str, Any] | None) -> None:
     if value is None:
         return
     try:
@@ -125,6 +75,13 @@ def _schema(_instance: object, field: attrs.Attribute[Any], value: dict[str, Any
         raise BadMessage(f"{field.name} must be at most {SCHEMA_LIMIT} bytes of JSON, not {size}")
 
 
+NAMES = Check(
+    _names,
+    {"type": "array", "maxItems": NAMES_LIMIT, "items": {"type": "string", "pattern": f"^{_TOOL.pattern}$"}},
+)
+SMALL_OBJECT = Check(_small, {"type": "object", "description": f"at most {SCHEMA_LIMIT} bytes of compact JSON"})
+
+
 @attrs.frozen(kw_only=True)
 class Options:
     """What a client may ask for beside its prompt; None is the CLI's own default.
@@ -132,35 +89,35 @@ class Options:
     `timeout` is in seconds, `max_budget_usd` in US dollars, `max_output_tokens` in tokens.
     """
 
-    model: str | None = attrs.field(default=None, validator=_shape(_MODEL, 200))
-    system_prompt: str | None = attrs.field(default=None, validator=_text(SYSTEM_PROMPT_LIMIT, least=0))
-    append_system_prompt: str | None = attrs.field(default=None, validator=_text(SYSTEM_PROMPT_LIMIT))
-    max_turns: int | None = attrs.field(default=None, validator=_range(1, 1000))
-    max_budget_usd: float | None = attrs.field(default=None, validator=_range(BUDGET_LEAST, BUDGET_MOST))
-    effort: str | None = attrs.field(default=None, validator=_choice(EFFORTS))
+    model: str | None = attrs.field(default=None, validator=shape(_MODEL, 200))
+    system_prompt: str | None = attrs.field(default=None, validator=text(SYSTEM_PROMPT_LIMIT, least=0))
+    append_system_prompt: str | None = attrs.field(default=None, validator=text(SYSTEM_PROMPT_LIMIT))
+    max_turns: int | None = attrs.field(default=None, validator=between(1, 1000))
+    max_budget_usd: float | None = attrs.field(default=None, validator=between(BUDGET_LEAST, BUDGET_MOST))
+    effort: str | None = attrs.field(default=None, validator=choice(EFFORTS))
     partial: bool | None = None
-    resume: str | None = attrs.field(default=None, validator=_shape(_SESSION, 36))
-    temperature: float | None = attrs.field(default=None, validator=_range(0, 1))
-    max_output_tokens: int | None = attrs.field(default=None, validator=_range(1, 1_000_000))
-    json_schema: dict[str, Any] | None = attrs.field(default=None, validator=_schema)
-    timeout: float | None = attrs.field(default=None, validator=_range(0.01, 86400))
-    workspace: str | None = attrs.field(default=None, validator=_shape(_FOLDER, META_LIMIT))
+    resume: str | None = attrs.field(default=None, validator=shape(_SESSION, 36))
+    temperature: float | None = attrs.field(default=None, validator=between(0, 1))
+    max_output_tokens: int | None = attrs.field(default=None, validator=between(1, 1_000_000))
+    json_schema: dict[str, Any] | None = attrs.field(default=None, validator=SMALL_OBJECT)
+    timeout: float | None = attrs.field(default=None, validator=between(0.01, 86400))
+    workspace: str | None = attrs.field(default=None, validator=shape(_FOLDER, META_LIMIT))
     fork: bool | None = None
-    tools: list[str] | None = attrs.field(default=None, validator=_names)
-    allowed_tools: list[str] | None = attrs.field(default=None, validator=_names)
-    disallowed_tools: list[str] | None = attrs.field(default=None, validator=_names)
-    permission_mode: str | None = attrs.field(default=None, validator=_choice(MODES))
-    mcp_servers: dict[str, Any] | None = attrs.field(default=None, validator=_schema)
-    fallback_model: str | None = attrs.field(default=None, validator=_shape(_MODEL, 200))
-    max_thinking_tokens: int | None = attrs.field(default=None, validator=_range(0, 1_000_000))
+    tools: list[str] | None = attrs.field(default=None, validator=NAMES)
+    allowed_tools: list[str] | None = attrs.field(default=None, validator=NAMES)
+    disallowed_tools: list[str] | None = attrs.field(default=None, validator=NAMES)
+    permission_mode: str | None = attrs.field(default=None, validator=choice(MODES))
+    mcp_servers: dict[str, Any] | None = attrs.field(default=None, validator=SMALL_OBJECT)
+    fallback_model: str | None = attrs.field(default=None, validator=shape(_MODEL, 200))
+    max_thinking_tokens: int | None = attrs.field(default=None, validator=between(0, 1_000_000))
 
 
 @attrs.frozen(kw_only=True)
 class Prompt:
     """A client's one message on `/ws/claude`: what to ask, under which name, with which options."""
 
-    prompt: str = attrs.field(validator=_text(PROMPT_LIMIT))
-    meta: str = attrs.field(validator=_shape(_META, META_LIMIT))
+    prompt: str = attrs.field(validator=text(PROMPT_LIMIT))
+    meta: str = attrs.field(validator=shape(_META, META_LIMIT))
     options: Options = Options()
 
 

@@ -48,15 +48,19 @@ class ClientLine:
 
 # -- what a user says -------------------------------------------------------------------------------------------------
 
+BASE64_PATTERN = "(?:[A-Za-z0-9+/]{4})*(?:[A-Za-z0-9+/]{2}==|[A-Za-z0-9+/]{3}=)?"
 CACHE = record({"type": one_of("ephemeral")}, {"ttl": one_of("5m", "1h")})
 
 
+@shapes.told({"type": "string", "pattern": f"^{BASE64_PATTERN}$"})
 def _base64(path: str, value: Any) -> Any:
     """Accept bytes in base64; a pattern over megabytes would hold up everybody."""
     try:
         binascii.a2b_base64(TEXT(path, value), strict_mode=True)
     except (ValueError, binascii.Error):
         raise BadMessage(f"{path} must be base64") from None
+    if len(value) % 4 or value.endswith("==="):  # which the library lets pass where nothing is to be padded
+        raise BadMessage(f"{path} must be base64")
     return value
 
 
@@ -88,6 +92,7 @@ RESULT_BLOCK = record(
     },
 )
 BLOCK = by_type({"text": TEXT_BLOCK, "image": IMAGE_BLOCK, "document": DOCUMENT_BLOCK, "tool_result": RESULT_BLOCK})
+BLOCKS = array(BLOCK)
 USER = record(
     {"type": one_of("user"), "message": record({"role": one_of("user"), "content": anything})},
     {"parent_tool_use_id": one_of(None), "session_id": NAME, "uuid": UUID, "client_composed": flag},
@@ -98,7 +103,7 @@ def _user(said: dict[str, Any]) -> ClientLine:
     line = USER("", said)
     content = line["message"]["content"]
     if isinstance(content, list):
-        content = array(BLOCK)("message.content", content)
+        content = BLOCKS("message.content", content)
     elif not isinstance(content, str):
         raise BadMessage("message.content must be text or an array of content blocks")
     if not content:
@@ -116,6 +121,11 @@ HOOK = record(
 )
 
 
+@shapes.told({
+    "type": "object",
+    "propertyNames": HOOK_EVENT.schema,
+    "additionalProperties": array(HOOK).schema,
+})  # fmt: skip
 def _hooks(path: str, value: Any) -> Any:
     """Accept hooks that call the client back; any other kind of hook runs a command."""
     any_object(path, value)

@@ -13,6 +13,7 @@ from ..messages import META_LIMIT, META_PATTERN, Options, parse_object, parse_op
 from .shapes import any_object, anything, match, one_of, record
 
 MODES = ("interrupt", "end", "kill")
+ROLES = ("owner", "viewer")
 
 
 @attrs.frozen
@@ -63,7 +64,7 @@ STOP = record({"type": one_of("gateway"), "op": one_of("stop"), "mode": one_of(*
 DETACH = record({"type": one_of("gateway"), "op": one_of("detach")})
 ATTACH = record(
     {"type": one_of("gateway"), "op": one_of("attach"), "run": match(r"[0-9a-f]+", 64)},
-    {"after": anything, "as": one_of("owner", "viewer"), "client": match(TOKEN, TOKEN_LIMIT)},
+    {"after": anything, "as": one_of(*ROLES), "client": match(TOKEN, TOKEN_LIMIT)},
 )
 LINES_LIMIT = 10**12
 RECALL = (

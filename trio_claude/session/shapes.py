@@ -1,19 +1,41 @@
 """Shapes of JSON: each takes a path and a value and returns the value built anew, or raises `BadMessage`.
 
+Each says its own JSON Schema beside its check, out of the same values, for the description of the sockets.
+
 What a shape does not name is refused, never dropped: a client that asks for more must hear that it does not get it.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any, TypeAlias
+
+import attrs
 
 from ..errors import BadMessage
 
-Shape: TypeAlias = Callable[[str, Any], Any]
+Json: TypeAlias = dict[str, Any]
+Check: TypeAlias = Callable[[str, Any], Any]
 ITEMS_LIMIT = 1000
 """Things in a list that a client sends: content blocks, hooks, names."""
+
+
+@attrs.frozen
+class Shape:
+    """A check, and the same as JSON Schema."""
+
+    check: Check
+    schema: Json
+
+    def __call__(self, path: str, value: Any) -> Any:
+        """Return the value built anew. Raises `BadMessage`."""
+        return self.check(path, value)
+
+
+def told(schema: Json) -> Callable[[Check], Shape]:
+    """Make a shape of a check by saying it as JSON Schema too."""
+    return lambda check: Shape(check, schema)
 
 
 def text(limit: int | None = None) -> Shape:
@@ -26,7 +48,7 @@ def text(limit: int | None = None) -> Shape:
             raise BadMessage(f"{path} must be at most {limit} characters, not {len(value)}")
         return value
 
-    return check
+    return Shape(check, {"type": "string"} if limit is None else {"type": "string", "maxLength": limit})
 
 
 def match(pattern: str, limit: int) -> Shape:
@@ -38,7 +60,7 @@ def match(pattern: str, limit: int) -> Shape:
             raise BadMessage(f"{path} must match ^{pattern}$ and be at most {limit} characters")
         return value
 
-    return check
+    return Shape(check, {"type": "string", "maxLength": limit, "pattern": f"^{pattern}$"})
 
 
 def one_of(*choices: Any) -> Shape:
@@ -51,9 +73,10 @@ def one_of(*choices: Any) -> Shape:
         names = ", ".join("null" if choice is None else str(choice) for choice in choices)
         raise BadMessage(f"{path} must be {names}" if len(choices) == 1 else f"{path} must be one of {names}")
 
-    return check
+    return Shape(check, {"enum": list(choices)})
 
 
+@told({"type": "boolean"})
 def flag(path: str, value: Any) -> Any:
     """Accept true or false."""
     if not isinstance(value, bool):
@@ -61,6 +84,7 @@ def flag(path: str, value: Any) -> Any:
     return value
 
 
+@told({"type": "number"})
 def number(path: str, value: Any) -> Any:
     """Accept a number."""
     if isinstance(value, bool) or not isinstance(value, int | float):
@@ -68,6 +92,7 @@ def number(path: str, value: Any) -> Any:
     return value
 
 
+@told({"type": "object"})
 def any_object(path: str, value: Any) -> Any:
     """Accept an object, whatever is in it: what a tool takes is the tool's to say."""
     if not isinstance(value, dict):
@@ -75,6 +100,7 @@ def any_object(path: str, value: Any) -> Any:
     return value
 
 
+@told({})
 def anything(_path: str, value: Any) -> Any:
     """Accept any JSON."""
     return value
@@ -82,7 +108,10 @@ def anything(_path: str, value: Any) -> Any:
 
 def optional(shape: Shape) -> Shape:
     """Accept null beside a shape."""
-    return lambda path, value: None if value is None else shape(path, value)
+    return Shape(
+        lambda path, value: None if value is None else shape(path, value),
+        {"anyOf": [shape.schema, {"type": "null"}]},
+    )
 
 
 def either(*shapes: Shape) -> Shape:
@@ -96,7 +125,7 @@ def either(*shapes: Shape) -> Shape:
                 continue
         return shapes[-1](path, value)
 
-    return check
+    return Shape(check, {"anyOf": [shape.schema for shape in shapes]})
 
 
 def array(shape: Shape) -> Shape:
@@ -109,7 +138,7 @@ def array(shape: Shape) -> Shape:
             raise BadMessage(f"{path} must hold at most {ITEMS_LIMIT} things, not {len(value)}")
         return [shape(f"{path}[{index}]", item) for index, item in enumerate(value)]
 
-    return check
+    return Shape(check, {"type": "array", "maxItems": ITEMS_LIMIT, "items": shape.schema})
 
 
 def record(required: Mapping[str, Shape], more: Mapping[str, Shape] | None = None) -> Shape:
@@ -126,7 +155,7 @@ def record(required: Mapping[str, Shape], more: Mapping[str, Shape] | None = Non
                 raise BadMessage(f"{_join(path, ascii(key[:40]))} is not allowed here")
         return {key: known[key](_join(path, key), item) for key, item in value.items()}
 
-    return check
+    return Shape(check, object_of(required, known))
 
 
 def by_type(shapes: Mapping[str, Shape], key: str = "type") -> Shape:
@@ -139,7 +168,17 @@ def by_type(shapes: Mapping[str, Shape], key: str = "type") -> Shape:
             raise BadMessage(f"{_join(path, key)} must be one of {', '.join(shapes)}")
         return shapes[kind](path, value)
 
-    return check
+    return Shape(check, {"anyOf": [shape.schema for shape in shapes.values()]})
+
+
+def object_of(required: Collection[str], known: Mapping[str, Shape]) -> Json:
+    """Return the schema of an object with these keys and no others."""
+    return {
+        "type": "object",
+        "properties": {key: shape.schema for key, shape in known.items()},
+        "required": list(required),
+        "additionalProperties": False,
+    }
 
 
 def _join(path: str, key: str) -> str:

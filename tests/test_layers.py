@@ -17,7 +17,8 @@ TABLE: dict[str, set[str]] = {
     "errors": set(),
     "events": {"errors"},
     "config": {"errors"},
-    "messages": {"errors", "events"},
+    "checks": {"errors"},
+    "messages": {"errors", "events", "checks"},
     # rules: no await, no trio, no clock
     "admission": {"errors", "config"},
     "stream_json": {"messages"},
@@ -54,7 +55,6 @@ TABLE: dict[str, set[str]] = {
     "entrance": {"errors", "config", "admission", "identity", "upgrade"},
     "history": {"errors", "identity", "queries", "upgrade", "journal", "runs"},
     "openapi": {"errors", "events", "identity", "queries", "upgrade", "journal", "history", "__init__"},
-    "api": {"errors", "containment", "identity", "upgrade", "workplace", "runs", "entrance", "history", "openapi"},
     "past": {"errors", "events", "messages", "journal", "peer"},
     "stage": {"errors", "messages", "journal", "peer", "session_run", "past"},
     "conversation": {
@@ -62,6 +62,15 @@ TABLE: dict[str, set[str]] = {
         "stage",
     },
     "connection": {"errors", "events", "config", "messages", "peer", "upgrade", "run", "runs", "entrance", "stage", "conversation"},
+    "sayings": {
+        "errors", "events", "config", "messages", "session", "queries", "journal", "history", "openapi", "conversation",
+    },
+    "asyncapi": {
+        "errors", "events", "config", "messages", "session", "entrance", "openapi", "connection", "sayings", "__init__",
+    },
+    "api": {
+        "errors", "containment", "identity", "upgrade", "workplace", "runs", "entrance", "history", "openapi", "asyncapi",
+    },
     "server": {
         "errors", "events", "config", "admission", "peer", "runs", "services", "engine", "entrance", "api", "stage",
         "conversation", "connection", "__init__",
@@ -82,7 +91,8 @@ TABLE: dict[str, set[str]] = {
     "__init__": {"errors", "events", "config", "engine", "server", "embed", "client"},
 }  # fmt: skip
 ASYNC_FREE = (
-    "errors", "events", "config", "messages", "stream_json", "metering", "queries", "openapi",
+    "errors", "events", "config", "messages", "stream_json", "metering", "queries", "openapi", "checks", "sayings",
+    "asyncapi",
     *(f"admission/{name}" for name in ("allowance", "budgets", "doors", "limits", "locks", "rates", "slots")),
     *(f"journal/{name}" for name in ("facts", "schema", "unfinished")),
     *(f"identity/{name}" for name in ("gatekeeper", "keys", "people", "tickets", "tokens")),

@@ -11,12 +11,12 @@ from collections.abc import Callable, Collection
 from importlib import resources
 from pathlib import Path
 
+from . import asyncapi, openapi
 from .containment import Containment
 from .entrance import Entrance, is_preflight
 from .errors import HttpRefusal
 from .history import History, check_method
 from .identity.tickets import LIFETIME
-from .openapi import describe
 from .runs import Runs
 from .upgrade import Request, Response, json_response
 from .workplace import Workplace
@@ -27,7 +27,7 @@ PAGES = {
     "/page.js": ("page.js", "text/javascript; charset=utf-8"),
     "/page.css": ("page.css", "text/css; charset=utf-8"),
 }
-OPEN_PATHS = frozenset({*PAGES, "/healthz", "/readyz", "/notice", "/openapi.json"})
+OPEN_PATHS = frozenset({*PAGES, "/healthz", "/readyz", "/notice", "/openapi.json", "/asyncapi.json"})
 """What is answered to everybody."""
 PREFLIGHT = (
     ("Access-Control-Allow-Methods", "GET, POST, DELETE"),
@@ -57,6 +57,7 @@ class Api:
             "/readyz": ("GET", self._readiness),
             "/notice": ("GET", self._tell_notice),
             "/openapi.json": ("GET", self._describe),
+            "/asyncapi.json": ("GET", self._describe_sockets),
             "/api/ticket": ("POST", self._ticket),
         }
 
@@ -103,6 +104,9 @@ class Api:
     def _describe(self, _request: Request) -> Response:
         return _description(self._entrance.asks)
 
+    def _describe_sockets(self, _request: Request) -> Response:
+        return _description_of_sockets(self._entrance.asks)
+
     def _ticket(self, request: Request) -> Response:
         return json_response(200, {"ticket": self._entrance.ticket(request), "seconds": LIFETIME})
 
@@ -117,5 +121,13 @@ def _page(path: str) -> Response:
 @functools.cache
 def _description(asks: bool) -> Response:
     pages = {path: content_type for path, (_, content_type) in PAGES.items()}
-    body = json.dumps(describe(pages, OPEN_PATHS, asks=asks)).encode() + b"\n"
-    return Response(200, body, headers=(("Cache-Control", "no-cache"),))
+    return _document(openapi.describe(pages, OPEN_PATHS, asks=asks))
+
+
+@functools.cache
+def _description_of_sockets(asks: bool) -> Response:
+    return _document(asyncapi.describe(asks=asks))
+
+
+def _document(document: openapi.Json) -> Response:
+    return Response(200, json.dumps(document).encode() + b"\n", headers=(("Cache-Control", "no-cache"),))

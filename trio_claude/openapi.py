@@ -119,7 +119,7 @@ def describe(pages: Mapping[str, str], open_paths: Collection[str], *, asks: boo
         "info": {
             "title": "trio-claude",
             "version": __version__,
-            "description": "The plain routes. The WebSockets, /ws/claude and /ws/session, stand in docs/protocol.md.",
+            "description": "The plain routes. The WebSockets, /ws/claude and /ws/session, stand in /asyncapi.json.",
         },
         "paths": paths,
         "components": {
@@ -138,6 +138,7 @@ def _routes() -> dict[str, dict[str, Json]]:
         "/readyz": {"get": _readiness()},
         "/notice": {"get": _read("getNotice", "What the page shows.", "Notice")},
         "/openapi.json": {"get": _operation("getDescription", "This document.", {200: _answer({"type": "object"})})},
+        "/asyncapi.json": {"get": _operation("getSockets", "The WebSockets.", {200: _answer({"type": "object"})})},
         "/api/ticket": {
             "post": _read("postTicket", "A ticket, which opens one socket, once, from the same origin.", "Ticket")
         },

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import attrs
+import contract
 import pytest
 import trio
 from trio_websocket import ConnectionClosed, WebSocketConnection, open_websocket_url
@@ -186,7 +187,9 @@ async def listen(socket: WebSocketConnection, frames: list[str] | None = None) -
     try:
         while True:
             frames.append(await socket.get_message())
+            contract.check_frame(frames[-1])
     except ConnectionClosed as end:
+        contract.check_close("claude", end.reason.code)
         return Said(frames, end.reason.code, end.reason.reason or "")
 
 

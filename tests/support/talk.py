@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Any
 
+import contract
 import trio
 from harness import Listening, bearer
 from trio_websocket import ConnectionClosed, WebSocketConnection, open_websocket_url
@@ -27,11 +28,14 @@ class Talk:
     async def read(self) -> None:
         try:
             while True:
-                self.frames.append(_frame(await self.socket.get_message()))
+                text = await self.socket.get_message()
+                contract.check_event(text, first=not self.frames)
+                self.frames.append(_frame(text))
                 self.came.append(trio.current_time())
                 self._stir.set()
         except ConnectionClosed as end:
             self.code, self.reason = end.reason.code, end.reason.reason or ""
+            contract.check_close("session", self.code)
         self._stir.set()
 
     async def say(self, line: dict[str, Any] | str) -> None:

@@ -1,0 +1,42 @@
+"""How Sphinx builds these pages: `sphinx-build -W -n docs site`.
+
+Warnings are errors in the tests, broken links among them; nothing here asks a network.
+"""
+
+import sys
+from pathlib import Path
+
+import trio_claude
+
+sys.path.insert(0, str(Path(__file__).parent / "_ext"))
+
+project = "trio-claude"
+version = release = trio_claude.__version__
+html_title = f"trio-claude {release}"
+html_theme = "furo"
+html_copy_source = False
+html_show_copyright = False
+html_theme_options = {"navigation_with_keys": True}
+
+extensions = ["myst_parser", "sphinx.ext.autodoc", "from_code"]
+exclude_patterns = ["_ext", "_build", "site"]
+myst_heading_anchors = 3
+myst_enable_extensions = ["colon_fence"]
+highlight_language = "text"
+
+autodoc_member_order = "bysource"
+autodoc_typehints = "signature"
+autodoc_default_options = {"members": True, "exclude-members": "said"}
+default_role = "literal"
+nitpick_ignore_regex = [
+    # What belongs to others: there is no network here to look their pages up.
+    (r"py:.*", r"(anyio|attr|attrs|claude_agent_sdk|collections|contextlib|enum|httpx|pathlib|trio|typing)\..*"),
+    # Names inside that no program of yours needs: they stand in signatures only.
+    (r"py:.*", r"trio_claude\.(containment|journal|runs|workplace|run|stage|entrance|client\.(sockets|links))\..*"),
+    (r"py:.*", r"trio_claude\.testing\.model\.Directive"),
+    # They have a page of their own, made of the code.
+    (r"py:.*", r"trio_claude\.(events\..*|config\.Config)"),
+]
+
+for name in trio_claude.__all__:  # they are loaded when they are first used, and autodoc looks at what is there
+    getattr(trio_claude, name)

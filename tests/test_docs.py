@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import trio
+from browser import node_environ, run_program
 from harness import Backend
 
 import trio_claude
@@ -79,6 +80,17 @@ async def test_the_samples_of_sessions_run(fake: Backend, capsys: pytest.Capture
         exec(text.replace('meta="TASK-1"', f'meta="TASK-1", url="{server.url}"'), world)
         await world["main"]()  # type: ignore[operator]
     assert "Hello from stub.{'seen': " in capsys.readouterr().out
+
+
+@pytest.mark.node
+async def test_the_sample_of_the_readme_in_javascript_runs(fake: Backend, tmp_path: Path) -> None:
+    (sample,) = re.findall(r"```javascript\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    program = tmp_path / "client.mjs"
+    async with fake.serve() as server:
+        program.write_text(sample.replace("localhost:3000", f"127.0.0.1:{server.port}"))
+        told, _ = await run_program(["node", "--experimental-websocket", program], node_environ(tmp_path))
+    assert '"type":"result"' in told
+    assert "\n1000 exit 0; 1 process, 0 left, " in told
 
 
 @pytest.mark.real_cli

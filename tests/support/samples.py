@@ -100,14 +100,10 @@ def parse(block: Block) -> None:
 
 
 def _parse_nginx(text: str) -> None:
-    """Look at each line's end and at the braces; where nginx itself is there, it looks too."""
+    """Look at each line's end and at the braces."""
     lines = [line.partition("#")[0].strip() for line in text.splitlines()]
     assert all(not line or line.endswith((";", "{", "}")) for line in lines), lines
     assert text.count("{") == text.count("}")
-    if nginx := shutil.which("nginx"):
-        kept = "\n".join(line for line in lines if not line.startswith("ssl_certificate"))
-        whole = f"pid /dev/null; events {{}} http {{ access_log off; {kept.replace(' ssl;', ';')} }}"
-        subprocess.run([nginx, "-t", "-q", "-c", "/dev/stdin"], input=whole, text=True, check=True)
 
 
 # -- followed ---------------------------------------------------------------------------------------------------------

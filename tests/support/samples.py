@@ -192,6 +192,7 @@ def _environ(folder: Path) -> dict[str, str]:
         "CLAUDE_CODE_DISABLE_NONESSENTIAL_TRAFFIC": "1",
         "DISABLE_AUTOUPDATER": "1",
         "PYTHONDONTWRITEBYTECODE": "1",
+        "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1",  # of the dozen that are here none is needed, and they take seconds
         "TRIO_CLAUDE_CLI": "fake-claude",
     }
 

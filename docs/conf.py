@@ -6,6 +6,8 @@ Warnings are errors in the tests, broken links among them; nothing here asks a n
 import sys
 from pathlib import Path
 
+from sphinx.application import Sphinx
+
 import trio_claude
 
 sys.path.insert(0, str(Path(__file__).parent / "_ext"))
@@ -26,7 +28,7 @@ highlight_language = "text"
 
 autodoc_member_order = "bysource"
 autodoc_typehints = "signature"
-autodoc_default_options = {"members": True, "exclude-members": "said"}
+autodoc_default_options = {"members": True}
 default_role = "literal"
 nitpick_ignore_regex = [
     # What belongs to others: there is no network here to look their pages up.
@@ -40,3 +42,36 @@ nitpick_ignore_regex = [
 
 for name in trio_claude.__all__:  # they are loaded when they are first used, and autodoc looks at what is there
     getattr(trio_claude, name)
+
+GIVEN = {"Engine", "OpenRun", "Server", "Answer", "Session", "Turn", "MessagesApi"}
+"""Classes whose objects a program is given and never makes."""
+INSIDE = {
+    "lines",
+    "stderr_lines",
+    "denied",
+    "execute",
+    "part",
+    "read",
+    "wait_started",
+    "workplace",
+    "containment",
+    "runs",
+}
+"""What other rooms call on these."""
+
+
+def hide_signature(_app: Sphinx, _what: str, name: str, *_rest: object) -> tuple[str, None] | None:
+    """Show no signature of what is given."""
+    return ("", None) if name.rpartition(".")[2] in GIVEN else None
+
+
+def hide_member(_app: Sphinx, _what: str, name: str, thing: object, _skip: bool, _options: object) -> bool | None:
+    """Leave out what is no program's to call."""
+    home = getattr(thing, "__qualname__", "").partition(".")[0]
+    return True if name in INSIDE and home in GIVEN else None
+
+
+def setup(app: Sphinx) -> None:
+    """Tell Sphinx of the two."""
+    app.connect("autodoc-process-signature", hide_signature)
+    app.connect("autodoc-skip-member", hide_member)

@@ -12,7 +12,8 @@ from urllib.parse import unquote
 import attrs
 import pytest
 
-from trio_claude import commands, config, errors, events
+import trio_claude
+from trio_claude import client, commands, config, errors, events
 from trio_claude.errors import CloseCode, Reason
 
 ROOT = Path(__file__).parents[1]
@@ -26,6 +27,9 @@ OUTSIDE = {
     "https://github.com/pradyunsg/furo",
 }
 """What pages may link to beyond these pages: there is no network here to look."""
+
+ELSEWHERE = {"__version__", "Answer", "Config", "Ended", "Event", "Observer", "Outcome", "Receipt", "ask"}
+"""Public names of the package that are on another page, or are another's."""
 
 
 @pytest.fixture(scope="module")
@@ -115,6 +119,10 @@ def test_the_reference_has_all_that_the_code_has(site: Path) -> None:
     assert {errors.SessionBusy.code, errors.TooFast.code, errors.BadMessage.code} <= codes(site, "ends.html")
     heard = (site / "reference" / "events.html").read_text()
     assert all(f"<h2>{one.__name__}<" in heard for one in events.Event.__args__)
+    api = (site / "reference" / "api.html").read_text()
+    names = {f"trio_claude.{name}" for name in set(trio_claude.__all__) - ELSEWHERE}
+    names |= {f"trio_claude.client.{name}" for name in client.__all__}
+    assert all(f'id="{name}"' in api for name in names), names
     shown = (site / "reference" / "commands.html").read_text()
     assert all(f"<h2>trio-claude {name}<" in shown for name in commands.COMMANDS)
 

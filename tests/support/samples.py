@@ -95,7 +95,7 @@ def parse(block: Block) -> None:
             assert set(settings) <= set(trio_claude.config.Config.__annotations__), settings
         case "nginx":
             _parse_nginx(block.text)
-        case "javascript" if shutil.which("node"):
+        case "javascript" | "js" if shutil.which("node"):
             subprocess.run(["node", "--check", "--input-type=module"], input=block.text, text=True, check=True)
 
 

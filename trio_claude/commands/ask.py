@@ -65,9 +65,15 @@ async def _print(answer: Answer, as_json: bool) -> None:
     shown = 0
     async for line in answer:
         click.echo(line if as_json else clean(readable(line)), nl=as_json)
-        while shown < len(answer.notes):
-            _print_note(answer.notes[shown], as_json)
-            shown += 1
+        shown = _print_notes(answer.notes, shown, as_json)
+    _print_notes(answer.notes, shown, as_json)  # what came behind the last line
+
+
+def _print_notes(notes: list[dict[str, Any]], shown: int, as_json: bool) -> int:
+    """Print those that were not shown yet; return how many have been."""
+    for note in notes[shown:]:
+        _print_note(note, as_json)
+    return len(notes)
 
 
 def _print_note(note: dict[str, Any], as_json: bool) -> None:

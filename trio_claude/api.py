@@ -26,6 +26,10 @@ PAGES = {
     "/ws-demo.html": ("index.html", "text/html; charset=utf-8"),
     "/page.js": ("page.js", "text/javascript; charset=utf-8"),
     "/page.css": ("page.css", "text/css; charset=utf-8"),
+    "/client.js": ("dist/client.js", "text/javascript; charset=utf-8"),
+    "/client.d.ts": ("dist/client.d.ts", "text/plain; charset=utf-8"),
+    "/react.js": ("dist/react.js", "text/javascript; charset=utf-8"),
+    "/react.d.ts": ("dist/react.d.ts", "text/plain; charset=utf-8"),
 }
 OPEN_PATHS = frozenset({*PAGES, "/healthz", "/readyz", "/notice", "/openapi.json", "/asyncapi.json"})
 """What is answered to everybody."""

@@ -1,0 +1,242 @@
+// The way to one run: a connection, and after it another, where the first breaks and the program wants that.
+//
+// Rule 1: a message is said once. Who comes back is told how many were heard, and says only what was not. Rule 2: lines
+// come once, in order. Rule 3: a server that says no is not asked again, but for one that knows less of the run than was
+// heard: the last lines died with the server before it.
+
+import { errorOfClose, Refused, TrioClaudeError } from "./errors.js";
+import { OUTBOX_LIMIT, Said } from "./said.js";
+import { type Closed, CONNECT_MS, hold, type Socket, type Way } from "./sockets.js";
+import { type Json, parseObject } from "./wire.js";
+
+/** What a session's connection is at. */
+export type State = "connecting" | "open" | "lost" | "back" | "closed";
+/** Whoever hears: a frame of the server's own, or a line of the CLI with its number. */
+export interface Listener {
+  event(said: Json, size: number): void;
+  line(n: number, raw: string, line: Json | undefined): void;
+  state(state: State): void;
+}
+
+/** Close codes behind which the run may still be there: nobody said that it is over. */
+const LOST = new Set([1001, 1006]);
+/** Milliseconds between two tries to come back; they double from the first to the longest, and vary by half. */
+const FIRST_WAIT = 50;
+const LONGEST_WAIT = 5_000;
+
+export class Link {
+  /** The run's id, empty until there is one and once it is over. */
+  run = "";
+  isOver = false;
+  private lines = 0;
+  private role: unknown = "owner";
+  private isAttached = false;
+  private isAhead = false;
+  private refusal: Json | undefined;
+  private last: Json | undefined;
+  private failure: TrioClaudeError | undefined;
+  private socket: Socket | undefined;
+  private current: Socket | undefined;
+  private until = Infinity;
+  private back = -Infinity;
+  private wait = FIRST_WAIT;
+  private state: State | undefined;
+  private answerTimer: ReturnType<typeof setTimeout> | undefined;
+  private wake = (): void => undefined;
+  private readonly token = newToken();
+  private readonly said: Said;
+  private readonly leaving = new AbortController();
+
+  constructor(
+    private readonly way: Way,
+    private readonly first: Json,
+    private readonly grace: number | undefined,
+    private readonly listener: Listener,
+  ) {
+    this.said = new Said(grace ? OUTBOX_LIMIT : 0);
+    if (first["op"] === "attach") {
+      this.run = String(first["run"]);
+      this.lines = Number(first["after"] ?? 0);
+      this.role = first["as"];
+    }
+  }
+
+  /** Connect, and hear to the end; return how it ended, and the error where it was no good end. */
+  async go(): Promise<Closed> {
+    const online = (): void => this.reconsider();
+    const window = globalThis as Partial<Pick<EventTarget, "addEventListener" | "removeEventListener">>;
+    window.addEventListener?.("online", online);
+    try {
+      this.tell("connecting");
+      let closed = await this.connect(this.first);
+      if (closed.error) this.isOver = true;
+      while (this.grace && this.run && !this.isOver) closed = await this.comeBack(this.grace, closed);
+      return this.conclude(closed);
+    } finally {
+      this.isOver = true;
+      window.removeEventListener?.("online", online);
+      this.tell("closed");
+    }
+  }
+
+  /** Say something, now or on the next connection. Throws once it is over, or where too much waits. */
+  send(said: Json): void {
+    if (this.isOver || (!this.socket && !this.grace)) throw new TrioClaudeError("the session is over", { code: "over" });
+    this.said.add(JSON.stringify(said));
+    this.speak();
+  }
+
+  /** Leave, for `why` where that is an error. */
+  leave(why?: TrioClaudeError): void {
+    this.failure ??= why;
+    this.isOver = true;
+    this.leaving.abort();
+    this.wake();
+  }
+
+  /** Say what was not said yet, in order. */
+  private speak(): void {
+    for (let text; this.socket && (text = this.said.next()) !== undefined; this.said.forget()) this.socket.send(text);
+  }
+
+  /** Hold one connection from its first message to its end. */
+  private async connect(first: Json): Promise<Closed> {
+    this.isAttached = this.isAhead = false;
+    this.refusal = undefined;
+    const ms = Math.min(CONNECT_MS, this.until - performance.now());
+    const open = (socket: Socket): void => this.open(socket, first, ms);
+    const handlers = { open, message: (text: string) => this.hear(text) };
+    const closed = await hold(this.way, "/ws/session", handlers, this.leaving.signal, ms);
+    clearTimeout(this.answerTimer);
+    this.socket = this.current = undefined;
+    if (!closed.error) this.isOver ||= !(this.isAhead || LOST.has(closed.code));
+    return closed;
+  }
+
+  private open(socket: Socket, first: Json, ms: number): void {
+    this.current = socket;
+    socket.send(JSON.stringify({ ...first, client: this.token }));
+    if (first["op"] === "start") this.socket = socket;
+    else this.answerTimer = setTimeout(() => socket.cut("no answer to attach"), ms);
+  }
+
+  private hear(raw: string): void {
+    if (this.isOver) return;
+    const said = parseObject(raw);
+    if (said?.["type"] === "gateway") {
+      this.note(said);
+      if (!this.isAhead) this.listener.event(said, raw.length);
+      return;
+    }
+    this.lines += 1;
+    this.until = Infinity;
+    this.wait = FIRST_WAIT;
+    this.listener.line(this.lines, raw, said);
+  }
+
+  /** Take from what the server says what it takes to come back, and what was heard. */
+  private note(said: Json): void {
+    switch (said["event"]) {
+      case "started":
+        this.isAttached = true;
+        this.run = String(said["run"]);
+        return this.tell("open");
+      case "attached":
+        return this.attached(said);
+      case "gap":
+        this.lines = Math.max(this.lines, Number(said["to"]));
+        return;
+      case "refused":
+        if (!this.isAttached) this.refuse(said);
+        return;
+      case "ended":
+        this.last = said;
+        this.run = "";
+    }
+  }
+
+  private refuse(said: Json): void {
+    this.refusal = said;
+    const last = said["last"];
+    if (said["code"] !== "ahead" || typeof last !== "number" || last >= this.lines) return;
+    if (this.state !== "lost") return; // a first `after` that is ahead is the program's own mistake
+    this.lines = last;
+    this.isAhead = true;
+  }
+
+  /** Be there; say what was not heard, unless the run is over, and only told again. */
+  private attached(said: Json): void {
+    clearTimeout(this.answerTimer);
+    const isBack = this.state === "lost";
+    this.isAttached = true;
+    this.role = said["role"];
+    this.back = performance.now();
+    if (!said["ended"]) {
+      try {
+        this.said.rewind(Number(said["heard"] ?? 0));
+      } catch (error) {
+        return this.leave(error as TrioClaudeError);
+      }
+      this.socket = this.current;
+      this.speak();
+    }
+    this.tell(isBack ? "back" : "open");
+  }
+
+  /**
+   * Come back once, and hold that connection; give up where that lasts too long, or the server says no.
+   * A connection that breaks again at once, before a line, is none: time and pauses go on from the one before.
+   */
+  private async comeBack(grace: number, lost: Closed): Promise<Closed> {
+    if (this.until === Infinity || performance.now() > this.back + LONGEST_WAIT) {
+      this.until = performance.now() + grace * 1000;
+      this.wait = FIRST_WAIT;
+    }
+    this.tell("lost");
+    let closed = lost;
+    while (!this.isOver && performance.now() < this.until) {
+      await this.pause(this.wait * (0.5 + Math.random() / 2));
+      if (this.isOver) return closed;
+      this.wait = Math.min(2 * this.wait, LONGEST_WAIT);
+      const attach = { type: "gateway", op: "attach", run: this.run, after: this.lines, as: this.role };
+      closed = await this.connect(attach);
+      if (!closed.error) return closed;
+      if (closed.error instanceof Refused) break;
+    }
+    this.isOver = true;
+    return closed;
+  }
+
+  private pause(ms: number): Promise<void> {
+    return new Promise((resolve) => {
+      const timer = setTimeout(resolve, ms);
+      this.wake = () => {
+        clearTimeout(timer);
+        resolve();
+      };
+    });
+  }
+
+  /** The network is another one, maybe: a connection over the old one can be dead without a word. */
+  private reconsider(): void {
+    this.wake();
+    if (this.grace && this.isAttached) this.current?.cut("the network has changed");
+  }
+
+  private conclude(closed: Closed): Closed {
+    const left = this.leaving.signal.aborted;
+    const told = errorOfClose(closed.code, closed.reason, this.last ?? this.refusal);
+    const error = this.failure ?? (left ? undefined : (closed.error ?? told));
+    return error ? { ...closed, error } : { code: closed.code, reason: closed.reason };
+  }
+
+  private tell(state: State): void {
+    if (state === this.state) return;
+    this.state = state;
+    this.listener.state(state);
+  }
+}
+
+function newToken(): string {
+  return Array.from(crypto.getRandomValues(new Uint8Array(16)), (byte) => byte.toString(16).padStart(2, "0")).join("");
+}

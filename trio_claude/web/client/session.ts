@@ -1,0 +1,338 @@
+// `/ws/session`: many turns with one CLI, approvals, turns that can be interrupted, connections that come back.
+
+import { type Approval, Approvals, type Settled } from "./approvals.js";
+import { errorOfRefusal, Refused, TrioClaudeError } from "./errors.js";
+import { BUFFER_LIMIT, Inbox } from "./inbox.js";
+import { Link, type State } from "./link.js";
+import { baseOf, type Closed, findClass, type Way } from "./sockets.js";
+import { asObject, type Json, type Line, parseObject, type SessionOptions } from "./wire.js";
+
+/** Milliseconds in which a run that is left has to say how it ended. */
+const PARTING_MS = 2_000;
+
+export interface LineEvent extends Line {
+  type: "line";
+}
+/** What the server itself says: `event` names it, the other fields are those of the wire contract. */
+export interface GatewayEvent {
+  type: "gateway";
+  event: string;
+  [name: string]: unknown;
+}
+/** A line of the CLI comes as `line`, or as `approval` where it asks for one: each number once. */
+export type SessionEvent = LineEvent | GatewayEvent | Approval | Settled;
+/** Text, or content blocks: text, image, document, tool_result. */
+export type Content = string | Json[];
+
+export interface Receipt {
+  seen: number;
+  killed: number;
+  survivors: number | null;
+  ms: number;
+  containment: string;
+}
+
+/**
+ * How a session ended for this client: the fields of the `ended` event, and the close.
+ * `reason` is empty where there was no such event: the connection broke, or this client left a run that goes on.
+ */
+export interface SessionEnded {
+  reason: string;
+  lines?: number;
+  retryable?: boolean;
+  exit_status?: number | null;
+  signal?: number | null;
+  encoding_errors?: number;
+  receipt?: Receipt;
+  error?: string;
+  code: number;
+  close_reason: string;
+  /** Why it was no good end. */
+  failure?: TrioClaudeError;
+}
+
+export interface OpenOptions extends Way {
+  /** Names the run in lists. */
+  meta?: string;
+  /** The options of the wire contract. */
+  options?: SessionOptions;
+  /** Seconds for which the run goes on without this client, and in which a broken connection is made anew. */
+  grace?: number | undefined;
+  /** Come to a run that is there, in place of a new one; the lines up to `after` are known. */
+  attach?: { run: string; after?: number; as?: "owner" | "viewer" } | undefined;
+  /** Ends the session, as `close` does. */
+  signal?: AbortSignal | undefined;
+  onState?: ((state: State) => void) | undefined;
+  /** Hears what the server itself says, at once, also before the session has begun. */
+  onEvent?: ((event: GatewayEvent) => void) | undefined;
+  /** Characters of unread events that are kept; more end the session with `Overflow`. */
+  bufferLimit?: number | undefined;
+}
+
+/**
+ * A conversation with one CLI: iterate over what happens, or over one `turn`; one loop at a time.
+ * Leaving a loop leaves the session open; `close` ends its run. A bad end is thrown where the program iterates.
+ */
+export class Session implements AsyncIterable<SessionEvent> {
+  /** The run's id, for `attach`. */
+  run = "";
+  /** The CLI's id of this session, for the option `resume`; known of a run that was started here. */
+  id = "";
+  role: "owner" | "viewer" = "owner";
+  hello: Json = {};
+  /** Lines that nobody can give any more. */
+  gaps = 0;
+  state: State = "connecting";
+  readonly ended: Promise<SessionEnded>;
+  /** @internal */
+  readonly begun: Promise<void>;
+  private readonly link: Link;
+  private readonly events: Inbox<SessionEvent>;
+  private readonly asked = new Approvals();
+  private readonly answers = new Map<string, { resolve(value: Json): void; reject(error: unknown): void }>();
+  private readonly onState: OpenOptions["onState"];
+  private readonly onEvent: OpenOptions["onEvent"];
+  private begin!: (error?: unknown) => void;
+  private last: Json | undefined;
+  private unfinished = false;
+  private asking = 0;
+  private isLeaving = false;
+
+  /** @internal */
+  constructor(given: OpenOptions) {
+    const { url, key, ticket, WebSocket, grace, signal } = given;
+    findClass(given);
+    baseOf(url);
+    this.onState = given.onState;
+    this.onEvent = given.onEvent;
+    this.events = new Inbox(given.bufferLimit ?? BUFFER_LIMIT);
+    this.begun = new Promise((resolve, reject) => {
+      this.begin = (error) => (error === undefined ? resolve() : reject(error));
+    });
+    const take = {
+      event: (said: Json, size: number) => this.takeEvent(said as GatewayEvent, size),
+      line: (n: number, raw: string, line: Json | undefined) => this.takeLine(n, raw, line),
+      state: (state: State) => this.setState(state),
+    };
+    this.link = new Link({ url, key, ticket, WebSocket }, firstOf(given), grace, take);
+    const abort = (): void => this.abort(signal?.reason);
+    if (signal?.aborted) abort();
+    signal?.addEventListener("abort", abort);
+    this.ended = this.link
+      .go()
+      .then((closed) => this.finish(closed))
+      .finally(() => signal?.removeEventListener("abort", abort));
+    this.ended.catch(() => undefined);
+  }
+
+  /** The approvals that are open, by `request_id`. */
+  get approvals(): ReadonlyMap<string, Approval> {
+    return this.asked.open;
+  }
+
+  // what this program says; each throws once the session is over
+
+  /** Say something to the model. */
+  send(content: Content): void {
+    this.link.send({ type: "user", message: { role: "user", content } });
+  }
+
+  /**
+   * Say something, and iterate up to and with the turn's `result` line. Of a turn whose loop was left early the next
+   * turn lets the rest go, but for approvals.
+   */
+  async *turn(content: Content): AsyncGenerator<SessionEvent, void, undefined> {
+    this.send(content);
+    let stale = this.unfinished;
+    this.unfinished = true;
+    for (let next = await this.read(); !next.done; next = await this.read()) {
+      const event = next.value;
+      if (event.type === "gateway" && event.event === "refused" && !("request_id" in event)) {
+        this.unfinished = stale;
+        throw errorOfRefusal(event);
+      }
+      if (!stale || event.type === "approval" || event.type === "settled") yield event;
+      if (!isResult(event)) continue;
+      if (!stale) return;
+      stale = false;
+      this.unfinished = true;
+    }
+  }
+
+  /** Let a tool run, with `updatedInput` in place of its own input where it is given. */
+  approve(id: string, { updatedInput }: { updatedInput?: Json | undefined } = {}): void {
+    this.answer(id, { behavior: "allow", ...(updatedInput && { updatedInput }) });
+  }
+
+  /** Keep a tool from running; the model reads the message. `interrupt` ends the turn. */
+  deny(id: string, { message = "denied by the user", interrupt = false }: { message?: string; interrupt?: boolean } = {}): void {
+    this.answer(id, { behavior: "deny", message, ...(interrupt && { interrupt }) });
+  }
+
+  /** End the turn; what was said of the answer is kept, and the turn's `result` comes. */
+  interrupt(): void {
+    this.stop("interrupt");
+  }
+
+  /** End the turn, or the run behind the turn, or the process tree now. */
+  stop(mode: "interrupt" | "end" | "kill"): void {
+    this.link.send({ type: "gateway", op: "stop", mode });
+  }
+
+  /** Choose a model from the next turn on, null for the CLI's own. */
+  async setModel(name: string | null): Promise<void> {
+    await this.control("set_model", { model: name });
+  }
+
+  /** Make a control request of the CLI; return its answer. Throws `Refused`, also where the CLI refuses. */
+  control(subtype: string, fields: Json = {}): Promise<Json> {
+    const request_id = `client-${(this.asking += 1)}-${Math.random().toString(36).slice(2)}`;
+    return new Promise((resolve, reject) => {
+      this.link.send({ type: "control_request", request_id, request: { subtype, ...fields } });
+      this.answers.set(request_id, { resolve, reject });
+    });
+  }
+
+  /** Leave, and let the run go on; only where it was started with a grace, or this client only watches. */
+  async detach(): Promise<SessionEnded> {
+    if (!this.link.isOver) this.link.send({ type: "gateway", op: "detach" });
+    return this.leave();
+  }
+
+  /** End the run, whatever it is at, and the session; a viewer only leaves. */
+  async close(): Promise<SessionEnded> {
+    if (this.role === "owner" && !this.link.isOver && this.run) {
+      try {
+        this.stop("kill");
+      } catch {
+        // there is no connection, and without a grace the run is over with it
+      }
+        return this.leave();
+    }
+    this.isLeaving = true;
+    this.link.leave();
+    return this.ended;
+  }
+
+  // what the server says
+
+  [Symbol.asyncIterator](): AsyncIterator<SessionEvent, undefined> {
+    return { next: () => this.read() };
+  }
+
+  private async read(): Promise<IteratorResult<SessionEvent, undefined>> {
+    const next = await this.events.next();
+    if (!next.done && isResult(next.value)) this.unfinished = false;
+    return next;
+  }
+
+  private answer(id: string, response: Json): void {
+    if (!this.asked.open.has(id)) throw new Refused(`no approval ${id} is open`, { code: "not-open" });
+    this.link.send({ type: "control_response", response: { subtype: "success", request_id: id, response } });
+    this.push(this.asked.settle(id, "answered"));
+  }
+
+  /** Wait a while for the end that was asked for, then go. */
+  private async leave(): Promise<SessionEnded> {
+    this.isLeaving = true;
+    const timer = setTimeout(() => this.link.leave(), PARTING_MS);
+    return this.ended.finally(() => clearTimeout(timer));
+  }
+
+  private abort(why: unknown): void {
+    this.begin(why);
+    this.events.fail(why);
+    void this.close();
+  }
+
+  private takeEvent(said: GatewayEvent, size: number): void {
+    if (said.event === "hello") this.hello = said;
+    if (said.event === "gap") this.gaps += Number(said["to"]) - Number(said["from"]) + 1;
+    if (said.event === "ended") this.last = said;
+    if (said.event === "refused") this.refuse(said);
+    if (said.event === "started" || said.event === "attached") this.enter(said);
+    this.onEvent?.(said);
+    this.push([said], size);
+    this.push(this.asked.settledByEvent(said));
+    if (said.event === "attached") this.push(pendingOf(said, this.asked));
+    if (said.event === "started" || said.event === "attached") this.begin();
+  }
+
+  private enter(said: GatewayEvent): void {
+    this.run = String(said["run"]);
+    if (said["session"]) this.id = String(said["session"]);
+    if (said["role"]) this.role = said["role"] === "viewer" ? "viewer" : "owner";
+  }
+
+  private takeLine(n: number, raw: string, line: Json | undefined): void {
+    const approval = this.asked.ask(n, raw, line);
+    if (approval) return this.push([approval], raw.length);
+    if (line?.["type"] === "control_response") this.answered(asObject(line["response"]) ?? {});
+    if (!this.id && typeof line?.["session_id"] === "string") this.id = line["session_id"];
+    this.push([{ type: "line", n, raw, line }], raw.length);
+    if (line) this.push(this.asked.settledBy(line));
+  }
+
+  private answered(response: Json): void {
+    const waiting = this.answers.get(String(response["request_id"]));
+    this.answers.delete(String(response["request_id"]));
+    if (response["subtype"] === "success") waiting?.resolve(asObject(response["response"]) ?? {});
+    else waiting?.reject(new Refused(String(response["error"]), { code: "cli", said: response }));
+  }
+
+  private refuse(said: Json): void {
+    this.answers.get(String(said["request_id"]))?.reject(errorOfRefusal(said));
+    this.answers.delete(String(said["request_id"]));
+  }
+
+  private push(events: SessionEvent[], size = 0): void {
+    for (const event of events) {
+      if (this.events.push(event, size)) continue;
+      const error = this.events.overflow();
+      this.link.leave(error);
+    }
+  }
+
+  private setState(state: State): void {
+    this.state = state;
+    this.onState?.(state);
+  }
+
+  private finish(closed: Closed): SessionEnded {
+    const { type: _, event: __, ...told } = this.last ?? {};
+    const failure = this.isLeaving ? undefined : closed.error;
+    const over = failure ?? new TrioClaudeError("the session is over", { code: "over" });
+    this.begin(over);
+    for (const waiting of this.answers.values()) waiting.reject(over);
+    this.answers.clear();
+    this.asked.open.clear();
+    this.events.close(failure);
+    const ended = { reason: "", ...told, code: closed.code, close_reason: closed.reason } as SessionEnded;
+    return failure ? { ...ended, failure } : ended;
+  }
+}
+
+function isResult(event: SessionEvent): boolean {
+  return event.type === "line" && event.line?.["type"] === "result";
+}
+
+function firstOf({ meta = "SESSION", options = {}, grace, attach }: OpenOptions): Json {
+  if (attach) return { type: "gateway", op: "attach", after: 0, ...attach };
+  const all = grace ? { ...options, on_disconnect: { grace } } : options;
+  return { type: "gateway", op: "start", meta, options: all };
+}
+
+function pendingOf(said: Json, asked: Approvals): Approval[] {
+  const pending = Array.isArray(said["pending"]) ? said["pending"] : [];
+  return pending.flatMap(({ n, line }) => {
+    const raw = typeof line === "string" ? line : JSON.stringify(line);
+    return asked.ask(Number(n), raw, typeof line === "string" ? parseObject(line) : asObject(line), true) ?? [];
+  });
+}
+
+/** Open a session, or come to one; resolves once it has started. `close` ends it. */
+export async function openSession(options: OpenOptions = {}): Promise<Session> {
+  const session = new Session(options);
+  await session.begun;
+  return session;
+}

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 import trio
-from browser import install_modules
+from browser import WEB, install_modules
 from harness import Backend, cgroup2, open_backend, real_cli, short_folder
 
 from trio_claude.containment import open_containment
@@ -102,3 +102,9 @@ async def real(folder: Path) -> AsyncIterator[Backend]:
 def modules() -> Path:
     """The npm packages of the lock file."""
     return install_modules()
+
+
+@pytest.fixture(scope="session")
+def web_modules() -> Path:
+    """The npm packages that the page and the clients are built with."""
+    return install_modules(WEB)

@@ -49,6 +49,11 @@ const scenes = {
     return { opened, answered, text: await page.locator("body").innerText() };
   },
 
+  // Have the page run a script, the text of an expression; tell what came of it.
+  async play(page, { script }) {
+    return { value: await page.evaluate(script) };
+  },
+
   // Call the hook's `connect` for each prompt, the next one as soon as the CLI's first line came; read to the last close.
   async hook(page, prompts) {
     await page.waitForFunction(() => globalThis.connect);

@@ -16,6 +16,7 @@ import pytest
 import trio
 
 NODE = Path(__file__).parents[1] / "node"
+WEB = Path(__file__).parents[2] / "trio_claude" / "web"
 PROGRAM_SECONDS = 90
 """More than the browser's own patience, so that it is the one to say what it waited for."""
 INSTALL_SECONDS = 300
@@ -23,25 +24,25 @@ OFFLINE = ("ENOTFOUND", "EAI_AGAIN", "ECONNREFUSED", "ECONNRESET", "ETIMEDOUT", 
 """What npm says where there is no network."""
 
 
-def install_modules() -> Path:
-    """Return the npm packages of the lock file, installed once outside of the tree and kept for the next session."""
-    lock = hashlib.sha256(b"".join((NODE / name).read_bytes() for name in ("package.json", "package-lock.json")))
+def install_modules(source: Path = NODE) -> Path:
+    """Return the npm packages of a folder's lock file, installed once outside of the tree and kept for the next session."""
+    lock = hashlib.sha256(b"".join((source / name).read_bytes() for name in ("package.json", "package-lock.json")))
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "trio-claude-tests"
     home = cache / lock.hexdigest()[:16]
     if not home.is_dir():
         cache.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=cache) as staging:
-            trio.run(_install, Path(staging) / "packages")
+            trio.run(_install, source, Path(staging) / "packages")
             with suppress(OSError):  # another session was first
                 (Path(staging) / "packages").rename(home)
     return home / "node_modules"
 
 
-async def _install(folder: Path) -> None:
+async def _install(source: Path, folder: Path) -> None:
     """Install the packages. A machine without a network skips the test; in CI that is a failure."""
     folder.mkdir()
     for name in ("package.json", "package-lock.json"):
-        shutil.copy(NODE / name, folder)
+        shutil.copy(source / name, folder)
     with trio.fail_after(INSTALL_SECONDS):
         done = await trio.run_process(
             ["npm", "ci", "--ignore-scripts", "--no-audit", "--no-fund"],

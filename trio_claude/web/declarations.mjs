@@ -6,7 +6,7 @@ import { mkdtempSync, readFileSync, rmSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 
 const LOCAL = /^(?:import|export)\s[^;]*?from "\.\/(\w+)\.js";\n/gm;
-const folder = mkdtempSync(join("node_modules", ".types-"));
+const folder = mkdtempSync(".types-");
 
 function gather(name, done = new Set()) {
   if (done.has(name)) return "";

@@ -195,8 +195,8 @@ export class Link {
     this.tell("lost");
     let closed = lost;
     while (!this.isOver && performance.now() < this.until) {
-      await this.pause(this.wait * (0.5 + Math.random() / 2));
-      if (this.isOver) return closed;
+      await this.pause(Math.min(this.wait * (0.5 + Math.random() / 2), this.until - performance.now()));
+      if (this.isOver || performance.now() >= this.until) break;
       this.wait = Math.min(2 * this.wait, LONGEST_WAIT);
       const attach = { type: "gateway", op: "attach", run: this.run, after: this.lines, as: this.role };
       closed = await this.connect(attach);

@@ -49,6 +49,7 @@ const OPEN = 1;
 export const CONNECT_MS = 10_000;
 const ASK_MS = 5_000;
 const CLOSE_MS = 2_000;
+const ERROR_MS = 100;
 const BROKEN = 1006;
 
 /** A connection that was opened. */
@@ -138,7 +139,8 @@ function listen(
     const stop = (): void => (isOpen ? opened.close("stopped") : opened.cut("stopped"));
     const opened = new Socket(socket, settle);
     const never = (reason: string): Closed => ({ code: BROKEN, reason, error: new ConnectionLost(reason, LOST) });
-    const timer = setTimeout(() => {
+    const unreachable = (): string => `can't reach ${address}${why && `: ${why}`}`;
+    let timer = setTimeout(() => {
       settle(never(`no handshake with ${address} within ${ms / 1000} s`));
       socket.close();
     }, ms);
@@ -149,10 +151,15 @@ function listen(
       handlers.open(opened);
     };
     socket.onmessage = (event) => handlers.message(String(event.data));
-    socket.onerror = (event) => (why = typeof event?.message === "string" ? event.message : "");
+    socket.onerror = (event) => {
+      why = typeof event?.message === "string" ? event.message : "";
+      if (isOpen) return;
+      clearTimeout(timer);
+      timer = setTimeout(() => settle(never(unreachable())), ERROR_MS); // not every class says a close then
+    };
     socket.onclose = (event) => {
       if (isOpen) settle({ code: event.code, reason: event.reason });
-      else settle(never(`can't reach ${address}${why && `: ${why}`}`));
+      else settle(never(unreachable()));
     };
   });
 }

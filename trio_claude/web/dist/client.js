@@ -256,6 +256,7 @@ var OPEN = 1;
 var CONNECT_MS = 1e4;
 var ASK_MS = 5e3;
 var CLOSE_MS = 2e3;
+var ERROR_MS = 100;
 var BROKEN = 1006;
 /** A connection that was opened. */
 var Socket = class {
@@ -340,7 +341,8 @@ function listen(kind, address, protocols, handlers, signal, ms) {
 			reason,
 			error: new ConnectionLost(reason, LOST$1)
 		});
-		const timer = setTimeout(() => {
+		const unreachable = () => `can't reach ${address}${why && `: ${why}`}`;
+		let timer = setTimeout(() => {
 			settle(never(`no handshake with ${address} within ${ms / 1e3} s`));
 			socket.close();
 		}, ms);
@@ -351,13 +353,18 @@ function listen(kind, address, protocols, handlers, signal, ms) {
 			handlers.open(opened);
 		};
 		socket.onmessage = (event) => handlers.message(String(event.data));
-		socket.onerror = (event) => why = typeof event?.message === "string" ? event.message : "";
+		socket.onerror = (event) => {
+			why = typeof event?.message === "string" ? event.message : "";
+			if (isOpen) return;
+			clearTimeout(timer);
+			timer = setTimeout(() => settle(never(unreachable())), ERROR_MS);
+		};
 		socket.onclose = (event) => {
 			if (isOpen) settle({
 				code: event.code,
 				reason: event.reason
 			});
-			else settle(never(`can't reach ${address}${why && `: ${why}`}`));
+			else settle(never(unreachable()));
 		};
 	});
 }
@@ -824,8 +831,8 @@ var Link = class {
 		this.tell("lost");
 		let closed = lost;
 		while (!this.isOver && performance.now() < this.until) {
-			await this.pause(this.wait * (.5 + Math.random() / 2));
-			if (this.isOver) return closed;
+			await this.pause(Math.min(this.wait * (.5 + Math.random() / 2), this.until - performance.now()));
+			if (this.isOver || performance.now() >= this.until) break;
 			this.wait = Math.min(2 * this.wait, LONGEST_WAIT);
 			const attach = {
 				type: "gateway",

@@ -1,0 +1,268 @@
+// Play one scene with the client and print what was seen as one JSON object.
+// Usage: node --experimental-websocket js_client.mjs CLIENT SCENE JSON
+import { readFileSync } from "node:fs";
+import { createRequire } from "node:module";
+import { setTimeout as sleep } from "node:timers/promises";
+
+const [file, scene, given] = process.argv.slice(2);
+const client = await import(file);
+const { ask, openSession } = client;
+const { url, prompt, ...more } = JSON.parse(given);
+
+const KINDS = ["Refused", "TooLarge", "RunFailed", "ServerGone", "Busy", "ConnectionLost", "Overflow"];
+
+function told(error) {
+  if (!(error instanceof client.TrioClaudeError)) return { name: error.name, message: error.message };
+  const kind = KINDS.find((name) => error.constructor === client[name]) ?? "TrioClaudeError";
+  const { message, code, reason, closeCode, retryAfter, exitStatus, limit } = error;
+  return { kind, message, code, reason, closeCode, retryAfter, exitStatus, limit };
+}
+
+async function failure(work) {
+  try {
+    return { value: await work() };
+  } catch (error) {
+    return told(error);
+  }
+}
+
+const typeOf = (event) => (event.type === "line" ? event.line?.type : (event.event ?? event.type));
+
+async function read(events, seen = [], each = () => undefined) {
+  for await (const event of events) {
+    seen.push(typeOf(event));
+    await each(event);
+  }
+  return seen;
+}
+
+/** Read a turn; return its result, and the numbers of its lines. */
+async function result(turn, each = () => undefined) {
+  const seen = { text: undefined, numbers: [], types: [] };
+  for await (const event of turn) {
+    seen.types.push(typeOf(event));
+    if ("n" in event) seen.numbers.push(event.n);
+    if (event.line?.type === "result") seen.text = event.line.result;
+    await each(event);
+  }
+  return seen;
+}
+
+const scenes = {
+  async ask() {
+    const states = [];
+    const run = ask(prompt, { url, ...more, onOpen: () => states.push("open"), onNote: (note) => states.push(note) });
+    const lines = [];
+    const failed = await failure(async () => {
+      for await (const { n, raw, line } of run) lines.push({ n, raw, type: line?.type });
+    });
+    const { error, ...ended } = await run.ended;
+    const text = await failure(() => run.text);
+    return { lines, ended, text, failed, states, notes: run.notes, same: error ? told(error).kind : "" };
+  },
+
+  /** Leave the loop at the third line. */
+  async leave() {
+    const run = ask(prompt, { url, ...more });
+    let last = 0;
+    for await (const { n } of run) if ((last = n) === 3) break;
+    return { last, ended: await run.ended, text: await failure(() => run.text) };
+  },
+
+  async abort() {
+    const leaving = new AbortController();
+    const run = ask(prompt, { url, ...more, signal: leaving.signal });
+    const failed = await failure(async () => {
+      for await (const { n } of run) if (n === 3) leaving.abort();
+    });
+    return { failed, text: await failure(() => run.text), ended: await run.ended };
+  },
+
+  /** Give up before anything was connected, and while there is no answer to `openSession`. */
+  async abort_early() {
+    const leaving = new AbortController();
+    const run = ask(prompt, { url, signal: leaving.signal });
+    const opening = failure(() => openSession({ url, signal: leaving.signal }));
+    leaving.abort();
+    const late = await failure(() => ask(prompt, { url, signal: leaving.signal }).text);
+    return { text: await failure(() => run.text), opened: await opening, late };
+  },
+
+  /** Want the text alone, of more than may wait to be read; read in vain afterwards. */
+  async text_only() {
+    const run = ask(prompt, { url, bufferLimit: 10_000 });
+    const text = await run.text;
+    return { length: text.length, late: await failure(() => run[Symbol.asyncIterator]().next()) };
+  },
+
+  async overflow() {
+    const run = ask(prompt, { url, bufferLimit: 10_000 });
+    const slow = await failure(async () => {
+      for await (const _ of run) await sleep(300);
+    });
+    const session = await openSession({ url, bufferLimit: 10_000 });
+    session.send(prompt);
+    const ended = await session.ended;
+    return { slow, ended: told(ended.failure), read: await failure(() => read(session)) };
+  },
+
+  async no_websocket() {
+    globalThis.WebSocket = undefined;
+    const without = await failure(() => ask(prompt, { url }).text);
+    const given = createRequire(`${more.modules}/`)("ws");
+    const session = await openSession({ url, WebSocket: given, key: more.key });
+    const turn = await result(session.turn(prompt));
+    const wrong = await failure(() => ask(prompt, { url, WebSocket: given, key: "tck_wrong" }).text);
+    return { without, text: turn.text, reason: (await session.close()).reason, wrong };
+  },
+
+  async keys() {
+    const buy = async () => {
+      const answer = await fetch(`${url}/api/ticket`, { method: "POST", headers: { Authorization: `Bearer ${more.key}` } });
+      return (await answer.json()).ticket;
+    };
+    const tries = { key: { key: more.key }, ticket: { ticket: await buy() }, function: { ticket: buy } };
+    const wrongs = { none: {}, wrong: { key: "tck_wrong" }, odd: { key: "a key" }, used: { ticket: tries.ticket.ticket } };
+    const seen = {};
+    for (const [name, way] of Object.entries({ ...tries, ...wrongs })) {
+      seen[name] = await failure(() => ask(prompt, { url, ...way }).text);
+    }
+    seen.session = await failure(() => openSession({ url, key: "tck_wrong" }));
+    seen.lost = await failure(() => ask(prompt, { url: "http://127.0.0.1:1" }).text);
+    seen.addresses = [];
+    for (const address of ["ftp://127.0.0.1", "http://name:word@127.0.0.1", "http://"]) {
+      seen.addresses.push((await failure(() => ask(prompt, { url: address }).text)).code);
+    }
+    seen.door = await failure(() => ask(prompt, { url: `${url.replace("http", "ws")}/ws/claude`, key: more.key }).text);
+    return seen;
+  },
+
+  async session() {
+    const states = [];
+    const session = await openSession({ url, options: { partial: true }, onState: (state) => states.push(state) });
+    const first = await result(session.turn("hello"));
+    const approved = await result(session.turn(more.tool), (event) => {
+      if (event.type === "approval") session.approve(event.request_id, { updatedInput: { command: "echo changed" } });
+    });
+    const messages = [];
+    const denied = await result(session.turn(more.tool), (event) => {
+      if (event.type === "approval") session.deny(event.request_id, { message: "not today" });
+      if (event.line?.type === "user") messages.push(JSON.stringify(event.line));
+    });
+    const stale = await failure(async () => session.approve("no-such", {}));
+    await session.setModel("haiku");
+    const models = [];
+    await result(session.turn("hello"), (event) => event.line?.subtype === "init" && models.push(event.line.model));
+    const wrong = await failure(() => session.control("set_permission_mode", { mode: "bypassPermissions" }));
+    let pieces = 0;
+    const interrupted = await result(session.turn(more.slow), (event) => {
+      if (event.line?.type === "stream_event" && (pieces += 1) === 4) session.interrupt();
+    });
+    const left = [];
+    for await (const event of session.turn(more.slow)) if (left.push(typeOf(event)) === 4) break;
+    session.interrupt();
+    const next = await result(session.turn(more.plain));
+    session.send([{ type: "text", text: "hello" }]);
+    const plain = [];
+    for await (const event of session) if (plain.push(typeOf(event)) && event.line?.type === "result") break;
+    const { run, id, role, hello } = session;
+    const ended = await session.close();
+    const late = await failure(async () => session.send("too late"));
+    const numbers = [first, approved, denied].flatMap((turn) => turn.numbers);
+    return { first, approved, denied, messages, stale, models, wrong, interrupted, left, next, plain, run, id, role,
+      hello, ended, late, states, numbers, open: session.approvals.size };
+  },
+
+  /** End a session in each of its ways. */
+  async ends() {
+    const seen = {};
+    const start = async (grace) => {
+      const session = await openSession({ url, grace });
+      await result(session.turn("hello"));
+      return session;
+    };
+    const polite = await start();
+    polite.stop("end");
+    seen.end = { types: await read(polite), ...(await polite.ended) };
+    const killed = await start();
+    killed.stop("kill");
+    await read(killed);
+    seen.kill = await killed.ended;
+    const aborting = new AbortController();
+    const aborted = await openSession({ url, signal: aborting.signal });
+    aborting.abort();
+    seen.abort = { failed: await failure(() => read(aborted)), ...(await aborted.ended) };
+    const dead = await start();
+    dead.send(more.exit);
+    seen.dead = { failed: await failure(() => read(dead)), ...(await dead.ended) };
+    dead.close();
+    seen.refused = await failure(() => openSession({ url, meta: "no such meta" }));
+    seen.unknown = await failure(() => openSession({ url, attach: { run: "0".repeat(32) } }));
+    seen.stays = await failure(() => start().then((one) => one.detach()));
+    return seen;
+  },
+
+  /** Leave a run at an open approval, come back to it, and watch it meanwhile. */
+  async attach() {
+    const first = await openSession({ url, grace: 30 });
+    first.send(prompt);
+    let asked;
+    for await (const event of first) if ((asked = event).type === "approval") break;
+    const viewer = await openSession({ url, attach: { run: first.run, as: "viewer" } });
+    const watching = result(viewer).then((seen) => seen.numbers);
+    const left = await first.detach();
+    const second = await openSession({ url, attach: { run: first.run, after: asked.n } });
+    const pending = [...second.approvals.values()];
+    second.approve(pending[0].request_id, { updatedInput: { command: "echo changed" } });
+    const numbers = [];
+    let text;
+    for await (const event of second) {
+      if (event.type === "line") numbers.push(event.n);
+      if (event.line?.type === "result" && (text = event.line.result)) break;
+    }
+    const refused = [];
+    viewer.send("not me");
+    const ended = await second.close();
+    const watched = await watching;
+    return { asked: asked.n, id: [asked.request_id, pending[0].request_id], pending: pending[0].pending, numbers, text,
+      ended, left, watched, roles: [first.role, second.role, viewer.role], viewer: await viewer.ended };
+  },
+
+  /** Many turns over a network that is cut; each line and each answer once. */
+  async cut() {
+    const states = [];
+    const session = await openSession({ url, grace: 60, onState: (state) => states.push(state) });
+    const texts = [];
+    const numbers = [];
+    for (let turn = 0; turn < more.turns; turn += 1) {
+      const text = `answer ${turn} ${"x".repeat(200)}`;
+      const seen = await result(session.turn(`@@${JSON.stringify({ do: "text", text })}@@`));
+      texts.push(seen.text === text);
+      numbers.push(...seen.numbers);
+      await sleep(Math.random() * 20);
+    }
+    const { run, gaps } = session;
+    session.stop("end");
+    await result(session).then((seen) => numbers.push(...seen.numbers));
+    return { run, gaps, texts, numbers, states, ended: await session.ended };
+  },
+
+  /** Cut at an open approval, by way of a file that tells the test. */
+  async cut_for_good() {
+    const states = [];
+    const session = await openSession({ url, grace: 0.5, onState: (state) => states.push(state) });
+    process.stderr.write("ready\n");
+    const failed = await failure(() => read(session));
+    return { failed, states, ended: await session.ended, late: await failure(async () => session.interrupt()) };
+  },
+
+  async units() {
+    const { parseReason, AnswerText } = client;
+    const texts = ["exit 0; 7 processes, 0 left, 12 ms", "signal 9; 1 process, unproven, 3 ms", "timed out; 2 processes, 1 left, 5 ms", "bad", ""];
+    const answer = new AnswerText();
+    const lines = JSON.parse(readFileSync(more.lines, "utf8"));
+    return { reasons: texts.map((text) => parseReason(1000, text)), texts: lines.map((line) => (answer.take(line), answer.text)) };
+  },
+};
+
+process.stdout.write(JSON.stringify(await scenes[scene]()));

@@ -1,0 +1,387 @@
+"""Rule: the JavaScript client tells what the server said, each line once, and each end by its own name.
+
+In Node, and what a page does otherwise in Chromium. What is tested is the committed build.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import trio
+from browser import NODE, WEB, browse, node_environ, run_program, serve_page
+from cutter import Cutter, open_cutter
+from harness import Backend, Listening, directive, open_backend, until
+
+from trio_claude.errors import Reason
+from trio_claude.journal import PartKind
+
+pytestmark = pytest.mark.node
+CLIENT = WEB / "dist" / "client.js"
+ANSWER = "Hello from stub."
+SLOW = directive("slow", n=300, ms=50)
+
+
+async def play(server: Listening | str, folder: Path, scene: str, prompt: str = "hello", **more: object) -> Any:
+    """Play a scene of `js_client.mjs` in Node."""
+    url = server if isinstance(server, str) else f"http://127.0.0.1:{server.port}"
+    given = json.dumps({"url": url, "prompt": prompt, **more})
+    command: list[str | Path] = ["node", "--experimental-websocket", NODE / "js_client.mjs", CLIENT, scene, given]
+    seen, _ = await run_program(command, node_environ(folder))
+    return json.loads(seen)
+
+
+def script_cli(folder: Path, text: str) -> str:
+    """Return a program that stands in for the CLI."""
+    program = folder / "script-cli"
+    program.write_text(f"#!/bin/sh\n{text}\n")
+    program.chmod(0o755)
+    return str(program)
+
+
+# -- one prompt --------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(params=["fake", pytest.param("real", marks=pytest.mark.real_cli)])
+async def cli(request: pytest.FixtureRequest, folder: Path) -> AsyncIterator[Backend]:
+    async with open_backend(request.param, folder) as backend:
+        yield backend
+
+
+async def test_an_answer_comes_line_by_line(cli: Backend, folder: Path) -> None:
+    async with cli.serve() as server:
+        seen = await play(server, folder, "ask", directive("text", text="one two three"), meta="JS-1", partial=True)
+    types = [line["type"] for line in seen["lines"]]
+    assert [line["n"] for line in seen["lines"]] == list(range(1, len(types) + 1))
+    assert (types[0], types[-1]) == ("system", "result")
+    assert types.count("stream_event") > 3
+    assert "assistant" in types, "frames are verbatim"
+    assert seen["text"] == {"value": "one two three"}
+    ended = seen["ended"]
+    assert (ended["code"], ended["cause"], ended["exit_status"], ended["left"]) == (1000, "exit 0", 0, 0)
+    assert ended["processes"] >= 1
+    assert seen["states"][0] == "open"
+    assert seen["notes"] == [{"info": "send {prompt,meta}"}]
+    assert [(run.meta, run.outcome.reason) for run in cli.ended] == [("JS-1", Reason.EXIT)]
+
+
+@pytest.mark.parametrize("scene", ["leave", "abort"])
+async def test_who_leaves_ends_the_run(fake: Backend, folder: Path, scene: str) -> None:
+    async with fake.serve() as server:
+        seen = await play(server, folder, scene, SLOW, partial=True)
+        await until(lambda: bool(fake.ended))
+    if scene == "leave":
+        assert seen["last"] == 3
+        assert "value" in seen["text"], "who leaves gets what there was, and no error"
+    else:
+        assert seen["failed"]["name"] == seen["text"]["name"] == "AbortError"
+    assert seen["ended"]["code"] == 1000
+    assert [run.outcome.reason for run in fake.ended] == [Reason.DISCONNECTED]
+    assert not fake.left()
+
+
+async def test_who_gives_up_at_once_connects_to_nobody(fake: Backend, folder: Path) -> None:
+    async with fake.serve() as server, open_cutter(server.port) as cutter:
+        seen = await play(cutter.url, folder, "abort_early")
+        assert cutter.made == 0
+    assert {one["name"] for one in seen.values()} == {"AbortError"}
+    assert not fake.ended
+
+
+ENDS = {
+    "bad meta": ({}, {"meta": "no such meta"}, "Refused", 1008, {"code": "refused"}),
+    "an option": ({}, {"nonsense": 1}, "Refused", 1008, {}),
+    "too large": ({}, {"system_prompt": "x" * 70_000}, "TooLarge", 1009, {"code": "too-large"}),
+    "exit 3": ({"cli": "exit 3"}, {}, "RunFailed", 1011, {"exitStatus": 3}),
+    "a signal": ({"cli": "kill -9 $$"}, {}, "RunFailed", 1011, {"exitStatus": None}),
+    "deadline": ({"cli": "sleep 60", "timeout": 0.3}, {}, "RunFailed", 1011, {"message": "timed out after 0.3 s"}),
+}
+
+
+@pytest.mark.parametrize("case", list(ENDS))
+async def test_each_close_code_has_its_error(fake: Backend, folder: Path, case: str) -> None:
+    config, options, kind, code, more = ENDS[case]
+    config = {name: script_cli(folder, str(value)) if name == "cli" else value for name, value in config.items()}
+    async with fake.serve(**config) as server:
+        seen = await play(server, folder, "ask", **options)
+    check_end(seen, kind, code, **more)
+
+
+def check_end(seen: Any, kind: str, close: int, **more: object) -> None:
+    assert seen["failed"] == seen["text"]
+    assert (seen["text"]["kind"], seen["text"]["closeCode"], seen["ended"]["code"], seen["same"]) == (kind, close, close, kind)
+    assert {name: seen["text"].get(name) for name in more} == more
+    assert seen["text"]["reason"] == seen["ended"]["reason"]
+
+
+async def test_a_full_server_says_when_to_come_again(fake: Backend, folder: Path) -> None:
+    async with fake.serve(max_runs=1, queue_timeout=0.2) as server, trio.open_nursery() as nursery:
+        nursery.start_soon(play, server, folder, "leave", directive("slow", n=40, ms=50))
+        await until(lambda: server.runs.statistics().live == 1)
+        check_end(await play(server, folder, "ask"), "Busy", 1013)
+        seen = await play(server, folder, "ask")
+        assert seen["text"]["retryAfter"] > 0
+        assert any("position" in note for note in seen["notes"])
+
+
+async def test_a_server_that_goes_down_and_one_that_is_lost(fake: Backend, folder: Path) -> None:
+    seen: dict[str, Any] = {}
+
+    async def one(name: str, url: str) -> None:
+        seen[name] = await play(url, folder, "ask", SLOW, partial=True)
+
+    async with fake.serve() as server, open_cutter(server.port) as cutter:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(one, "lost", cutter.url)
+            nursery.start_soon(one, "gone", server.url)
+            await until(lambda: server.runs.statistics().live == 2)
+            cutter.cut()
+            await until(lambda: server.runs.statistics().live == 1)
+            await server.drain(0.1)
+    check_end(seen["gone"], "ServerGone", 1012)
+    check_end(seen["lost"], "ConnectionLost", 1006, code="lost")
+
+
+async def test_lines_that_nobody_reads_are_bounded(fake: Backend, folder: Path) -> None:
+    long = directive("bigtext", bytes=50_000)
+    async with fake.serve() as server:
+        only = await play(server, folder, "text_only", long)
+        seen = await play(server, folder, "overflow", long)
+    assert only["length"] == 50_000
+    for error in (only["late"], seen["slow"], seen["ended"], seen["read"]):
+        assert (error["kind"], error["limit"]) == ("Overflow", 10_000)
+        assert "bufferLimit (10000 characters)" in error["message"]
+
+
+# -- who comes in ------------------------------------------------------------------------------------------------------
+
+
+async def test_a_key_or_a_ticket_opens(fake: Backend, folder: Path) -> None:
+    async with fake.serve_known("alice") as (server, keys):
+        seen = await play(server, folder, "keys", key=keys["alice"])
+    for way in ("key", "ticket", "function", "door"):
+        assert seen[way] == {"value": ANSWER}
+    for way in ("none", "wrong", "odd", "session"):
+        assert seen[way]["kind"] == "Refused", way
+    assert seen["none"]["code"] == "credentials"
+    for way in ("used", "lost"):
+        assert seen[way]["kind"] == "ConnectionLost", way
+    assert seen["addresses"] == ["url", "url", "url"]
+    assert [run.identity for run in fake.ended] == ["key:alice"] * 4
+
+
+async def test_without_a_websocket_one_is_asked_for(fake: Backend, modules: Path, folder: Path) -> None:
+    async with fake.serve_known("alice") as (server, keys):
+        seen = await play(server, folder, "no_websocket", key=keys["alice"], modules=str(modules))
+    assert seen["without"]["code"] == "no-websocket"
+    for way in ("Node 22", "--experimental-websocket", "ws"):
+        assert way in seen["without"]["message"]
+    assert (seen["text"], seen["reason"]) == (ANSWER, "stopped")
+    assert seen["wrong"]["kind"] == "Refused"
+
+
+# -- sessions ----------------------------------------------------------------------------------------------------------
+
+
+async def test_a_session_has_turns_approvals_and_interrupts(fake: Backend, folder: Path) -> None:
+    tool = directive("bash", cmd="touch asked; ls")
+    async with fake.serve() as server:
+        seen = await play(server, folder, "session", tool=tool, slow=SLOW, plain=directive("text"))
+    assert seen["states"] == ["connecting", "open", "closed"]
+    assert seen["first"]["text"] == seen["next"]["text"] == ANSWER
+    assert seen["first"]["types"][-1] == "result"
+    assert seen["numbers"] == list(range(1, len(seen["numbers"]) + 1))
+    assert seen["approved"]["types"].count("approval") == seen["approved"]["types"].count("settled") == 1
+    assert not (fake.cwd / "asked").exists()
+    assert "not today" in seen["messages"][0]
+    assert (seen["stale"]["kind"], seen["stale"]["code"]) == ("Refused", "not-open")
+    assert seen["models"] == ["claude-haiku-5-5"]
+    assert (seen["wrong"]["kind"], seen["wrong"]["code"]) == ("Refused", "not-allowed")
+    assert seen["plain"][-1] == "result"
+    assert (seen["role"], seen["hello"]["protocol"], len(seen["id"])) == ("owner", 1, 36)
+    assert seen["late"]["code"] == "over"
+    assert (seen["ended"]["reason"], seen["ended"]["receipt"]["survivors"]) == ("stopped", 0)
+    assert seen["open"] == 0
+    assert not fake.left()
+
+
+@pytest.mark.real_cli
+async def test_a_session_with_the_real_cli(real: Backend, folder: Path) -> None:
+    tool = directive("bash", cmd="touch asked; ls")
+    async with real.serve() as server:
+        seen = await play(server, folder, "session", tool=tool, slow=SLOW, plain=directive("text"))
+    assert seen["first"]["text"] == seen["next"]["text"] == ANSWER
+    assert seen["approved"]["types"].count("approval") == 1
+    assert not (real.cwd / "asked").exists()
+    assert "not today" in seen["messages"][0]
+    assert "haiku" in seen["models"][0]
+    assert seen["ended"]["receipt"]["survivors"] == 0
+
+
+async def test_each_end_of_a_session_is_told(fake: Backend, folder: Path) -> None:
+    async with fake.serve() as server:
+        seen = await play(server, folder, "ends", exit=directive("err", status=401))
+    assert (seen["end"]["reason"], seen["end"]["types"][-1], seen["end"]["code"]) == ("exit", "ended", 1000)
+    assert seen["kill"]["reason"] == "stopped"
+    assert (seen["abort"]["failed"]["name"], seen["abort"]["reason"]) == ("AbortError", "stopped")
+    assert (seen["dead"]["failed"]["kind"], seen["dead"]["reason"], seen["dead"]["code"]) == ("RunFailed", "unauthorized", 1011)
+    for name in ("end", "kill", "abort", "dead"):
+        assert seen[name]["receipt"]["survivors"] == 0
+    assert (seen["refused"]["kind"], seen["refused"]["closeCode"]) == ("Refused", 1008)
+    assert (seen["unknown"]["kind"], seen["unknown"]["code"]) == ("Refused", "not-open")
+    assert not fake.left()
+
+
+async def test_a_run_is_left_and_come_back_to_and_watched(fake: Backend, folder: Path) -> None:
+    async with fake.serve(journal="memory") as server:
+        seen = await play(server, folder, "attach", directive("bash", cmd="touch asked; ls"))
+    assert seen["id"][0] == seen["id"][1]
+    assert seen["pending"] is True
+    assert seen["roles"] == ["owner", "owner", "viewer"]
+    assert seen["numbers"] == list(range(seen["asked"] + 1, seen["numbers"][-1] + 1))
+    assert seen["watched"] == list(range(1, seen["watched"][-1] + 1))
+    assert seen["text"]
+    assert (seen["left"]["reason"], seen["left"]["code"]) == ("", 1000)
+    assert seen["ended"]["reason"] == seen["viewer"]["reason"] == "stopped"
+    assert not (fake.cwd / "asked").exists()
+
+
+# -- networks that fail ------------------------------------------------------------------------------------------------
+
+
+async def chop(cutter: Cutter, rng: random.Random, times: int) -> None:
+    """Cut that many connections, each at a random byte of one direction; the first only once it is under way."""
+    await until(lambda: cutter.made > 0)
+    await trio.sleep(0.15)
+    for number in range(times):
+        made = cutter.made
+        cutter.up, cutter.down = (rng.randrange(250, 1500), None) if number % 3 else (None, rng.randrange(1, 5000))
+        cutter.cut()
+        await until(lambda made=made: cutter.made > made, 20)
+        await trio.sleep(rng.uniform(0, 0.1))
+
+
+async def test_each_line_and_each_message_comes_once_wherever_a_connection_is_cut(fake: Backend, folder: Path) -> None:
+    seen: dict[str, Any] = {}
+    async with fake.serve(journal="memory") as server, open_cutter(server.port) as cutter:
+        async with trio.open_nursery() as nursery:
+
+            async def talk() -> None:
+                seen.update(await play(cutter.url, folder, "cut", turns=40))
+                nursery.cancel_scope.cancel()
+
+            nursery.start_soon(talk)
+            nursery.start_soon(chop, cutter, random.Random(5), 1000)
+        assert server.runs.journal
+        await server.runs.journal.settle()
+        parts = await server.runs.journal.parts(seen["run"])
+    said = [line for part in parts if part.kind is PartKind.SAID for line in part.lines if b'"user"' in line]
+    assert len(said) == 40
+    assert seen["texts"] == [True] * 40
+    assert seen["numbers"] == list(range(1, len(seen["numbers"]) + 1))
+    assert (seen["gaps"], seen["ended"]["reason"], seen["ended"]["lines"]) == (0, "exit", len(seen["numbers"]))
+    assert seen["states"].count("lost") == seen["states"].count("back") > 5
+    assert cutter.made > 6
+
+
+async def test_a_connection_that_is_lost_for_good_ends_with_the_grace(fake: Backend, folder: Path) -> None:
+    seen: dict[str, Any] = {}
+
+    async def talk(url: str) -> None:
+        seen.update(await play(url, folder, "cut_for_good"))
+
+    async with fake.serve() as server, open_cutter(server.port) as cutter, trio.open_nursery() as nursery:
+        nursery.start_soon(talk, cutter.url)
+        await until(lambda: server.runs.statistics().live == 1)
+        await trio.sleep(0.3)
+        cutter.open = False
+        cutter.cut()
+    assert seen["states"] == ["connecting", "open", "lost", "closed"]
+    assert seen["failed"]["kind"] == "ConnectionLost"
+    assert (seen["ended"]["code"], seen["ended"]["reason"]) == (1006, "")
+    assert seen["late"]["code"] == "over"
+
+
+# -- in a browser ------------------------------------------------------------------------------------------------------
+
+IN_A_PAGE = """(async () => {
+  const { ask, openSession } = await import("/client.js");
+  const told = (work) => work.catch((error) => [error.constructor.name, error.code]);
+  const key = KEY;
+  const seen = { requests: [], text: await told(ask("hello", { key }).text) };
+  seen.wrong = await told(ask("hello", { key: "tck_wrong" }).text);
+  seen.none = await told(ask("hello").text);
+  const session = await openSession({ key });
+  seen.events = [];
+  for await (const event of session.turn(TOOL)) {
+    seen.events.push(event.type === "line" ? event.n : event.type);
+    if (event.type === "approval") session.deny(event.request_id);
+  }
+  seen.receipt = (await session.close()).receipt;
+  const bounded = ask(SLOW, { key, partial: true });
+  for await (const { n } of bounded) if (n === 3) break;
+  seen.left = (await bounded.ended).code;
+  seen.addresses = performance.getEntriesByType("resource").map((entry) => entry.name);
+  return seen;
+})()"""
+
+
+@pytest.mark.browser
+async def test_in_a_page_a_key_buys_tickets(fake: Backend, modules: Path, tmp_path: Path) -> None:
+    async with fake.serve_known("alice") as (server, keys):
+        script = IN_A_PAGE.replace("KEY", json.dumps(keys["alice"])).replace("SLOW", json.dumps(SLOW))
+        script = script.replace("TOOL", json.dumps(directive("bash", cmd="touch asked; ls")))
+        seen = (await browse(modules, tmp_path, "play", f"{server.url}/", {"script": script}))["value"]
+        await until(lambda: len(fake.ended) == 3)
+    assert seen["text"] == ANSWER
+    assert seen["wrong"][0] == seen["none"][0] == "Refused"
+    assert {"approval", "settled"} <= set(seen["events"])
+    assert seen["receipt"]["survivors"] == 0
+    assert seen["left"] == 1000
+    assert any(name.endswith("/api/ticket") for name in seen["addresses"])
+    assert not any(keys["alice"] in name or "tck_" in name for name in seen["addresses"])
+    assert {run.identity for run in fake.ended} == {"key:alice"}
+    assert not fake.left()
+
+
+@asynccontextmanager
+async def behind_a_page(fake: Backend) -> AsyncIterator[tuple[Cutter, str]]:
+    """A page of another origin, and a network between it and the server that can be cut."""
+    files = {
+        "/": ("text/html; charset=utf-8", b'<!doctype html><link rel="icon" href="data:,">'),
+        "/client.js": ("text/javascript", CLIENT.read_bytes()),
+    }
+    async with (
+        serve_page(files) as origin,
+        fake.serve(allow_origin=(origin,)) as server,
+        open_cutter(server.port) as cutter,
+    ):
+        yield cutter, origin
+
+
+@pytest.mark.browser
+async def test_a_page_comes_back(fake: Backend, modules: Path, tmp_path: Path) -> None:
+    async with behind_a_page(fake) as (cutter, origin), trio.open_nursery() as nursery:
+        script = """(async () => {
+          const { openSession } = await import("/client.js");
+          const states = [], numbers = [];
+          const session = await openSession({ url: URL, grace: 60, options: { partial: true }, onState: (state) => states.push(state) });
+          for await (const event of session.turn(SLOW)) {
+            if (event.type === "line") numbers.push(event.n);
+            if (event.n === 60) dispatchEvent(new Event("online"));
+          }
+          return { states, numbers, ended: await session.close() };
+        })()"""
+        script = script.replace("URL", json.dumps(cutter.url)).replace("SLOW", json.dumps(directive("slow", n=100, ms=15)))
+        nursery.start_soon(chop, cutter, random.Random(3), 3)
+        seen = (await browse(modules, tmp_path, "play", origin, {"script": script}))["value"]
+        nursery.cancel_scope.cancel()
+    assert seen["numbers"] == list(range(1, len(seen["numbers"]) + 1))
+    assert len(seen["numbers"]) > 100
+    assert seen["states"].count("lost") == seen["states"].count("back") >= 3
+    assert seen["ended"]["receipt"]["survivors"] == 0

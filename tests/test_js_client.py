@@ -114,7 +114,12 @@ async def test_each_close_code_has_its_error(fake: Backend, folder: Path, case: 
 
 def check_end(seen: Any, kind: str, close: int, **more: object) -> None:
     assert seen["failed"] == seen["text"]
-    assert (seen["text"]["kind"], seen["text"]["closeCode"], seen["ended"]["code"], seen["same"]) == (kind, close, close, kind)
+    assert (seen["text"]["kind"], seen["text"]["closeCode"], seen["ended"]["code"], seen["same"]) == (
+        kind,
+        close,
+        close,
+        kind,
+    )
     assert {name: seen["text"].get(name) for name in more} == more
     assert seen["text"]["reason"] == seen["ended"]["reason"]
 
@@ -156,6 +161,21 @@ async def test_lines_that_nobody_reads_are_bounded(fake: Backend, folder: Path) 
     for error in (only["late"], seen["slow"], seen["ended"], seen["read"]):
         assert (error["kind"], error["limit"]) == ("Overflow", 10_000)
         assert "bufferLimit (10000 characters)" in error["message"]
+
+
+async def test_what_is_read_of_reasons_and_lines(folder: Path) -> None:
+    delta = {"type": "stream_event", "event": {"delta": {"type": "text_delta", "text": "he"}}}
+    whole = {"type": "assistant", "message": {"content": [{"type": "text", "text": "hello"}, {"type": "tool_use"}]}}
+    inner = {**whole, "parent_tool_use_id": "t1"}
+    lines = [delta, delta, whole, inner, {"type": "user"}, delta, {"type": "result", "result": "done"}]
+    seen = await play("", folder, "units", lines=lines)
+    assert seen["texts"] == ["he", "hehe", "hello", "hello", "hello", "hellohe", "done"]
+    good, signal, late, bad, none = seen["reasons"]
+    counted = {"processes": 7, "left": 0, "ms": 12, "exit_status": 0}
+    assert good == {"code": 1000, "reason": "exit 0; 7 processes, 0 left, 12 ms", "cause": "exit 0", **counted}
+    assert (signal["cause"], signal["signal"], signal["processes"], signal["left"]) == ("signal 9", 9, 1, None)
+    assert (late["cause"], late["left"]) == ("timed out", 1)
+    assert (bad, none["cause"]) == ({"code": 1000, "reason": "bad", "cause": "bad"}, "")
 
 
 # -- who comes in ------------------------------------------------------------------------------------------------------
@@ -229,11 +249,16 @@ async def test_each_end_of_a_session_is_told(fake: Backend, folder: Path) -> Non
     assert (seen["end"]["reason"], seen["end"]["types"][-1], seen["end"]["code"]) == ("exit", "ended", 1000)
     assert seen["kill"]["reason"] == "stopped"
     assert (seen["abort"]["failed"]["name"], seen["abort"]["reason"]) == ("AbortError", "stopped")
-    assert (seen["dead"]["failed"]["kind"], seen["dead"]["reason"], seen["dead"]["code"]) == ("RunFailed", "unauthorized", 1011)
+    assert (seen["dead"]["failed"]["kind"], seen["dead"]["reason"], seen["dead"]["code"]) == (
+        "RunFailed",
+        "unauthorized",
+        1011,
+    )
     for name in ("end", "kill", "abort", "dead"):
         assert seen[name]["receipt"]["survivors"] == 0
     assert (seen["refused"]["kind"], seen["refused"]["closeCode"]) == ("Refused", 1008)
     assert (seen["unknown"]["kind"], seen["unknown"]["code"]) == ("Refused", "not-open")
+    assert (seen["stays"]["kind"], seen["stays"]["code"]) == ("Refused", "not-allowed")
     assert not fake.left()
 
 
@@ -377,7 +402,9 @@ async def test_a_page_comes_back(fake: Backend, modules: Path, tmp_path: Path) -
           }
           return { states, numbers, ended: await session.close() };
         })()"""
-        script = script.replace("URL", json.dumps(cutter.url)).replace("SLOW", json.dumps(directive("slow", n=100, ms=15)))
+        script = script.replace("URL", json.dumps(cutter.url)).replace(
+            "SLOW", json.dumps(directive("slow", n=100, ms=15))
+        )
         nursery.start_soon(chop, cutter, random.Random(3), 3)
         seen = (await browse(modules, tmp_path, "play", origin, {"script": script}))["value"]
         nursery.cancel_scope.cancel()

@@ -1,6 +1,5 @@
 // Play one scene with the client and print what was seen as one JSON object.
 // Usage: node --experimental-websocket js_client.mjs CLIENT SCENE JSON
-import { readFileSync } from "node:fs";
 import { createRequire } from "node:module";
 import { setTimeout as sleep } from "node:timers/promises";
 
@@ -198,7 +197,9 @@ const scenes = {
     dead.close();
     seen.refused = await failure(() => openSession({ url, meta: "no such meta" }));
     seen.unknown = await failure(() => openSession({ url, attach: { run: "0".repeat(32) } }));
-    seen.stays = await failure(() => start().then((one) => one.detach()));
+    const stays = await start();
+    seen.stays = await failure(() => stays.detach());
+    await stays.close();
     return seen;
   },
 
@@ -258,10 +259,9 @@ const scenes = {
 
   async units() {
     const { parseReason, AnswerText } = client;
-    const texts = ["exit 0; 7 processes, 0 left, 12 ms", "signal 9; 1 process, unproven, 3 ms", "timed out; 2 processes, 1 left, 5 ms", "bad", ""];
+    const reasons = ["exit 0; 7 processes, 0 left, 12 ms", "signal 9; 1 process, unproven, 3 ms", "timed out; 2 processes, 1 left, 5 ms", "bad", ""];
     const answer = new AnswerText();
-    const lines = JSON.parse(readFileSync(more.lines, "utf8"));
-    return { reasons: texts.map((text) => parseReason(1000, text)), texts: lines.map((line) => (answer.take(line), answer.text)) };
+    return { reasons: reasons.map((text) => parseReason(1000, text)), texts: more.lines.map((line) => (answer.take(line), answer.text)) };
   },
 };
 

@@ -97,12 +97,14 @@ export class Session implements AsyncIterable<SessionEvent> {
   private unfinished = false;
   private asking = 0;
   private isLeaving = false;
+  private readonly mustStay: boolean;
 
   /** @internal */
   constructor(given: OpenOptions) {
     const { url, key, ticket, WebSocket, grace, signal } = given;
     findClass(given);
     baseOf(url);
+    this.mustStay = !grace && !given.attach;
     this.onState = given.onState;
     this.onEvent = given.onEvent;
     this.events = new Inbox(given.bufferLimit ?? BUFFER_LIMIT);
@@ -195,6 +197,7 @@ export class Session implements AsyncIterable<SessionEvent> {
 
   /** Leave, and let the run go on; only where it was started with a grace, or this client only watches. */
   async detach(): Promise<SessionEnded> {
+    if (this.mustStay) throw new Refused("detach: the session was opened without `grace`", { code: "not-allowed" });
     if (!this.link.isOver) this.link.send({ type: "gateway", op: "detach" });
     return this.leave();
   }

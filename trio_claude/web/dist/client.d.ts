@@ -411,6 +411,7 @@ export declare class Session implements AsyncIterable<SessionEvent> {
     private unfinished;
     private asking;
     private isLeaving;
+    private readonly mustStay;
     /** The approvals that are open, by `request_id`. */
     get approvals(): ReadonlyMap<string, Approval>;
     /** Say something to the model. */

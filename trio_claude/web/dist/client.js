@@ -914,11 +914,13 @@ var Session = class {
 	unfinished = false;
 	asking = 0;
 	isLeaving = false;
+	mustStay;
 	/** @internal */
 	constructor(given) {
 		const { url, key, ticket, WebSocket, grace, signal } = given;
 		findClass(given);
 		baseOf(url);
+		this.mustStay = !grace && !given.attach;
 		this.onState = given.onState;
 		this.onEvent = given.onEvent;
 		this.events = new Inbox(given.bufferLimit ?? 33554432);
@@ -1028,6 +1030,7 @@ var Session = class {
 	}
 	/** Leave, and let the run go on; only where it was started with a grace, or this client only watches. */
 	async detach() {
+		if (this.mustStay) throw new Refused("detach: the session was opened without `grace`", { code: "not-allowed" });
 		if (!this.link.isOver) this.link.send({
 			type: "gateway",
 			op: "detach"

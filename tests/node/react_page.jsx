@@ -1,0 +1,31 @@
+// A page around the hook in StrictMode: it asks as soon as it is mounted, keeps what was shown, and can be taken away.
+import { StrictMode, useEffect } from "react";
+import { createRoot } from "react-dom/client";
+import { useClaudeWebSocket } from "trio-claude/react";
+import { Chat } from "documented";
+
+globalThis.shown = [];
+globalThis.hook = { messages: [], approvals: [] };
+
+function Asking({ options, prompt, meta }) {
+  const hook = useClaudeWebSocket(options);
+  const { connect, ...view } = hook;
+  globalThis.hook = hook;
+  useEffect(() => connect(prompt, meta), [connect, prompt, meta]);
+  useEffect(() => {
+    globalThis.shown.push([view.state, view.isConnected]);
+  }, [view.state, view.isConnected]);
+  return <p>{view.text}</p>;
+}
+
+globalThis.mount = (given) => {
+  const root = createRoot(document.getElementById("root"));
+  root.render(<StrictMode>{given.chat ? <Chat {...given.chat} /> : <Asking {...given} />}</StrictMode>);
+  return root;
+};
+globalThis.until = async (check) => {
+  for (let tries = 0; !check(); tries += 1) {
+    if (tries > 1000) throw new Error(`never: ${check}`);
+    await new Promise((resolve) => setTimeout(resolve, 10));
+  }
+};

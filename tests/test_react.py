@@ -1,0 +1,159 @@
+"""Rule: a component has one run at a time, shows what it says, and takes it along when it goes; in StrictMode too."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+from browser import NODE, WEB, browse, node_environ, run_program, serve_page
+from harness import Backend, directive, until
+
+from trio_claude.errors import Reason
+
+pytestmark = [pytest.mark.node, pytest.mark.browser]
+SLOW = directive("slow", n=300, ms=50)
+TOOL = directive("bash", cmd="touch asked; ls")
+PAGE = b'<!doctype html><link rel="icon" href="data:,"><div id="root"></div><script src="/page.js"></script>'
+DOCS = Path(__file__).parents[1] / "docs" / "javascript.md"
+
+
+@pytest.fixture
+def sources(tmp_path: Path) -> dict[str, Path]:
+    """What the page is bundled of, by the names that it imports; apart from the packages that build it."""
+    dist = Path(shutil.copytree(WEB / "dist", tmp_path / "dist"))
+    return {"trio-claude/react": dist / "react.js", "trio-claude": dist / "client.js"}
+
+
+async def bundle(modules: Path, home: Path, sources: dict[str, Path]) -> bytes:
+    (sample,) = re.findall(r"```jsx\n(.*?)```", DOCS.read_text(), re.DOTALL)
+    (home / "documented.jsx").write_text(sample)
+    aliases = [f"--alias:{name}={path}" for name, path in {**sources, "documented": home / "documented.jsx"}.items()]
+    options = ["--bundle", "--jsx=automatic", "--log-level=warning", '--define:process.env.NODE_ENV="development"']
+    command: list[str | Path] = [modules / ".bin" / "esbuild", NODE / "react_page.jsx", *aliases, *options]
+    script, complaints = await run_program(command, node_environ(home, modules))
+    assert complaints == ""
+    return script.encode()
+
+
+async def use(cli: Backend, modules: Path, home: Path, sources: dict[str, Path], script: str, **given: object) -> Any:
+    """Run a script in a page that has mounted a component with what is given; return what the script returns."""
+    files = {"/": ("text/html; charset=utf-8", PAGE)}
+    async with serve_page(files) as origin, cli.serve(allow_origin=(origin,), journal="memory") as server:
+        files["/page.js"] = ("text/javascript; charset=utf-8", await bundle(modules, home, sources))
+        mounted = json.dumps(given).replace('"URL"', json.dumps(server.url))
+        text = f"(async () => {{ const root = mount({mounted}); {script} }})()"
+        seen = await browse(modules, home, "play", origin, {"script": text})
+        assert seen["errors"] == []
+        await until(lambda: server.runs.statistics().live == 0)
+        return seen["value"]
+
+
+END = """
+  await until(() => hook.receipt);
+  const { messages, text, error, receipt, state, isConnected } = hook;
+  return { messages, text, error, receipt, state, isConnected, shown };
+"""
+
+
+async def test_strict_mode_starts_one_run(
+    fake: Backend, modules: Path, tmp_path: Path, sources: dict[str, Path]
+) -> None:
+    given = {
+        "options": {"url": "URL", "options": {"partial": True}},
+        "prompt": directive("text", text="one two"),
+        "meta": "REACT",
+    }
+    seen = await use(fake, modules, tmp_path, sources, END, **given)
+    assert [(run.meta, run.outcome.reason) for run in fake.ended] == [("REACT", Reason.EXIT)]
+    assert seen["text"] == "one two"
+    kinds = [message["type"] for message in seen["messages"] if message["type"] != "stream_event"]
+    assert kinds[0] == "system"
+    assert [kind for kind in kinds if kind != "system"] == ["message", "result"]
+    message = next(message for message in seen["messages"] if message["type"] == "message")
+    assert message["content"] == [{"type": "text", "text": "one two"}]
+    assert "session_id" in message
+    assert (seen["state"], seen["isConnected"]) == ("closed", False)
+    assert ["open", True] in seen["shown"]
+    assert (seen["receipt"]["cause"], seen["receipt"]["left"]) == ("exit 0", 0)
+
+
+@pytest.mark.parametrize("grace", [None, 30])
+async def test_unmounting_ends_the_run(
+    fake: Backend, modules: Path, tmp_path: Path, sources: dict[str, Path], grace: int | None
+) -> None:
+    script = "await until(() => hook.messages.length > 0); root.unmount(); return null;"
+    given = {"options": {"url": "URL", "grace": grace}, "prompt": SLOW, "meta": "GOES"}
+    await use(fake, modules, tmp_path, sources, script, **given)
+    reason = Reason.STOPPED if grace else Reason.DISCONNECTED
+    assert [(run.meta, run.outcome.reason, run.outcome.receipt.survivors) for run in fake.ended] == [
+        ("GOES", reason, 0)
+    ]
+    assert not fake.left()
+
+
+async def test_another_connect_and_stop_end_a_run(
+    fake: Backend, modules: Path, tmp_path: Path, sources: dict[str, Path]
+) -> None:
+    script = """
+      await until(() => hook.messages.length > 0);
+      const first = hook.messages[0].session_id;
+      hook.connect(PROMPT, "SECOND");
+      await until(() => hook.messages.length > 0 && hook.messages[0].session_id !== first);
+      hook.stop();
+      await until(() => hook.receipt);
+      hook.connect("hello", "bad meta");
+      await until(() => hook.error);
+      return { error: [hook.error.constructor.name, hook.error.closeCode], state: hook.state };
+    """.replace("PROMPT", json.dumps(SLOW))
+    seen = await use(fake, modules, tmp_path, sources, script, options={"url": "URL"}, prompt=SLOW, meta="FIRST")
+    assert seen["error"][1] == 1008
+    assert seen["state"] == "closed"
+    assert {(run.meta, run.outcome.reason) for run in fake.ended} == {
+        ("FIRST", Reason.DISCONNECTED),
+        ("SECOND", Reason.DISCONNECTED),
+    }
+    assert not fake.left()
+
+
+async def test_a_person_approves(fake: Backend, modules: Path, tmp_path: Path, sources: dict[str, Path]) -> None:
+    script = """
+      await until(() => hook.approvals.length === 1);
+      const [{ request_id, tool_name }] = hook.approvals;
+      hook.approve(request_id, { command: "echo changed" });
+      await until(() => hook.approvals.length === 0);
+    """
+    given = {"options": {"url": "URL", "approvals": True}, "prompt": TOOL, "meta": "ASKS"}
+    seen = await use(fake, modules, tmp_path, sources, script + END.replace("shown", "tool_name"), **given)
+    assert seen["tool_name"] == "Bash"
+    assert "changed" in json.dumps(seen["messages"])
+    assert not (fake.cwd / "asked").exists()
+    assert (seen["receipt"]["cause"], seen["receipt"]["left"]) == ("exit", 0)
+    assert [run.outcome.reason for run in fake.ended] == [Reason.EXIT]
+
+
+@pytest.mark.real_cli
+async def test_the_documented_component_works(
+    real: Backend, modules: Path, tmp_path: Path, sources: dict[str, Path]
+) -> None:
+    script = """
+      const find = (selector) => document.querySelector(selector);
+      await until(() => find("input"));
+      find("input").value = PROMPT;
+      find("form").requestSubmit();
+      const button = (text) => [...document.querySelectorAll("button")].find((one) => one.textContent === text);
+      await until(() => button("Deny"));
+      const asked = button("Deny").parentElement.textContent;
+      button("Deny").click();
+      await until(() => find("#receipt"));
+      return { asked, text: find("output").textContent, receipt: find("#receipt").textContent, state: find("#state").textContent };
+    """.replace("PROMPT", json.dumps(TOOL))
+    seen = await use(real, modules, tmp_path, sources, script, chat={"url": "URL"})
+    assert "Bash" in seen["asked"]
+    assert "touch asked" in seen["asked"]
+    assert seen["text"].startswith("All done")
+    assert (seen["receipt"], seen["state"]) == ("exit, 0 left", "closed")
+    assert not (real.cwd / "asked").exists()

@@ -6,6 +6,7 @@ This module must never start or stop a run, and never read a file that a client 
 from __future__ import annotations
 
 import functools
+import gzip
 import json
 from collections.abc import Callable, Collection
 from importlib import resources
@@ -22,14 +23,15 @@ from .upgrade import Request, Response, json_response
 from .workplace import Workplace
 
 PAGES = {
-    "/": ("index.html", "text/html; charset=utf-8"),
-    "/ws-demo.html": ("index.html", "text/html; charset=utf-8"),
-    "/page.js": ("page.js", "text/javascript; charset=utf-8"),
-    "/page.css": ("page.css", "text/css; charset=utf-8"),
+    "/": ("dist/index.html", "text/html; charset=utf-8"),
+    "/ws-demo.html": ("dist/index.html", "text/html; charset=utf-8"),
+    "/page.js": ("dist/page.js", "text/javascript; charset=utf-8"),
+    "/page.css": ("dist/page.css", "text/css; charset=utf-8"),
     "/client.js": ("dist/client.js", "text/javascript; charset=utf-8"),
     "/client.d.ts": ("dist/client.d.ts", "text/plain; charset=utf-8"),
     "/react.js": ("dist/react.js", "text/javascript; charset=utf-8"),
     "/react.d.ts": ("dist/react.d.ts", "text/plain; charset=utf-8"),
+    "/licenses.txt": ("dist/LICENSES.txt", "text/plain; charset=utf-8"),
 }
 OPEN_PATHS = frozenset({*PAGES, "/healthz", "/readyz", "/notice", "/openapi.json", "/asyncapi.json"})
 """What is answered to everybody."""
@@ -48,7 +50,14 @@ class Api:
     """The routes of one server."""
 
     def __init__(
-        self, workplace: Workplace, containment: Containment, runs: Runs, entrance: Entrance, notice: str = ""
+        self,
+        workplace: Workplace,
+        containment: Containment,
+        runs: Runs,
+        entrance: Entrance,
+        notice: str = "",
+        *,
+        demo: bool = False,
     ) -> None:
         self._workplace = workplace
         self._containment = containment
@@ -56,6 +65,7 @@ class Api:
         self._entrance = entrance
         self._history = History(runs)
         self._notice = notice
+        self._demo = demo
         self._routes: dict[str, tuple[str, Callable[[Request], Response]]] = {
             "/healthz": ("GET", self._health),
             "/readyz": ("GET", self._readiness),
@@ -77,7 +87,7 @@ class Api:
             return Response(204, b"", headers=PREFLIGHT)
         if request.path in PAGES:
             check_method(request, ("GET",))
-            return _page(request.path)
+            return _page(request.path, takes_gzip(request.headers.get("accept-encoding", "")))
         if self._history.serves(request.path):
             return await self._history.answer(request)
         if request.path not in self._routes:
@@ -102,7 +112,8 @@ class Api:
         return json_response(200 if ready else 503, told)
 
     def _tell_notice(self, _request: Request) -> Response:
-        told = {"notice": self._notice, "profile": self._workplace.config.profile, "credentials": self._entrance.asks}
+        profile, asks = self._workplace.config.profile, self._entrance.asks
+        told = {"notice": self._notice, "profile": profile, "credentials": asks, "demo": self._demo}
         return json_response(200, told)
 
     def _describe(self, _request: Request) -> Response:
@@ -115,11 +126,24 @@ class Api:
         return json_response(200, {"ticket": self._entrance.ticket(request), "seconds": LIFETIME})
 
 
+def takes_gzip(accepted: str) -> bool:
+    """Return whether a client's Accept-Encoding names gzip, and not by a weight of nothing."""
+    for coding in accepted.lower().split(","):
+        name, _, weight = coding.partition(";")
+        if name.strip() == "gzip":
+            return weight.replace(" ", "") not in ("q=0", "q=0.0", "q=0.00", "q=0.000")
+    return False
+
+
 @functools.cache
-def _page(path: str) -> Response:
+def _page(path: str, zipped: bool) -> Response:
+    """Return a file of the page; it is read and compressed once."""
     name, content_type = PAGES[path]
     body = resources.files(__package__).joinpath("web", name).read_bytes()
-    return Response(200, body, content_type, (("Content-Security-Policy", POLICY), ("Cache-Control", "no-cache")))
+    headers = (("Content-Security-Policy", POLICY), ("Cache-Control", "no-cache"), ("Vary", "Accept-Encoding"))
+    if not zipped:
+        return Response(200, body, content_type, headers)
+    return Response(200, gzip.compress(body, mtime=0), content_type, (*headers, ("Content-Encoding", "gzip")))
 
 
 @functools.cache

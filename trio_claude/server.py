@@ -106,14 +106,20 @@ class Server:
 
 @asynccontextmanager
 async def open_server(
-    config: Config, observers: Iterable[Observer] = (), *, environ: Mapping[str, str] | None = None, notice: str = ""
+    config: Config,
+    observers: Iterable[Observer] = (),
+    *,
+    environ: Mapping[str, str] | None = None,
+    notice: str = "",
+    demo: bool = False,
 ) -> AsyncIterator[Server]:
     """Open a server; it serves beside the body, and in no other process.
 
     Resource handling: leaving the context drains: nothing more is accepted, runs have `drain_timeout` seconds to end,
     the rest is ended, and clients have some seconds more to hear so. Cancelling it, or an exception of the body, ends
     all runs at once. Either way no process, task, descriptor or folder is left. CLIs inherit from `environ`, this
-    process's own by default; `notice` is shown on the page. No signal is handled: that is for the program around it.
+    process's own by default; `notice` is shown on the page, which in a `demo` offers what only the stub of the Messages
+    API can answer. No signal is handled: that is for the program around it.
 
     Error handling: raises `ConfigError` where the configuration can't be used on this machine. An exception of the body
     comes out as it was raised, and one of an observer is a `RuntimeWarning`.
@@ -124,7 +130,7 @@ async def open_server(
         for listener in listeners:
             stack.callback(listener.close)
         engine = await stack.enter_async_context(open_engine(config, observers, environ=environ))
-        api = Api(engine.workplace, engine.containment, engine.runs, entrance, notice)
+        api = Api(engine.workplace, engine.containment, engine.runs, entrance, notice, demo=demo)
         greet = functools.partial(greeting, config, __version__, engine.containment.mode)
         if entrance.asks and engine.containment.mode != "sandbox":
             engine.observer(Weak(f"containment {engine.containment.mode}: {NOT_APART}"))

@@ -45,7 +45,7 @@ def command(port: int) -> None:
 
 
 async def _demo(port: int, home: Path) -> None:
-    config = Config(port=_free_port(port), cwd=str(home), pool_size=1)
+    config = Config(port=_free_port(port), cwd=str(home), pool_size=1, journal="memory")
     try:
         config = attrs.evolve(config, cli=str(find_cli(config)))
         what = "the real Claude CLI"
@@ -55,7 +55,7 @@ async def _demo(port: int, home: Path) -> None:
     notice = f"Demonstration: {what} runs here; {ANSWERS}."
     click.echo(notice)
     async with open_messages_api() as api:
-        await run_server(lambda: config, environ=environment(home, api.url), notice=notice)
+        await run_server(lambda: config, environ=environment(home, api.url), notice=notice, demo=True)
 
 
 def environment(home: Path, api: str) -> dict[str, str]:

@@ -17,12 +17,18 @@ from ..server import Server, open_server
 from .process import take_process
 
 
-async def run_server(read: Callable[[], Config], *, environ: Mapping[str, str] | None = None, notice: str = "") -> None:
+async def run_server(
+    read: Callable[[], Config],
+    *,
+    environ: Mapping[str, str] | None = None,
+    notice: str = "",
+    demo: bool = False,
+) -> None:
     """Serve by the configuration that `read` returns, until a signal; print where, once connections are accepted."""
     take_process()
     config = read()
     with open_log() as log, trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT, signal.SIGHUP) as signals:
-        async with open_server(config, [log], environ=environ, notice=notice) as server:
+        async with open_server(config, [log], environ=environ, notice=notice, demo=demo) as server:
             click.echo(f"listening on {server.url}")
             await _serve_until_signal(server, read, signals)
 

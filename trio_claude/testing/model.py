@@ -16,6 +16,7 @@ think    text ("Thought answer.")                      a thinking block, then th
 bash     cmd, rounds (1), bg (false), timeout (ms)     as many uses of Bash, one an answer, then a final text
 tool     name, input ({}), rounds (1)                  the same with any tool
 tools    calls: [{"name", "input"}], rounds (1)        the same with several uses in one answer
+daemons                                                a use of Bash that leaves daemons behind and tells of each
 err      status, retry_after (s), noretry (false),     an HTTP error; after ``times`` of them (-1: no end) a text.
          times (-1)                                    400 401 403 404 413 429 500 503 529
 miderr   type ("overloaded_error"), n (5)              n deltas, then an error event
@@ -46,6 +47,22 @@ MARK = "@@"
 PIECE_CHARS = 40
 """How much of a tool's input comes in one delta."""
 LONGEST_SECONDS = 3_600_000
+DAEMONS = r"""tell() {
+  if [ -r "/proc/$2/stat" ]; then read -r stat < "/proc/$2/stat"; set -- "$1" "$2" ${stat##*)}; echo "$1 $2 $5 $6"
+  else echo "$1" "$2" $(ps -o pgid= -p "$2") 0; fi
+}
+own=$(command -v setsid)
+exec 4>&1 </dev/null >/dev/null 2>&1
+sleep 600 & background=$!
+nohup sleep 600 & nohup=$!
+sh -c 'trap "" TERM HUP INT; sleep 600; :' & deaf=$!
+$own sleep 600 & setsid=$!
+forked=$($own sh -c 'sleep 600 >/dev/null & echo $!')
+sleep 0.3
+for one in cli=$PPID background=$background nohup=$nohup deaf=$deaf setsid=$setsid forked=$forked; do
+  tell "${one%%=*}" "${one##*=}" >&4
+done"""
+"""Starts processes that mean to stay, and tells name, pid, process group and session of each and of the CLI."""
 ERROR_TYPES: dict[int, str] = {
     400: "invalid_request_error", 401: "authentication_error", 403: "permission_error", 404: "not_found_error",
     413: "request_too_large", 429: "rate_limit_error", 500: "api_error", 503: "api_error", 529: "overloaded_error",
@@ -210,6 +227,10 @@ def _bash(directive: Directive) -> Answer:
     return _use(directive, ("Bash", tool_input))
 
 
+def _daemons(directive: Directive) -> Answer:
+    return _use(directive, ("Bash", {"command": DAEMONS, "description": "Leave daemons behind"}))
+
+
 def _tool(directive: Directive) -> Answer:
     return _use(directive, _call(directive))
 
@@ -274,7 +295,7 @@ def _hang(_directive: Directive) -> Answer:
 
 _ANSWERS: dict[str, Callable[[Directive], Answer]] = {
     "text": _text, "slow": _slow, "many": _many, "bigtext": _bigtext, "think": _think, "bash": _bash, "tool": _tool,
-    "tools": _tools, "err": _err, "miderr": _miderr, "stall": _stall, "hang": _hang, "reset": _reset,
+    "tools": _tools, "daemons": _daemons, "err": _err, "miderr": _miderr, "stall": _stall, "hang": _hang, "reset": _reset,
 }  # fmt: skip
 
 

@@ -1,0 +1,75 @@
+// Elements by one call. Text goes into text nodes and values into attributes or properties: no HTML is read here.
+
+type Child = Node | string | null | undefined | false;
+type Value = string | number | boolean | null | undefined | ((event: never) => void);
+
+/** Make an element: `on…` values are listeners, true and false switch an attribute, all else is its text. */
+export function h<K extends keyof HTMLElementTagNameMap>(
+  tag: K,
+  values: Record<string, Value> = {},
+  ...children: Child[]
+): HTMLElementTagNameMap[K] {
+  const element = document.createElement(tag);
+  for (const [name, value] of Object.entries(values)) put(element, name, value);
+  element.append(...children.filter((child): child is Node | string => !!child || child === ""));
+  return element;
+}
+
+function put(element: HTMLElement, name: string, value: Value): void {
+  if (typeof value === "function") element.addEventListener(name.slice(2), value as EventListener);
+  else if (value === true) element.setAttribute(name, "");
+  else if (value !== false && value != null) element.setAttribute(name, String(value));
+}
+
+/** Return an element of the page that must be there. */
+export function find<T extends HTMLElement = HTMLElement>(id: string): T {
+  const element = document.getElementById(id);
+  if (!element) throw new Error(`the page has no #${id}`);
+  return element as T;
+}
+
+/** A button that copies what `text` returns, and says so for a moment. */
+export function copyButton(text: () => string, what = "Copy"): HTMLButtonElement {
+  const button = h("button", { type: "button", class: "quiet copy", "aria-label": `${what} to the clipboard` }, what);
+  button.addEventListener("click", async () => {
+    const done = await copy(text());
+    button.textContent = done ? "Copied" : "Not copied";
+    setTimeout(() => (button.textContent = what), 1500);
+  });
+  return button;
+}
+
+async function copy(text: string): Promise<boolean> {
+  try {
+    await navigator.clipboard.writeText(text);
+    return true;
+  } catch {
+    return false; // no leave, or no secure context
+  }
+}
+
+const waiting = new Set<() => void>();
+
+/** Call a function once at the next frame, however often it is asked for; four times a second in a hidden tab. */
+export function atFrame(work: () => void): void {
+  if (!waiting.size) {
+    if (document.hidden) setTimeout(runWaiting, 250);
+    else requestAnimationFrame(runWaiting);
+  }
+  waiting.add(work);
+}
+
+function runWaiting(): void {
+  const now = [...waiting];
+  waiting.clear();
+  for (const work of now) work();
+}
+
+document.addEventListener("visibilitychange", () => {
+  if (waiting.size) runWaiting();
+});
+
+/** Say something to those who listen to the page. */
+export function announce(text: string): void {
+  find("spoken").textContent = text;
+}

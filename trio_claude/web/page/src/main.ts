@@ -1,0 +1,91 @@
+// The page at /: what is where, and which key does what.
+import "./page.css";
+import { openDaemons } from "./daemons";
+import { find } from "./dom";
+import { openFrames, showFrames } from "./frames";
+import { api } from "./link";
+import { openHistory, openRunning, openUsage } from "./lists";
+import { onSeen, openTabs } from "./tabs";
+import { Talk } from "./talk";
+import { openTheme } from "./theme";
+
+interface Notice {
+  notice: string;
+  credentials: boolean;
+  demo?: boolean;
+}
+
+openTheme();
+openTabs();
+openFrames();
+onSeen("raw", showFrames);
+const talk = new Talk();
+openRunning(talk);
+openHistory(talk);
+openUsage(talk);
+openDaemons(talk);
+openForm();
+void openDoor();
+
+function openForm(): void {
+  const prompt = find<HTMLTextAreaElement>("prompt");
+  find("ask").addEventListener("submit", (event) => {
+    event.preventDefault();
+    if (!prompt.value.trim() || find<HTMLButtonElement>("send").disabled) return;
+    talk.send(prompt.value);
+    prompt.value = "";
+    prompt.focus();
+  });
+  prompt.addEventListener("keydown", (event) => {
+    if (event.key !== "Enter" || event.shiftKey || event.isComposing) return;
+    event.preventDefault();
+    find<HTMLFormElement>("ask").requestSubmit();
+  });
+  document.addEventListener("keydown", (event) => {
+    if (event.key === "Escape") talk.stop();
+    if (event.altKey && event.code === "KeyA") talk.transcript.focusQuestion();
+  });
+  find("stop").addEventListener("click", () => talk.stop());
+  find("end").addEventListener("click", () => talk.end());
+  find("latest").addEventListener("click", () => talk.transcript.toEnd());
+}
+
+/** Learn what this server is; where it wants a key, ask for that first. */
+async function openDoor(): Promise<void> {
+  const { notice, credentials, demo } = (await (await fetch("/notice")).json()) as Notice;
+  find("notice").textContent = notice;
+  find("notice").hidden = !notice;
+  find("demo").hidden = !demo;
+  talk.onKeyWanted = wantKey;
+  find("unlock").addEventListener("submit", (event) => {
+    event.preventDefault();
+    void useKey();
+  });
+  find("unlock").hidden = !credentials;
+  if (!credentials) talk.comeBack();
+  else find("key").focus();
+}
+
+function wantKey(why: string): void {
+  find("unlock").hidden = false;
+  find("key-fault").textContent = `${why}. The key or token is not good here.`;
+  find("state").textContent = "refused: no good key or token";
+  find("key").focus();
+}
+
+/** Take the key that was typed, if the server knows it. */
+async function useKey(): Promise<void> {
+  const field = find<HTMLInputElement>("key");
+  try {
+    await api("/api/ticket", field.value, { method: "POST" });
+  } catch (error) {
+    return wantKey((error as Error).message);
+  }
+  talk.key = field.value;
+  field.value = "";
+  find("key-fault").textContent = "";
+  find("unlock").hidden = true;
+  find("state").textContent = "ready";
+  if (!talk.isLive) talk.comeBack();
+  find("prompt").focus();
+}

@@ -1,0 +1,157 @@
+// Markdown to nodes. Rule 1: whatever the text says, nothing of it runs or loads: HTML in it is text, images from
+// elsewhere are links, and all that marked makes goes through DOMPurify into a fragment, never through a string sink.
+// Rule 2: what is finished is rendered once; of an answer that still comes only the last block is rendered anew.
+import DOMPurify from "dompurify";
+import hljs from "highlight.js/lib/core";
+import bash from "highlight.js/lib/languages/bash";
+import css from "highlight.js/lib/languages/css";
+import diff from "highlight.js/lib/languages/diff";
+import go from "highlight.js/lib/languages/go";
+import ini from "highlight.js/lib/languages/ini";
+import java from "highlight.js/lib/languages/java";
+import javascript from "highlight.js/lib/languages/javascript";
+import json from "highlight.js/lib/languages/json";
+import python from "highlight.js/lib/languages/python";
+import rust from "highlight.js/lib/languages/rust";
+import sql from "highlight.js/lib/languages/sql";
+import typescript from "highlight.js/lib/languages/typescript";
+import xml from "highlight.js/lib/languages/xml";
+import yaml from "highlight.js/lib/languages/yaml";
+import { Marked, type Token, type Tokens } from "marked";
+import { atFrame, copyButton, h } from "./dom";
+
+/** Characters of one block; a longer paragraph is cut at a space and goes on in a next one. */
+const BLOCK_LIMIT = 8192;
+/** Characters of code that are coloured; while it still comes, and once it is there. */
+const COLOURED_OPEN = 4096;
+const COLOURED = 65_536;
+/** How many times the time of the last rendering must pass before the next one. */
+const REST = 3;
+
+const languages = { bash, css, diff, go, ini, java, javascript, json, python, rust, sql, typescript, xml, yaml };
+for (const [name, language] of Object.entries(languages)) hljs.registerLanguage(name, language);
+hljs.registerAliases(["shell", "console"], { languageName: "bash" });
+
+const escapes: Record<string, string> = { "&": "&amp;", "<": "&lt;", ">": "&gt;", '"': "&quot;", "'": "&#39;" };
+const escape = (text: string) => text.replace(/[&<>"']/g, (sign) => escapes[sign]!);
+const EMBEDDED = /^data:image\/(?:png|jpeg|gif|webp);base64,[A-Za-z0-9+/=]+$/;
+
+const marked = new Marked({
+  gfm: true,
+  renderer: {
+    html: ({ text }: Tokens.HTML | Tokens.Tag) => escape(text),
+    image: ({ href, text }: Tokens.Image) =>
+      EMBEDDED.test(href)
+        ? `<img src="${escape(href)}" alt="${escape(text)}">`
+        : `<a href="${escape(href)}">image: ${escape(text || href)}</a>`,
+  },
+});
+
+const clean = DOMPurify(window);
+clean.addHook("afterSanitizeAttributes", (node) => {
+  if (node.tagName === "IMG" && !EMBEDDED.test(node.getAttribute("src") ?? "")) node.remove();
+  if (node.tagName !== "A" || !node.hasAttribute("href")) return;
+  node.setAttribute("target", "_blank");
+  node.setAttribute("rel", "noopener noreferrer nofollow");
+});
+const FENCE = {
+  ALLOWED_TAGS: (
+    "a p br hr h1 h2 h3 h4 h5 h6 strong em del code pre blockquote ul ol li input table thead tbody tr th td img span"
+  ).split(" "),
+  ALLOWED_ATTR: ["href", "title", "class", "align", "start", "type", "checked", "disabled", "src", "alt"],
+  ALLOWED_URI_REGEXP: /^(?:https?|mailto):/i,
+  ALLOW_DATA_ATTR: false,
+  RETURN_DOM_FRAGMENT: true as const,
+};
+
+/** Return the nodes of some tokens of Markdown. */
+function render(tokens: Token[], open = false): DocumentFragment {
+  const fragment = clean.sanitize(marked.parser(tokens), FENCE);
+  for (const code of fragment.querySelectorAll("pre > code")) {
+    const language = /(?:^|\s)language-(\S+)/.exec(code.className)?.[1] ?? "";
+    code.parentElement!.replaceWith(codeBlock(code.textContent ?? "", language, open));
+  }
+  for (const box of fragment.querySelectorAll("input")) box.setAttribute("aria-label", "task");
+  for (const table of fragment.querySelectorAll("table")) {
+    const wide = h("div", { class: "wide", tabindex: "0", role: "region", "aria-label": "Table" });
+    table.replaceWith(wide);
+    wide.append(table);
+  }
+  return fragment;
+}
+
+/** Return a block of code with its language and a button that copies it. */
+export function codeBlock(text: string, language: string, open = false): HTMLElement {
+  const code = h("code");
+  const limit = open ? COLOURED_OPEN : COLOURED;
+  if (hljs.getLanguage(language) && text.length <= limit) {
+    code.append(clean.sanitize(hljs.highlight(text, { language, ignoreIllegals: true }).value, FENCE));
+  } else code.append(text);
+  const name = h("span", {}, language.slice(0, 32) || "text");
+  const pre = h("pre", { tabindex: "0", "aria-label": "Code" }, code);
+  return h("figure", { class: "code" }, h("figcaption", {}, name, copyButton(() => text.replace(/\n$/, ""))), pre);
+}
+
+/** An answer that comes piece by piece. */
+export class MarkdownStream {
+  readonly element = h("div", { class: "markdown" });
+  text = "";
+  private tail = "";
+  private readonly last = h("div", { class: "last" });
+  private readyAt = 0;
+  private done = false;
+
+  constructor(private readonly onDrawn: () => void = () => {}) {
+    this.element.append(this.last);
+  }
+
+  add(text: string): void {
+    this.text += text;
+    this.tail += text;
+    atFrame(this.draw);
+  }
+
+  /** Take the whole text, which is what came in pieces, or says it anew. */
+  finish(text = this.text): void {
+    if (text !== this.text) {
+      this.element.replaceChildren(this.last);
+      this.text = this.tail = text;
+    }
+    this.done = true;
+    atFrame(this.draw);
+  }
+
+  private readonly draw = (): void => {
+    const begun = performance.now();
+    if (!this.done && begun < this.readyAt) return atFrame(this.draw);
+    const tokens = marked.lexer(this.tail);
+    const keep = this.done ? tokens.length : lastBlock(tokens);
+    if (keep) {
+      this.last.before(render(tokens.slice(0, keep)));
+      this.tail = tokens.slice(keep).map((token) => token.raw).join("");
+    }
+    this.drawLast(tokens.slice(keep));
+    this.readyAt = performance.now() + REST * (performance.now() - begun);
+    this.onDrawn();
+  };
+
+  /** Render what is not finished; a paragraph over the limit is cut at spaces. */
+  private drawLast(tokens: Token[]): void {
+    let at = 0;
+    while (tokens[0]?.type === "paragraph" && this.tail.length - at > BLOCK_LIMIT) {
+      const cut = this.tail.lastIndexOf(" ", at + BLOCK_LIMIT);
+      if (cut <= at) break;
+      this.last.before(render(marked.lexer(this.tail.slice(at, cut))));
+      at = cut + 1;
+    }
+    this.tail = this.tail.slice(at);
+    this.last.replaceChildren(render(at ? marked.lexer(this.tail) : tokens, true));
+  }
+}
+
+/** Return where the last block begins: what stands before it changes no more. */
+function lastBlock(tokens: Token[]): number {
+  let at = tokens.length - 1;
+  while (at > 0 && tokens[at]!.type === "space") at -= 1;
+  return Math.max(0, at);
+}

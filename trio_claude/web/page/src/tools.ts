@@ -1,0 +1,143 @@
+// A tool call as a card that folds: what goes in, what comes out, how long it took, and the question whether it may.
+import { codeBlock } from "./markdown";
+import { copyButton, h } from "./dom";
+import { seconds } from "./words";
+
+/** Characters of an input or an output that are shown; frames and history have all. */
+export const SHOWN = 50_000;
+
+export type Json = Record<string, any>;
+
+export interface Answers {
+  allow(request: string, input?: Json): void;
+  deny(request: string, message: string): void;
+}
+
+export class ToolCard {
+  readonly element: HTMLDetailsElement;
+  /** Where what a subagent says goes. */
+  readonly inner = h("div", { class: "inner", hidden: true });
+  private readonly label = h("span", { class: "tool-input" });
+  private readonly state = h("span", { class: "tool-state" }, "…");
+  private readonly input = h("div", { class: "tool-part" });
+  private readonly output = h("div", { class: "tool-part", hidden: true });
+  private readonly question = h("div", { class: "question", hidden: true });
+  private given: Json = {};
+  private open = "";
+
+  constructor(
+    readonly name: string,
+    private readonly begun: number | null,
+    private readonly answers: Answers | null,
+  ) {
+    const summary = h("summary", {}, h("span", { class: "tool-name" }, name), this.label, this.state);
+    this.element = h("details", { class: "tool" }, summary, this.input, this.question, this.output, this.inner);
+    this.setState("running", "running");
+  }
+
+  /** Show what the tool is given. */
+  setInput(input: Json): void {
+    this.given = input;
+    this.label.textContent = short(input);
+    const command = typeof input.command === "string";
+    const shown = limited(command ? input.command : JSON.stringify(input, null, 2));
+    this.input.replaceChildren(h("h4", {}, "Input"), codeBlock(shown, command ? "bash" : "json"));
+  }
+
+  /** Show what came of it; how long it took where its beginning was seen. */
+  setOutput(text: string, failed: boolean): void {
+    const took = this.begun === null ? "" : ` · ${seconds(performance.now() - this.begun)}`;
+    this.settle();
+    this.setState(failed ? "failed" : "done", `${failed ? "failed" : "done"}${took}`);
+    const shown = h("pre", { tabindex: "0", "aria-label": "Output" }, limited(text) || "(nothing)");
+    const head = h("div", { class: "part-head" }, h("h4", {}, "Output"), copyButton(() => text));
+    this.output.replaceChildren(head, shown);
+    this.output.hidden = false;
+  }
+
+  /** Ask whether the tool may run; `request` is what the answer names. */
+  ask(request: string): void {
+    if (this.open === request) return;
+    this.open = request;
+    this.element.open = true;
+    this.setState("asks", this.answers ? "asks you" : "asks");
+    const ask = h("p", { class: "ask" }, `May ${this.name} run?`);
+    this.question.replaceChildren(ask, this.answers ? this.buttons(request, this.answers) : h("span", {}, "its owner is asked"));
+    this.question.hidden = false;
+  }
+
+  /** Take that the question is answered, by whomever. */
+  settle(said = ""): void {
+    if (!this.open) return;
+    this.open = "";
+    this.setState("running", "running");
+    this.question.replaceChildren(h("p", { class: "ask" }, said || "answered"));
+  }
+
+  /** Take that nothing will come any more. */
+  abandon(): void {
+    if (this.element.dataset.state === "running" || this.open) this.setState("failed", "no answer");
+    this.open = "";
+    this.question.hidden = true;
+  }
+
+  /** Focus the first answer. */
+  focus(): void {
+    this.question.querySelector("button")?.focus();
+  }
+
+  private buttons(request: string, answers: Answers): HTMLElement {
+    const edit = h("textarea", { rows: "4", "aria-label": `Input of ${this.name}, as JSON`, spellcheck: "false" });
+    const fault = h("p", { class: "fault", role: "alert" });
+    const editor = h("div", { class: "editor", hidden: true }, edit, fault);
+    const reason = h("input", { type: "text", placeholder: "reason, for the model", "aria-label": "Reason of a denial" });
+    const allow = h("button", { type: "button", class: "primary", "data-answer": "allow" }, "Allow");
+    const change = h("button", { type: "button", "data-answer": "edit", "aria-expanded": "false" }, "Edit");
+    const deny = h("button", { type: "button", "data-answer": "deny" }, "Deny");
+    allow.addEventListener("click", () => {
+      const input = editor.hidden ? this.given : parsed(edit.value, fault);
+      if (!input) return edit.focus();
+      const changed = !editor.hidden && JSON.stringify(input) !== JSON.stringify(this.given);
+      if (changed) this.setInput(input);
+      answers.allow(request, changed ? input : undefined);
+      this.settle(changed ? "allowed, changed" : "allowed");
+    });
+    change.addEventListener("click", () => {
+      editor.hidden = !editor.hidden;
+      change.setAttribute("aria-expanded", String(!editor.hidden));
+      edit.value = JSON.stringify(this.given, null, 2);
+      if (!editor.hidden) edit.focus();
+    });
+    deny.addEventListener("click", () => {
+      answers.deny(request, reason.value || "the user said no");
+      this.settle("denied");
+    });
+    return h("div", { class: "answers" }, editor, h("div", { class: "row" }, allow, change, deny, reason));
+  }
+
+  private setState(state: string, text: string): void {
+    this.element.dataset.state = state;
+    this.state.textContent = text;
+  }
+}
+
+/** Return the input that was typed, null with the fault shown where it is none. */
+function parsed(text: string, fault: HTMLElement): Json | null {
+  try {
+    const value: unknown = JSON.parse(text);
+    if (value && typeof value === "object" && !Array.isArray(value)) return value as Json;
+    fault.textContent = "An input is a JSON object.";
+  } catch (error) {
+    fault.textContent = `This is no JSON: ${(error as Error).message}`;
+  }
+  return null;
+}
+
+function short(input: Json): string {
+  const told = input.command ?? input.file_path ?? input.path ?? input.pattern ?? input.url ?? input.description;
+  return (typeof told === "string" ? told : JSON.stringify(input)).replace(/\s+/g, " ").slice(0, 160);
+}
+
+export function limited(text: string): string {
+  return text.length > SHOWN ? `${text.slice(0, SHOWN)}\n… ${text.length - SHOWN} more characters are not shown` : text;
+}

@@ -1,0 +1,253 @@
+// What was said in a run, as it comes or out of the journal: one place where lines of the CLI become things to see.
+// Rule: each line is taken once, in order, and what is kept on the page is bounded.
+import { h } from "./dom";
+import { MarkdownStream } from "./markdown";
+import { limited, ToolCard, type Answers, type Json } from "./tools";
+import { count, dollars, seconds } from "./words";
+
+/** Things that a transcript keeps; the oldest go first, and it says so. */
+const ITEMS_KEPT = 500;
+/** Nearness to the end, in pixels, at which the page follows what comes. */
+const FOLLOW = 80;
+
+interface Piece {
+  kind: string;
+  stream: MarkdownStream | null;
+  final: boolean;
+}
+
+export class Transcript {
+  private readonly cards = new Map<string, ToolCard>();
+  private readonly asking = new Map<string, ToolCard>();
+  private pieces = new Map<string, Piece[]>();
+  private message = "";
+  private following = true;
+  private removed = 0;
+  private readonly cut = h("p", { class: "note", hidden: true });
+
+  /** `answers` is null where this page may not answer. */
+  constructor(
+    readonly root: HTMLElement,
+    private readonly scroller: HTMLElement,
+    private readonly answers: () => Answers | null = () => null,
+  ) {
+    scroller.addEventListener("scroll", () => (this.following = this.isAtEnd()), { passive: true });
+    this.clear();
+  }
+
+  clear(): void {
+    this.cards.clear();
+    this.asking.clear();
+    this.pieces.clear();
+    this.removed = 0;
+    this.cut.hidden = true;
+    this.following = true;
+    this.root.replaceChildren(this.cut);
+  }
+
+  get isEmpty(): boolean {
+    return this.root.childElementCount === 1;
+  }
+
+  /** Show what the user said. */
+  say(text: string): void {
+    this.following = true;
+    this.put(this.root, h("div", { class: "said" }, h("h3", { class: "who" }, "You"), h("p", {}, limited(text))));
+  }
+
+  note(text: string, kind = "note"): HTMLElement {
+    return this.put(this.root, h("p", { class: kind }, limited(text)));
+  }
+
+  add(element: HTMLElement): void {
+    this.put(this.root, element);
+  }
+
+  /** Take a line of the CLI; `told` is one of the past, whose time is not known. */
+  take(line: Json, told = false): void {
+    const into = this.place(line.parent_tool_use_id);
+    if (line.type === "stream_event") this.takeEvent(line.event ?? {}, into);
+    else if (line.type === "assistant" || line.type === "message") this.takeAnswer(line, into, told);
+    else if (line.type === "user") this.takeResults(line);
+    else if (line.type === "result") this.takeEnd(line);
+    else if (line.type === "system") this.takeSystem(line);
+    else if (line.type === "control_request") this.takeQuestion(line, told);
+    else if (line.type === "control_cancel_request") this.settle(line.request_id, "no longer asked");
+    else if (typeof line.text === "string") this.note(line.text);
+  }
+
+  /** Ask for leave; a tool that is not known yet gets its card. */
+  ask(request: string, name: string, input: Json, tool = ""): void {
+    const known = this.asking.get(request) ?? this.cards.get(tool) ?? this.waitingCard(name);
+    const card = known ?? this.newCard(tool || request, name, this.root, false);
+    card.setInput(input);
+    this.asking.set(request, card);
+    card.ask(request);
+    this.follow();
+  }
+
+  /** Take that a question is answered. */
+  settle(request: string, said = ""): void {
+    this.asking.get(request)?.settle(said);
+  }
+
+  /** Take that the run is over. */
+  end(): void {
+    for (const card of this.cards.values()) card.abandon();
+    for (const pieces of this.pieces.values()) for (const piece of pieces) piece.stream?.finish();
+    this.pieces.clear();
+  }
+
+  /** Focus the first question that is open. */
+  focusQuestion(): void {
+    this.root.querySelector<HTMLElement>(".question:not([hidden]) button")?.focus();
+  }
+
+  toEnd(): void {
+    this.following = true;
+    this.follow();
+  }
+
+  // -- answers, as they come and whole ------------------------------------------------------------------------------
+
+  private takeEvent(event: Json, into: HTMLElement): void {
+    if (event.type === "message_start") {
+      this.message = String(event.message?.id);
+      this.pieces.set(this.message, []);
+      if (this.pieces.size > 20) this.pieces.delete(this.pieces.keys().next().value!);
+    }
+    const pieces = this.pieces.get(this.message);
+    if (!pieces) return;
+    if (event.type === "content_block_start") pieces[event.index] = this.newPiece(event.content_block ?? {}, into);
+    if (event.type !== "content_block_delta") return;
+    const text = event.delta?.text ?? event.delta?.thinking;
+    if (typeof text === "string") pieces[event.index]?.stream?.add(text);
+  }
+
+  private newPiece(block: Json, into: HTMLElement): Piece {
+    const kind = String(block.type);
+    const stream = kind === "text" || kind === "thinking" ? new MarkdownStream(this.follow) : null;
+    if (stream) this.showText(kind, stream, into);
+    if (stream && block.text) stream.add(String(block.text));
+    return { kind, stream, final: false };
+  }
+
+  private showText(kind: string, stream: MarkdownStream, into: HTMLElement): void {
+    if (kind === "text") this.put(into, h("div", { class: "answer" }, stream.element));
+    else this.put(into, h("details", { class: "thinking" }, h("summary", {}, "Thinking"), stream.element));
+  }
+
+  private takeAnswer(line: Json, into: HTMLElement, told: boolean): void {
+    const message: Json = line.type === "message" ? line : (line.message ?? {});
+    for (const block of list(message.content)) {
+      if (block.type === "tool_use") this.takeUse(block, into, told);
+      if (block.type === "text" || block.type === "thinking") this.takeText(message.id, block, into);
+    }
+  }
+
+  /** Show a text that came whole; what came in pieces before is that text already. */
+  private takeText(message: string, block: Json, into: HTMLElement): void {
+    const text = String(block.type === "text" ? block.text : block.thinking);
+    const piece = this.pieces.get(message)?.find((one) => one.kind === block.type && !one.final);
+    if (piece) {
+      piece.final = true;
+      return piece.stream?.finish(text);
+    }
+    if (!text) return;
+    const stream = new MarkdownStream(this.follow);
+    this.showText(block.type, stream, into);
+    stream.finish(text);
+  }
+
+  // -- tools ----------------------------------------------------------------------------------------------------------
+
+  private takeUse(block: Json, into: HTMLElement, told: boolean): void {
+    const card = this.cards.get(block.id) ?? this.newCard(String(block.id), String(block.name), into, told);
+    card.setInput(block.input ?? {});
+  }
+
+  private newCard(id: string, name: string, into: HTMLElement, told: boolean): ToolCard {
+    const card = new ToolCard(name, told ? null : performance.now(), this.answers());
+    this.cards.set(id, card);
+    this.put(into, card.element);
+    return card;
+  }
+
+  private waitingCard(name: string): ToolCard | undefined {
+    return [...this.cards.values()].reverse().find((card) => card.name === name && card.element.dataset.state === "running");
+  }
+
+  private takeResults(line: Json): void {
+    const content = line.message?.content;
+    for (const block of list(content)) {
+      if (block.type === "tool_result") this.cards.get(block.tool_use_id)?.setOutput(plain(block.content), !!block.is_error);
+    }
+    if (typeof content === "string" && !line.isMeta) this.note(content);
+    this.follow();
+  }
+
+  private takeQuestion(line: Json, told: boolean): void {
+    const { subtype, tool_use_id: tool, tool_name: name, input } = line.request ?? {};
+    if (subtype !== "can_use_tool") return;
+    const card = this.cards.get(tool) ?? this.newCard(String(tool ?? line.request_id), String(name), this.root, told);
+    card.setInput(input ?? {});
+    this.asking.set(line.request_id, card);
+  }
+
+  // -- the rest -------------------------------------------------------------------------------------------------------
+
+  private takeEnd(line: Json): void {
+    const usage: Json = line.usage ?? {};
+    const told = `${count(usage.input_tokens ?? 0, "token")} in, ${(usage.output_tokens ?? 0).toLocaleString("en")} out`;
+    const took = typeof line.duration_ms === "number" ? `${seconds(line.duration_ms)} · ` : "";
+    if (line.is_error) this.note(String(line.result ?? line.subtype ?? "the turn failed"), "note fault");
+    this.note(`${took}${told} · ${dollars(line.total_cost_usd ?? 0)} so far`, "note turn-end");
+  }
+
+  private takeSystem(line: Json): void {
+    if (line.subtype === "api_retry") this.note(`The API did not answer; the CLI tries again (${line.attempt ?? "?"}).`);
+    if (line.subtype === "compact_boundary") this.note("The conversation was made shorter.");
+  }
+
+  /** Return where a line goes: what a subagent says goes into the card of its tool. */
+  private place(parent: unknown): HTMLElement {
+    const card = typeof parent === "string" ? this.cards.get(parent) : undefined;
+    if (!card) return this.root;
+    card.inner.hidden = false;
+    return card.inner;
+  }
+
+  private put<T extends HTMLElement>(into: HTMLElement, element: T): T {
+    into.append(element);
+    while (into.childElementCount > ITEMS_KEPT) this.forget(into);
+    this.follow();
+    return element;
+  }
+
+  private forget(from: HTMLElement): void {
+    const oldest = from.firstElementChild === this.cut ? this.cut.nextElementSibling : from.firstElementChild;
+    for (const [id, card] of this.cards) if (card.element === oldest) this.cards.delete(id);
+    oldest?.remove();
+    this.removed += 1;
+    this.cut.hidden = false;
+    this.cut.textContent = `${count(this.removed, "earlier thing is", "earlier things are")} not shown any more; the history has all.`;
+  }
+
+  private isAtEnd(): boolean {
+    return this.scroller.scrollHeight - this.scroller.scrollTop - this.scroller.clientHeight < FOLLOW;
+  }
+
+  private readonly follow = (): void => {
+    if (this.following) this.scroller.scrollTop = this.scroller.scrollHeight;
+  };
+}
+
+function list(value: unknown): Json[] {
+  return Array.isArray(value) ? value : [];
+}
+
+/** Return the text of a tool's result. */
+function plain(content: unknown): string {
+  if (typeof content === "string") return content;
+  return list(content).map((block) => (block.type === "text" ? String(block.text) : `[${block.type}]`)).join("\n");
+}

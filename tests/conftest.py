@@ -13,6 +13,7 @@ import pytest
 import trio
 from browser import WEB, install_modules
 from harness import Backend, cgroup2, open_backend, real_cli, short_folder
+from pages import Browser, open_browser
 
 from trio_claude.containment import open_containment
 from trio_claude.errors import ContainmentUnavailable
@@ -108,3 +109,10 @@ def modules() -> Path:
 def web_modules() -> Path:
     """The npm packages that the page and the clients are built with."""
     return install_modules(WEB)
+
+
+@pytest.fixture(scope="session")
+def browser(modules: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
+    """A Chromium that all tests share; each opens contexts of its own."""
+    with open_browser(modules, tmp_path_factory.mktemp("browser")) as one:
+        yield one

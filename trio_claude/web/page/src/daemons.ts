@@ -64,7 +64,7 @@ function prove(processes: Process[], receipt: Receipt | null): void {
     proof.replaceChildren(h("h3", {}, "What is left"), sides(receipt, missed.length, daemons.length), list(cli, daemons));
   }
   proof.hidden = false;
-  find("scroll").scrollTop = find("scroll").scrollHeight;
+  setTimeout(() => proof.scrollIntoView({ block: "start" }));
 }
 
 function sides(receipt: Receipt, missed: number, all: number): HTMLElement {

@@ -119,7 +119,10 @@ export class Session {
       const socket = new WebSocket(`${location.protocol === "https:" ? "wss" : "ws"}://${location.host}/ws/session`, offered);
       this.socket = socket;
       socket.onmessage = (event) => this.take(String(event.data));
-      socket.onclose = (event) => this.lost(event.reason || `closed ${event.code}`);
+      socket.onclose = (event) => {
+        this.taken ||= event.code === 1000; // by another page
+        this.lost(event.reason || `closed ${event.code}`);
+      };
     } catch (error) {
       if (error instanceof Refused) this.finish(error);
       else this.lost("the server can't be reached");
@@ -167,13 +170,14 @@ export class Session {
   }
 
   private open = false;
+  private taken = false;
 
   private begin(hello: Json): void {
     this.hello = hello;
     this.grace = Math.min(this.wish.grace ?? 0, hello.limits?.grace ?? 0);
     this.open = false;
     if (this.run) {
-      const as = this.wish.attach?.as;
+      const as = this.taken ? "viewer" : this.wish.attach?.as;
       return this.first({ op: "attach", run: this.run, after: this.n, ...(as ? { as } : {}) });
     }
     const options = { ...this.wish.options, ...(this.grace ? { on_disconnect: { grace: this.grace } } : {}) };

@@ -107,6 +107,7 @@ export class ToolCard {
       change.setAttribute("aria-expanded", String(!editor.hidden));
       edit.value = JSON.stringify(this.given, null, 2);
       if (!editor.hidden) edit.focus();
+      this.question.scrollIntoView({ block: "nearest" });
     });
     deny.addEventListener("click", () => {
       answers.deny(request, reason.value || "the user said no");

@@ -1,0 +1,472 @@
+"""Rule: the page at `/` shows a run as it goes, lets its user lead it, and nothing that a run says can lead the page."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import os
+import signal
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import trio
+from harness import Backend, call, directive, until
+from pages import Browser, Page
+from program import environ, serving
+
+from trio_claude.api import PAGES, POLICY
+from trio_claude.errors import Reason
+from trio_claude.server import Server
+
+pytestmark = [pytest.mark.node, pytest.mark.browser]
+SIZE_LIMIT = 200 * 1024
+NODES_LIMIT = 3000
+PHONE = {"width": 390, "height": 780}
+TAB_KEPT = "sessionStorage.getItem('run')"
+
+
+@asynccontextmanager
+async def looking(browser: Browser, url: str, name: str = "page", **options: Any) -> AsyncIterator[Page]:
+    """Open the page; at the end nothing has gone wrong in it, and it has asked nobody but its own server."""
+    async with browser.open(f"{url}/", name, **options) as page:
+        yield page
+        seen = await page.seen()
+    assert seen["errors"] == []
+    assert seen["violations"] == []
+    own = url.partition("//")[2]
+    assert [one for one in seen["requests"] if own not in one and not one.startswith("data:")] == []
+
+
+async def turns(page: Page, count: int) -> None:
+    """Wait until so many turns have ended."""
+    await page.wait_count(".turn-end", count)
+
+
+# -- what is served ---------------------------------------------------------------------------------------------------
+
+
+async def test_the_page_is_small_and_has_its_policy(fake: Backend) -> None:
+    """Everything the page is, compressed, with what its bundle contains; whoever takes no gzip gets the same bytes."""
+    size = 0
+    async with fake.serve() as server:
+        for path in sorted({"/", *PAGES} - {"/ws-demo.html", "/client.js", "/react.js"}):
+            _, plain_head, plain = await call(server, path)
+            _, head, body = await call_gzip(server, path)
+            assert gzip.decompress(body) == plain
+            assert (head["content-encoding"], head["vary"]) == ("gzip", "Accept-Encoding")
+            assert "content-encoding" not in plain_head
+            assert head["content-security-policy"] == plain_head["content-security-policy"] == POLICY
+            assert b"http://" not in plain.split(b"<body>")[0] or path != "/"
+            size += len(body)
+    assert size < SIZE_LIMIT
+
+
+async def call_gzip(server: Server, path: str) -> tuple[int, dict[str, str], bytes]:
+    async with await trio.open_tcp_stream("127.0.0.1", server.port) as stream:
+        lines = (
+            f"GET {path} HTTP/1.1\r\nHost: localhost\r\nAccept-Encoding: br, gzip;q=0.8\r\nConnection: close\r\n\r\n"
+        )
+        await stream.send_all(lines.encode())
+        answer = b"".join([chunk async for chunk in stream])
+    head, _, body = answer.partition(b"\r\n\r\n")
+    headers = dict(line.lower().split(": ", 1) for line in head.decode().split("\r\n")[1:])
+    headers["vary"] = headers["vary"].title()
+    return int(head.split()[1]), headers, body
+
+
+def test_the_bundle_brings_its_licences() -> None:
+    """What is bundled stands in the licences, by the versions of the lock file."""
+    page = Path(__file__).parents[1] / "trio_claude" / "web"
+    lock = json.loads((page / "page" / "package-lock.json").read_text())["packages"]
+    licences = (page / "dist" / "LICENSES.txt").read_text()
+    for name in ("dompurify", "highlight.js", "marked"):
+        assert f"{name} {lock[f'node_modules/{name}']['version']} " in licences
+    assert "resolved" not in json.dumps(lock)
+
+
+# -- a conversation ---------------------------------------------------------------------------------------------------
+
+MARKDOWN = "# Head\n\nSome **bold** and `code`.\n\n```python\ndef add(a):\n    return a + 1\n```\n\n- one\n- two\n"
+
+
+@pytest.mark.real_cli
+async def test_a_conversation_from_prompt_to_receipt(real: Backend, browser: Browser) -> None:
+    """Stream, code with a copy button, a tool that is allowed, one that is changed, one that is denied, the receipt."""
+    async with (
+        real.serve(journal="memory") as server,
+        looking(browser, server.url, permissions=["clipboard-read", "clipboard-write"]) as page,
+    ):
+        await page.say(directive("text", text=MARKDOWN, deltas=20))
+        await turns(page, 1)
+        assert await page.texts(".answer h1, .answer strong, .answer li") == ["Head", "bold", "one", "two"]
+        assert "return" in await page.texts(".answer .hljs-keyword")
+        await page.click(".answer .copy")
+        await page.wait_text(".answer .copy", "Copied")
+        assert await page.evaluate("navigator.clipboard.readText()") == "def add(a):\n    return a + 1"
+
+        await page.say(directive("bash", cmd="touch one; echo it-ran"))
+        await page.click("[data-answer=allow]")
+        await turns(page, 2)
+        assert (real.cwd / "one").exists()
+        assert "it-ran" in await page.text(".tool pre[aria-label=Output]")
+        assert " · " in await page.text(".tool .tool-state")
+
+        await page.say(directive("bash", cmd="touch two"))
+        await page.click("[data-answer=edit]")
+        await page.call("fill", ".editor textarea", '{"command": "touch three"')
+        await page.click("[data-answer=allow]")
+        await page.wait_text(".editor .fault", "This is no JSON")
+        await page.call("fill", ".editor textarea", '{"command": "touch three"}')
+        await page.click("[data-answer=allow]")
+        await turns(page, 3)
+        assert (real.cwd / "three").exists()
+        assert not (real.cwd / "two").exists()
+
+        await page.say(directive("bash", cmd="touch four"))
+        await page.call("fill", ".answers input", "not today")
+        await page.click("[data-answer=deny]")
+        await turns(page, 4)
+        assert not (real.cwd / "four").exists()
+        assert "not today" in (await page.texts(".tool"))[-1]
+
+        assert (await page.text("#tokens")).split()[0].isdigit()
+        assert (await page.text("#cost")) > "$0.000"
+        await page.click("#end")
+        await page.wait_text(".receipt", "0 left")
+        assert await page.text("#state") == "ended: exit 0"
+        await until(lambda: len(real.ended) == 1)
+    assert real.ended[0].outcome.reason is Reason.EXIT
+    assert real.left() == []
+
+
+@pytest.mark.real_cli
+async def test_escape_stops_a_turn_and_a_second_stop_the_run(real: Backend, browser: Browser) -> None:
+    """What there was of the answer stays."""
+    async with real.serve() as server, looking(browser, server.url) as page:
+        await page.say(directive("slow", n=400, ms=50))
+        await page.wait_text(".answer", "tok3")
+        await page.press("Escape")
+        await turns(page, 1)
+        assert "tok3" in await page.text(".answer")
+        await page.say(directive("hang"))
+        await page.until("document.getElementById('state').innerText.startsWith('waiting for an answer')")
+        await page.click("#stop")
+        await page.click("#stop")
+        await page.wait_text(".receipt", "0 left")
+    assert [run.outcome.receipt.survivors for run in real.ended] == [0]
+
+
+@pytest.mark.real_cli
+async def test_a_reload_in_mid_run_shows_every_line_once(real: Backend, browser: Browser) -> None:
+    """The tab keeps the run's id and nothing else; prompts, lines and an open question are there again."""
+    whole = "".join(f"tok{number} " for number in range(60)).strip()
+    async with real.serve(journal="memory") as server, looking(browser, server.url) as page:
+        await page.say(directive("slow", n=60, ms=40))
+        await page.wait_text(".answer", "tok5")
+        await page.call("reload")
+        await turns(page, 1)
+        assert await page.texts(".answer") == [whole]
+        assert await page.evaluate("Object.keys(sessionStorage)") == ["run"]
+        await page.say(directive("bash", cmd="touch after"))
+        await page.wait("[data-answer=allow]")
+        await page.call("reload")
+        await page.click("[data-answer=allow]")
+        await turns(page, 2)
+        assert (real.cwd / "after").exists()
+        assert len(await page.texts(".said")) == 2
+        await page.click("#end")
+        await page.wait(".receipt")
+        assert await page.evaluate(TAB_KEPT) is None
+    assert len(real.ended) == 1
+
+
+@pytest.mark.real_cli
+async def test_a_server_that_dies_is_told_of_and_the_conversation_goes_on(real: Backend, browser: Browser) -> None:
+    async with serving("serve", "--port", "0", "--journal", "none", env=environ(real)) as (process, url):
+        async with looking_at_death(browser, url) as page:
+            await page.say("hello")
+            await turns(page, 1)
+            process.send_signal(signal.SIGKILL)
+            await page.wait_text("#link", "connection lost")
+            port = url.rpartition(":")[2]
+            async with serving("serve", "--port", port, "--journal", "none", env=environ(real)):
+                await page.wait_text("#banner", "the server was started anew")
+                await page.click("#offer")
+                await page.say("again")
+                await turns(page, 2)
+                assert len(await page.texts(".said")) == 2
+                assert [request.body["messages"][0] for request in real.api.requests][-1]  # type: ignore[union-attr,index]
+                history = json.dumps(real.api.requests[-1].body["messages"])  # type: ignore[union-attr,index]
+                assert "hello" in history
+
+
+@asynccontextmanager
+async def looking_at_death(browser: Browser, url: str) -> AsyncIterator[Page]:
+    """Open the page where its server dies: the browser itself says that it can't be reached."""
+    async with browser.open(f"{url}/") as page:
+        yield page
+        seen = await page.seen()
+    assert [one for one in seen["errors"] if "ERR_CONNECTION_REFUSED" not in one and "WebSocket" not in one] == []
+
+
+# -- keys, tabs, runs -------------------------------------------------------------------------------------------------
+
+
+async def test_a_wrong_key_is_told_and_a_good_one_is_kept_nowhere(fake: Backend, browser: Browser) -> None:
+    async with fake.serve_known("alice", journal="memory") as (server, keys), browser.open(f"{server.url}/") as page:
+        await page.call("fill", "#key", "tck_wrong")
+        await page.press("Enter")
+        await page.wait_text("#key-fault", "The key or token is not good here")
+        await page.call("fill", "#key", keys["alice"])
+        await page.press("Enter")
+        await page.until("document.getElementById('unlock').hidden")
+        await page.say("hello")
+        await turns(page, 1)
+        kept = await page.evaluate(
+            "JSON.stringify([{...sessionStorage}, {...localStorage}, document.cookie, document.getElementById('key').value])"
+        )
+        assert keys["alice"] not in kept
+        await page.call("reload")
+        await page.wait("#key")
+        await page.call("fill", "#key", keys["alice"])
+        await page.press("Enter")
+        await turns(page, 1)
+        await page.click("#end")
+        await page.wait(".receipt")
+        seen = await page.seen()
+    assert [run.identity for run in fake.ended] == ["key:alice"]
+    assert keys["alice"] not in json.dumps(seen)
+    assert [error for error in seen["errors"] if "401" not in error] == []
+
+
+@pytest.mark.real_cli
+async def test_two_tabs_on_one_run(real: Backend, browser: Browser) -> None:
+    """The second watches, and may not send; then it takes over, and the first watches."""
+    async with real.serve(journal="memory") as server, looking(browser, server.url) as first:
+        await first.say(directive("slow", n=30, ms=30))
+        await first.wait_text(".answer", "tok2")
+        async with looking(browser, server.url, "second") as second:
+            await second.click("#tab-running")
+            await second.click("text=Watch")
+            await second.wait_text("#link", "watching")
+            await turns(second, 1)
+            assert await second.texts(".answer") == await first.texts(".answer")
+            assert await second.call("isDisabled", "#send")
+            await second.click("#offer")
+            await second.wait_text("#link", "connected")
+            await first.wait_text("#link", "watching")
+            await second.say("from the second")
+            await turns(second, 2)
+            await turns(first, 2)
+            assert await first.call("isDisabled", "#send")
+            await second.click("#end")
+            await first.wait_text(".receipt", "0 left")
+    assert len(real.ended) == 1
+
+
+async def test_runs_now_are_told_and_stopped(fake: Backend, browser: Browser) -> None:
+    async with fake.serve(journal="memory", containment="supervisor") as server, looking(browser, server.url) as page:
+        await page.call("fill", "#meta", "LIVE-1")
+        await page.say(directive("hang"))
+        await page.wait("#run")
+        await page.click("#tab-running")
+        await page.wait("#running tbody tr")
+        row = await page.texts("#running tbody tr td")
+        assert [row[0], row[1], row[4], row[5]] == ["local", "LIVE-1", "live", "supervisor"]
+        await page.click("#running tbody >> text=Stop")
+        await page.wait_text("#running", "Nothing runs.")
+        await page.click("#tab-talk")
+        await page.wait_text(".receipt", "0 left")
+    assert [(run.meta, run.outcome.reason) for run in fake.ended] == [("LIVE-1", Reason.STOPPED)]
+
+
+async def test_history_is_searched_and_told_again(fake: Backend, browser: Browser) -> None:
+    """Lines, tools, prompts and the receipt of a run that is over; usage by day; the frames as they came."""
+    async with (
+        fake.serve(journal="memory", cli_args="--allowed-tools=Bash") as server,
+        looking(browser, server.url) as page,
+    ):
+        for meta, prompt in (
+            ("FIRST", directive("text", text="**first**")),
+            ("SECOND", directive("bash", cmd="echo of-the-tool")),
+        ):
+            await page.call("fill", "#meta", meta)
+            await page.say(prompt)
+            await turns(page, 1)
+            await page.click("#end")
+            await page.wait(".receipt")
+        await page.click("#tab-raw")
+        assert any('"event":"ended"' in frame for frame in await page.texts("#frames > div"))
+        await page.click("#tab-usage")
+        await page.wait("#usage tbody tr")
+        assert (await page.texts("#usage td"))[1:3] == ["local", "2"]
+        await page.click("#tab-history")
+        await page.wait_count(".run", 2)
+        await page.call("fill", "#search", "first")
+        await page.wait_count(".run", 1)
+        await page.click(".run")
+        await page.wait_text("#history .answer strong", "first")
+        assert "exit · 1 process, 0 left" in await page.text("#history .past-head")
+        await page.call("fill", "#search", "second")
+        await page.click(".run")
+        await page.wait("#history .tool summary")
+        await page.click("#history .tool summary")
+        await page.wait_text("#history .tool pre[aria-label=Output]", "of-the-tool")
+        assert len(await page.texts("#history .said")) == 1
+
+
+@pytest.mark.real_cli
+async def test_the_demonstration_leaves_daemons_and_shows_what_becomes_of_them(browser: Browser) -> None:
+    """The CLI is in a process group of its own, so each daemon is one that killpg misses; the receipt has none left."""
+    async with serving("demo", "--port", "0", env=dict(os.environ)) as (_, url), looking(browser, url) as page:
+        await page.click("#daemons")
+        await page.wait("#proof table")
+        here, usual = (await page.texts(".side-by strong"))[:2]
+        rows = await page.evaluate(
+            "[...document.querySelectorAll('#proof tbody tr')].map((row) => [...row.cells].map((cell) => cell.textContent))"
+        )
+        receipt = await page.text(".receipt strong")
+    own, daemons = rows[0], rows[1:]
+    assert len({row[1] for row in rows}) == len(rows) == 6
+    assert usual == str(len([row for row in daemons if row[2] != own[2]]))
+    assert int(usual) >= 3
+    assert here == "0"
+    assert receipt.endswith(", 0 left")
+    assert int(receipt.split()[0]) >= len(rows)
+
+
+# -- what a run says can't lead the page ------------------------------------------------------------------------------
+
+BAD = "<img src=x onerror='globalThis.hacked=1'>"
+HOSTILE = f"""# {BAD}
+
+{BAD}<script>globalThis.hacked=1</script><svg onload="globalThis.hacked=1"></svg><style>body{{display:none}}</style>
+
+[a](javascript:globalThis.hacked=1) [b](<JaVaScRiPt:globalThis.hacked=1>) [c](data:text/html,<script>globalThis.hacked=1</script>) [good](https://example.com/)
+
+![x](http://elsewhere.example/pixel.png "{BAD}") ![y](javascript:globalThis.hacked=1) ![z](data:image/svg+xml;base64,PHN2Zz4=)
+
+<iframe srcdoc="<script>parent.hacked=1</script>"></iframe><form action="http://elsewhere.example"><button>go</button></form>
+
+```"><img/src=x/onerror=globalThis.hacked=1>
+{BAD}
+```
+
+| {BAD} | b |
+|---|---|
+| <a href="javascript:globalThis.hacked=1" style="position:fixed">x</a> | <input autofocus onfocus=globalThis.hacked=1> |
+"""
+
+
+@pytest.mark.real_cli
+async def test_nothing_that_a_run_says_runs_or_loads(real: Backend, browser: Browser) -> None:
+    """Markdown, a tool's input and output, a file's name, stderr, an error's text and its run in the history."""
+    async with real.serve(journal="memory") as server, looking(browser, server.url) as page:
+        await page.say(directive("text", text=HOSTILE, deltas=40) + BAD)
+        await turns(page, 1)
+        await page.say(directive("bash", cmd=f"touch -- \"{BAD.replace('/', '')}\"; ls; cat <<'E'\n{HOSTILE}\nE"))
+        await page.click("[data-answer=allow]")
+        await turns(page, 2)
+        await page.say(directive("tool", name=BAD, input={"file_path": BAD}))
+        await turns(page, 3)
+        await look_harmless(page, "#talk")
+        await page.click("#end")
+        await page.wait(".receipt")
+        await page.click("#tab-history")
+        await page.click(".run")
+        await page.wait_count("#history .turn-end", 3)
+        await look_harmless(page, "#history")
+
+
+async def look_harmless(page: Page, panel: str) -> None:
+    assert await page.evaluate("globalThis.hacked") is None
+    made = f"{panel} :is(script, style, iframe, svg, form form, img, object, embed, [onerror], [onload], [onfocus], [style])"
+    assert await page.evaluate(f"document.querySelectorAll('{made}').length") == 0
+    links = await page.evaluate(
+        f"[...document.querySelectorAll('{panel} .answer a[href]')].map((one) => [one.href, one.rel, one.target])"
+    )
+    assert ["https://example.com/", "noopener noreferrer nofollow", "_blank"] in links
+    assert all(href.startswith(("https:", "http:")) and rel and target for href, rel, target in links)
+
+
+async def test_twenty_thousand_deltas_are_all_there_in_few_nodes(fake: Backend, browser: Browser) -> None:
+    async with fake.serve(journal="memory") as server, looking(browser, server.url) as page:
+        await page.say(directive("many", n=20_000))
+        await turns(page, 1)
+        await page.until("document.querySelector('.answer').textContent.trim().endsWith('tok19999')")
+        words = await page.evaluate("document.querySelector('.answer').innerText.split(/\\s+/).filter(Boolean)")
+        assert words == [f"tok{number}" for number in range(20_000)]
+        await page.click("#tab-raw")
+        await page.wait_text("#raw", "the last 2000 are kept")
+        assert len(await page.texts("#frames > div")) == 2000
+        assert await page.evaluate("document.querySelectorAll('body *').length") < NODES_LIMIT
+
+
+# -- for everybody ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("scheme", "size"), [("light", None), ("dark", None), ("light", PHONE)], ids=["light", "dark", "phone"]
+)
+async def test_axe_finds_nothing_serious(
+    fake: Backend, browser: Browser, scheme: str, size: dict[str, int] | None
+) -> None:
+    options = {"colorScheme": scheme, **({"viewport": size} if size else {})}
+    async with fake.serve(journal="memory") as server, looking(browser, server.url, **options) as page:
+        found = await page.axe()
+        await page.say(
+            directive("text", text=f"{MARKDOWN}\n> quoted\n\n[x] | b\n---|---\n1 | 2\n\n[link](https://example.com)")
+        )
+        await turns(page, 1)
+        await page.say(directive("bash", cmd="touch x"))
+        await page.click("[data-answer=edit]")
+        found += await page.axe()
+        await page.click("[data-answer=allow]")
+        await turns(page, 2)
+        for tab in ("running", "usage", "raw"):
+            await page.click(f"#tab-{tab}")
+            found += await page.axe()
+        await page.click("#tab-talk")
+        await page.click("#end")
+        await page.wait(".receipt")
+        found += await page.axe()
+        await page.click("#tab-history")
+        await page.click(".run")
+        await page.wait("#history .answer")
+        found += await page.axe()
+        wide = await page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+    assert found == []
+    assert wide
+
+
+async def test_all_is_done_by_keys_alone(fake: Backend, browser: Browser) -> None:
+    """Enter sends, Shift+Enter makes a line; a question is reached by one key; tabs go by arrows; focus is to be seen."""
+    async with fake.serve(journal="memory") as server, looking(browser, server.url) as page:
+        await page.call("focus", "#prompt")
+        await page.press("Control+A")
+        await page.call("keyboard.type", directive("bash", cmd="touch by-keys"))
+        await page.press("Shift+Enter")
+        await page.call("keyboard.type", "second line")
+        await page.press("Enter")
+        await page.wait("[data-answer=allow]")
+        await page.press("Alt+a")
+        assert await page.evaluate("document.activeElement.dataset.answer") == "allow"
+        assert await page.evaluate("getComputedStyle(document.activeElement).outlineStyle") == "solid"
+        await page.press("Enter")
+        await turns(page, 1)
+        assert (fake.cwd / "by-keys").exists()
+        assert "\nsecond line" in await page.text(".said p")
+        await page.call("focus", "#tab-talk")
+        await page.press("ArrowRight")
+        assert await page.evaluate("document.activeElement.id") == "tab-running"
+        await page.press("End")
+        assert await page.call("isVisible", "#raw")
+        await page.press("Home")
+        await page.call("focus", "#theme")
+        await page.press("Enter")
+        assert await page.evaluate("document.documentElement.dataset.theme") == "light"
+        await page.click("#end")
+        await page.wait(".receipt")

@@ -112,8 +112,14 @@ class Api:
         return json_response(200 if ready else 503, told)
 
     def _tell_notice(self, _request: Request) -> Response:
-        profile, asks = self._workplace.config.profile, self._entrance.asks
-        told = {"notice": self._notice, "profile": profile, "credentials": asks, "demo": self._demo}
+        config = self._workplace.config
+        told = {
+            "notice": self._notice,
+            "profile": config.profile,
+            "credentials": self._entrance.asks,
+            "demo": self._demo,
+            "grace": config.grace_max,
+        }
         return json_response(200, told)
 
     def _describe(self, _request: Request) -> Response:

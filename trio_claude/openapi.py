@@ -101,7 +101,7 @@ def _schemas() -> dict[str, Json]:
         "Stopping": record({"stopping": {"const": True}}),
         "Health": record({"ok": {"const": True}}),
         "Readiness": record({"ready": bool}, flags),
-        "Notice": record({"notice": str, "profile": str, "credentials": bool, "demo": bool}),
+        "Notice": record({"notice": str, "profile": str, "credentials": bool, "demo": bool, "grace": float}),
         "Ticket": record({"ticket": str, "seconds": {"const": LIFETIME}}),
     }
 

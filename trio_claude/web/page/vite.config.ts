@@ -1,4 +1,4 @@
-// Builds the page into ../dist: fixed names, nothing inline, and the licences of all that is bundled.
+// Builds the page into ../dist, beside the client: fixed names, nothing inline, and the licences of all that is bundled.
 import { readFileSync, readdirSync } from "node:fs";
 import { join } from "node:path";
 import { defineConfig, type Plugin } from "vite";

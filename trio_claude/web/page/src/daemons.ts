@@ -30,7 +30,7 @@ export function openDaemons(talk: Talk): void {
 function lead(talk: Talk): Script {
   let said = "";
   return {
-    onQuestion: (_request, name) => name === "Bash",
+    onQuestion: (name) => name === "Bash",
     onLine(line) {
       if (line.type === "user") said += output(line);
       if (line.type === "result") talk.end();

@@ -12,7 +12,8 @@ import { openTheme } from "./theme";
 interface Notice {
   notice: string;
   credentials: boolean;
-  demo?: boolean;
+  demo: boolean;
+  grace: number;
 }
 
 openTheme();
@@ -52,11 +53,12 @@ function openForm(): void {
 
 /** Learn what this server is; where it wants a key, ask for that first. */
 async function openDoor(): Promise<void> {
-  const { notice, credentials, demo } = (await (await fetch("/notice")).json()) as Notice;
+  const { notice, credentials, demo, grace } = (await (await fetch("/notice")).json()) as Notice;
   find("notice").textContent = notice;
   find("notice").hidden = !notice;
   find("demo").hidden = !demo;
   talk.onKeyWanted = wantKey;
+  talk.grace = grace;
   find("unlock").addEventListener("submit", (event) => {
     event.preventDefault();
     void useKey();

@@ -1,89 +1,111 @@
 // The conversation: one session at a time, from its first prompt to its receipt, over reloads and lost connections.
 // Rule: of a run that goes on the browser keeps its id and nothing else; a key stays in memory.
+import { openSession, TrioClaudeError, type GatewayEvent, type OpenOptions, type Session, type SessionEvent, type State } from "../../client/client";
 import { announce, find, h } from "./dom";
 import { keepFrame } from "./frames";
-import { Refused, Session, type Connection, type Item } from "./link";
+import { ApiRefused } from "./link";
 import { Meters } from "./meters";
 import { getRun, tell } from "./past";
 import type { Json } from "./tools";
 import { Transcript } from "./transcript";
 import { receiptWords, seconds } from "./words";
 
-/** Seconds for which a run waits for this page to come back, where the server allows so many. */
-const GRACE = 300;
 const KEPT = "run";
+/** Refusals that a better key would help against. */
+const KEY_CODES = new Set(["unauthorized", "credentials"]);
+const WAITING = "waiting for an answer";
+const STATES: Record<State | "idle", string> = {
+  idle: "not connected",
+  connecting: "connecting",
+  open: "connected",
+  lost: "connection lost: trying again",
+  back: "connected",
+  closed: "not connected",
+};
+const SETTLED: Record<string, string> = {
+  cancelled: "no longer asked",
+  timeout: "nobody answered in time: denied",
+  refused: "the answer was refused",
+};
 
 /** Something that leads a run in the user's place: the demonstration. */
 export interface Script {
-  onQuestion(request: string, name: string, input: Json): boolean;
+  onQuestion(name: string): boolean;
   onLine(line: Json): void;
   onEnded(said: Json): void;
 }
 
 export class Talk {
   key = "";
+  /** Seconds for which a run waits for this page to come back: what the server allows. */
+  grace = 0;
+  /** Called where the server wants a key, or another one. */
+  onKeyWanted: (why: string) => void = () => {};
   readonly transcript: Transcript;
   private readonly meters = new Meters();
   private session: Session | null = null;
+  /** Given up where another run takes the page. */
+  private opening: AbortController | null = null;
+  private state: State | "idle" = "idle";
   private owner = true;
   private busy = false;
   private stopping = false;
+  private last = 0;
+  private run = "";
+  private ended: Json | null = null;
   private waiting: string[] = [];
   private conversation = "";
   private resume = "";
   private script: Script | null = null;
-  private connection: Connection | "idle" = "idle";
-  /** Called with whether the server wants a key that it does not have. */
-  onKeyWanted: (why: string) => void = () => {};
 
   constructor() {
     const answers = {
-      allow: (id: string, input?: Json) => this.tryTo(() => this.session?.approve(id, input ? { updatedInput: input } : {})),
+      allow: (id: string, input?: Json) => this.tryTo(() => this.session?.approve(id, { updatedInput: input })),
       deny: (id: string, message: string) => this.tryTo(() => this.session?.deny(id, { message })),
     };
     this.transcript = new Transcript(find("transcript"), find("scroll"), () => (this.owner ? answers : null));
-    this.listen();
+    find<HTMLInputElement>("model").addEventListener("change", (event) => void this.choose((event.target as HTMLInputElement).value.trim()));
     this.show();
   }
 
+  /** Whether there is a run, or one is being opened. */
   get isLive(): boolean {
-    return this.session !== null;
+    return this.opening !== null;
   }
 
   /** Send a prompt: to the run there is, else to a new one. */
   send(text: string, script: Script | null = null): void {
-    if (this.session && !this.owner) return;
-    if (!this.session) this.begin(script);
+    if (this.isLive && !this.owner) return;
+    if (!this.isLive) this.begin(script);
     this.transcript.say(text);
     find("welcome").hidden = true;
-    if (this.session && this.session.run && this.connection === "connected") this.tryTo(() => this.session!.send(text));
+    if (this.session) this.tryTo(() => this.session?.send(text));
     else this.waiting.push(text);
-    this.setBusy(true, "waiting for an answer");
+    this.setBusy(true, WAITING);
   }
 
-  /** Come back to a run, or watch it. */
+  /** Come back to a run, or watch it: first what the journal has, then what comes. */
   async attach(run: string, as?: "owner" | "viewer"): Promise<void> {
     this.leave();
     this.fresh();
     find("welcome").hidden = true;
-    let after = 0;
+    this.owner = as !== "viewer";
+    const opening = this.claim();
     try {
       const row = await getRun(this.key, run);
       this.conversation = row.session ?? "";
-      after = await tell(this.key, row, this.transcript, (line, raw) => this.look(line, raw));
+      this.last = await tell(this.key, row, this.transcript, (line, raw) => this.look(line, raw));
     } catch (error) {
-      if (error instanceof Refused && error.code === "unauthorized") return this.onKeyWanted(error.message);
+      if (error instanceof ApiRefused && KEY_CODES.has(error.code)) return this.refuse(opening, error.message);
       this.transcript.note("What was said before is not kept by this server.");
     }
-    this.owner = as !== "viewer";
-    this.follow(new Session({ key: this.key, grace: GRACE, attach: { run, after, ...(as ? { as } : {}) }, onState: this.onState }));
+    await this.follow(opening, { attach: { run, after: this.last, ...(as && { as }) } });
   }
 
   /** Come back to the run that this tab had, if any. */
-  comeBack(): boolean {
+  comeBack(): void {
     const run = kept();
     if (run) void this.attach(run);
-    return !!run;
   }
 
   /** Go on with an earlier conversation: the next prompt does. */
@@ -93,96 +115,124 @@ export class Talk {
     find<HTMLTextAreaElement>("prompt").focus();
   }
 
+  /** Stop the turn; where that was asked for already, end the run now. */
   stop(): void {
     if (!this.session || !this.busy || !this.owner) return;
-    this.tryTo(() => this.session!.stop(this.stopping ? "kill" : "interrupt"));
+    this.tryTo(() => this.session?.stop(this.stopping ? "kill" : "interrupt"));
+    this.meters.state(this.stopping ? "ending it all now" : "stopping; once more ends the run now");
     this.stopping = true;
-    this.meters.state("stopping; again ends it all now");
     this.show();
   }
 
+  /** End the run behind the turn. */
   end(): void {
     this.tryTo(() => this.session?.stop("end"));
     this.meters.state("ending");
   }
 
-  /** Leave a run that is watched; one that is owned is ended by `end` alone. */
-  leave(): void {
-    const session = this.session;
-    this.session = null;
-    session?.close();
-  }
-
   // -- a run from its beginning ---------------------------------------------------------------------------------------
 
   private begin(script: Script | null): void {
-    if (!this.resume) this.fresh();
+    const resume = this.resume;
+    if (!resume) this.fresh();
+    this.ended = null;
+    this.last = 0;
+    this.resume = "";
     this.script = script;
     this.owner = true;
     find("proof").hidden = true;
     this.banner("");
     const model = find<HTMLInputElement>("model").value.trim();
-    const options = { partial: true, ...(model ? { model } : {}), ...(this.resume ? { resume: this.resume } : {}) };
-    this.resume = "";
-    const meta = find<HTMLInputElement>("meta").value;
-    this.follow(new Session({ key: this.key, meta, options, grace: GRACE, onState: this.onState }));
+    const options = { partial: true, ...(model && { model }), ...(resume && { resume }) };
+    void this.follow(this.claim(), { meta: find<HTMLInputElement>("meta").value, options });
   }
 
   private fresh(): void {
     this.transcript.clear();
     this.meters.reset();
     this.waiting = [];
-    this.script = null;
-    this.conversation = "";
+    this.script = this.ended = null;
+    this.conversation = this.run = this.resume = "";
     this.stopping = this.busy = false;
-    find("proof").hidden = true;
-    find("run").hidden = true;
+    this.last = 0;
+    find("proof").hidden = find("run").hidden = true;
     this.banner("");
   }
 
-  private async follow(session: Session): Promise<void> {
-    this.session = session;
+  private claim(): AbortController {
+    this.opening = new AbortController();
     this.show();
-    try {
-      for await (const item of session) if (session === this.session) this.take(item);
-    } catch (error) {
-      if (session === this.session) this.fail(error as Error);
-    }
-    if (session === this.session) this.over(session);
+    return this.opening;
   }
 
-  private take(item: Item): void {
-    if (item.type === "line") return this.takeLine(item.line, item.raw);
-    if (item.type === "approval") return this.takeQuestion(item);
-    keepFrame(JSON.stringify(item));
-    if (item.event === "started") this.started(item);
-    if (item.event === "attached") this.attached(item);
-    if (item.event === "queued") this.meters.state(`waiting for a free place: number ${item.position}`);
-    if (item.event === "gap") this.transcript.note(`Lines ${item.from} to ${item.to} can't be shown: nobody has them any more.`);
-    if (item.event === "refused") this.transcript.note(`Refused: ${item.error}`, "note fault");
-    if (item.event === "stderr") this.transcript.note(String(item.line), "note stderr");
-    if (item.event === "stalled") this.meters.state(`nothing has come for ${seconds(item.seconds * 1000)}`);
-    if (item.event === "denied") this.transcript.settle(item.request, "nobody answered in time: denied");
-    if (item.event === "ended") this.ended(item);
+  /** Leave for another run: what is owned goes on for its grace, if it has one. */
+  private leave(): void {
+    const session = this.session;
+    const going = this.opening;
+    this.session = this.opening = null;
+    if (!session) return going?.abort();
+    void (this.grace || !this.owner ? session.detach() : session.close()).catch(() => undefined);
+  }
+
+  /** Open a session and hear it to its end, as long as the page is on it. */
+  private async follow(opening: AbortController, how: OpenOptions): Promise<void> {
+    const isOn = () => this.opening === opening;
+    try {
+      const onState = (state: State) => isOn() && this.setState(state);
+      const onEvent = (event: GatewayEvent) => isOn() && event.event === "queued" && this.meters.state(`waiting for a free place: number ${event["position"]}`);
+      const key = this.key || undefined;
+      const session = await openSession({ ...how, key, grace: this.grace || undefined, signal: opening.signal, onState, onEvent });
+      if (!isOn()) return;
+      this.session = session;
+      for (const text of this.waiting.splice(0)) session.send(text);
+      for await (const event of session) {
+        if (!isOn()) return;
+        this.take(event);
+      }
+      if (isOn() && !this.ended && this.owner && this.run) return this.wasTaken();
+    } catch (error) {
+      if (isOn()) this.fail(opening, error);
+    }
+    if (isOn()) this.over();
+  }
+
+  private take(event: SessionEvent): void {
+    if (event.type === "line") return this.takeLine(event.line ?? { text: event.raw }, event.raw, event.n);
+    if (event.type === "settled") return this.transcript.settle(event.request_id, SETTLED[event.how]);
+    if (event.type === "gateway") return this.hear(event);
+    this.last = Math.max(this.last, event.n);
+    keepFrame(event.raw);
+    this.question(event.request_id, event.tool_name, event.input, event.tool_use_id);
+  }
+
+  private hear(said: Json): void {
+    keepFrame(JSON.stringify(said));
+    if (said.event === "started") this.started(said);
+    if (said.event === "attached") this.attached(said);
+    if (said.event === "gap") this.transcript.note(`Lines ${said.from} to ${said.to} can't be shown: nobody has them any more.`);
+    if (said.event === "refused") this.transcript.note(`Refused: ${said.error}`, "note fault");
+    if (said.event === "stderr") this.transcript.note(String(said.line), "note stderr");
+    if (said.event === "stalled") this.meters.state(`nothing has come for ${seconds(said.seconds * 1000)}`);
+    if (said.event === "ended") this.takeEnd(said);
   }
 
   private started(said: Json): void {
     this.conversation = said.session;
     keep(said.run);
     this.showRun(said.run);
-    for (const text of this.waiting.splice(0)) this.tryTo(() => this.session!.send(text));
   }
 
   private attached(said: Json): void {
     this.owner = said.role === "owner";
-    if (this.owner && !said.ended) keep(said.run);
     this.showRun(said.run);
-    if (!said.ended) this.setBusy(this.busy, this.busy ? "the turn goes on" : "ready", false);
-    if (!this.owner && !said.ended) this.offer("You watch this run; another page owns it.", "Take over", () => void this.attach(said.run, "owner"));
-    for (const text of this.waiting.splice(0)) this.tryTo(() => this.session!.send(text));
+    if (said.ended) return;
+    if (this.owner) keep(said.run);
+    else this.offer("You watch this run; another page leads it.", "Take over", () => void this.attach(said.run, "owner"));
+    this.setBusy(this.busy, this.busy ? "the turn goes on" : "ready", false);
   }
 
-  private takeLine(line: Json, raw: string): void {
+  private takeLine(line: Json, raw: string, n: number): void {
+    this.last = n;
     this.transcript.take(line);
     this.look(line, raw);
     this.script?.onLine(line);
@@ -197,107 +247,136 @@ export class Talk {
       this.setBusy(false, "ready");
       announce("The answer is complete.");
     } else if (line.type === "assistant") this.setBusy(true, phase(line));
-    else if (line.type === "user") this.setBusy(true, "waiting for an answer");
+    else if (line.type === "user") this.setBusy(true, WAITING);
     else if (line.type === "stream_event" && line.event?.type === "content_block_start") this.setBusy(true, "writing");
-    else if (line.type === "system" && line.subtype === "init") this.setBusy(true, "waiting for an answer");
+    else if (line.type === "system" && line.subtype === "init") this.setBusy(true, WAITING);
   }
 
-  private takeQuestion(item: Item & { type: "approval" }): void {
-    this.transcript.ask(item.request_id, item.tool_name, item.input, item.tool);
-    if (this.script?.onQuestion(item.request_id, item.tool_name, item.input)) {
-      this.tryTo(() => this.session!.approve(item.request_id));
-      return this.transcript.settle(item.request_id, "allowed by the demonstration's button");
+  private question(request: string, name: string, input: Json, tool?: string): void {
+    this.transcript.ask(request, name, input, tool);
+    if (this.script?.onQuestion(name)) {
+      this.tryTo(() => this.session?.approve(request));
+      return this.transcript.settle(request, "allowed by the demonstration's button");
     }
-    this.meters.state(this.owner ? `asks you: may ${item.tool_name} run?` : `asks whether ${item.tool_name} may run`);
-    announce(`Claude asks whether ${item.tool_name} may run. Alt A goes to the question.`);
+    this.meters.state(this.owner ? `asks you: may ${name} run?` : `asks whether ${name} may run`);
+    announce(`Claude asks whether ${name} may run. Alt A goes to the question.`);
   }
 
-  private ended(said: Json): void {
+  // -- its end --------------------------------------------------------------------------------------------------------
+
+  private takeEnd(said: Json): void {
+    this.ended = said;
     forget();
-    const receipt = said.receipt;
+    const { receipt } = said;
     const words = receipt ? receiptWords(receipt) : "no receipt";
     const how = said.exit_status == null ? said.reason : `${said.reason} ${said.exit_status}`;
     const more = receipt ? `${how} · ${seconds(receipt.ms)} · held by ${receipt.containment}` : how;
-    const clean = receipt?.survivors === 0;
     this.transcript.end();
-    this.transcript.add(h("div", { class: "receipt", "data-clean": String(clean) }, h("strong", {}, words), h("span", {}, more)));
+    this.transcript.add(h("div", { class: "receipt", "data-clean": String(receipt?.survivors === 0) }, h("strong", {}, words), h("span", {}, more)));
     if (said.error) this.transcript.note(String(said.error), "note fault");
     this.setBusy(false, `ended: ${how}`);
     announce(`The run has ended: ${words}.`);
     this.script?.onEnded(said);
-    if (said.reason === "node-lost") this.lostServer("The server was started anew, and the run ended with it.");
-    else if (this.conversation) this.offerGoOn("The run is over. A prompt begins a new one.");
+    if (said.reason === "node-lost") this.gone("The run is gone: the server was started anew.");
+    else this.offerGoOn("The run is over. A prompt begins a new one.");
   }
 
-  private fail(error: Error): void {
-    const code = error instanceof Refused ? error.code : "";
-    if (code === "unauthorized") return this.onKeyWanted(error.message);
-    if (this.session?.run && this.session.hello && code !== "rate") forget();
-    if (code === "lost" || (this.session?.run && code !== "rate")) return this.lostServer(gone(error.message));
-    this.transcript.note(`Refused: ${error.message}`, "note fault");
-    this.meters.state("refused");
-  }
-
-  private over(session: Session): void {
-    session.close();
-    this.session = null;
-    this.waiting = [];
-    this.script = null;
-    this.transcript.end();
-    this.setBusy(false, find("state").textContent ?? "");
-    if (find("state").textContent === "waiting for an answer") this.meters.state("ready");
-    this.connection = "idle";
-    this.show();
-  }
-
-  private lostServer(why: string): void {
+  /** Take that another page leads the run now: go on watching. */
+  private wasTaken(): void {
+    this.owner = false;
     forget();
-    this.meters.state("the run is gone");
+    this.session = null;
+    const attach = { run: this.run, after: this.last, as: "viewer" as const };
+    void this.follow(this.claim(), { attach });
+  }
+
+  private fail(opening: AbortController, error: unknown): void {
+    if (this.ended) return; // it has said so itself
+    const code = error instanceof TrioClaudeError ? error.code : "";
+    const why = error instanceof Error ? error.message : String(error);
+    if (KEY_CODES.has(code)) return this.refuse(opening, why);
+    const run = this.run || kept();
+    if (run && why.startsWith("there is no run")) return this.gone("The run is gone: the server was started anew, or the time to come back is over.");
+    if (run) return this.gone(why);
+    this.transcript.note(`Refused: ${why}`, "note fault");
+    this.setBusy(false, "refused");
+  }
+
+  private refuse(opening: AbortController, why: string): void {
+    if (this.opening !== opening) return;
+    this.over();
+    this.onKeyWanted(why);
+  }
+
+  private gone(why: string): void {
+    forget();
+    this.setBusy(false, "the run is gone");
     this.transcript.note(why, "note fault");
-    if (this.conversation) this.offerGoOn(why);
+    this.offerGoOn(why);
+  }
+
+  private over(): void {
+    this.session = this.opening = this.script = null;
+    this.waiting = [];
+    this.transcript.end();
+    this.state = "idle";
+    if (this.busy) this.setBusy(false, "ready");
+    this.show();
   }
 
   // -- what the page shows --------------------------------------------------------------------------------------------
 
-  private readonly onState = (state: Connection, why: string): void => {
-    const came = this.connection === "reconnecting" && state === "connected";
-    this.connection = state;
-    if (came) announce("The connection is back.");
-    if (state === "reconnecting" && why) announce("The connection is lost; trying again.");
-    this.show();
-  };
+  private async choose(model: string): Promise<void> {
+    if (!this.session || !this.owner) return;
+    try {
+      await this.session.setModel(model || null);
+      this.transcript.note(model ? `From now on: ${model}.` : "From now on: the CLI's own model.");
+    } catch (error) {
+      this.transcript.note(`The model stays: ${(error as Error).message}`, "note fault");
+    }
+  }
 
-  private setBusy(on: boolean, state: string, seen = true): void {
-    this.busy = on;
-    this.meters.turn(on, seen);
-    if (!this.stopping || !on) this.meters.state(state);
+  private setState(state: State): void {
+    this.state = state;
+    if (state === "back") announce("The connection is back.");
+    if (state === "lost") announce("The connection is lost; trying again.");
     this.show();
   }
 
+  private setBusy(on: boolean, state: string, seen = true): void {
+    const changed = this.busy !== on;
+    this.busy = on;
+    this.meters.turn(on, seen);
+    if (!this.stopping || !on) this.meters.state(state);
+    if (changed) this.show();
+  }
+
   private show(): void {
-    const here = this.connection === "connected";
-    const names = { idle: "not connected", connecting: "connecting", connected: "connected", reconnecting: "connection lost: trying again", closed: "not connected" };
+    const here = this.state === "open" || this.state === "back";
     const link = find("link");
-    link.textContent = this.owner || !here ? names[this.connection] : "watching";
-    link.dataset.state = this.connection;
+    link.textContent = this.owner || !here ? STATES[this.state] : "watching";
+    link.dataset.state = this.state;
     const live = this.isLive;
-    set("send", live && !this.owner);
-    set("stop", !(live && this.busy && this.owner && here));
-    set("end", !(live && this.owner && here));
-    set("meta", live);
-    set("daemons", live);
+    const leads = live && this.owner && this.session !== null;
+    for (const id of ["meta", "daemons"]) find<HTMLInputElement>(id).disabled = live;
+    find<HTMLButtonElement>("send").disabled = live && !this.owner;
+    find<HTMLButtonElement>("stop").disabled = !(leads && this.busy);
+    find<HTMLButtonElement>("end").disabled = !leads;
     find("stop").textContent = this.stopping ? "Kill" : "Stop";
   }
 
   private showRun(run: string): void {
+    this.run = run;
     find("run").hidden = false;
     find("run").textContent = `run ${run.slice(0, 8)}`;
     find("run").title = run;
+    this.show();
   }
 
   private offerGoOn(why: string): void {
     const conversation = this.conversation;
-    this.offer(why, "Go on with this conversation", () => this.goOn(conversation));
+    if (conversation) this.offer(why, "Go on with this conversation", () => this.goOn(conversation));
+    else this.banner(why);
   }
 
   private offer(text: string, what: string, act: () => void): void {
@@ -319,28 +398,11 @@ export class Talk {
       this.transcript.note((error as Error).message, "note fault");
     }
   }
-
-  private listen(): void {
-    find<HTMLInputElement>("model").addEventListener("change", (event) => {
-      const model = (event.target as HTMLInputElement).value.trim();
-      if (!this.session || !this.owner) return;
-      this.tryTo(() => this.session!.setModel(model));
-      this.transcript.note(model ? `From now on: ${model}.` : "From now on: the CLI's own model.");
-    });
-  }
-}
-
-function set(id: string, disabled: boolean): void {
-  find<HTMLButtonElement>(id).disabled = disabled;
 }
 
 function phase(line: Json): string {
   const tools = (line.message?.content ?? []).filter((block: Json) => block.type === "tool_use");
   return tools.length ? `running ${tools.map((block: Json) => block.name).join(", ")}`.slice(0, 80) : "writing";
-}
-
-function gone(why: string): string {
-  return why.startsWith("there is no run") ? "This run is gone: the server was started anew, or the time to come back is over." : why;
 }
 
 function keep(run: string): void {
@@ -355,4 +417,3 @@ function kept(): string | null {
 function forget(): void {
   sessionStorage.removeItem(KEPT);
 }
-

@@ -194,14 +194,16 @@ async def test_wscat_shows_the_lines(cli: Backend, modules: Path, tmp_path: Path
 @pytest.mark.node
 @pytest.mark.browser
 async def test_the_demo_page_sends_a_prompt_and_shows_the_answer(cli: Backend, modules: Path, tmp_path: Path) -> None:
-    """The page works under its own policy: the form sends, the answer and the close are shown, nothing is refused."""
+    """The page works under its own policy: the form sends, answer and receipt are shown, nothing is refused."""
     async with serve_as_printed(cli) as server:
         given = {"prompt": "Hello from the page", "meta": "PAGE-1"}
         seen = await browse(modules, tmp_path, "demo", f"{server.url}/ws-demo.html", given)
     assert seen["errors"] == []
     assert seen["title"] == "trio-claude"
     assert seen["answer"].strip() == ANSWER
-    assert seen["state"].startswith("closed 1000: exit 0; ")
-    assert kinds(seen["frames"]) == ["info", "system", "message", "result"]
+    assert seen["state"] == "ended: exit 0"
+    assert "1 process, 0 left" in seen["receipt"]
+    said = [kind for kind in kinds(seen["frames"]) if kind not in ("gateway", "stream_event")]
+    assert [said[0], *said[-2:]] == ["system", "assistant", "result"]
     assert (seen["canSend"], seen["canStop"]) == (True, False)
     assert [(run.meta, run.outcome.reason) for run in cli.ended] == [("PAGE-1", Reason.EXIT)]

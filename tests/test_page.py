@@ -17,7 +17,7 @@ from harness import Backend, call, directive, until
 from pages import Browser, Page
 from program import environ, serving
 
-from trio_claude.api import PAGES, POLICY
+from trio_claude.api import POLICY
 from trio_claude.errors import Reason
 from trio_claude.server import Server
 

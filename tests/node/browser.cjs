@@ -15,19 +15,23 @@ const ARGS = [
 ];
 
 const scenes = {
-  // Fill in the form of the demonstration page, send it, and read the page once the connection is closed.
-  async demo(page, { prompt, meta, key }) {
+  // Fill in the form of the page, send it, end the run behind the answer, and read the page once it is over.
+  async demo(page, { prompt, meta }) {
     const text = (selector) => page.locator(selector).innerText();
     const title = await page.title();
-    if (key) await page.fill("#key", key);
     await page.fill("#prompt", prompt);
     await page.fill("#meta", meta);
     await page.click("#send");
-    await page.waitForFunction(() => /^(closed|refused)/.test(document.getElementById("state").textContent));
+    await page.waitForSelector(".turn-end");
+    await page.click("#end");
+    await page.waitForSelector(".receipt");
+    const [answer, state, receipt] = [await text(".answer"), await text("#state"), await text(".receipt")];
+    await page.click("#tab-raw");
     return {
       title,
-      answer: await text("#answer"),
-      state: await text("#state"),
+      answer,
+      state,
+      receipt,
       frames: await page.locator("#frames > div").allInnerTexts(),
       canSend: await page.isEnabled("#send"),
       canStop: await page.isEnabled("#stop"),

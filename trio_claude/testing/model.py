@@ -295,7 +295,8 @@ def _hang(_directive: Directive) -> Answer:
 
 _ANSWERS: dict[str, Callable[[Directive], Answer]] = {
     "text": _text, "slow": _slow, "many": _many, "bigtext": _bigtext, "think": _think, "bash": _bash, "tool": _tool,
-    "tools": _tools, "daemons": _daemons, "err": _err, "miderr": _miderr, "stall": _stall, "hang": _hang, "reset": _reset,
+    "tools": _tools, "daemons": _daemons, "err": _err, "miderr": _miderr, "stall": _stall, "hang": _hang,
+    "reset": _reset,
 }  # fmt: skip
 
 

@@ -22,6 +22,8 @@ import { atFrame, copyButton, h } from "./dom";
 
 /** Characters of one block; a longer paragraph is cut at a space and goes on in a next one. */
 const BLOCK_LIMIT = 8192;
+/** Characters of one answer that are shown; the history has all. */
+const ANSWER_LIMIT = 1_000_000;
 /** Characters of code that are coloured; while it still comes, and once it is there. */
 const COLOURED_OPEN = 4096;
 const COLOURED = 65_536;
@@ -106,8 +108,9 @@ export class MarkdownStream {
   }
 
   add(text: string): void {
+    const room = ANSWER_LIMIT - this.text.length;
     this.text += text;
-    this.tail += text;
+    this.tail += text.slice(0, Math.max(0, room));
     atFrame(this.draw);
   }
 
@@ -115,7 +118,11 @@ export class MarkdownStream {
   finish(text = this.text): void {
     if (text !== this.text) {
       this.element.replaceChildren(this.last);
-      this.text = this.tail = text;
+      this.text = text;
+      this.tail = text.slice(0, ANSWER_LIMIT);
+    }
+    if (text.length > ANSWER_LIMIT && !this.done) {
+      this.element.append(h("p", { class: "note" }, `${text.length - ANSWER_LIMIT} more characters are not shown; the history has all.`));
     }
     this.done = true;
     atFrame(this.draw);
@@ -139,10 +146,10 @@ export class MarkdownStream {
   private drawLast(tokens: Token[]): void {
     let at = 0;
     while (tokens[0]?.type === "paragraph" && this.tail.length - at > BLOCK_LIMIT) {
-      const cut = this.tail.lastIndexOf(" ", at + BLOCK_LIMIT);
-      if (cut <= at) break;
+      const space = this.tail.lastIndexOf(" ", at + BLOCK_LIMIT);
+      const cut = space > at ? space : at + BLOCK_LIMIT;
       this.last.before(render(marked.lexer(this.tail.slice(at, cut))));
-      at = cut + 1;
+      at = space > at ? cut + 1 : cut;
     }
     this.tail = this.tail.slice(at);
     this.last.replaceChildren(render(at ? marked.lexer(this.tail) : tokens, true));

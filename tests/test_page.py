@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 import trio
+from cutter import open_cutter
 from harness import Backend, call, directive, until
 from pages import Browser, Page
 from program import environ, serving
@@ -183,6 +184,25 @@ async def test_a_reload_in_mid_run_shows_every_line_once(real: Backend, browser:
     assert len(real.ended) == 1
 
 
+async def test_a_broken_connection_comes_back_by_itself(fake: Backend, browser: Browser) -> None:
+    """Each line once, nothing said again; meanwhile the page says that it tries."""
+    async with fake.serve(journal="memory") as server, open_cutter(server.port) as cutter:
+        async with looking_at_death(browser, cutter.url) as page:
+            await page.say(directive("slow", n=40, ms=50))
+            await page.wait_text(".answer", "tok3")
+            cutter.open = False
+            cutter.cut()
+            await page.wait_text("#link", "connection lost")
+            cutter.open = True
+            await page.wait_text("#link", "connected")
+            await turns(page, 1)
+            assert await page.texts(".answer") == ["".join(f"tok{number} " for number in range(40)).strip()]
+            assert len(await page.texts(".said")) == 1
+            await page.click("#end")
+            await page.wait(".receipt")
+    assert len(fake.ended) == 1
+
+
 @pytest.mark.real_cli
 async def test_a_server_that_dies_is_told_of_and_the_conversation_goes_on(real: Backend, browser: Browser) -> None:
     async with serving("serve", "--port", "0", "--journal", "none", env=environ(real)) as (process, url):
@@ -210,7 +230,7 @@ async def looking_at_death(browser: Browser, url: str) -> AsyncIterator[Page]:
     async with browser.open(f"{url}/") as page:
         yield page
         seen = await page.seen()
-    assert [one for one in seen["errors"] if "ERR_CONNECTION_REFUSED" not in one and "WebSocket" not in one] == []
+    assert [one for one in seen["errors"] if "net::ERR_" not in one and "WebSocket" not in one] == []
 
 
 # -- keys, tabs, runs -------------------------------------------------------------------------------------------------
@@ -382,10 +402,24 @@ async def test_nothing_that_a_run_says_runs_or_loads(real: Backend, browser: Bro
         await look_harmless(page, "#history")
 
 
-async def look_harmless(page: Page, panel: str) -> None:
+async def test_what_is_said_beside_the_answer_is_text(fake: Backend, browser: Browser) -> None:
+    """Lines of stderr, lines that are no JSON, and the error at the end."""
+    async with fake.serve(journal="memory") as server, looking(browser, server.url) as page:
+        await page.say(directive("stderr", text=BAD) + directive("raw", text=f"{BAD}\n") + directive("exit", status=3))
+        await page.wait(".receipt")
+        assert (await page.texts("#transcript .note")).count(BAD) == 2
+        assert "status 3" in await page.text(".note.fault")
+        await make_nothing(page, "#talk")
+
+
+async def make_nothing(page: Page, panel: str) -> None:
     assert await page.evaluate("globalThis.hacked") is None
     made = f"{panel} :is(script, style, iframe, svg, form form, img, object, embed, [onerror], [onload], [onfocus], [style])"
     assert await page.evaluate(f"document.querySelectorAll('{made}').length") == 0
+
+
+async def look_harmless(page: Page, panel: str) -> None:
+    await make_nothing(page, panel)
     links = await page.evaluate(
         f"[...document.querySelectorAll('{panel} .answer a[href]')].map((one) => [one.href, one.rel, one.target])"
     )

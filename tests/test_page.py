@@ -18,7 +18,7 @@ from harness import Backend, call, directive, until
 from pages import Browser, Page
 from program import environ, serving
 
-from trio_claude.api import POLICY
+from trio_claude.api import POLICY, takes_gzip
 from trio_claude.errors import Reason
 from trio_claude.server import Server
 
@@ -76,6 +76,23 @@ async def call_gzip(server: Server, path: str) -> tuple[int, dict[str, str], byt
     headers = dict(line.lower().split(": ", 1) for line in head.decode().split("\r\n")[1:])
     headers["vary"] = headers["vary"].title()
     return int(head.split()[1]), headers, body
+
+
+@pytest.mark.parametrize(
+    ("accepted", "taken"),
+    [
+        ("gzip", True),
+        ("br, GZIP;q=0.5", True),
+        ("gzip ; q=1", True),
+        ("", False),
+        ("br", False),
+        ("gzip;q=0", False),
+        ("gzip; q=0.000", False),
+        ("x-gzip", False),
+    ],
+)
+def test_who_takes_gzip(accepted: str, taken: bool) -> None:
+    assert takes_gzip(accepted) is taken
 
 
 def test_the_bundle_brings_its_licences() -> None:
@@ -154,9 +171,11 @@ async def test_escape_stops_a_turn_and_a_second_stop_the_run(real: Backend, brow
         assert "tok3" in await page.text(".answer")
         await page.say(directive("hang"))
         await page.until("document.getElementById('state').innerText.startsWith('waiting for an answer')")
-        await page.click("#stop")
-        await page.click("#stop")
+        await page.evaluate(
+            "[1, 2].forEach(() => document.getElementById('stop').click())"
+        )  # before any answer to the first
         await page.wait_text(".receipt", "0 left")
+        assert (await page.text("#state")).startswith("ended: stopped")
     assert [run.outcome.receipt.survivors for run in real.ended] == [0]
 
 

@@ -68,7 +68,8 @@ function prove(processes: Process[], receipt: Receipt | null): void {
 }
 
 function sides(receipt: Receipt, missed: number, all: number): HTMLElement {
-  const here = side("here", receipt.survivors == null ? "?" : String(receipt.survivors), "left by trio-claude", `The receipt: ${receiptWords(receipt)}.`);
+  const kind = receipt.survivors === 0 ? "here" : "usual";
+  const here = side(kind, receipt.survivors == null ? "?" : String(receipt.survivors), "left by trio-claude", `The receipt: ${receiptWords(receipt)}.`);
   const told = `killpg ends the CLI's own process group; ${missed} of these ${all} are not in it.`;
   return h("div", { class: "sides" }, here, side("usual", String(missed), "a killpg would have left", told));
 }

@@ -2,7 +2,8 @@
 import { atFrame, copyButton, find, h } from "./dom";
 
 export const FRAMES_KEPT = 2000;
-/** Characters of one frame that are shown. */
+/** Characters of one frame that are kept, and that are shown. */
+const FRAME_KEPT = 16_384;
 const SHOWN = 4000;
 
 const kept: string[] = [];
@@ -23,10 +24,16 @@ export function openFrames(): void {
 
 /** Keep a frame. */
 export function keepFrame(text: string): void {
-  kept.push(text);
+  kept.push(text.length > FRAME_KEPT ? cut(text) : text);
   total += 1;
   if (kept.length > FRAMES_KEPT * 1.5) kept.splice(0, kept.length - FRAMES_KEPT);
   if (!find("raw").hidden) atFrame(draw);
+}
+
+/** Return the beginning of a long frame, as text of its own: a slice would keep the whole in memory. */
+function cut(text: string): string {
+  const begun = new TextDecoder().decode(new TextEncoder().encode(text.slice(0, FRAME_KEPT)));
+  return `${begun} … ${text.length - FRAME_KEPT} more characters`;
 }
 
 /** Show what has come since. */

@@ -210,6 +210,7 @@ export class Talk {
     if (said.event === "started") this.started(said);
     if (said.event === "attached") this.attached(said);
     if (said.event === "gap") this.transcript.note(`Lines ${said.from} to ${said.to} can't be shown: nobody has them any more.`);
+    if (said.event === "unfinished") this.transcript.note(`The last turn was cut off. What there was of its answer: ${said.text || "nothing"}`);
     if (said.event === "refused") this.transcript.note(`Refused: ${said.error}`, "note fault");
     if (said.event === "stderr") this.transcript.note(String(said.line), "note stderr");
     if (said.event === "stalled") this.meters.state(`nothing has come for ${seconds(said.seconds * 1000)}`);

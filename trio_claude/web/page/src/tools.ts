@@ -50,7 +50,7 @@ export class ToolCard {
     this.settle();
     this.setState(failed ? "failed" : "done", `${failed ? "failed" : "done"}${took}`);
     const shown = h("pre", { tabindex: "0", "aria-label": "Output" }, limited(text) || "(nothing)");
-    const head = h("div", { class: "part-head" }, h("h4", {}, "Output"), copyButton(() => text));
+    const head = h("div", { class: "part-head" }, h("h4", {}, "Output"), copyButton(() => shown.textContent ?? ""));
     this.output.replaceChildren(head, shown);
     this.output.hidden = false;
   }

@@ -107,7 +107,7 @@ def test_the_bundle_brings_its_licences() -> None:
 
 # -- a conversation ---------------------------------------------------------------------------------------------------
 
-MARKDOWN = "# Head\n\nSome **bold** and `code`.\n\n```python\ndef add(a):\n    return a + 1\n```\n\n- one\n- two\n"
+MARKDOWN = "# Head\n\nSome **bold** and `code`.\n\n```python\ndef add(a):\n    return a + 1\n```\n\n- one\n- two\n\n3. [x] three\n"
 
 
 @pytest.mark.real_cli
@@ -119,7 +119,8 @@ async def test_a_conversation_from_prompt_to_receipt(real: Backend, browser: Bro
     ):
         await page.say(directive("text", text=MARKDOWN, deltas=20))
         await turns(page, 1)
-        assert await page.texts(".answer h1, .answer strong, .answer li") == ["Head", "bold", "one", "two"]
+        assert await page.texts(".answer h1, .answer strong, .answer li") == ["Head", "bold", "one", "two", "three"]
+        assert await page.call("isChecked", ".answer ol[start='3'] input[type=checkbox]")
         assert "return" in await page.texts(".answer .hljs-keyword")
         await page.click(".answer .copy")
         await page.wait_text(".answer .copy", "Copied")

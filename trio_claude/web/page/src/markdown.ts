@@ -62,6 +62,7 @@ const FENCE = {
   ).split(" "),
   ALLOWED_ATTR: ["href", "title", "class", "align", "start", "type", "checked", "disabled", "src", "alt"],
   ALLOWED_URI_REGEXP: /^(?:https?|mailto):/i,
+  ADD_URI_SAFE_ATTR: ["align", "start", "type", "checked", "disabled"],
   ALLOW_DATA_ATTR: false,
   RETURN_DOM_FRAGMENT: true as const,
 };

@@ -16,6 +16,9 @@ interface Notice {
   grace: number;
 }
 
+/** Seconds for which a run waits for a page at the most: who has closed it comes back no more. */
+const COMING_BACK = 60;
+
 openTheme();
 openTabs();
 openFrames();
@@ -58,7 +61,7 @@ async function openDoor(): Promise<void> {
   find("notice").hidden = !notice;
   find("demo").hidden = !demo;
   talk.onKeyWanted = wantKey;
-  talk.grace = grace;
+  talk.grace = Math.min(grace, COMING_BACK);
   find("unlock").addEventListener("submit", (event) => {
     event.preventDefault();
     void useKey();

@@ -37,7 +37,7 @@ export interface Script {
 
 export class Talk {
   key = "";
-  /** Seconds for which a run waits for this page to come back: what the server allows. */
+  /** Seconds for which a run waits for this page to come back. */
   grace = 0;
   /** Called where the server wants a key, or another one. */
   onKeyWanted: (why: string) => void = () => {};

@@ -25,7 +25,7 @@ globalThis.mount = (given) => {
 };
 globalThis.until = async (check) => {
   for (let tries = 0; !check(); tries += 1) {
-    if (tries > 1000) throw new Error(`never: ${check}`);
+    if (tries > 4000) throw new Error(`never: ${check}`);
     await new Promise((resolve) => setTimeout(resolve, 10));
   }
 };

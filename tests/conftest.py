@@ -40,18 +40,17 @@ def _no_namespace() -> str | None:
     return trio.run(look)
 
 
+PROGRAMS = {
+    "node": ("node", "npm"), "browser": ("chromium",), "tmux": ("tmux",), "sandbox": ("bwrap",), "zsh": ("zsh",),
+}  # fmt: skip
+
+
 def _missing(marker: str) -> str | None:
     """Return why a real part can't be used, None where it can."""
     if marker == "real_cli" and real_cli() is None:
         return "the Claude CLI is not installed: pip install 'trio-claude[claude]'"
-    if marker == "node" and not (shutil.which("node") and shutil.which("npm")):
-        return "Node.js and npm are not installed"
-    if marker == "browser" and not shutil.which("chromium"):
-        return "Chromium is not installed"
-    if marker == "tmux" and not shutil.which("tmux"):
-        return "tmux is not installed"
-    if marker == "sandbox" and not shutil.which("bwrap"):
-        return "bubblewrap is not installed"
+    if lacking := [program for program in PROGRAMS.get(marker, ()) if not shutil.which(program)]:
+        return f"not installed: {', '.join(lacking)}"
     if marker == "namespace":
         return _no_namespace()
     if marker == "netns" and not _works("unshare", "--net", "ip", "link"):
@@ -64,7 +63,7 @@ def _missing(marker: str) -> str | None:
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
-    for marker in ("real_cli", "node", "browser", "netns", "root", "sandbox", "cgroup", "namespace", "tmux"):
+    for marker in ("real_cli", "node", "browser", "netns", "root", "sandbox", "cgroup", "namespace", "tmux", "zsh"):
         if item.get_closest_marker(marker) and (why := _missing(marker)):
             if REQUIRED:
                 pytest.fail(f"required in CI: {why}")

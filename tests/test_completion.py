@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import os
+import pty
 import re
+import select
 import shlex
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -132,6 +135,47 @@ def test_each_script_names_the_program_and_is_good_where_its_shell_is(folder: Pa
     assert b"trio-claude" in told.stdout
     if program := shutil.which(shell):
         assert subprocess.run([program, "-n", str(path)], capture_output=True, check=True).stderr == b""
+
+
+def press(zsh: int, text: str, awaited: str, seconds: float = 20) -> str:
+    """Type into a terminal; return what it shows from then on, up to what is awaited."""
+    os.write(zsh, text.encode())
+    shown, until = "", time.monotonic() + seconds
+    while awaited not in shown:
+        ready, _, _ = select.select([zsh], [], [], max(0, until - time.monotonic()))
+        assert ready, f"{awaited!r} does not come: {shown!r}"
+        shown += os.read(zsh, 4096).decode(errors="replace")
+    return shown
+
+
+@pytest.mark.zsh
+def test_a_real_zsh_completes(script: Path) -> None:
+    path = script.parent / "completion.zsh"
+    path.write_bytes(
+        subprocess.run(
+            [sys.executable, "-m", "trio_claude", "completion", "zsh"], capture_output=True, check=True
+        ).stdout
+    )
+    env = {
+        "PATH": f"{script.parent / 'bin'}:{os.environ['PATH']}",
+        "HOME": str(script.parent),
+        "TERM": "dumb",
+        "PS1": "at ",
+        "ZDOTDIR": str(script.parent),
+    }
+    ours, theirs = pty.openpty()
+    with subprocess.Popen(
+        ["zsh", "-f", "-i"], stdin=theirs, stdout=theirs, stderr=theirs, env=env, start_new_session=True
+    ) as zsh:
+        os.close(theirs)
+        try:
+            press(ours, f"autoload -Uz compinit && compinit -u -D && source {path} && echo re''ady\n", "ready")
+            press(ours, "trio-claude compl\t", "completion")
+            press(ours, "z\t", "zsh")
+            press(ours, "\x15trio-claude batch --conc\t", "--concurrency")
+        finally:
+            zsh.kill()
+            os.close(ours)
 
 
 def test_completing_imports_no_loop_and_no_http(script: Path) -> None:

@@ -210,7 +210,7 @@ export class Session implements AsyncIterable<SessionEvent> {
       } catch {
         // there is no connection, and without a grace the run is over with it
       }
-        return this.leave();
+      return this.leave();
     }
     this.isLeaving = true;
     this.link.leave();

@@ -48,7 +48,10 @@ PIECE_CHARS = 40
 """How much of a tool's input comes in one delta."""
 LONGEST_SECONDS = 3_600_000
 DAEMONS = r"""tell() {
-  if [ -r "/proc/$2/stat" ]; then read -r stat < "/proc/$2/stat"; set -- "$1" "$2" $(echo "${stat##*)}"); echo "$1 $2 $5 $6"
+  if [ -r "/proc/$2/stat" ]; then
+    read -r stat < "/proc/$2/stat"
+    set -- "$1" "$2" $(echo "${stat##*)}") # zsh splits no bare variable
+    echo "$1 $2 $5 $6"
   else echo "$1" "$2" $(ps -o pgid= -p "$2") 0; fi
 }
 own=$(command -v setsid)

@@ -41,7 +41,7 @@ def _no_namespace() -> str | None:
 
 
 PROGRAMS = {
-    "node": ("node", "npm"), "browser": ("chromium",), "tmux": ("tmux",), "sandbox": ("bwrap",), "zsh": ("zsh",),
+    "node": ("node", "npm"), "browser": ("chromium",), "tmux": ("tmux",), "sandbox": ("bwrap",), "zsh": ("zsh",), "nginx": ("nginx",),
 }  # fmt: skip
 
 
@@ -63,7 +63,19 @@ def _missing(marker: str) -> str | None:
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
-    for marker in ("real_cli", "node", "browser", "netns", "root", "sandbox", "cgroup", "namespace", "tmux", "zsh"):
+    for marker in (
+        "real_cli",
+        "node",
+        "browser",
+        "netns",
+        "root",
+        "sandbox",
+        "cgroup",
+        "namespace",
+        "tmux",
+        "zsh",
+        "nginx",
+    ):
         if item.get_closest_marker(marker) and (why := _missing(marker)):
             if REQUIRED:
                 pytest.fail(f"required in CI: {why}")

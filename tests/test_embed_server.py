@@ -12,6 +12,7 @@ import threading
 import warnings
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import attrs
 import pytest
@@ -28,10 +29,9 @@ PAGE = Path(__file__).parents[1] / "docs" / "embedding.md"
 TREE = directive("tree", kinds=["setsid", "double_fork", "ignore_term"], seconds=60, then="stay")
 
 
-def config(fake: Backend, **more: object) -> Config:
-    return Config(
-        **{"port": 0, "cli": fake.program, "cwd": str(fake.cwd), "env": ("TCT_BACKEND",), "drain_timeout": 0, **more}  # type: ignore[arg-type]
-    )
+def config(fake: Backend, **more: Any) -> Config:
+    own: dict[str, Any] = {"port": 0, "cli": fake.program, "cwd": str(fake.cwd), "env": ("TCT_BACKEND",)}
+    return Config(**{**own, "drain_timeout": 0, **more})
 
 
 def environ(fake: Backend) -> dict[str, str]:
@@ -278,9 +278,9 @@ def sample(words: str) -> str:
 
 
 async def test_the_sample_of_a_server_runs(fake: Backend, capsys: pytest.CaptureFixture[str]) -> None:
-    scope = {"trio": trio, "trio_claude": trio_claude}
+    scope: dict[str, Any] = {"trio": trio, "trio_claude": trio_claude}
     exec(sample("async def beside").replace("Config(", f"Config(cli={fake.program!r}, "), scope)
-    await scope["beside"]()  # type: ignore[operator]
+    await scope["beside"]()
     told = capsys.readouterr().out
     assert "Listening(" in told
     assert '"type":"result"' in told

@@ -54,7 +54,8 @@ def test_the_lock_file_names_no_registry() -> None:
 def test_what_is_built_holds_no_surprise() -> None:
     for name in BUILT:
         text = (DIST / name).read_text()
-        assert not re.search(r"\beval\b|new Function|registry|innerHTML|localStorage|/home/|/root/|/work/", text), name
+        assert not re.search(r"\beval\b|new Function|registry|innerHTML|localStorage", text), name
+        assert not [own for own in (ROOT, Path.home()) if f"{own}/" in text], name
         addresses = set(re.findall(r"\b(?:https?|wss?)://[\w.-]+(?::\d+)?", text))
         assert addresses <= {"http://127.0.0.1:3000"}, name
 

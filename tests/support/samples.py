@@ -213,5 +213,5 @@ def _worlds() -> list[str] | None:
 def _world() -> list[str]:
     if (words := _worlds()) is None:
         why = f"port {PORT} or {API_PORT} is in use, and no network namespace can be made"
-        pytest.fail(why) if os.environ.get("CI") == "true" else pytest.skip(why)
+        pytest.fail(why) if os.environ.get("CI") == "true" else pytest.skip(why)  # as conftest does with markers
     return words

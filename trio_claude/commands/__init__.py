@@ -59,7 +59,7 @@ class Lazy(click.Group):
             return super().invoke(ctx)
         except KeyboardInterrupt:
             sys.exit(Status.INTERRUPTED)
-        except BaseExceptionGroup as group:
+        except BaseExceptionGroup as group:  # Ctrl-C as a nursery raises it; anything beside it is raised again
             if group.split(KeyboardInterrupt)[1]:
                 raise
             sys.exit(Status.INTERRUPTED)

@@ -12,7 +12,8 @@ const { createInterface } = require("node:readline");
 const { chromium } = require("playwright-core");
 
 const WAIT_MS = 15_000;
-const ARGS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking", "--disable-component-update", "--disable-sync"];
+const COMMAND_MS = 45_000; // for one command, whatever the page or Chromium does
+const ARGS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking", "--disable-component-update", "--disable-sync", "--disable-dev-shm-usage"];
 const pages = new Map();
 
 const commands = {
@@ -70,6 +71,14 @@ const commands = {
   },
 };
 
+async function bounded(promise, what) {
+  let timer;
+  const late = new Promise((_, reject) => {
+    timer = setTimeout(() => reject(new Error(`no answer from Chromium after ${COMMAND_MS} ms: ${what}`)), COMMAND_MS);
+  });
+  return Promise.race([promise, late]).finally(() => clearTimeout(timer));
+}
+
 async function main([executablePath]) {
   const browser = await chromium.launch({ executablePath, headless: true, args: ARGS });
   for await (const line of createInterface({ input: process.stdin })) {
@@ -77,7 +86,7 @@ async function main([executablePath]) {
     const name = Object.keys(commands).find((one) => one in command);
     let answer;
     try {
-      answer = { value: (await commands[name](command, browser)) ?? null };
+      answer = { value: (await bounded(commands[name](command, browser), line)) ?? null };
     } catch (error) {
       answer = { error: String(error.message), said: [...pages].map(([page, { seen }]) => [page, seen.errors]) };
     }

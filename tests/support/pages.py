@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import select
 import shutil
 import subprocess
 from collections.abc import AsyncIterator, Iterator
@@ -13,6 +14,10 @@ from typing import Any
 import attrs
 import trio
 from browser import NODE, node_environ
+
+
+ANSWER_SECONDS = 60
+"""More than `COMMAND_MS` of `drive.cjs`, so that it is the one to say what did not come."""
 
 
 class BrowserError(Exception):
@@ -37,6 +42,9 @@ class Browser:
         assert self.process.stdout
         self.process.stdin.write(line)
         self.process.stdin.flush()
+        if not select.select([self.process.stdout], [], [], ANSWER_SECONDS)[0]:
+            self.process.kill()
+            raise BrowserError(f"no answer within {ANSWER_SECONDS} s to {line.decode()}")
         answer = self.process.stdout.readline()
         assert answer, "the browser's program has ended"
         return json.loads(answer)
@@ -129,7 +137,10 @@ def open_browser(modules: Path, home: Path) -> Iterator[Browser]:
     with subprocess.Popen(
         command, env=node_environ(home, modules), stdin=subprocess.PIPE, stdout=subprocess.PIPE
     ) as process:
-        yield Browser(process)
-        assert process.stdin
-        process.stdin.close()
-        process.wait(timeout=20)
+        try:
+            yield Browser(process)
+            assert process.stdin
+            process.stdin.close()
+            process.wait(timeout=20)
+        finally:
+            process.kill()

@@ -15,7 +15,6 @@ import attrs
 import trio
 from browser import NODE, node_environ
 
-
 ANSWER_SECONDS = 60
 """More than `COMMAND_MS` of `drive.cjs`, so that it is the one to say what did not come."""
 

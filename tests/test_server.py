@@ -7,14 +7,19 @@ import json
 import socket
 import time
 
+import attrs
 import pytest
 import trio
-from harness import Backend, ask, connect, descriptors, directive, few_descriptors, listen, until
+from handover import held
+from harness import Backend, ask, connect, descriptors, directive, few_descriptors, head, listen, until
+from trio.testing import wait_all_tasks_blocked
 
-from trio_claude import Config, serve
+from trio_claude import Config, open_server, serve
 from trio_claude.admission import Doorstep
 from trio_claude.errors import ConfigError
-from trio_claude.events import Refused, Strained
+from trio_claude.events import ConnectionOpened, Refused, Reloaded, Strained
+from trio_claude.identity.keys import Key, digest, new_secret, write_keys
+from trio_claude.server import DOORSTEP_GRACE
 
 
 def test_the_doorstep_counts_in_all_and_by_address() -> None:
@@ -144,3 +149,85 @@ async def test_one_slow_client_never_slows_another(fake: Backend) -> None:
         began = time.monotonic()
         assert (await ask(server, "hello")).code == 1000
         assert time.monotonic() - began < 5
+
+
+# -- sockets that were handed over ------------------------------------------------------------------------------------
+
+
+def copied(sock: socket.socket) -> socket.socket:
+    """Return another descriptor of the same socket, as a server gets it that was handed it."""
+    copy = sock.dup()
+    copy.setblocking(False)
+    return copy
+
+
+async def test_a_socket_of_others_is_closed_and_not_shut_down(fake: Backend) -> None:
+    with held() as listener:
+        config = Config(port=1, cli=fake.program, cwd=str(fake.cwd), env=("TCT_BACKEND",))
+        for _ in range(2):
+            copy = copied(listener)
+            async with open_server(config, environ=fake.environ, listeners=[copy]) as server:
+                assert server.port == listener.getsockname()[1]
+                assert server.url == f"http://127.0.0.1:{server.port}"
+                assert (await ask(server, "hello")).code == 1000
+            assert copy.fileno() == -1
+            with socket.create_connection(listener.getsockname(), timeout=5):
+                listener.accept()[0].close()
+
+
+async def test_a_socket_that_others_reach_wants_keys_whatever_host_says(fake: Backend) -> None:
+    """127.0.0.2 stands for an address of the network: it is none of the loopback names."""
+    config = Config(cli=fake.program, cwd=str(fake.cwd))
+    with held() as near, socket.create_server(("127.0.0.2", 0)) as far:
+        given = [copied(near), copied(far)]
+        with pytest.raises(ConfigError, match=r"host: 127\.0\.0\.2 is not a loopback address"):
+            async with open_server(config, environ=fake.environ, listeners=given):
+                pass
+        assert [one.fileno() for one in given] == [-1, -1]
+
+
+async def test_a_reload_leaves_the_place_of_a_socket_alone(fake: Backend) -> None:
+    config = Config(cli=fake.program, cwd=str(fake.cwd))
+    with held() as listener:
+        sockets = [copied(listener)]
+        async with open_server(config, [fake.events.append], environ=fake.environ, listeners=sockets) as server:
+            server.reload(lambda: attrs.evolve(config, max_runs=3))
+            assert server.runs.statistics().slots == 3
+            server.reload(lambda: attrs.evolve(config, profile="lean"))
+    first, second = [event.error for event in fake.events if isinstance(event, Reloaded)]
+    assert (first, second) == ("", "profile: takes a restart")
+
+
+async def test_one_socket_for_both_kinds_of_addresses_knows_an_ipv4_client(fake: Backend) -> None:
+    with socket.socket(socket.AF_INET6) as listener:
+        listener.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
+        listener.bind(("::ffff:127.0.0.1", 0))
+        listener.listen()
+        path = fake.cwd.parent / "keys.json"
+        write_keys(path, {"alice": Key(digest(secret := new_secret()), "user")})
+        config = Config(cli=fake.program, keys=str(path), state=str(fake.cwd.parent / "state"))
+        sockets = [copied(listener)]
+        async with open_server(config, [fake.events.append], environ=fake.environ, listeners=sockets) as server:
+            assert (await ask(server, "hello", key=secret)).code == 1000
+    (opened,) = [event for event in fake.events if isinstance(event, ConnectionOpened)]
+    assert opened.peer.startswith("127.0.0.1:")
+
+
+async def test_who_was_accepted_before_a_drain_is_answered(fake: Backend) -> None:
+    """Not reset without a word: a handshake is answered, and then the close says that the server goes down."""
+    async with fake.serve() as server, trio.open_nursery() as nursery:
+        late = await trio.open_tcp_stream("127.0.0.1", server.port)
+        async with late, await trio.open_tcp_stream("127.0.0.1", server.port) as silent:
+            await wait_all_tasks_blocked(0.05)
+            began = trio.current_time()
+            nursery.start_soon(server.drain)
+            await wait_all_tasks_blocked(0.05)
+            await late.send_all(head())
+            told = b""
+            while b"server shutting down" not in told:
+                chunk = await late.receive_some()
+                assert chunk, told
+                told += chunk
+            assert told.startswith(b"HTTP/1.1 101 ")
+            assert await silent.receive_some() == b""
+            assert DOORSTEP_GRACE * 0.9 < trio.current_time() - began < DOORSTEP_GRACE + 2

@@ -197,12 +197,17 @@ def changed(old: Config, new: Config) -> Config:
 def _gatekeeper(config: Config) -> Gatekeeper:
     """Return who knows the identities of a configuration. Raises `ConfigError`."""
     gatekeeper = Gatekeeper(config)
-    if config.host not in ("127.0.0.1", "localhost", "::1") and not gatekeeper.asks:
+    if not is_loopback(config.host) and not gatekeeper.asks:
         raise ConfigError(
             f"host: {config.host} is not a loopback address; everybody could come in: make keys "
             "(trio-claude keys add) and name their file with --keys"
         )
     return gatekeeper
+
+
+def is_loopback(host: str) -> bool:
+    """Return whether only this machine reaches a host."""
+    return host in ("127.0.0.1", "localhost", "::1")
 
 
 def is_preflight(request: Request) -> bool:

@@ -14,6 +14,7 @@ import socket
 import sys
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from contextlib import asynccontextmanager
+from typing import Any
 
 import attrs
 import trio
@@ -25,7 +26,7 @@ from .config import Config
 from .connection import Household, serve_connection
 from .conversation import greeting
 from .engine import open_engine
-from .entrance import Entrance, changed
+from .entrance import Entrance, changed, is_loopback
 from .errors import ConfigError
 from .events import Listening, Observer, Refused, Reloaded, Strained, Weak
 from .peer import NOTSENT_LOWAT, Heart
@@ -39,12 +40,16 @@ ACCEPT_BATCH = 64
 """Connections accepted for each wake-up."""
 ACCEPT_PAUSE = 0.1
 """Seconds without accepting where the process or the machine has no descriptor left."""
+DOORSTEP_GRACE = 1.0
+"""Seconds that connections which were accepted already get, when a server drains, to send their request."""
 FINISH_TIMEOUT = 10.0
 """Seconds that connections get, once all runs are over, to hear their close."""
 DESCRIPTORS_A_CONNECTION = 8
 """Descriptors that a connection with a run holds: socket, pipes, lifeline and guardian, both ends while it starts."""
 DESCRIPTORS_KEPT = 96
 """Descriptors kept back for everything else."""
+MAPPED = "::ffff:"
+"""What stands before a client's IPv4 address where one socket listens for both."""
 NOT_APART = (
     "a run can read and change what the server's user may, keys and other identities' files among it; take containment "
     "sandbox where those who have keys do not trust each other"
@@ -70,6 +75,10 @@ class Server:
     stages: dict[str, Stage]
     """The sessions that go on, by their runs' ids."""
     _listening: trio.CancelScope
+    _place: Mapping[str, Any]
+    """The settings that say where it listens, where that was not its own choice."""
+    _let_in: trio.Event = attrs.Factory(trio.Event)
+    """Set when a drain has let in whoever was on the doorstep."""
     closed: trio.Event = attrs.Factory(trio.Event)
     """Set when the last connection has ended after a drain."""
     drained: trio.Event = attrs.Factory(trio.Event)
@@ -86,7 +95,7 @@ class Server:
         A bad one is told of as `Reloaded` with its error, and the old one stays.
         """
         try:
-            config = changed(self._entrance.config, read())
+            config = changed(self._entrance.config, attrs.evolve(read(), **self._place))
             self._entrance.reload(config)
         except Exception as error:  # whatever is in a file, runs go on
             self._observer(Reloaded(str(error) or repr(error)))
@@ -97,9 +106,11 @@ class Server:
     async def drain(self, patience: float | None = None) -> None:
         """Accept nothing more, let runs end for `patience` seconds, end the rest, and tell every client.
 
-        Without `patience` it is the configuration's `drain_timeout`. Cancelled, it leaves the runs to whoever cancels.
+        Who was accepted just before gets an answer too. Without `patience` it is the configuration's `drain_timeout`.
+        Cancelled, it leaves the runs to whoever cancels.
         """
         self._listening.cancel()
+        await self._let_in.wait()
         await self.runs.drain(self._entrance.config.drain_timeout if patience is None else patience)
         self.drained.set()
 
@@ -112,8 +123,12 @@ async def open_server(
     environ: Mapping[str, str] | None = None,
     notice: str = "",
     demo: bool = False,
+    listeners: Iterable[socket.socket] | None = None,
 ) -> AsyncIterator[Server]:
     """Open a server; it serves beside the body, and in no other process.
+
+    With `listeners`, TCP sockets that listen and don't block, it accepts on these and binds no address. They are the
+    server's from then on, which closes them and never shuts them down: copies that others hold go on to listen.
 
     Resource handling: leaving the context drains: nothing more is accepted, runs have `drain_timeout` seconds to end,
     the rest is ended, and clients have some seconds more to hear so. Cancelling it, or an exception of the body, ends
@@ -124,25 +139,26 @@ async def open_server(
     Error handling: raises `ConfigError` where the configuration can't be used on this machine. An exception of the body
     comes out as it was raised, and one of an observer is a `RuntimeWarning`.
     """
-    entrance = Entrance(config, OPEN_PATHS)
-    listeners = await _listen(config)
     async with contextlib.AsyncExitStack() as stack:
-        for listener in listeners:
-            stack.callback(listener.close)
+        given = [stack.enter_context(listener) for listener in listeners or ()]
+        place = _place(given) if given else {}
+        config = attrs.evolve(config, **place)
+        entrance = Entrance(config, OPEN_PATHS)
+        listening = given or [stack.enter_context(listener) for listener in await _listen(config)]
         engine = await stack.enter_async_context(open_engine(config, observers, environ=environ))
         api = Api(engine.workplace, engine.containment, engine.runs, entrance, notice, demo=demo)
         greet = functools.partial(greeting, config, __version__, engine.containment.mode)
         if entrance.asks and engine.containment.mode != "sandbox":
             engine.observer(Weak(f"containment {engine.containment.mode}: {NOT_APART}"))
         household = Household(config, engine.runs, entrance, api.answer, Heart(config), engine.observer, greet)
-        addresses = tuple(_url(*listener.getsockname()[:2]) for listener in listeners)
+        addresses = tuple(_url(*listener.getsockname()[:2]) for listener in listening)
         server = Server(
-            config.host, listeners[0].getsockname()[1], addresses, engine.runs, entrance, engine.observer,
-            household.stages, trio.CancelScope(),
+            config.host, config.port or listening[0].getsockname()[1], addresses, engine.runs, entrance,
+            engine.observer, household.stages, trio.CancelScope(), place,
         )  # fmt: skip
         async with open_services() as services:
             services.start_soon(keep_going, "heart", household.heart.serve, engine.observer)
-            await services.start(_accept_all, server, listeners, household)
+            await services.start(_accept_all, server, listening, household)
             engine.observer(Listening(server.url))
             yield server
             await server.drain()
@@ -170,6 +186,13 @@ async def serve(
 
 def _url(host: str, port: int) -> str:
     return f"http://{f'[{host}]' if ':' in host else host}:{port}"
+
+
+def _place(listeners: list[socket.socket]) -> dict[str, Any]:
+    """Return host and port of sockets as settings: of one that others than this machine reach, if there is one."""
+    places = [listener.getsockname()[:2] for listener in listeners]
+    host, port = next((place for place in places if not is_loopback(place[0])), places[0])
+    return {"host": host, "port": port}
 
 
 async def _listen(config: Config) -> list[socket.socket]:
@@ -224,6 +247,9 @@ async def _accept_all(
                     accepting.start_soon(gate.accept, listener)
         for listener in listeners:
             listener.close()
+        with trio.move_on_after(DOORSTEP_GRACE):
+            await gate.let_in()
+        server._let_in.set()
     server.closed.set()
 
 
@@ -236,7 +262,14 @@ class Gate:
         self._connections = connections
         self._slots = trio.Semaphore(min(config.max_connections, _descriptor_slots()))
         self._doorstep = Doorstep(config.max_handshakes, config.max_handshakes_per_address)
+        self._left = trio.Event()
         self._strained = False
+
+    async def let_in(self) -> None:
+        """Wait until nobody is left on the doorstep."""
+        while self._doorstep:
+            self._left = trio.Event()
+            await self._left.wait()
 
     async def accept(self, listener: socket.socket) -> None:
         """Accept connections, each with a slot of its own."""
@@ -251,7 +284,7 @@ class Gate:
                     await self._pause(error)
                     break
                 self._strain(on=False)
-                self._let_in(sock, address[0], address[1])
+                self._let_in(sock, address[0].removeprefix(MAPPED), address[1])
 
     def _let_in(self, sock: socket.socket, host: str, port: int) -> None:
         """Serve a connection, or turn it away where too many stand on the doorstep already."""
@@ -265,7 +298,7 @@ class Gate:
     async def _serve(self, sock: socket.socket, host: str, port: int) -> None:
         """Serve one connection and give its places back."""
         standing = contextlib.ExitStack()
-        standing.callback(self._doorstep.leave, host)
+        standing.callback(self._leave_doorstep, host)
         entrance = self._household.entrance
         entrance.arrive(host)
         try:
@@ -281,6 +314,10 @@ class Gate:
             entrance.depart(host)
             standing.close()
             self._slots.release()
+
+    def _leave_doorstep(self, host: str) -> None:
+        self._doorstep.leave(host)
+        self._left.set()
 
     async def _pause(self, error: OSError) -> None:
         """Wait where descriptors or memory have run out; a client that left before it was accepted is no matter."""

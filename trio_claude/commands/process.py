@@ -5,10 +5,16 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import gc
+import os
 import resource
 import sys
+from typing import Final
+
+import trio
 
 PR_SET_DUMPABLE = 4
+REAP_PERIOD: Final = 1.0
+"""Seconds between two looks for children that nobody waits for."""
 
 
 def take_process() -> None:
@@ -34,3 +40,25 @@ def _hide_memory() -> None:
     """Keep processes of the same user, a run's among them, from reading this one's memory, environment and files."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(PR_SET_DUMPABLE, 0, 0, 0, 0)
+
+
+async def reap_orphans() -> None:
+    """Reap children that nobody waits for: the first process of a container is given the orphans of all others.
+
+    Our own are reaped at once by whoever started them, so one that has ended at two looks is nobody's.
+    """
+    ended: set[int] = set()
+    while True:
+        await trio.sleep(REAP_PERIOD)
+        ended = _reap(ended)
+
+
+def _reap(before: set[int]) -> set[int]:
+    """Reap the children that had ended `before` and still wait; return those that have ended since."""
+    from ..containment.guardian import children, state_of  # Linux only
+
+    ended = {pid for pid in children(os.getpid()) if state_of(pid)[:1] == ["Z"]}
+    for pid in before & ended:
+        with contextlib.suppress(ChildProcessError):
+            os.waitpid(pid, os.WNOHANG)
+    return ended - before

@@ -1,12 +1,16 @@
-"""What `serve` and `demo` share: a server in a process of its own, with its signals and its log.
+"""What `serve` and `demo` share: a server in a process of its own, with its signals, its log and its service manager.
 
-First SIGTERM drains, a second one, or SIGINT, ends now; the exit status is 0 after either. SIGHUP reloads.
+First SIGTERM drains, a second one, or SIGINT, ends now; the exit status is 0 after either. SIGHUP reloads. The manager
+is told of each, and hears that the loop lives.
 """
 
 from __future__ import annotations
 
+import faulthandler
+import os
 import signal
 from collections.abc import AsyncIterator, Callable, Mapping
+from typing import Final
 
 import click
 import trio
@@ -14,7 +18,12 @@ import trio
 from ..config import Config
 from ..logs import open_log
 from ..server import Server, open_server
-from .process import take_process
+from ..services import open_services
+from .manager import Manager, take_manager
+from .process import reap_orphans, take_process
+
+INIT: Final = 1
+"""The process to which the kernel gives the orphans of its container."""
 
 
 async def run_server(
@@ -27,15 +36,39 @@ async def run_server(
     """Serve by the configuration that `read` returns, until a signal; print where, once connections are accepted."""
     take_process()
     config = read()
+    manager = take_manager(os.environ)
     with open_log() as log, trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT, signal.SIGHUP) as signals:
-        async with open_server(config, [log], environ=environ, notice=notice, demo=demo) as server:
+        async with (
+            open_services() as services,
+            open_server(
+                config, [log], environ=environ, notice=notice, demo=demo, listeners=manager.sockets or None
+            ) as server,
+        ):
+            if os.getpid() == INIT:
+                services.start_soon(reap_orphans)
+            if manager.watchdog:
+                services.start_soon(_show_life, manager)
+            manager.tell("READY=1", f"STATUS=listening on {server.url}")
             click.echo(f"listening on {server.url}")
-            await _serve_until_signal(server, read, signals)
+            await _serve_until_signal(server, read, signals, manager)
 
 
-async def _serve_until_signal(server: Server, read: Callable[[], Config], signals: AsyncIterator[int]) -> None:
+async def _show_life(manager: Manager) -> None:
+    """Tell the manager that the loop goes round; where that stops, its SIGABRT shows in the log where it hangs."""
+    faulthandler.enable()
+    while True:
+        manager.tell("WATCHDOG=1")
+        await trio.sleep(manager.watchdog / 2)
+
+
+async def _serve_until_signal(
+    server: Server, read: Callable[[], Config], signals: AsyncIterator[int], manager: Manager
+) -> None:
     while (number := await anext(signals)) == signal.SIGHUP:
+        manager.tell_reloading()
         server.reload(read)
+        manager.tell("READY=1")
+    manager.tell("STOPPING=1", f"STATUS=draining; {server.runs.statistics().live} runs go on")
     if number == signal.SIGTERM:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(_end_on_signal, signals, nursery.cancel_scope)

@@ -42,6 +42,7 @@ def _no_namespace() -> str | None:
 
 PROGRAMS = {
     "node": ("node", "npm"), "browser": ("chromium",), "tmux": ("tmux",), "sandbox": ("bwrap",), "zsh": ("zsh",), "nginx": ("nginx",),
+    "systemd": ("systemd-analyze",),
 }  # fmt: skip
 
 
@@ -75,6 +76,7 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
         "tmux",
         "zsh",
         "nginx",
+        "systemd",
     ):
         if item.get_closest_marker(marker) and (why := _missing(marker)):
             if REQUIRED:

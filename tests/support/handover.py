@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import socket
 import subprocess
@@ -13,8 +14,9 @@ from pathlib import Path
 
 import attrs
 import trio
-from harness import head
+from harness import Said, connect, directive, head, listen
 from program import PROGRAM
+from talk import open_talk
 
 LAUNCH = """
 import os, sys
@@ -59,15 +61,31 @@ class Started:
 async def start(listener: socket.socket, *words: str, env: Mapping[str, str], log: Path, wait: bool = True) -> Started:
     """Start a server on a socket; with `wait`, until it accepts."""
     given = {**env, "LISTEN_FDS": "1", "LISTEN_FDNAMES": "trio-claude.socket"}
-    with log.open("wb") as file:
-        process = await trio.lowlevel.open_process(
-            [sys.executable, "-c", LAUNCH, str(listener.fileno()), *PROGRAM, "serve", *words],
-            env=given, stdout=subprocess.PIPE, stderr=file, pass_fds=(listener.fileno(),), cwd="/",
-        )  # fmt: skip
+    launch = [sys.executable, "-c", LAUNCH, str(listener.fileno())]
+    process = await _open([*launch, *PROGRAM, "serve", *words], given, log, (listener.fileno(),))
     started = Started(process, listener.getsockname()[1])
     if wait:
         await wait_listening(started)
     return started
+
+
+async def begin(*words: str, env: Mapping[str, str], log: Path) -> Started:
+    """Start a server that binds its port itself; do not wait for it."""
+    return Started(await _open([*PROGRAM, "serve", *words], env, log), int(words[words.index("--port") + 1]))
+
+
+async def _open(words: list[str], env: Mapping[str, str], log: Path, sockets: tuple[int, ...] = ()) -> trio.Process:
+    with log.open("wb") as file:
+        return await trio.lowlevel.open_process(
+            words, env=env, stdout=subprocess.PIPE, stderr=file, pass_fds=sockets, cwd="/"
+        )
+
+
+def free_port() -> int:
+    """Return a port that is free."""
+    with held() as probe:
+        port: int = probe.getsockname()[1]
+        return port
 
 
 async def wait_listening(started: Started) -> None:
@@ -101,20 +119,31 @@ class Attempt:
     seconds: float
     told: str
 
+    @property
+    def answered(self) -> bool:
+        return self.told.startswith("HTTP/1.1 101 ")
+
 
 async def attempt(port: int) -> Attempt:
     """Open a WebSocket and leave at once."""
     began, told = time.perf_counter(), "no answer"
     with trio.move_on_after(PATIENCE):
-        try:
-            async with await trio.open_tcp_stream("127.0.0.1", port) as stream:
-                await stream.send_all(head())
-                answer = await stream.receive_some()
-                told = answer.split(b"\r\n")[0].decode() if answer else "closed without an answer"
-        except (OSError, trio.BrokenResourceError) as error:
-            cause = error.__cause__ or error
-            told = "refused" if "refused" in f"{error} {cause}" else f"broken: {error}"
+        told = await _attempt(port)
     return Attempt(time.perf_counter() - began, told)
+
+
+async def _attempt(port: int) -> str:
+    try:
+        stream = await trio.open_tcp_stream("127.0.0.1", port)
+    except OSError:
+        return "refused"
+    async with stream:
+        try:
+            await stream.send_all(head())
+            answer = await stream.receive_some()
+        except trio.BrokenResourceError:
+            return "reset"
+    return answer.split(b"\r\n")[0].decode() if answer else "closed without an answer"
 
 
 async def attempts(port: int, pause: float, made: list[Attempt]) -> None:
@@ -139,3 +168,47 @@ def holders(inode: int) -> set[int]:
         except OSError:
             continue
     return found
+
+
+# -- clients of a server that goes down ------------------------------------------------------------------------------
+
+KINDS = {
+    "ends": (directive("slow", n=60, ms=50), "init"),
+    "stays": (directive("tree", kinds=["setsid", "double_fork", "ignore_term"], seconds=60, then="stay"), "pids"),
+    "says nothing": None,
+    "talks": None,
+}
+"""What clients of the first server do: the prompts of two of them, and what is in a frame once their run has begun."""
+
+
+@attrs.frozen
+class Client:
+    kind: str
+    said: Said
+
+
+async def be_client(server: Started, kind: str, begun: list[str], told: list[Client]) -> None:
+    """Connect, do what one does, and keep what was told up to the close."""
+    if kind == "talks":
+        return await be_talker(server, begun, told)
+    async with connect(server) as socket:
+        frames = [await socket.get_message()]
+        if asked := KINDS[kind]:
+            await socket.send_message(json.dumps({"prompt": asked[0], "meta": "T"}))
+            while asked[1] not in frames[-1]:
+                frames.append(await socket.get_message())
+        begun.append(kind)
+        told.append(Client(kind, await listen(socket, frames)))
+    return None
+
+
+async def be_talker(server: Started, begun: list[str], told: list[Client]) -> None:
+    """Hold a session that has had a turn."""
+    async with open_talk(server) as talk:
+        await talk.start()
+        await talk.user("hello")
+        await talk.result()
+        begun.append("talks")
+        await talk.end(60)
+        assert talk.code
+        told.append(Client("talks", Said([json.dumps(frame) for frame in talk.frames], talk.code, talk.reason)))

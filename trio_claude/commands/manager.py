@@ -82,7 +82,7 @@ def inherited_sockets(environ: MutableMapping[str, str]) -> list[socket.socket]:
         return []
     count = _number("LISTEN_FDS", told)
     if count > SOCKETS_LIMIT:
-        raise ConfigError(f"LISTEN_FDS: {count} sockets; at most {SOCKETS_LIMIT} can be handed over")
+        raise ConfigError(f"LISTEN_FDS: {count} sockets; at most {SOCKETS_LIMIT} can be handed to `trio-claude serve`")
     named = [*names.split(":"), *[""] * count]
     with contextlib.ExitStack() as stack:
         taken = [stack.enter_context(_take(FIRST + place, named[place])) for place in range(count)]
@@ -96,10 +96,13 @@ def _take(descriptor: int, name: str) -> socket.socket:
     try:
         sock = socket.socket(fileno=descriptor)
     except OSError as error:
-        raise ConfigError(f"{what} is no socket: {error.strerror}") from None
+        raise ConfigError(f"{what} is no socket: {error.strerror}; without LISTEN_FDS --port is bound") from None
     if sock.family not in (socket.AF_INET, socket.AF_INET6) or not _listens(sock):
         sock.close()
-        raise ConfigError(f"{what} is no TCP socket that listens; a socket unit needs ListenStream and Accept=no")
+        raise ConfigError(
+            f"{what} is no TCP socket that listens; a socket unit needs ListenStream= with a port, and Accept=no; "
+            "without LISTEN_FDS --port is bound"
+        )
     sock.set_inheritable(False)
     sock.setblocking(False)
     return sock
@@ -112,5 +115,5 @@ def _listens(sock: socket.socket) -> bool:
 def _number(name: str, told: str) -> int:
     """Return a number of the manager's. Raises `ConfigError`."""
     if not (told.isascii() and told.isdigit() and len(told) <= 18):
-        raise ConfigError(f"{name}: {told[:64]!r} is no number")
+        raise ConfigError(f"{name}: {told[:64]!r} is no number; without the variable `trio-claude serve` needs none")
     return int(told)

@@ -25,10 +25,22 @@ from trio_claude.embed import open_run
 from trio_claude.engine import open_engine
 from trio_claude.errors import ConfigError, JournalFault
 from trio_claude.events import JournalReady
-from trio_claude.journal import Begun, Deleted, End, Journal, Part, PartKind, Query, Retention, open_journal, recorder
+from trio_claude.journal import (
+    Begun,
+    Deleted,
+    End,
+    Journal,
+    Part,
+    PartKind,
+    Query,
+    Retention,
+    UsageQuery,
+    open_journal,
+    recorder,
+)
 from trio_claude.journal.bulk import folder_of
 from trio_claude.journal.schema import VERSIONS
-from trio_claude.journal.store import BEGIN, BLOCK_BYTES, Reader, Store, _clean_lock, is_alive
+from trio_claude.journal.store import BLOCK_BYTES, Reader, Store, _clean_lock, is_alive
 from trio_claude.server import Server
 
 RECEIPT = {"seen": 1, "killed": 0, "survivors": 0, "ms": 1.0, "containment": "supervisor"}
@@ -77,9 +89,13 @@ async def test_a_run_is_read_as_it_was_written(tmp_path: Path) -> None:
             (PartKind.STDERR, 2), (PartKind.SAID, 2), (PartKind.LINES, 3),
         ]  # fmt: skip
         assert [part.number for part in await journal.parts("a", 0, 2)] == [3, 4]
-        assert [
-            (row.day, row.identity, row.turns, row.tokens, row.dollars) for row in await journal.usage("local")
-        ] == [("1970-01-01", "local", 1, 3, 0.5)]
+        used = await journal.usage(UsageQuery(identity="local"))
+        assert [row.told() for row in used.rows] == [
+            {
+                "day": "1970-01-01", "identity": "local", "runs": 1, "turns": 1, "tokens": 3, "dollars": 0.5,
+                "seconds": 1.0, "failed": 0,
+            }
+        ]  # fmt: skip
 
 
 async def test_runs_are_listed_in_pages_for_their_own_identity(tmp_path: Path) -> None:
@@ -116,7 +132,8 @@ async def test_what_has_ended_is_deleted_and_nothing_else(tmp_path: Path) -> Non
         assert len(await journal.delete("alice")) == 1
         assert [run.id for run in (await journal.find(Query(identity=None))).runs] == ["live", "c"]
         assert not await journal.parts("a")
-        assert [row.runs for row in await journal.usage("alice")] == [2], "what was used stays"
+        used = await journal.usage(UsageQuery(identity="alice"))
+        assert [row.runs for row in used.rows] == [2], "what was used stays"
 
 
 async def test_what_is_too_old_or_too_much_goes_first_the_oldest(tmp_path: Path) -> None:
@@ -363,14 +380,21 @@ async def test_a_file_with_a_broken_page_is_named_and_kept(tmp_path: Path) -> No
     assert path.read_bytes() == data
 
 
+OLD = """
+    INSERT INTO runs (id, identity, meta, door, batch, server, state, started, options)
+    VALUES ('old', 'local', 'T', 'claude', '', 'gone', 'ended', 0.5, '{}')
+"""
+"""A run as the first version has it."""
+
+
 async def test_a_file_of_each_earlier_version_becomes_one_of_this(tmp_path: Path) -> None:
     for version in range(1, len(VERSIONS)):
         path = tmp_path / f"{version}.db"
         with contextlib.closing(sqlite3.connect(path)) as db:
             for statements in VERSIONS[:version]:
                 db.executescript(statements)
-            db.execute(BEGIN, ("old", "local", "T", "claude", "", None, "gone", "ended", 0.5, None, "{}"))
-            db.execute("INSERT INTO parts VALUES ('old', 1, 0, 1, 2, ?)", (b"one\ntwo",))
+            db.execute(OLD)
+            db.execute("INSERT INTO parts (run, number, kind, first, count, data) VALUES ('old', 1, 0, 1, 2, ?)", (b"one\ntwo",))
             db.execute(f"PRAGMA user_version = {version}")
             db.commit()
         async with opened(path) as journal:

@@ -24,6 +24,11 @@ class Reason(enum.StrEnum):
     OVER_BUDGET = "over-budget"
     NODE_LOST = "node-lost"
 
+    @property
+    def is_fault(self) -> bool:
+        """Whether it is a bad end: neither the CLI's own good one, nor what the client or its operator asked for."""
+        return self not in (Reason.EXIT, Reason.STOPPED, Reason.DISCONNECTED)
+
 
 class CloseCode(enum.IntEnum):
     """The WebSocket close codes that this server sends (RFC 6455, section 7.4.1)."""

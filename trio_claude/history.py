@@ -12,13 +12,12 @@ import re
 from collections.abc import Awaitable, Callable, Collection, Mapping
 from typing import Final
 
-import attrs
 import trio
 
 from .errors import HttpRefusal, JournalFault
 from .identity import Identity
-from .journal import Journal, Query
-from .queries import Choice, Number, Parameters, Text, read_query
+from .journal import GROUPS, Journal, Query, UsageQuery
+from .queries import Choice, Names, Number, Parameters, Text, read_query
 from .runs import Runs
 from .upgrade import Request, Response, json_response
 
@@ -39,7 +38,15 @@ LIST: Final[Parameters] = {
 LINES: Final[Parameters] = {"after": Number(whole=True), "part": Number(whole=True)}
 DELETION: Final[Parameters] = {"state": Choice(STATES)}
 DELETIONS: Final[Parameters] = {"state": Choice((ENDED,))}
-USAGE: Final[Parameters] = {"since": Text("[0-9]{4}-[0-9]{2}-[0-9]{2}", "a day: YYYY-MM-DD")}
+_DAY: Final = Text("[0-9]{4}-[0-9]{2}-[0-9]{2}", "a day: YYYY-MM-DD")
+_PIECE: Final = Text("[ -~]{1,64}", "1 to 64 characters of ASCII")
+USAGE: Final[Parameters] = {
+    "since": _DAY,
+    "until": _DAY,
+    "by": Names(GROUPS),
+    "meta_prefix": _PIECE,
+    "separator": _PIECE,
+}
 """What the routes may be asked; the others take no query."""
 
 Route = Callable[[Request, str], Awaitable[Response]]
@@ -109,9 +116,9 @@ class History:
         return Response(200, body, "application/x-ndjson", (("Cache-Control", "no-store"), *more))
 
     async def _usage(self, request: Request, _run: str) -> Response:
-        asked = read_query(request.query, USAGE)
-        rows = await self._journal().usage(_whose(request), asked.get("since", ""))
-        return json_response(200, {"usage": [attrs.asdict(row) for row in rows]})
+        query = UsageQuery(identity=_whose(request), **read_query(request.query, USAGE))
+        used = await self._journal().usage(query)
+        return json_response(200, used.told())
 
     async def _delete_all(self, request: Request, _run: str) -> Response:
         """Delete all of the identity's runs that have ended, an admin's request everybody's."""

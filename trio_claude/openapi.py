@@ -18,8 +18,8 @@ from .errors import Reason
 from .events import Receipt
 from .history import DELETION, DELETIONS, LINES, LIST, RUN_ID, USAGE
 from .identity.tickets import LIFETIME
-from .journal import UNLISTED, RunRow, UsageRow
-from .queries import Parameters, Text
+from .journal import GROUPS, UNLISTED, USAGE_ROWS, RunRow, UsageRow
+from .queries import Names, Parameter, Parameters, Text
 from .upgrade import ALWAYS, BODY_LIMIT
 
 Json = dict[str, Any]
@@ -89,7 +89,12 @@ def _schemas() -> dict[str, Json]:
         "Error": record({"error": str, "code": str}),
         "Run": run,
         "Runs": record({"runs": {"type": "array", "items": record(listed)}, "next": str | None}),
-        "Usage": record({"usage": list[UsageRow]}),
+        "Usage": record(
+            {
+                "usage": {"type": "array", "items": _usage_row()},
+                "truncated": {"anyOf": [{"const": USAGE_ROWS}, {"type": "null"}]},
+            }
+        ),
         "Line": {
             "oneOf": [
                 record({"n": int, "line": str}),
@@ -104,6 +109,12 @@ def _schemas() -> dict[str, Json]:
         "Notice": record({"notice": str, "profile": str, "credentials": bool, "demo": bool, "grace": float}),
         "Ticket": record({"ticket": str, "seconds": {"const": LIFETIME}}),
     }
+
+
+def _usage_row() -> Json:
+    """Return the schema of a sum: what was not grouped by is missing in it."""
+    figures = {name: kind for name, kind in get_type_hints(UsageRow).items() if name != "group"}
+    return record(figures, dict.fromkeys(GROUPS, str))
 
 
 def describe(pages: Mapping[str, str], open_paths: Collection[str], *, asks: bool) -> Json:
@@ -148,7 +159,9 @@ def _routes() -> dict[str, dict[str, Json]]:
         },
         "/api/runs/{id}": {"get": _read("getRun", "One run.", "Run", [RUN]), "delete": _deletion()},
         "/api/runs/{id}/lines": {"get": _lines()},
-        "/api/usage": {"get": _read("getUsage", "What was used, by day and identity.", "Usage", _in_query(USAGE))},
+        "/api/usage": {
+            "get": _read("getUsage", "What the runs have used that have ended, in sums.", "Usage", _in_query(USAGE))
+        },
     }
 
 
@@ -226,4 +239,9 @@ def _named(schema: str) -> Json:
 
 
 def _in_query(parameters: Parameters) -> list[Json]:
-    return [{"name": name, "in": "query", "schema": one.schema} for name, one in parameters.items()]
+    return [{"name": name, "in": "query", "schema": one.schema, **_spelt(one)} for name, one in parameters.items()]
+
+
+def _spelt(parameter: Parameter) -> Json:
+    """Return how a list is spelt in a query."""
+    return {"style": "form", "explode": False} if isinstance(parameter, Names) else {}

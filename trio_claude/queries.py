@@ -74,6 +74,29 @@ class Choice:
 
 
 @attrs.frozen
+class Names:
+    """Some of some words, at least one and each once, with commas between."""
+
+    words: tuple[str, ...]
+
+    def read(self, text: str) -> list[str] | None:
+        """Return the words in their order if they are of these."""
+        names = text.split(",")
+        return names if set(names) <= set(self.words) and len(set(names)) == len(names) else None
+
+    @property
+    def takes(self) -> str:
+        """The words."""
+        return f"some of {', '.join(self.words)}, each once, with commas between"
+
+    @property
+    def schema(self) -> dict[str, Any]:
+        """The words, as a list."""
+        items = {"type": "string", "enum": list(self.words)}
+        return {"type": "array", "items": items, "minItems": 1, "uniqueItems": True}
+
+
+@attrs.frozen
 class Number:
     """A number within bounds, written as JSON writes it; a `whole` one has no point."""
 

@@ -217,7 +217,8 @@ class Run:
         options = attrs.asdict(self.options, filter=lambda _field, value: value is not None)
         return Begun(
             id=self.id, identity=self.account.name, meta=self.meta, door=self.door, session=self._session,
-            started=time.time(), prompt=self._prompt, options=options, batch=self._batch,
+            started=time.time(), prompt=self._prompt, options=options, model=self.options.model or "",
+            batch=self._batch,
         )  # fmt: skip
 
     def _end(self, outcome: Outcome) -> End:

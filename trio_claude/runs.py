@@ -20,7 +20,7 @@ from .config import Config
 from .containment import Containment
 from .errors import Busy, Draining, NotWanted, Reason
 from .events import Observer
-from .journal import Deleted, Journal, day_of
+from .journal import Deleted, Journal, UsageQuery, day_of
 from .messages import BUDGET_LEAST, BUDGET_MOST, Options, Prompt
 from .pool import Pool, Warm
 from .pool import Slots as PoolSlots
@@ -89,8 +89,9 @@ class Runs:
         if self.journal is None:
             return
         now = time.time()
-        for row in await self.journal.usage(None, day_of(now)):
-            self._allowance.spend(Member(row.identity), row.tokens, row.dollars, now)
+        used = await self.journal.usage(UsageQuery(since=day_of(now), by=("identity",), limit=-1))
+        for row in used.rows:
+            self._allowance.spend(Member(row.group["identity"]), row.tokens, row.dollars, now)
 
     def reload(self, config: Config) -> None:
         """Take the limits of another configuration; what runs goes on."""

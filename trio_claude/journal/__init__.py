@@ -4,13 +4,31 @@ Rule 1: nothing here ever holds up a run: what can't be stored is given up, and 
 up to a number and has nothing behind it; there are no holes.
 """
 
-from .facts import UNLISTED, Begun, Deleted, End, Page, Part, PartKind, Query, Retention, RunRow, UsageRow
+from .facts import (
+    GROUPS,
+    UNLISTED,
+    USAGE_ROWS,
+    Begun,
+    Deleted,
+    End,
+    Page,
+    Part,
+    PartKind,
+    Query,
+    Retention,
+    RunRow,
+    Usage,
+    UsageQuery,
+    UsageRow,
+)
 from .recorder import Journal, Recorder, open_journal
-from .store import day_of
 from .unfinished import Unfinished
+from .usage import day_of
 
 __all__ = [
+    "GROUPS",
     "UNLISTED",
+    "USAGE_ROWS",
     "Begun",
     "Deleted",
     "End",
@@ -23,6 +41,8 @@ __all__ = [
     "Retention",
     "RunRow",
     "Unfinished",
+    "Usage",
+    "UsageQuery",
     "UsageRow",
     "day_of",
     "open_journal",

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import enum
 import json
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, Final
 
 import attrs
 
@@ -13,6 +14,10 @@ LIVE = "live"
 ENDED = "ended"
 UNLISTED = ("prompt", "options")
 """What of a run is told only to who asks for that run: it may be long."""
+GROUPS: Final = ("day", "identity", "model", "meta")
+"""By what there are sums of what was used."""
+USAGE_ROWS: Final = 10_000
+"""Such sums that are told at a time."""
 
 
 class PartKind(enum.IntEnum):
@@ -38,6 +43,7 @@ class Begun:
     started: float
     prompt: str | None
     options: dict[str, Any]
+    model: str = ""
     batch: str = ""
 
 
@@ -172,13 +178,52 @@ class Page:
     next: str | None
 
 
+@attrs.frozen(kw_only=True)
+class UsageQuery:
+    """Which runs are summed up: of one identity (None: of all), from a day of UTC on, before another, by their meta.
+
+    `by` are some of `GROUPS`, each once; a meta goes up to the first `separator` in it then. `limit` is how many rows
+    there may be, -1 for all.
+    """
+
+    identity: str | None = None
+    since: str | None = None
+    until: str | None = None
+    meta_prefix: str | None = None
+    by: Sequence[str] = ("day", "identity")
+    separator: str | None = None
+    limit: int = USAGE_ROWS
+
+
 @attrs.frozen
 class UsageRow:
-    """What an identity used on a day of UTC (`2026-11-27`)."""
+    """What the runs of a group have used that have ended: `seconds` from start to end, `failed` by `Reason.is_fault`.
 
-    day: str
-    identity: str
+    The group has a text for each of what was grouped by: a day of UTC (`2026-11-27`), an identity, the model that was
+    asked for (empty: none was), a meta or its head (empty: the runs are gone).
+    """
+
+    group: dict[str, str]
     runs: int
     turns: int
     tokens: int
     dollars: float
+    seconds: float
+    failed: int
+
+    def told(self) -> dict[str, Any]:
+        """Return what JSON says of it."""
+        row = attrs.asdict(self)
+        return {**row.pop("group"), **row}
+
+
+@attrs.frozen
+class Usage:
+    """Some rows, the newest day first; `truncated` is how many there may be, None where these are all."""
+
+    rows: list[UsageRow]
+    truncated: int | None
+
+    def told(self) -> dict[str, Any]:
+        """Return what JSON says of it."""
+        return {"usage": [row.told() for row in self.rows], "truncated": self.truncated}

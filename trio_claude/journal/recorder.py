@@ -23,7 +23,7 @@ import trio
 
 from ..errors import JournalFault
 from .bulk import Text
-from .facts import Begun, Deleted, End, Page, Part, PartKind, Query, Retention, RunRow, UsageRow
+from .facts import Begun, Deleted, End, Page, Part, PartKind, Query, Retention, RunRow, Usage, UsageQuery
 from .store import Reader, Store
 from .unfinished import Unfinished, find_unfinished
 
@@ -280,9 +280,9 @@ class Journal:
         await self.settle(SOON)
         return await self._read(look)
 
-    async def usage(self, identity: str | None, since: str = "") -> list[UsageRow]:
-        """Return what was used, by day and identity."""
-        return await self._read(lambda reader: reader.usage(identity, since))
+    async def usage(self, query: UsageQuery) -> Usage:
+        """Return what was used, in sums, the newest day first."""
+        return await self._read(lambda reader: reader.usage(query))
 
     async def delete(self, identity: str | None, run: str | None = None) -> list[Deleted]:
         """Delete one ended run, or all of an identity; return what was deleted.

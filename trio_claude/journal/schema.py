@@ -28,5 +28,21 @@ VERSIONS: Final[tuple[str, ...]] = (
     """,
     "CREATE INDEX runs_by_session ON runs (session, started) WHERE session IS NOT NULL",
     "ALTER TABLE parts ADD COLUMN place INTEGER; ALTER TABLE parts ADD COLUMN size INTEGER",
+    """
+    ALTER TABLE runs ADD COLUMN model TEXT NOT NULL DEFAULT '';
+    CREATE TABLE uses (
+        run TEXT PRIMARY KEY, identity TEXT NOT NULL, meta TEXT NOT NULL, day TEXT NOT NULL, model TEXT NOT NULL,
+        turns INTEGER NOT NULL, tokens INTEGER NOT NULL, dollars REAL NOT NULL, seconds REAL NOT NULL,
+        failed INTEGER NOT NULL
+    ) STRICT, WITHOUT ROWID;
+    CREATE TABLE sums (
+        day TEXT NOT NULL, identity TEXT NOT NULL, model TEXT NOT NULL, runs INTEGER NOT NULL, turns INTEGER NOT NULL,
+        tokens INTEGER NOT NULL, dollars REAL NOT NULL, seconds REAL NOT NULL, failed INTEGER NOT NULL,
+        PRIMARY KEY (day, identity, model)
+    ) STRICT, WITHOUT ROWID;
+    INSERT INTO sums SELECT day, identity, '', runs, turns, tokens, dollars, 0, 0 FROM usage;
+    DROP TABLE usage;
+    ALTER TABLE sums RENAME TO usage;
+    """,
 )
 """Each entry takes a file from the version before it; the version stands in `user_version`."""

@@ -18,10 +18,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
-from ..errors import ConfigError
-from . import bulk
+from ..errors import ConfigError, Reason
+from . import bulk, usage
 from .bulk import Bulk, Text, folder_of
-from .facts import ENDED, LIVE, Begun, Deleted, End, Page, Part, PartKind, Query, Retention, RunRow, UsageRow
+from .facts import ENDED, LIVE, Begun, Deleted, End, Page, Part, PartKind, Query, Retention, RunRow, Usage, UsageQuery
 from .schema import VERSIONS
 
 BUSY_MS: Final = 2000
@@ -35,8 +35,8 @@ LOG_BYTES: Final = 64 * 1024 * 1024
 DAY: Final = 86400
 BEGIN: Final = """
     INSERT OR IGNORE INTO runs
-    (id, identity, meta, door, batch, session, server, state, started, prompt, options)
-    VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
+    (id, identity, meta, door, batch, session, server, state, started, prompt, options, model)
+    VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
 """
 GROW: Final = """
     UPDATE runs SET stored = CASE :kind WHEN 0 THEN :last ELSE stored END, bytes = bytes + :size
@@ -52,7 +52,7 @@ FINISH: Final = """
     UPDATE runs
     SET state = ?, ended = ?, reason = ?, exit_status = ?, signal = ?, lines = ?, encoding_errors = ?, tokens = ?,
         dollars = ?, error = ?, receipt = ?, session = COALESCE(session, ?), whole = ? AND stored = ?
-    WHERE id = ? AND server = ? AND state = 'live' RETURNING identity
+    WHERE id = ? AND server = ? AND state = 'live'
 """
 BEFORE: Final = "(started, id) < (SELECT started, id FROM runs WHERE id = ?)"
 OWN_BEFORE: Final = (
@@ -61,10 +61,8 @@ OWN_BEFORE: Final = (
 LOST: Final = "the server ended before the run did"
 LOSE: Final = """
     UPDATE runs SET state = ?, reason = 'node-lost', ended = ?, lines = stored, error = ?
-    WHERE state = 'live' AND server = ?
+    WHERE state = 'live' AND server = ? RETURNING id
 """
-
-DROP: Final = ("DELETE FROM main.parts WHERE run = ?", "DELETE FROM main.runs WHERE id = ?")
 FRESH: Final = 60.0
 """Seconds for which a lock that nobody holds may be one that a server is about to take."""
 
@@ -127,7 +125,7 @@ class Store:
             BEGIN,
             (
                 run.id, run.identity, run.meta, run.door, run.batch, run.session, self._server, LIVE, run.started,
-                run.prompt, json.dumps(run.options),
+                run.prompt, json.dumps(run.options), run.model,
             ),
         )  # fmt: skip
 
@@ -157,23 +155,16 @@ class Store:
 
     def end(self, end: End) -> None:
         """Write how a run ended, once, and what it used."""
-        row = self._db.execute(
+        ended = self._db.execute(
             FINISH,
             (
                 ENDED, end.ended, end.reason, end.exit_status, end.signal, end.lines, end.encoding_errors, end.tokens,
                 end.dollars, end.error, json.dumps(end.receipt), end.session, end.whole, end.lines, end.id,
                 self._server,
             ),
-        ).fetchone()  # fmt: skip
-        if row:
-            self._use(day_of(end.ended), row[0], end)
-
-    def _use(self, day: str, identity: str, end: End) -> None:
-        self._db.execute(
-            "INSERT INTO usage VALUES (?, ?, 1, ?, ?, ?) ON CONFLICT DO UPDATE SET runs = runs + 1,"
-            " turns = turns + excluded.turns, tokens = tokens + excluded.tokens, dollars = dollars + excluded.dollars",
-            (day, identity, end.turns, end.tokens, end.dollars),
-        )
+        )  # fmt: skip
+        if ended.rowcount:
+            usage.count(self._db, end.id, end.ended, end.reason, end.turns)
 
     def delete(self, identity: str | None, run: str | None) -> list[Deleted]:
         """Delete one ended run, or all of an identity (None: of everybody); return what was deleted."""
@@ -205,9 +196,7 @@ class Store:
 
     def _drop(self, runs: list[str]) -> None:
         self._gone += runs
-        for run in runs:
-            for statement in DROP:
-                self._db.execute(statement, (run,))
+        usage.drop(self._db, runs)
 
     def disown(self) -> int:
         """End the runs of servers that are dead; return how many. Raises sqlite3.Error."""
@@ -216,7 +205,11 @@ class Store:
             if server == self._server:
                 continue
             with contextlib.suppress(ConfigError), _locked(self.path, server), self.transaction():
-                lost += self._db.execute(LOSE, (ENDED, time.time(), LOST, server)).rowcount
+                now = time.time()
+                gone = self._db.execute(LOSE, (ENDED, now, LOST, server)).fetchall()
+                for (run,) in gone:
+                    usage.count(self._db, run, now, Reason.NODE_LOST, 0)
+                lost += len(gone)
         return lost
 
 
@@ -286,16 +279,9 @@ class Reader:
         data = data if place is None else bulk.read(self._path, run, place, size)
         return Part(PartKind(kind), first, count, data, number)
 
-    def usage(self, identity: str | None, since: str) -> list[UsageRow]:
-        """Return what was used since a day, by day and identity."""
-        where, words = ("identity = ?", [identity]) if identity is not None else ("TRUE", [])
-        sql = _select("*", "usage", f"{where} AND day >= ?", "ORDER BY day, identity")
-        return [UsageRow(*row) for row in self._db.execute(sql, [*words, since])]
-
-
-def day_of(seconds: float) -> str:
-    """Return the day of UTC in which a time lies."""
-    return time.strftime("%Y-%m-%d", time.gmtime(seconds))
+    def usage(self, query: UsageQuery) -> Usage:
+        """Return what was used, in sums."""
+        return usage.read(self._db, query)
 
 
 def _select(columns: str, table: str, condition: str, order: str = "") -> str:
@@ -316,7 +302,7 @@ def _where(query: Query) -> tuple[str, list[object]]:
 
 def _row(row: sqlite3.Row) -> RunRow:
     told = dict(zip(row.keys(), row, strict=True))
-    del told["server"], told["bytes"]
+    del told["server"], told["bytes"], told["model"]
     receipt = json.loads(told["receipt"]) if told["receipt"] else None
     return RunRow(**{**told, "receipt": receipt, "options": json.loads(told["options"]), "whole": bool(told["whole"])})
 

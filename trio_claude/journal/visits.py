@@ -11,18 +11,25 @@ import contextlib
 import functools
 import os
 import sqlite3
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
-from ..errors import ConfigError
+from ..errors import ConfigError, Reason
 from .bulk import folder_of, remove
+from .facts import LIVE
 from .schema import VERSIONS
-from .store import BUSY_MS, DROP, LOST, Reader, is_alive
+from .store import BUSY_MS, LOST, Reader, is_alive
+from .usage import count, drop
 
 AT_ONCE: Final = 100
 """Runs that one transaction deletes, so that a server which writes too never waits for long."""
-ENDED_RUNS: Final = "SELECT id FROM runs WHERE state = 'ended' AND (?1 IS NULL OR id = ?1) LIMIT ?2"
+ENDED_RUNS: Final = """
+    SELECT id, stored.state FROM runs JOIN main.runs AS stored USING (id)
+    WHERE runs.state = 'ended' AND (?1 IS NULL OR id = ?1) LIMIT ?2
+"""
+"""Runs with the state that the file has, which is `live` where the server is dead."""
 CHANGED: Final = {
     "state": "'ended'", "reason": "'node-lost'", "lines": "stored", "error": f"'{LOST}'",
 }  # fmt: skip
@@ -82,15 +89,16 @@ def _drop_some(db: sqlite3.Connection, path: Path, run: str | None) -> int:
     db.execute("BEGIN IMMEDIATE")
     try:
         gone = db.execute(ENDED_RUNS, (run, AT_ONCE)).fetchall()
-        for statement in DROP:
-            db.executemany(statement, gone)
+        for lost in (one for one, state in gone if state == LIVE):
+            count(db, lost, time.time(), Reason.NODE_LOST, 0)
+        drop(db, (one for one, _ in gone))
         db.execute("COMMIT")
     finally:
         if db.in_transaction:
             with contextlib.suppress(sqlite3.Error):
                 db.execute("ROLLBACK")
-    for row in gone:
-        remove(folder_of(path), row[0])
+    for one, _ in gone:
+        remove(folder_of(path), one)
     return len(gone)
 
 

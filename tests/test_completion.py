@@ -65,7 +65,7 @@ def test_bash_completes_commands_options_words_and_paths(script: Path) -> None:
         script, [""], ["runs", "s"], ["ask", "--mo"], ["serve", "--profile", ""], ["serve", "--profile=le"], ["serve", "--grants", "all"],
         ["serve", "--cwd", ""], ["serve", "--keys", ""], ["batch", ""],
     )  # fmt: skip
-    assert commands == ["ask", "batch", "chat", "completion", "demo", "doctor", "keys", "runs", "serve"]
+    assert commands == ["ask", "batch", "chat", "completion", "demo", "doctor", "keys", "runs", "serve", "usage"]
     assert kin == ["show", "stop"]
     assert options == ["--model"]
     assert words == ["lean", "chat", "approve", "edit", "unattended"]

@@ -394,7 +394,10 @@ async def test_a_file_of_each_earlier_version_becomes_one_of_this(tmp_path: Path
             for statements in VERSIONS[:version]:
                 db.executescript(statements)
             db.execute(OLD)
-            db.execute("INSERT INTO parts (run, number, kind, first, count, data) VALUES ('old', 1, 0, 1, 2, ?)", (b"one\ntwo",))
+            db.execute(
+                "INSERT INTO parts (run, number, kind, first, count, data) VALUES ('old', 1, 0, 1, 2, ?)",
+                (b"one\ntwo",),
+            )
             db.execute(f"PRAGMA user_version = {version}")
             db.commit()
         async with opened(path) as journal:

@@ -322,7 +322,9 @@ async def test_many_are_deleted_in_short_transactions_beside_a_server(
     db = sqlite3.connect(place.path)
     assert db.execute("SELECT COUNT(*) FROM runs").fetchone() == (1,)
     assert db.execute("SELECT COUNT(*) FROM parts WHERE run NOT IN (SELECT id FROM runs)").fetchone() == (0,)
-    assert db.execute("SELECT SUM(runs), (SELECT COUNT(*) FROM uses) FROM usage").fetchone() == (5, 0), "what was used stays"
+    assert db.execute("SELECT SUM(runs), (SELECT COUNT(*) FROM uses) FROM usage").fetchone() == (5, 0), (
+        "what was used stays"
+    )
     assert db.execute("PRAGMA integrity_check").fetchone() == ("ok",)
     db.close()
 

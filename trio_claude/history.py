@@ -39,7 +39,7 @@ LINES: Final[Parameters] = {"after": Number(whole=True), "part": Number(whole=Tr
 DELETION: Final[Parameters] = {"state": Choice(STATES)}
 DELETIONS: Final[Parameters] = {"state": Choice((ENDED,))}
 _DAY: Final = Text("[0-9]{4}-[0-9]{2}-[0-9]{2}", "a day: YYYY-MM-DD")
-_PIECE: Final = Text("[ -~]{1,64}", "1 to 64 characters of ASCII")
+_PIECE: Final = Text("[ -~]{0,64}", "at most 64 characters of ASCII")
 USAGE: Final[Parameters] = {
     "since": _DAY,
     "until": _DAY,

@@ -31,6 +31,7 @@ COMMANDS = {
     "keys": "Make, list, rotate and revoke API keys.",
     "runs": "List, show, follow, export and delete what was run.",
     "serve": "Serve the Claude command line at /ws/claude and /ws/session.",
+    "usage": "Sum up what was used by day, identity, model or name.",
 }
 
 

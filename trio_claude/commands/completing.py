@@ -94,6 +94,15 @@ def _is_here(url: str | None) -> bool:
         return False
 
 
+def groups(_ctx: click.Context, _param: click.Parameter, incomplete: str) -> list[CompletionItem[str]]:
+    """Offer by what usage is summed up, behind what is there already."""
+    from .run_sources import GROUPS
+
+    before, comma, last = incomplete.rpartition(",")
+    left = [name for name in GROUPS if name not in before.split(",")]
+    return [CompletionItem(f"{before}{comma}{name}") for name in left if name.startswith(last)]
+
+
 def key_names(ctx: click.Context, _param: click.Parameter, incomplete: str) -> list[CompletionItem[str]]:
     """Offer the names in the file of keys."""
     from ..identity.keys import read_keys

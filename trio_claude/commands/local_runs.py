@@ -10,10 +10,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import attrs
+
 from ..errors import ConfigError
-from ..journal import Query
+from ..journal import Query, UsageQuery
 from ..journal.visits import Visit, delete_local, named
-from .run_sources import CANDIDATES, Listed, Piece, Run, Wanted
+from .run_sources import CANDIDATES, Listed, Piece, Run, Summary, Sums, Wanted
 
 
 class LocalRuns:
@@ -55,6 +57,12 @@ class LocalRuns:
         with self._look() as visit:
             parts = visit.parts(run, 0, part)
         return Piece(b"".join(part.told() for part in parts), parts[-1].number if parts else None)
+
+    def usage(self, summary: Summary) -> Sums:
+        """Return what was used by everybody."""
+        with self._look() as visit:
+            used = visit.usage(UsageQuery(**attrs.asdict(summary)))
+        return Sums([row.told() for row in used.rows], used.truncated)
 
     def stop(self, run: str) -> None:
         """Say that only its server ends a run. Raises `ConfigError`."""

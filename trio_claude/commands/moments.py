@@ -10,6 +10,7 @@ import click
 
 LONGEST = 1e15
 UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 604800}
+_DATE = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}")
 _AGE = re.compile(r"([0-9]+(?:\.[0-9]+)?)([smhdw])")
 
 
@@ -22,6 +23,17 @@ def take_moment(_ctx: click.Context, _param: click.Parameter, value: str | None)
     except (ValueError, OverflowError):
         text = "is no time; say seconds since 1970, 2026-11-27, 2026-11-27T10:00, 90m, 2h or 7d"
         raise click.BadParameter(f"{value!r} {text}") from None
+
+
+def take_day(ctx: click.Context, param: click.Parameter, value: str | None) -> str | None:
+    """Return the day of UTC in which an option's time lies; a date alone is that day. A callback of click."""
+    seconds = take_moment(ctx, param, value)
+    if value is None or seconds is None or _DATE.fullmatch(value):
+        return value
+    try:
+        return datetime.datetime.fromtimestamp(seconds, datetime.UTC).date().isoformat()
+    except (ValueError, OverflowError, OSError):
+        raise click.BadParameter(f"{value!r} lies behind the year 9999") from None
 
 
 def moment(text: str, now: float) -> float:

@@ -1,4 +1,4 @@
-"""Where `runs` reads: one small interface over a local journal and a server's API, and what is the same over both.
+"""Where `runs` and `usage` read: one small interface over a local journal and a server's API, and what both share.
 
 Values are what the API's JSON holds. What can't be done is a `ConfigError`, or `Unreachable` where no server answers.
 """
@@ -27,6 +27,10 @@ from .credentials import find_key, key_option
 from .statuses import Status
 
 LIVE = "live"
+GROUPS = ("day", "identity", "model", "meta")
+"""By what usage is summed up."""
+FIGURES = ("runs", "turns", "tokens", "dollars", "seconds", "failed")
+"""What there are sums of."""
 LEAST_DIGITS = 4
 """Hex digits of an id that are enough to look for it."""
 WHOLE_DIGITS = 32
@@ -69,6 +73,28 @@ class Listed:
     next: str | None
 
 
+@attrs.frozen(kw_only=True)
+class Summary:
+    """What is summed up: by which of `GROUPS`, from a day of UTC on, before another, of which names.
+
+    A name goes up to the first `separator` in it.
+    """
+
+    by: tuple[str, ...]
+    since: str | None = None
+    until: str | None = None
+    meta_prefix: str | None = None
+    separator: str | None = None
+
+
+@attrs.frozen
+class Sums:
+    """Rows, each with what it is grouped by and `FIGURES`; `truncated` is how many there may be, if there are more."""
+
+    rows: list[dict[str, Any]]
+    truncated: int | None
+
+
 @attrs.frozen
 class Piece:
     """A piece of a run's history as lines of JSON; `next` is where to go on, None at the end."""
@@ -96,6 +122,9 @@ class RunSource(Protocol):
 
     def piece(self, run: str, part: int) -> Piece:
         """Return some of a run's history, behind a part of it."""
+
+    def usage(self, summary: Summary) -> Sums:
+        """Return what was used, the newest day first."""
 
     def stop(self, run: str) -> None:
         """End a live run now; never delete one."""

@@ -10,7 +10,7 @@ import json
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -33,28 +33,34 @@ WORDS, NUMBERS = COLUMNS[2:6], COLUMNS[6:]
 
 
 def print_table(runs: list[Run]) -> None:
-    """Print runs as a table; where the terminal is too narrow words are cut, never numbers."""
+    """Print runs as a table."""
+    now = time.time()
+    print_rows(COLUMNS, WORDS, NUMBERS, (_row(run, now) for run in runs))
+
+
+def print_rows(
+    columns: Sequence[str], words: Collection[str], numbers: Collection[str], rows: Iterable[Sequence[object]]
+) -> None:
+    """Print a table; where the terminal is too narrow the columns of words are cut, never numbers."""
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
-    now = time.time()
     table = Table(box=None, pad_edge=False, collapse_padding=True, header_style="bold")
-    for name in COLUMNS:
-        justify: Literal["right", "left"] = "right" if name in NUMBERS else "left"
-        table.add_column(name, justify=justify, no_wrap=name not in WORDS, overflow="ellipsis", min_width=4)
-    for run in runs:
-        table.add_row(*(Text(cell) for cell in _row(run, now)))
+    for name in columns:
+        justify: Literal["right", "left"] = "right" if name in numbers else "left"
+        table.add_column(name, justify=justify, no_wrap=name not in words, overflow="ellipsis", min_width=4)
+    for row in rows:
+        table.add_row(*(Text(_flat(str(cell))) for cell in row))
     Console(highlight=False, width=None if sys.stdout.isatty() else WIDEST).print(table)
 
 
-def _row(run: Run, now: float) -> list[str]:
+def _row(run: Run, now: float) -> list[object]:
     lines = run.get("stored") if run.get("state") == "live" else run.get("lines")
-    cells = [
+    return [
         shown(run.get("started"))[:-3], str(run.get("id"))[:ID_DIGITS], run.get("identity"), run.get("meta"),
         run.get("door"), state(run), lines, run.get("tokens"), dollars(run), seconds(run, now), survivors(run),
     ]  # fmt: skip
-    return [_flat(str(cell)) for cell in cells]
 
 
 def _flat(text: str) -> str:
@@ -107,7 +113,7 @@ def open_out(path: Path | None) -> Iterator[Callable[[str], None]]:
     A file that is there is never written over, and one that can't be finished is removed.
     """
     if path is None:
-        yield _print
+        yield print_text
         return
     try:
         with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600), "wb") as file:
@@ -125,5 +131,6 @@ def _write(write: Callable[[bytes], object], text: str) -> None:
     write(_encoded(text))
 
 
-def _print(text: str) -> None:
+def print_text(text: str) -> None:
+    """Print text as it is to a file or a pipe, without control sequences to a terminal."""
     click.echo(_encoded(clean(text) if sys.stdout.isatty() else text), nl=False)

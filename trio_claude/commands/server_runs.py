@@ -17,7 +17,7 @@ import httpx
 
 from ..errors import ConfigError
 from .complaints import NOBODY, next_step
-from .run_sources import CANDIDATES, Listed, Piece, Run, Unreachable, Wanted
+from .run_sources import CANDIDATES, FIGURES, Listed, Piece, Run, Summary, Sums, Unreachable, Wanted
 from .words import clean
 
 PAGE = 500
@@ -25,7 +25,9 @@ PAGE = 500
 SEARCHED = 4 * PAGE
 """Runs among which the beginning of an id is looked for."""
 TIMEOUT = httpx.Timeout(60.0, connect=10.0)
-_DOORS = ("/ws/claude", "/ws/session", "/api/runs")
+LARGEST = 10**18
+"""A figure of a sum, at most: what is more is no figure."""
+_DOORS = ("/ws/claude", "/ws/session", "/api/runs", "/api/usage")
 
 
 @contextmanager
@@ -96,6 +98,17 @@ class ServerRuns:
             raise self._strange()
         return Piece(answer.content, None if more is None else int(more))
 
+    def usage(self, summary: Summary) -> Sums:
+        """Return what was used by those whom the key may see."""
+        asked = {**attrs.asdict(summary), "by": ",".join(summary.by)}
+        told = self._object("/api/usage", {name: value for name, value in asked.items() if value is not None})
+        rows, truncated = told.get("usage"), told.get("truncated")
+        if not isinstance(rows, list) or not all(_is_sum(row, summary.by) for row in rows):
+            raise self._strange()
+        if not isinstance(truncated, int | None):
+            raise self._strange()
+        return Sums(rows, truncated)
+
     def stop(self, run: str) -> None:
         """End a live run now."""
         self._ask("DELETE", f"/api/runs/{run}", {"state": "live"})
@@ -131,6 +144,14 @@ class ServerRuns:
 
     def _strange(self) -> ConfigError:
         return ConfigError(f"{self._base} does not answer as trio-claude does; --url takes what `serve` prints")
+
+
+def _is_sum(row: object, by: tuple[str, ...]) -> bool:
+    """Return whether a row has texts that it is grouped by, and figures that can be summed up."""
+    if not isinstance(row, dict) or not all(isinstance(row.get(name), str) for name in by):
+        return False
+    figures = [row.get(name) for name in FIGURES]
+    return all(isinstance(one, int | float) and 0 <= one <= LARGEST for one in figures)
 
 
 def _parsed(answer: httpx.Response) -> Any:

@@ -41,6 +41,7 @@ STATUSES: Final[dict[str, tuple[Status, ...]]] = {
     "keys": _ALWAYS,
     "runs": (*_ALWAYS, Status.UNREACHABLE),
     "serve": _ALWAYS,
+    "usage": (*_ALWAYS, Status.UNREACHABLE),
 }
 """Which command may end how."""
 BY_CLOSE_CODE: Final[dict[int, Status]] = {

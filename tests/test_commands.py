@@ -17,7 +17,19 @@ from trio_websocket import open_websocket_url
 
 @pytest.mark.parametrize(
     "words",
-    [[], ["serve"], ["ask"], ["batch"], ["demo"], ["doctor"], ["keys"], ["keys", "add"], ["runs"], ["runs", "tail"]],
+    [
+        [],
+        ["serve"],
+        ["ask"],
+        ["batch"],
+        ["demo"],
+        ["doctor"],
+        ["keys"],
+        ["keys", "add"],
+        ["runs"],
+        ["runs", "tail"],
+        ["usage"],
+    ],
 )
 async def test_every_command_has_help(words: list[str]) -> None:
     told = await trio_claude(*words, "--help")

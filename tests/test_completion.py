@@ -61,9 +61,9 @@ def complete(script: Path, *lines: list[str], **env: str) -> list[list[str]]:
 
 
 def test_bash_completes_commands_options_words_and_paths(script: Path) -> None:
-    commands, kin, options, words, word, more, folder, file, tasks = complete(
+    commands, kin, options, words, word, more, folder, file, tasks, sums, next_sums, form = complete(
         script, [""], ["runs", "s"], ["ask", "--mo"], ["serve", "--profile", ""], ["serve", "--profile=le"], ["serve", "--grants", "all"],
-        ["serve", "--cwd", ""], ["serve", "--keys", ""], ["batch", ""],
+        ["serve", "--cwd", ""], ["serve", "--keys", ""], ["batch", ""], ["usage", "--by", ""], ["usage", "--by", "model,m"], ["usage", "--format", "c"],
     )  # fmt: skip
     assert commands == ["ask", "batch", "chat", "completion", "demo", "doctor", "keys", "runs", "serve", "usage"]
     assert kin == ["show", "stop"]
@@ -73,6 +73,7 @@ def test_bash_completes_commands_options_words_and_paths(script: Path) -> None:
     assert more == ["allowed_tools"]
     assert folder == ["compopt", "-o", "dirnames"]
     assert file == tasks == ["compopt", "-o", "default"]
+    assert (sums, next_sums, form) == (["day", "identity", "model", "meta"], ["model,meta"], ["csv"])
 
 
 async def test_bash_completes_runs_of_the_journal(fake: Backend, script: Path) -> None:

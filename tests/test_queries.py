@@ -7,7 +7,7 @@ from jsonschema import Draft202012Validator
 
 from trio_claude.errors import HttpRefusal
 from trio_claude.history import RUN_ID
-from trio_claude.queries import Choice, Number, Text, read_query
+from trio_claude.queries import Choice, Names, Number, Text, read_query
 
 
 @pytest.mark.parametrize(
@@ -18,10 +18,14 @@ from trio_claude.queries import Choice, Number, Text, read_query
         (Number(whole=True), "-0", 0), (Number(whole=True), " 1", None), (Number(), "1.5", 1.5), (Number(), "5e-324", 5e-324),
         (Number(), "nan", None), (Number(), "inf", None), (Number(), "-1", None), (Number(), "1" * 500, None), (Number(), "", None),
         (Choice(("a", "b")), "a", "a"), (Choice(("a", "b")), "", None), (Text(), "", ""), (Text(), "a\nb", "a\nb"),
+        (Names(("a", "b")), "b,a", ["b", "a"]), (Names(("a", "b")), "b", ["b"]), (Names(("a", "b")), "", None), (Names(("a", "b")), "a,", None),
+        (Names(("a", "b")), "a,a", None), (Names(("a", "b")), "c", None), (Names(("a", "b")), "a, b", None),
         (Text(RUN_ID), "abc", "abc"), (Text(RUN_ID), "abc\n", None), (Text(RUN_ID), "ABC", None),
     ],
 )  # fmt: skip
-def test_a_parameter_is_read_whole_or_refused(parameter: Text | Choice | Number, text: str, value: object) -> None:
+def test_a_parameter_is_read_whole_or_refused(
+    parameter: Text | Choice | Names | Number, text: str, value: object
+) -> None:
     if value is None:
         with pytest.raises(HttpRefusal, match="it must be "):
             read_query({"it": text}, {"it": parameter})

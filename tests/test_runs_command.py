@@ -727,6 +727,6 @@ def test_what_is_no_time_is_refused(text: str) -> None:
 
 def test_a_list_of_a_file_loads_no_http_and_one_of_a_server_no_trio() -> None:
     code = "import sys, {0}; print(*sorted({{'trio', 'httpx', 'httpx_ws', 'typed_settings'}} & set(sys.modules)))"
-    for module, loaded in (("runs", ""), ("local_runs", "trio"), ("server_runs", "httpx")):
+    for module, loaded in (("runs", ""), ("usage", ""), ("local_runs", "trio"), ("server_runs", "httpx")):
         words = [*PROGRAM[:1], "-c", code.format(f"trio_claude.commands.{module}")]
         assert subprocess.run(words, capture_output=True, text=True, check=True).stdout.strip() == loaded

@@ -159,8 +159,15 @@ def close_codes() -> Iterator[str]:
 
 def reasons() -> Iterator[str]:
     """Yield why runs end, and how they close."""
-    rows = ((f"`{one}`", REASONS[one], _closes(one), "yes" if one in messages.RETRYABLE else "no") for one in Reason)
-    yield from table(("reason", "what happened", "close code", "`retryable`"), rows)
+    rows = (
+        (f"`{one}`", REASONS[one], _closes(one), _said(one in messages.RETRYABLE), _said(one.is_fault))
+        for one in Reason
+    )
+    yield from table(("reason", "what happened", "close code", "`retryable`", "`failed`"), rows)
+
+
+def _said(yes: bool) -> str:
+    return "yes" if yes else "no"
 
 
 def _closes(reason: Reason) -> str:

@@ -13,7 +13,7 @@ from harness import Backend, directive, head, open_backend, until
 from talk import Talk, open_talk
 
 from trio_claude.errors import Reason
-from trio_claude.events import RunEnded
+from trio_claude.events import ApprovalSettled, Interrupted, RunEnded
 
 BOTH = [pytest.param("fake"), pytest.param("real", marks=pytest.mark.real_cli)]
 ASKS = directive("bash", cmd="touch made-by-tool; ls")
@@ -39,6 +39,14 @@ def frame(said: dict[str, object]) -> bytes:
         bytes((0x80 | len(payload),)) if len(payload) < 126 else bytes((0x80 | 126,)) + len(payload).to_bytes(2, "big")
     )
     return b"\x81" + size + b"\0\0\0\0" + payload
+
+
+def settled(cli: Backend) -> list[ApprovalSettled]:
+    return [event for event in cli.events if isinstance(event, ApprovalSettled)]
+
+
+def interrupts(cli: Backend) -> int:
+    return sum(isinstance(event, Interrupted) for event in cli.events)
 
 
 def tool_results(talk: Talk) -> list[str]:
@@ -113,6 +121,7 @@ async def test_an_approval(cli: Backend, answer: dict[str, object], made: bool, 
         await talk.result()
         await talk.stop("end")
         await talk.end()
+    assert [one.outcome for one in settled(cli)] == ["denied" if answer["behavior"] == "deny" else "allowed"]
     assert (cli.cwd / "made-by-tool").exists() is made
     assert told in tool_results(talk)[0]
 
@@ -131,7 +140,7 @@ async def test_a_denial_that_interrupts_ends_the_turn_and_not_the_run(cli: Backe
 
 
 async def test_an_approval_that_nobody_answers_is_denied_and_the_turns_clock_stands_still(cli: Backend) -> None:
-    async with cli.serve(approval_timeout=2.0, timeout=1.5) as server, open_talk(server) as talk:
+    async with cli.serve(approval_timeout=5.0, timeout=4.0) as server, open_talk(server) as talk:
         await talk.start()
         await talk.user(ASKS)
         question = await talk.asked()
@@ -142,7 +151,8 @@ async def test_an_approval_that_nobody_answers_is_denied_and_the_turns_clock_sta
         assert (await talk.event("refused"))["code"] == "not-open"
         await talk.stop("end")
         assert (await talk.end())["reason"] == "exit"
-    assert "nobody answered within 2 s" in tool_results(talk)[0]
+    assert "nobody answered within 5 s" in tool_results(talk)[0]
+    assert [(one.outcome, round(one.seconds)) for one in settled(cli)] == [("expired", 5)]
     assert not (cli.cwd / "made-by-tool").exists()
 
 
@@ -155,6 +165,7 @@ async def test_a_client_that_leaves_while_an_approval_is_open_takes_its_run_alon
         await until(lambda: cli.ended)
         assert cli.ended[0].outcome.reason is Reason.DISCONNECTED
         assert cli.ended[0].outcome.receipt.survivors == 0
+        assert [one.outcome for one in settled(cli)] == ["abandoned"]
         assert not cli.left()
 
 
@@ -174,6 +185,7 @@ async def test_an_interrupt_keeps_the_partial_answer_and_the_session(cli: Backen
         assert not (await talk.result())["is_error"]
         await talk.stop("end")
         assert (await talk.end())["reason"] == "exit"
+        assert interrupts(cli) == 1
 
 
 async def test_a_client_may_interrupt_in_the_clis_own_words(cli: Backend) -> None:
@@ -183,6 +195,7 @@ async def test_a_client_may_interrupt_in_the_clis_own_words(cli: Backend) -> Non
         await talk.next(lambda frame: frame.get("subtype") == "init")
         assert (await talk.control("mine", "interrupt"))["response"]["subtype"] == "success"
         assert (await talk.result())["is_error"]
+        assert interrupts(cli) == 1
         await talk.stop("kill")
         assert (await talk.end())["reason"] == "stopped"
 

@@ -24,6 +24,7 @@ TABLE: dict[str, set[str]] = {
     "stream_json": {"messages"},
     "session": {"errors", "messages", "stream_json"},
     "metering": {"stream_json"},
+    "endings": {"errors"},
     # hands: each owns exactly one outside thing
     "services": {"events"},
     "turns": set(),
@@ -40,12 +41,13 @@ TABLE: dict[str, set[str]] = {
     # wiring
     "workplace": {"errors", "config", "messages", "stream_json", "containment", "quarters", "transcripts", "leftovers"},
     "pool": {"errors", "events", "messages", "stream_json", "containment", "workplace"},
+    "telling": {"events", "stream_json", "session"},
     "run": {
-        "errors", "events", "messages", "stream_json", "session", "metering", "turns", "containment", "journal",
+        "endings", "errors", "events", "messages", "stream_json", "session", "metering", "telling", "turns", "containment", "journal",
         "workplace", "pool",
     },
     "session_run": {
-        "errors", "events", "config", "messages", "stream_json", "session", "turns", "containment", "journal", "workplace", "run",
+        "endings", "errors", "events", "config", "messages", "stream_json", "session", "turns", "containment", "journal", "workplace", "run",
     },
     "runs": {
         "errors", "events", "config", "messages", "stream_json", "admission", "session", "turns", "containment", "journal", "workplace", "pool",
@@ -91,7 +93,7 @@ TABLE: dict[str, set[str]] = {
     "__init__": {"errors", "events", "config", "engine", "server", "embed", "client"},
 }  # fmt: skip
 ASYNC_FREE = (
-    "errors", "events", "config", "messages", "stream_json", "metering", "queries", "openapi", "checks", "sayings",
+    "errors", "events", "config", "messages", "stream_json", "metering", "endings", "queries", "openapi", "checks", "sayings",
     "asyncapi",
     *(f"admission/{name}" for name in ("allowance", "budgets", "doors", "limits", "locks", "rates", "slots")),
     *(f"journal/{name}" for name in ("facts", "schema", "unfinished")),

@@ -23,7 +23,8 @@ def test_an_event_is_one_line_with_the_facts_in_it() -> None:
     said = json.loads(render(RunEnded("r", "TASK-1", 1.5, OUTCOME)))
     assert said.pop("time") > 0
     assert said == {
-        "event": "RunEnded", "run": "r", "meta": "TASK-1", "seconds": 1.5, "identity": "local",
+        "event": "RunEnded", "run": "r", "meta": "TASK-1", "seconds": 1.5, "identity": "local", "door": "claude",
+        "turns": 0, "tokens": 0, "dollars": 0.0, "bytes": 0,
         "outcome": {
             "reason": "exit", "exit_status": 0, "signal": None, "lines": 3, "encoding_errors": 0, "error": None,
             "after_result": False,

@@ -14,7 +14,18 @@ from harness import FAKE_ENV
 
 from trio_claude.config import Config
 from trio_claude.errors import PeerGone, Reason
-from trio_claude.events import Event, Outcome, RunEnded, RunStarted
+from trio_claude.events import (
+    STALL,
+    Charged,
+    Event,
+    FirstLine,
+    FirstToken,
+    Outcome,
+    RunEnded,
+    RunStarted,
+    SendStalled,
+    TurnEnded,
+)
 from trio_claude.messages import Options, Prompt
 from trio_claude.run import Kit, Run
 from trio_claude.turns import Turns
@@ -91,7 +102,42 @@ async def test_a_good_end(stage: Stage) -> None:
     outcome = await stage.play(script)
     assert (outcome.reason, outcome.exit_status, outcome.lines, outcome.error) == (Reason.EXIT, 0, 2, None)
     assert (stage.sink.said, stage.sink.complaints) == ([b"one", b"two"], ["oh", "no"])
-    assert [type(event) for event in stage.events] == [RunStarted, RunEnded]
+    assert [type(event) for event in stage.events] == [RunStarted, FirstLine, RunEnded]
+    assert isinstance(ended := stage.events[-1], RunEnded)
+    assert (ended.door, ended.bytes, ended.turns, ended.tokens) == ("claude", 8, 0, 0)
+
+
+async def test_each_step_is_told(stage: Stage, autojump_clock: trio.testing.MockClock) -> None:
+    usage = b'"modelUsage":{"m":{"inputTokens":7,"outputTokens":5}},"total_cost_usd":0.25'
+
+    async def script(cli: FakeProcess) -> None:
+        await trio.sleep(1)
+        await cli.say.send_all(b'{"type":"system","subtype":"init"}\n')
+        await trio.sleep(2)
+        await cli.say.send_all(b'{"type":"assistant","message":{}}\n{"type":"assistant","message":{}}\n')
+        await trio.sleep(4)
+        await cli.say.send_all(b'{"type":"result","is_error":false,' + usage + b"}\n")
+        cli.exit(0)
+
+    stage.sink.pace = 2 * STALL
+    await stage.play(script)
+    first, stalls, told = stage.events[1], stage.events[2:7], stage.events
+    assert first == FirstLine(first.run, "T", 1.0)
+    assert [event for event in told if isinstance(event, FirstToken)] == [FirstToken(first.run, "T", 3.0)]
+    assert [event for event in told if isinstance(event, TurnEnded)] == [TurnEnded(first.run, "T", 1, 7.0, 12, 0.25)]
+    assert [event for event in told if isinstance(event, Charged)] == [Charged(first.run, "T", 12, 0.25)]
+    assert SendStalled(first.run, "T", 2 * STALL) in stalls
+    assert isinstance(ended := told[-1], RunEnded)
+    assert (ended.seconds, ended.turns, ended.tokens, ended.dollars) == (9.0, 1, 12, 0.25)
+
+
+async def test_a_cancelled_run_is_told_to_have_ended_once(stage: Stage, autojump_clock: trio.testing.MockClock) -> None:
+    with trio.move_on_after(5):
+        await stage.run().execute(stage.sink)
+    ended = [event for event in stage.events if isinstance(event, RunEnded)]
+    assert [(event.seconds, event.outcome.reason, event.outcome.error) for event in ended] == [
+        (5.0, Reason.STOPPED, "cancelled")
+    ]
 
 
 async def test_300_seconds_end_a_silent_run(stage: Stage, autojump_clock: trio.testing.MockClock) -> None:

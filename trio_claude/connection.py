@@ -18,13 +18,13 @@ from .config import Config
 from .conversation import Conversation, Room
 from .entrance import SESSION_DOOR, Entrance, Guest
 from .errors import Busy, ClientError, CloseCode, Draining, NoMessage, NotWanted, PeerGone, Reason
-from .events import ConnectionClosed, ConnectionOpened, Crashed, Observer, Refused
+from .events import PATH_LIMIT, Answered, ConnectionClosed, ConnectionOpened, Crashed, Observer, Refused
 from .messages import Closing, Prompt
 from .peer import Heart, Peer, accept
 from .run import Run
 from .runs import Runs
 from .stage import Stage
-from .upgrade import Handshake, Routes, Site, serve_http
+from .upgrade import Handshake, Request, Routes, Site, serve_http
 
 DOOR = "/ws/claude"
 DOORS = frozenset({DOOR, SESSION_DOOR})
@@ -56,8 +56,16 @@ class Household:
             check=lambda request: entrance.check(request, address),
             enter=entrance.enter,
             share=entrance.share,
-            on_refusal=lambda refusal: self.observer(Refused(refusal.status, f"{refusal.code}: {refusal}")),
+            on_refusal=lambda refusal: self.observer(
+                Refused(refusal.status, f"{refusal.code}: {refusal}", refusal.code)
+            ),
+            on_answer=lambda request, status, seconds: self.observer(_answered(address, request, status, seconds)),
         )
+
+
+def _answered(address: str, request: Request, status: int, seconds: float) -> Answered:
+    who = request.identity.name if request.identity else ""
+    return Answered(address, request.method, request.path[:PATH_LIMIT], status, seconds, who)
 
 
 async def serve_connection(
@@ -92,7 +100,7 @@ async def _serve_guest(
     sock: socket.socket, address: str, handshake: Handshake, guest: Guest, household: Household
 ) -> None:
     """Open the WebSocket, serve it, and close it with what is to be said at the end."""
-    path, config = handshake.request.path, household.config
+    path, config, began = handshake.request.path, household.config, trio.current_time()
     household.observer(ConnectionOpened(address, path, guest.name))
     limit = config.max_session_message if path == SESSION_DOOR else config.max_message
     async with accept(sock, handshake, config, household.heart, household.runs.turns, limit) as peer:
@@ -103,7 +111,10 @@ async def _serve_guest(
                     peer.post(closing.frame)
                 await peer.close(closing.code, closing.reason)
         finally:
-            household.observer(ConnectionClosed(address, peer.closed.code, peer.closed.reason))
+            seconds = trio.current_time() - began
+            household.observer(
+                ConnectionClosed(address, peer.closed.code, peer.closed.reason, path, seconds, guest.name)
+            )
 
 
 def _door(path: str, peer: Peer, handshake: Handshake, guest: Guest, household: Household) -> OneShot | Conversation:
@@ -142,18 +153,17 @@ class OneShot:
             prompt = await self._read_prompt()
             return await self._serve_run(prompt)
         except ClientError as error:
-            return self._refuse(error.close_code, messages.render_error(str(error)), str(error))
+            return self._refuse(error, messages.render_error(str(error)))
         except NotWanted:
             return None if self._left else Closing(None, CloseCode.POLICY, "one prompt per connection")
         except Busy as error:
-            frame = messages.render_error(str(error), retry_after=error.retry_after)
-            return self._refuse(error.close_code, frame, str(error))
+            return self._refuse(error, messages.render_error(str(error), retry_after=error.retry_after))
         except Draining as error:
-            return self._refuse(error.close_code, messages.render_error(str(error)), str(error))
+            return self._refuse(error, messages.render_error(str(error)))
 
-    def _refuse(self, code: CloseCode, frame: str, text: str) -> Closing:
-        self._household.observer(Refused(int(code), text))
-        return Closing(frame, code, text)
+    def _refuse(self, error: ClientError | Busy | Draining, frame: str) -> Closing:
+        self._household.observer(Refused(int(error.close_code), str(error), error.code))
+        return Closing(frame, error.close_code, str(error))
 
     async def _read_prompt(self) -> Prompt:
         """Wait for the first message and parse it. Raises `ClientError`, or `PeerGone` where the client left."""

@@ -17,6 +17,7 @@ from . import messages, past, session
 from .config import Config
 from .entrance import Guest
 from .errors import (
+    Ahead,
     Busy,
     ClientError,
     CloseCode,
@@ -102,18 +103,17 @@ class Conversation:
                 return await self._serve_attached(first)
             return await self._serve_run(first)
         except ClientError as error:
-            return self._refuse(error.close_code, messages.render_refused(error.code, str(error)), str(error))
+            return self._refuse(error, messages.render_refused(error.code, str(error)))
         except NotWanted:
             return None if self._left else Closing(None, CloseCode.NORMAL, "stopped before it began")
         except Busy as error:
-            frame = messages.render_refused(error.code, str(error), retry_after=error.retry_after)
-            return self._refuse(error.close_code, frame, str(error))
+            return self._refuse(error, messages.render_refused(error.code, str(error), retry_after=error.retry_after))
         except Draining as error:
-            return self._refuse(error.close_code, messages.render_refused("draining", str(error)), str(error))
+            return self._refuse(error, messages.render_refused(error.code, str(error)))
 
-    def _refuse(self, code: CloseCode, frame: str, text: str) -> Closing:
-        self._house.observer(Refused(int(code), text))
-        return Closing(frame, code, text)
+    def _refuse(self, error: ClientError | Busy | Draining, frame: str) -> Closing:
+        self._house.observer(Refused(int(error.close_code), str(error), error.code))
+        return Closing(frame, error.close_code, str(error))
 
     async def _read_first(self) -> Start | Attach:
         """Wait for the first message and parse it. Raises `ClientError`, or `PeerGone` where the client left."""
@@ -238,8 +238,8 @@ class Conversation:
         return None if self._left else closing
 
     def _refuse_ahead(self, last: int) -> Closing:
-        frame = messages.render_refused("ahead", f"after: the run is at line {last}", last=last)
-        return self._refuse(CloseCode.POLICY, frame, "after is ahead of the run")
+        error = Ahead(f"after: the run is at line {last}")
+        return self._refuse(error, messages.render_refused(error.code, str(error), last=last))
 
     def _may_own(self, stage: Stage, attach: Attach) -> bool:
         """Return whether a client is the owner: nobody is, or it takes over, and it is of the run's identity."""

@@ -118,6 +118,12 @@ class SessionBusy(ClientError):
     code = "session-busy"
 
 
+class Ahead(ClientError):
+    """Who attaches has more lines than the run has said."""
+
+    code = "ahead"
+
+
 class Busy(TrioClaudeError):
     """No slot came free in time; `retry_after` is in seconds."""
 
@@ -164,6 +170,7 @@ class Draining(TrioClaudeError):
     """The server is going down and takes no new run."""
 
     close_code: ClassVar[CloseCode] = CloseCode.RESTARTING
+    code: ClassVar[str] = "draining"
 
 
 class SpawnFailed(TrioClaudeError):

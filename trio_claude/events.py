@@ -13,6 +13,11 @@ import attrs
 
 from .errors import Reason
 
+PATH_LIMIT = 200
+"""Characters of a request's path that an event keeps."""
+STALL = 1.0
+"""Seconds from which on a write that stands still is told."""
+
 
 @attrs.frozen
 class Receipt:
@@ -85,6 +90,21 @@ class Listening:
 
 
 @attrs.frozen
+class Answered:
+    """A plain HTTP request was answered, or refused, with `status`, `seconds` after it was read.
+
+    `path` is what the client asked for, cut to `PATH_LIMIT` characters.
+    """
+
+    peer: str
+    method: str
+    path: str
+    status: int
+    seconds: float
+    identity: str = ""
+
+
+@attrs.frozen
 class ConnectionOpened:
     """A client's WebSocket is open."""
 
@@ -100,36 +120,136 @@ class ConnectionClosed:
     peer: str
     code: int | None
     reason: str
+    path: str
+    seconds: float
+    identity: str = "local"
 
 
 @attrs.frozen
 class Refused:
-    """A client was refused, before the upgrade (an HTTP status) or after it (a close code)."""
+    """A client was refused, before the upgrade (an HTTP status) or after it (a close code).
+
+    `code` is the word for programs of an answer's `code`; there are some thirty. `status` is 0 where a connection was
+    closed before its request was read.
+    """
 
     status: int
     text: str
+    code: str = ""
 
 
 @attrs.frozen
 class RunStarted:
-    """A CLI is running; `warm` says that it was started ahead of need."""
+    """A CLI is running; `warm` says that it was started ahead of need, `waited` for how many seconds for a slot."""
 
     run: str
     meta: str
     pid: int
     warm: bool = False
     identity: str = "local"
+    door: str = "claude"
+    waited: float = 0.0
+
+
+@attrs.frozen
+class FirstLine:
+    """A run has said its first line, `seconds` after it began to start its CLI."""
+
+    run: str
+    meta: str
+    seconds: float
+    identity: str = "local"
+    door: str = "claude"
+
+
+@attrs.frozen
+class FirstToken:
+    """A turn has said its first words, `seconds` after its prompt; with `partial` that is a token, else a message."""
+
+    run: str
+    meta: str
+    seconds: float
+    identity: str = "local"
+    door: str = "claude"
+
+
+@attrs.frozen
+class TurnEnded:
+    """A turn has given its result, `seconds` after its prompt; `turn` counts from 1, `error` is empty if it is good."""
+
+    run: str
+    meta: str
+    turn: int
+    seconds: float
+    tokens: int
+    dollars: float
+    error: str = ""
+    identity: str = "local"
+    door: str = "claude"
+
+
+@attrs.frozen
+class Charged:
+    """An identity is charged for what a run has used: by each result, and at the end for what no result has told."""
+
+    run: str
+    meta: str
+    tokens: int
+    dollars: float
+    identity: str = "local"
+
+
+@attrs.frozen
+class Interrupted:
+    """A turn of a session is to end by an interrupt."""
+
+    run: str
+    meta: str
+    identity: str = "local"
+
+
+@attrs.frozen
+class ApprovalSettled:
+    """An approval is not open any more, `seconds` after the CLI asked for it.
+
+    `outcome` is allowed, denied (by the client, or a grant that does not allow it), expired (nobody answered in time),
+    withdrawn (by the CLI) or abandoned (the run ends).
+    """
+
+    run: str
+    meta: str
+    seconds: float
+    outcome: str
+    identity: str = "local"
+
+
+@attrs.frozen
+class SendStalled:
+    """A client took `seconds` for what its run said at once: more than `STALL`; the CLI waited with it."""
+
+    run: str
+    meta: str
+    seconds: float
+    identity: str = "local"
 
 
 @attrs.frozen
 class RunEnded:
-    """A run is over and its process tree was dealt with as the receipt says."""
+    """A run is over and its process tree was dealt with as the receipt says: once for each run, whatever ended it.
+
+    `tokens`, `dollars` and `turns` are those of the whole run, `bytes` what it said on stdout.
+    """
 
     run: str
     meta: str
     seconds: float
     outcome: Outcome
     identity: str = "local"
+    door: str = "claude"
+    turns: int = 0
+    tokens: int = 0
+    dollars: float = 0.0
+    bytes: int = 0
 
 
 @attrs.frozen
@@ -174,10 +294,18 @@ Event: TypeAlias = (
     | PoolReady
     | JournalReady
     | Listening
+    | Answered
     | ConnectionOpened
     | ConnectionClosed
     | Refused
     | RunStarted
+    | FirstLine
+    | FirstToken
+    | TurnEnded
+    | Charged
+    | Interrupted
+    | ApprovalSettled
+    | SendStalled
     | RunEnded
     | Strained
     | Weak

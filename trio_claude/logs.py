@@ -19,12 +19,14 @@ from typing import Any
 
 import attrs
 
-from .events import Crashed, Event, Observer, Refused
+from .events import Answered, Charged, Crashed, Event, FirstLine, FirstToken, Observer, Refused
 
 PAUSE = 0.01
 """Seconds in which lines gather before they are written: a thread that wakes for each would cost more than the line."""
 REFUSALS = 10
 """Refusals that are written in a second; of the others only how many there were."""
+DETAILS = (Answered, FirstLine, FirstToken, Charged)
+"""Events that are no lines: what they tell is told again, or is of no interest to a reader."""
 QUEUE_LIMIT = 1000
 """Lines that wait for stderr; more are dropped and counted."""
 
@@ -90,6 +92,8 @@ class _Thinned:
         self._refused: Counter[int] = Counter()
 
     def __call__(self, event: Event) -> None:
+        if isinstance(event, DETAILS):
+            return
         if int(time.monotonic()) != self._second:
             self.sum_up()
         if isinstance(event, Refused):

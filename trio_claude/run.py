@@ -8,7 +8,6 @@ a `Sink`, and a sink that fails ends the run.
 from __future__ import annotations
 
 import secrets
-import signal
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
@@ -19,14 +18,16 @@ import trio
 
 from . import stream_json
 from .containment import Contained, Containment, Job
+from .endings import LADDERS, Decision, exit_decision
 from .errors import PeerGone, Reason, SpawnFailed
-from .events import Observer, Outcome, Receipt, RunEnded, RunStarted
+from .events import Observer, Outcome, Receipt
 from .journal import Begun, End, Journal, Recorder
 from .messages import Options, Prompt
 from .metering import Meter
 from .pool import Warm
 from .session import Start
 from .stream_json import LineSplitter, LineTooLong, Sign, Spent
+from .telling import Tally, Teller
 from .turns import BULK, READS, Turns
 from .workplace import Workplace
 
@@ -49,35 +50,6 @@ class Sink(Protocol):
 
     def denied(self, tool: str) -> None:
         """Hear that the CLI denied a tool because nobody could be asked. Must not wait."""
-
-
-LADDERS: dict[Reason, tuple[tuple[int, float], ...]] = {
-    Reason.STOPPED: ((signal.SIGINT, 1.0), (signal.SIGTERM, 1.0)),
-    Reason.DEADLINE: ((signal.SIGINT, 1.0), (signal.SIGTERM, 1.0)),
-    Reason.STALLED: ((signal.SIGINT, 1.0), (signal.SIGTERM, 1.0)),
-    Reason.OVER_BUDGET: ((signal.SIGINT, 1.0), (signal.SIGTERM, 1.0)),
-    Reason.DRAINED: ((signal.SIGTERM, 1.0),),
-}
-"""How a run is asked to end before its tree is killed: signals to the CLI, each with its grace in seconds.
-
-SIGINT keeps the partial answer, SIGTERM loses it. Every other reason kills the tree at once: nobody is left to hear an
-answer; and so does the deadline of a run that has one prompt.
-"""
-
-
-@attrs.frozen
-class Decision:
-    """Why a run is ended. `drain` says that what the pipes hold is still wanted."""
-
-    reason: Reason
-    error: str | None = None
-    drain: bool = False
-    after_result: bool = False
-
-    @property
-    def ladder(self) -> tuple[tuple[int, float], ...]:
-        """The polite steps before the kill."""
-        return LADDERS.get(self.reason, ()) if self.drain else ()
 
 
 @attrs.frozen
@@ -105,6 +77,7 @@ class Kit:
     turns: Turns
     journal: Journal | None = None
     batch: str = ""
+    tally: Tally = attrs.Factory(Tally)
 
 
 class Delivery:
@@ -150,19 +123,17 @@ class Run:
         self._session = task.session if isinstance(task, Start) else task.options.resume
         self._workplace = kit.workplace
         self._containment = kit.containment
-        self._observer = kit.observer
         self._journal = kit.journal
         self._batch = kit.batch
         self._recorder: Recorder | None = None
         self._timeout = timeout
         self._turns = kit.turns
-        self._turn_count = 0
         self.account: Account = account
+        self.teller: Teller = Teller(self.id, self.meta, account.name, self.door, kit.observer, kit.tally)
         self._meter = Meter(account.baseline, task.options.max_budget_usd)
         self._decision: Decision | None = None
         self._scope = trio.CancelScope()
         self._splitter = LineSplitter(kit.workplace.config.max_line)
-        self._line_count = 0
         self._delivery = Delivery()
         self._grace = trio.CancelScope()
         self._too_late = Decision(Reason.DEADLINE, f"timed out after {timeout:g} s")
@@ -180,20 +151,19 @@ class Run:
 
     async def execute(self, sink: Sink) -> Outcome:
         """Run the CLI to its end, whatever that is; its tree is dealt with when this returns."""
-        began = trio.current_time()
+        self.teller.begin()
         if self._journal:
             self._recorder = self._journal.begin(self._begun())
         outcome: Outcome | None = None
         try:
             async with self._started() as process:
-                self._observer(RunStarted(self.id, self.meta, process.pid, bool(self._warm), self.account.name))
+                self.teller.started(process.pid, warm=bool(self._warm))
                 outcome = await self._live(process, sink)
         except SpawnFailed as error:
             outcome = self._outcome(Decision(Reason.SPAWN_FAILED, str(error)), self._receipt(survivors=0))
         finally:
             cancelled = Decision(Reason.STOPPED, "cancelled")
             self._close_books(outcome or self._outcome(cancelled, self._receipt(survivors=None)))
-        self._observer(RunEnded(self.id, self.meta, trio.current_time() - began, outcome, self.account.name))
         return outcome
 
     def _receipt(self, *, survivors: int | None) -> Receipt:
@@ -201,11 +171,16 @@ class Run:
         return Receipt(seen=0, killed=0, survivors=survivors, ms=0.0, containment=self._containment.mode)
 
     def _close_books(self, outcome: Outcome) -> None:
-        """Charge what no result has told of, and tell the journal how the run ended."""
-        rest = self._meter.rest()
-        self.account.spend(rest.tokens, rest.dollars)
+        """Charge what no result has told of, and tell the journal and the observers how the run ended."""
+        self._spend(self._meter.rest())
         if self._recorder:
             self._recorder.end(self._end(outcome))
+        self.teller.ended(outcome, self._meter.charged)
+
+    def _spend(self, used: Spent) -> str:
+        """Charge what was used; return the limit that it passes, if any."""
+        self.teller.charged(used)
+        return self.account.spend(used.tokens, used.dollars)
 
     @property
     def recorded(self) -> bool:
@@ -226,7 +201,7 @@ class Run:
         return End(
             id=self.id, ended=time.time(), reason=outcome.reason.value, exit_status=outcome.exit_status,
             signal=outcome.signal, lines=outcome.lines, encoding_errors=outcome.encoding_errors,
-            tokens=self._meter.charged.tokens, dollars=self._meter.charged.dollars, turns=self._turn_count,
+            tokens=self._meter.charged.tokens, dollars=self._meter.charged.dollars, turns=self.teller.turns,
             error=outcome.error, receipt=attrs.asdict(outcome.receipt),
             session=self._session,
         )  # fmt: skip
@@ -260,7 +235,11 @@ class Run:
             receipt = await process.wait_gone()
         if (process.status is None or process.status < 0) and not self._containment.binds:
             self._workplace.forget(process.pid, self.account.name)
-        return self._outcome(self._decision or self._exit_decision(process.status), receipt, process.status)
+        return self._outcome(
+            self._decision or exit_decision(process.status, self._result_error or self._last_stderr),
+            receipt,
+            process.status,
+        )
 
     async def _converse(self, process: Contained, sink: Sink) -> None:
         """Feed the CLI, read it, and watch for its end. Returns when it has ended and its pipes are read."""
@@ -280,6 +259,7 @@ class Run:
 
     def _begin_talk(self, process: Contained, _sink: Sink, nursery: trio.Nursery) -> None:
         """Tell the CLI its prompt, and that there is no more."""
+        self.teller.begin_turn()
         if rest := process.feed(self._first_words() + self._words):
             nursery.start_soon(self._feed, process, rest)
 
@@ -342,6 +322,7 @@ class Run:
         try:
             while chunk := bytes(await process.stdout.receive_some()):
                 self._delivery.stirs += 1
+                self.teller.read(len(chunk))
                 if len(chunk) >= BULK:
                     await self._turns.wait(self, READS)
                 await self._take(self._splitter.feed(chunk), chunk, sink)
@@ -355,18 +336,20 @@ class Run:
             lines, self._swallowed = lines[1:], ""
         if not lines:
             return
-        self._line_count += len(lines)
         if self._recorder:
             self._recorder.lines(lines, self._splitter.texts(lines, chunk))
         self._hear(lines)
+        self.teller.hear(lines)
         if self.account.metered:
             self._meter.hear(lines)
         signs = stream_json.signs(lines)
         for sign in signs:
             self._note(sign, sink)
             self._charge(sign)
+        began = trio.current_time()
         with self._delivery:
             await sink.lines(lines)
+        self.teller.delivered(began)
         if any(sign.unauthorized for sign in signs):
             self._decide(Decision(Reason.UNAUTHORIZED, "the API refused the key (401 or 403); check ANTHROPIC_API_KEY"))
 
@@ -384,12 +367,12 @@ class Run:
         """Charge what a result says was used, which it says of the whole process; end a run that passes a limit."""
         if sign.spent is None:
             return
-        self._turn_count += 1
         used = self._meter.result(sign)
+        self.teller.end_turn(used, sign.error or "")
         self._session = self._session or sign.session or None
         if sign.session and self._meter.whole:
             self.account.remember(sign.session, self._meter.whole)
-        if over := self.account.spend(used.tokens, used.dollars):
+        if over := self._spend(used):
             self._decide(Decision(Reason.OVER_BUDGET, over, drain=True, after_result=True))
 
     async def _read_stderr(self, process: Contained, sink: Sink) -> None:
@@ -417,31 +400,14 @@ class Run:
             self._decision = decision
             (self._grace if decision.drain else self._scope).cancel()
 
-    def _exit_decision(self, status: int | None) -> Decision:
-        """Return what the CLI's own end means."""
-        if status == 0:
-            return Decision(Reason.EXIT)
-        if status is None:
-            return Decision(Reason.FAILED, "the CLI's exit status is not known")
-        how = f"exited with status {status}" if status > 0 else f"died of {_signal_name(-status)}"
-        detail = self._result_error or self._last_stderr
-        return Decision(Reason.FAILED, f"the CLI {how}: {detail}" if detail else f"the CLI {how}")
-
     def _outcome(self, decision: Decision, receipt: Receipt, status: int | None = None) -> Outcome:
         return Outcome(
             reason=decision.reason,
             exit_status=status if status is not None and status >= 0 else None,
             signal=-status if status is not None and status < 0 else None,
-            lines=self._line_count,
+            lines=self.teller.lines,
             encoding_errors=self._splitter.encoding_errors,
             receipt=receipt,
             error=decision.error,
             after_result=decision.after_result,
         )
-
-
-def _signal_name(number: int) -> str:
-    try:
-        return signal.Signals(number).name
-    except ValueError:
-        return f"signal {number}"

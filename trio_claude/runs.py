@@ -43,12 +43,14 @@ POOL = Member("pool", Limits())
 
 @attrs.frozen
 class Statistics:
-    """How many runs live now, how many wait for a slot, and how many of the slots are taken."""
+    """How many runs live now and wait for a slot, how many slots are taken, and what all runs have said so far."""
 
     live: int
     waiting: int
     taken: int
     slots: int
+    lines: int
+    bytes: int
 
 
 class Runs:
@@ -127,10 +129,12 @@ class Runs:
         warm = self._take_warm(options, member)
         holder = warm or object()
         with self._sessions.hold(options.resume, member.name):
+            began = trio.current_time()
             if warm is None:
                 await self._wait_slot(holder, member, waiting or trio.CancelScope(), on_wait)
             try:
                 run = self._run(attrs.evolve(prompt, options=options), member, warm)
+                run.teller.waited = trio.current_time() - began
                 with self._registered(run):
                     yield run
             finally:
@@ -197,7 +201,9 @@ class Runs:
         Raises what `open` raises.
         """
         with self._sessions.hold(run.start.session, member.name):
+            began = trio.current_time()
             await self._wait_slot(run, member, waiting, on_wait)
+            run.teller.waited = trio.current_time() - began
             try:
                 with self._registered(run):
                     yield
@@ -283,8 +289,15 @@ class Runs:
 
     def statistics(self) -> Statistics:
         """Return what goes on now."""
-        slots = self._slots
-        return Statistics(live=len(self._live), waiting=len(slots), taken=slots.taken, slots=slots.total)
+        slots, tally = self._slots, self._kit.tally
+        return Statistics(
+            live=len(self._live),
+            waiting=len(slots),
+            taken=slots.taken,
+            slots=slots.total,
+            lines=tally.lines,
+            bytes=tally.bytes,
+        )
 
     def stop(self, run: str, whose: str | None) -> bool:
         """End a live run of an identity (None: of anybody) now; return whether there was one."""

@@ -14,7 +14,7 @@ import attrs
 from . import errors
 from .config import CONTROLS, GRANTS, OPTIONS
 from .conversation import ID_LIMIT, PROTOCOL
-from .errors import Busy, ClientError, Reason
+from .errors import Busy, ClientError, Draining, Reason
 from .events import Receipt
 from .history import RUN_ID
 from .journal import Unfinished
@@ -23,8 +23,6 @@ from .openapi import Json, record, schema_of
 from .queries import Text
 from .session import lines, ops
 
-OWN_CODES: Final = ("draining", "ahead")
-"""Codes of refusals that are no error's own."""
 ONCE: Final = "fork"
 """The one option that only a session has."""
 COUNT: Final[Json] = {"type": "integer", "minimum": 0}
@@ -39,8 +37,12 @@ PHASES: Final = ("first-output", "between-lines", "after-result")
 
 def refusal_codes() -> list[str]:
     """Return every code by which what a client of a session says is refused."""
-    kinds = [kind for kind in vars(errors).values() if isinstance(kind, type) and issubclass(kind, ClientError | Busy)]
-    return sorted({*(kind.code for kind in kinds), *OWN_CODES})
+    kinds = [
+        kind
+        for kind in vars(errors).values()
+        if isinstance(kind, type) and issubclass(kind, ClientError | Busy | Draining)
+    ]
+    return sorted({kind.code for kind in kinds})
 
 
 def field_schemas(kind: type[attrs.AttrsInstance], names: Iterable[str]) -> dict[str, Json]:

@@ -291,7 +291,7 @@ class Gate:
         if not self._doorstep.enter(host):
             sock.close()
             self._slots.release()
-            self._household.observer(Refused(0, "too many connections without a request"))
+            self._household.observer(Refused(0, "too many connections without a request", "doorstep"))
             return
         self._connections.start_soon(self._serve, sock, host, port)
 

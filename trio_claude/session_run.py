@@ -17,10 +17,11 @@ import trio
 from . import stream_json
 from .config import Config
 from .containment import Contained, Job
+from .endings import Decision
 from .errors import Backlog, Ending, Reason
 from .journal import Unfinished
 from .messages import Options
-from .run import Account, Decision, Kit, Run, Sink
+from .run import Account, Kit, Run, Sink
 from .session import OWN_REQUEST, ClientLine, Clock, Due, Happening, Kind, Patience, Session, Start, State, denial
 from .stream_json import Sign
 
@@ -124,11 +125,12 @@ class SessionRun(Run):
         if self._recorder:
             self._recorder.said(line.data)
         if line.kind is Kind.USER:
+            self.teller.begin_turn()
             self.session.prompt(now)
         elif line.kind is Kind.RESPONSE:
-            self._settle(line.request)
-        elif interrupt:
-            self.session.interrupt(now)
+            self._settle(line.request, "allowed" if line.allows else "denied")
+        elif interrupt and self.session.interrupt(now):
+            self.teller.interrupted()
         self._stir.set()
 
     def interrupt(self) -> None:
@@ -137,6 +139,7 @@ class SessionRun(Run):
         Where the CLI has not begun the turn yet, the interrupt goes behind the prompt, and once more when it has.
         """
         if self.session.interrupt(trio.current_time()):
+            self.teller.interrupted()
             self._put_interrupt(urgent=self.session.begun)
         self._stir.set()
 
@@ -158,9 +161,15 @@ class SessionRun(Run):
             self._outbox.close()
             self.session.close()
 
-    def _settle(self, request: str) -> None:
-        self.session.answer(request, trio.current_time())
+    def _settle(self, request: str, outcome: str) -> None:
+        self.session.answer(request, trio.current_time(), outcome)
+        self._tell_settled()
         self._close_when_settled()
+
+    def _tell_settled(self) -> None:
+        """Tell of approvals that are not open any more."""
+        self.teller.settled(self.session.settled)
+        self.session.settled.clear()
 
     # what differs from a run of one prompt
 
@@ -182,6 +191,7 @@ class SessionRun(Run):
     def _end_talk(self) -> None:
         self._talking.cancel()
         self.session.decide(trio.current_time())
+        self._tell_settled()
 
     def _has_ended(self) -> None:
         """Give the client so long for what the CLI has said as a write may stand still: a session has no deadline."""
@@ -227,7 +237,7 @@ class SessionRun(Run):
             case Clock.APPROVAL:
                 text = f"nobody answered within {patience.approval:g} s"
                 self._outbox.put(denial(due.request, text), urgent=True, own=True)
-                self._settle(due.request)
+                self._settle(due.request, "expired")
                 sink.expired(due.request, patience.approval)
             case Clock.INTERRUPT:
                 self.stop(Reason.STOPPED, f"the CLI did not obey an interrupt within {patience.interrupt:g} s")
@@ -242,6 +252,9 @@ class SessionRun(Run):
 
     def _hear(self, lines: list[bytes]) -> None:
         happened = self.session.hear(lines, trio.current_time())
+        if Happening.BEGAN in happened:
+            self.teller.begin_turn()
+        self._tell_settled()
         for happening in happened:
             if happening is Happening.BEGAN and self.session.interrupted:
                 self._put_interrupt(urgent=True)
@@ -260,6 +273,7 @@ class SessionRun(Run):
     def _decide(self, decision: Decision) -> None:
         super()._decide(decision)
         self.session.decide(trio.current_time())
+        self._tell_settled()
         self._stir.set()
 
     def _arm_grace(self) -> None:

@@ -138,6 +138,12 @@ class Sign:
 _MARKS = (b'"result"', b'"api_retry"', b'"permission_denied"')
 DELTA = b'{"type":"stream_event"'
 """How most lines of a run that speaks token by token begin; whatever follows, such a line is nothing else."""
+_WORDS = (DELTA + b',"event":{"type":"content_block_delta"', b'{"type":"assistant"')
+
+
+def has_words(lines: list[bytes]) -> bool:
+    """Return whether the model has said something in `lines`: a token, or a message."""
+    return any(line.startswith(_WORDS) for line in lines)
 
 
 def signs(lines: list[bytes]) -> list[Sign]:

@@ -112,7 +112,7 @@ class Site:
 
     `check` returns a request with who sent it, `enter` lets one in whose handshake is good. Both raise `HttpRefusal`.
     `share` returns the headers by which a browser lets a page of another origin read the answer. `on_refusal` hears of
-    every refusal.
+    every refusal, `on_answer` of every answer to a request that could be read: its status and how many seconds it took.
     """
 
     routes: Routes
@@ -121,6 +121,7 @@ class Site:
     enter: Callable[[Request], None] = lambda _request: None
     share: Callable[[Request], tuple[tuple[str, str], ...]] = lambda _request: ()
     on_refusal: Callable[[HttpRefusal], None] = lambda _refusal: None
+    on_answer: Callable[[Request, int, float], None] = lambda _request, _status, _seconds: None
 
 
 async def serve_http(
@@ -152,10 +153,12 @@ async def serve_http(
 async def _serve_request(sock: socket.socket, conn: _Http, site: Site, config: Config) -> Handshake | bool:
     """Serve one request; return a handshake, or whether the connection goes on."""
     shared: tuple[tuple[str, str], ...] = ()
+    request, began = None, 0.0
     try:
         request = await _read_request(sock, conn, config.head_limit)
         if request is None:
             return False
+        began = trio.current_time()
         shared = site.share(request)
         request = site.check(request)
         if handshake := check_upgrade(request, bytes(conn.trailing_data[0])):
@@ -171,6 +174,8 @@ async def _serve_request(sock: socket.socket, conn: _Http, site: Site, config: C
         response = _refuse(HttpRefusal(error.error_status_hint, "bad-request", "this is not HTTP"), site)
     except HttpRefusal as refusal:
         response = _refuse(refusal, site)
+    if request:
+        site.on_answer(request, response.status, trio.current_time() - began)
     await _send(sock, conn, attrs.evolve(response, headers=(*response.headers, *shared)))
     if conn.our_state is not h11.DONE or conn.their_state is not h11.DONE:
         return False

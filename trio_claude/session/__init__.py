@@ -6,7 +6,7 @@ each line is built anew from what is allowed.
 
 from .lines import CONTROLS, OWN_REQUEST, ClientLine, Kind, denial, rebuild
 from .ops import Attach, Detach, Start, Stop, parse_op, parse_start, recalling
-from .states import TABLE, Asked, Clock, Due, Happening, Patience, Session, State
+from .states import TABLE, Asked, Clock, Due, Happening, Patience, Session, Settled, State
 
 __all__ = [
     "CONTROLS",
@@ -22,6 +22,7 @@ __all__ = [
     "Kind",
     "Patience",
     "Session",
+    "Settled",
     "Start",
     "State",
     "Stop",

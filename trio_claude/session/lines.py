@@ -38,12 +38,16 @@ class Kind(enum.StrEnum):
 
 @attrs.frozen
 class ClientLine:
-    """A line for the CLI, built anew; `request` is the id that it carries, `subtype` what it asks for."""
+    """A line for the CLI, built anew; `request` is the id that it carries, `subtype` what it asks for.
+
+    `allows` says that it is an answer, and one that lets a tool be used.
+    """
 
     kind: Kind
     data: bytes
     request: str = ""
     subtype: str = ""
+    allows: bool = False
 
 
 # -- what a user says -------------------------------------------------------------------------------------------------
@@ -235,7 +239,8 @@ def _response(said: dict[str, Any], asked: Mapping[str, Asked]) -> ClientLine:
         "type": "control_response",
         "response": {"subtype": response["subtype"], "request_id": number_, **built},
     })  # fmt: skip
-    return ClientLine(Kind.RESPONSE, data, number_, question.subtype)
+    allows = built.get("response", {}).get("behavior") == "allow"
+    return ClientLine(Kind.RESPONSE, data, number_, question.subtype, allows)
 
 
 def _answer(question: Asked, answer: Any) -> dict[str, Any]:

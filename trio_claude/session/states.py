@@ -97,6 +97,14 @@ class Asked:
         return given if isinstance(given, dict) else {}
 
 
+@attrs.frozen
+class Settled:
+    """An approval that is not open any more, `seconds` after it was asked for, and how that came."""
+
+    seconds: float
+    outcome: str
+
+
 @attrs.frozen(kw_only=True)
 class Patience:
     """How long things may take, in seconds. `notice` is how long a silence lasts before it is told."""
@@ -148,6 +156,8 @@ class Session:
         self.patience = patience
         self.state: State = State.IDLE
         self.asked: dict[str, Asked] = {}
+        self.settled: list[Settled] = []
+        """Approvals of which nobody was told yet that they are not open any more."""
         self.lines: int = 0
         self.closing: bool = False
         self.deaf: bool = False
@@ -192,10 +202,13 @@ class Session:
             self._heard, self._told, self._said_since_prompt = now, False, False
         self._happen(Happening.PROMPTED, now)
 
-    def answer(self, request: str, now: float) -> None:
+    def answer(self, request: str, now: float, outcome: str = "allowed") -> None:
         """Take that an open question is answered, or not wanted any more."""
         question = self.asked.pop(request, None)
-        if question and question.subtype == APPROVAL and not self._approvals():
+        if question is None or question.subtype != APPROVAL:
+            return
+        self.settled.append(Settled(now - question.since, outcome))
+        if not self._approvals():
             self._heard, self._told = now, False
             self._happen(Happening.SETTLED if self._in_turn else Happening.SATISFIED, now)
 
@@ -217,6 +230,11 @@ class Session:
 
     def decide(self, now: float) -> None:
         """Take that the end of the run is decided."""
+        self.settled += [
+            Settled(now - question.since, "abandoned")
+            for question in self.asked.values()
+            if question.subtype == APPROVAL
+        ]
         self.asked.clear()
         self._interrupted = None
         self._happen(Happening.DECIDED, now)
@@ -258,7 +276,7 @@ class Session:
             return self._ask(said, line, number, now)
         if kind == "control_cancel_request":
             was = self.state
-            self.answer(str(said.get("request_id")), now)
+            self.answer(str(said.get("request_id")), now, "withdrawn")
             return [Happening.SETTLED] if self.state is not was else []
         if kind == "result":
             self._interrupted = None
@@ -285,7 +303,7 @@ class Session:
         subtype = str(question.get("subtype"))
         self.asked[request] = Asked(subtype, line, now, number)
         while len(self.asked) > OPEN_LIMIT or sum(len(one.line) for one in self.asked.values()) > OPEN_BYTES:
-            self.answer(next(iter(self.asked)), now)
+            self.answer(next(iter(self.asked)), now, "abandoned")
         if subtype != APPROVAL:
             return []
         self._happen(Happening.ASKED, now)

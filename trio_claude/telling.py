@@ -1,0 +1,128 @@
+"""What observers hear of one run: its start, its first line and words, its turns, what it costs, its end.
+
+This module must never decide anything about a run, wait, or keep what the run says.
+"""
+
+from __future__ import annotations
+
+import attrs
+import trio
+
+from . import stream_json
+from .events import (
+    STALL,
+    ApprovalSettled,
+    Charged,
+    FirstLine,
+    FirstToken,
+    Interrupted,
+    Observer,
+    Outcome,
+    RunEnded,
+    RunStarted,
+    SendStalled,
+    TurnEnded,
+)
+from .session import Settled
+from .stream_json import Spent
+
+
+@attrs.define
+class Tally:
+    """What all runs of one server have said on stdout since its start."""
+
+    lines: int = 0
+    bytes: int = 0
+
+
+class Teller:
+    """Tells the observers of one run, and counts what it tells of."""
+
+    def __init__(self, run: str, meta: str, identity: str, door: str, observer: Observer, tally: Tally) -> None:
+        self._run = run
+        self._meta = meta
+        self._identity = identity
+        self._door = door
+        self._observer = observer
+        self._tally = tally
+        self._began = 0.0
+        self._turn_began: float | None = None
+        """Since when a turn goes on, None between two of them."""
+        self._has_spoken = False
+        """Whether the turn has said its first words."""
+        self.waited: float = 0.0
+        """Seconds for which the run waited for a slot."""
+        self.lines: int = 0
+        self.bytes: int = 0
+        self.turns: int = 0
+
+    def begin(self) -> None:
+        """Take that the run begins."""
+        self._began = trio.current_time()
+
+    def started(self, pid: int, *, warm: bool) -> None:
+        """Tell that the CLI runs."""
+        self._observer(RunStarted(self._run, self._meta, pid, warm, self._identity, self._door, self.waited))
+
+    def read(self, size: int) -> None:
+        """Count bytes of stdout."""
+        self.bytes += size
+        self._tally.bytes += size
+
+    def hear(self, lines: list[bytes]) -> None:
+        """Count lines, and tell of the first of the run and of the first words of a turn."""
+        if not self.lines:
+            self._tell_first(FirstLine, self._began)
+        self.lines += len(lines)
+        self._tally.lines += len(lines)
+        if not self._has_spoken and self._turn_began is not None and stream_json.has_words(lines):
+            self._has_spoken = True
+            self._tell_first(FirstToken, self._turn_began)
+
+    def delivered(self, since: float) -> None:
+        """Tell of a client that was slow to take what it was sent."""
+        if (waited := trio.current_time() - since) > STALL:
+            self._observer(SendStalled(self._run, self._meta, waited, self._identity))
+
+    def begin_turn(self) -> None:
+        """Take that a turn goes on from now, unless one does already."""
+        if self._turn_began is None:
+            self._turn_began, self._has_spoken = trio.current_time(), False
+
+    def end_turn(self, used: Spent, error: str) -> None:
+        """Tell of a turn's result."""
+        self.turns += 1
+        now = trio.current_time()
+        seconds = now - (now if self._turn_began is None else self._turn_began)
+        self._turn_began = None
+        self._observer(
+            TurnEnded(
+                self._run, self._meta, self.turns, seconds, used.tokens, used.dollars, error, self._identity, self._door
+            )
+        )
+
+    def charged(self, used: Spent) -> None:
+        """Tell of what was charged."""
+        if used.tokens or used.dollars:
+            self._observer(Charged(self._run, self._meta, used.tokens, used.dollars, self._identity))
+
+    def interrupted(self) -> None:
+        """Tell that a turn is to end."""
+        self._observer(Interrupted(self._run, self._meta, self._identity))
+
+    def settled(self, approvals: list[Settled]) -> None:
+        """Tell of approvals that are not open any more."""
+        for one in approvals:
+            self._observer(ApprovalSettled(self._run, self._meta, one.seconds, one.outcome, self._identity))
+
+    def ended(self, outcome: Outcome, charged: Spent) -> None:
+        """Tell of the run's end."""
+        self._observer(
+            RunEnded(
+                self._run, self._meta, trio.current_time() - self._began, outcome, self._identity, self._door,
+                self.turns, charged.tokens, charged.dollars, self.bytes,
+            )
+        )  # fmt: skip
+
+    def _tell_first(self, event: type[FirstLine | FirstToken], since: float) -> None:
+        self._observer(event(self._run, self._meta, trio.current_time() - since, self._identity, self._door))

@@ -38,22 +38,25 @@ TABLE: dict[str, set[str]] = {
     "upgrade": {"errors", "config", "identity"},
     "peer": {"errors", "config", "messages", "services", "turns", "upgrade"},
     "logs": {"events"},
+    "tracing": {"errors", "events", "stream_json", "__init__"},
     # wiring
     "workplace": {"errors", "config", "messages", "stream_json", "containment", "quarters", "transcripts", "leftovers"},
     "pool": {"errors", "events", "messages", "stream_json", "containment", "workplace"},
-    "telling": {"events", "stream_json", "session"},
+    "telling": {"events", "stream_json", "session", "tracing"},
     "run": {
         "endings", "errors", "events", "messages", "stream_json", "session", "metering", "telling", "turns", "containment", "journal",
-        "workplace", "pool",
+        "workplace", "pool", "tracing",
     },
     "session_run": {
         "endings", "errors", "events", "config", "messages", "stream_json", "session", "turns", "containment", "journal", "workplace", "run",
     },
     "runs": {
         "errors", "events", "config", "messages", "stream_json", "admission", "session", "turns", "containment", "journal", "workplace", "pool",
-        "run", "session_run",
+        "run", "session_run", "tracing",
     },
-    "engine": {"errors", "events", "config", "services", "containment", "quarters", "journal", "workplace", "runs"},
+    "engine": {
+        "errors", "events", "config", "services", "containment", "quarters", "journal", "workplace", "runs", "tracing",
+    },
     "entrance": {"errors", "config", "admission", "identity", "upgrade"},
     "history": {"errors", "identity", "queries", "upgrade", "journal", "runs"},
     "openapi": {"errors", "events", "identity", "queries", "upgrade", "journal", "history", "__init__"},
@@ -75,7 +78,7 @@ TABLE: dict[str, set[str]] = {
     },
     "server": {
         "errors", "events", "config", "admission", "peer", "runs", "services", "engine", "entrance", "api", "stage",
-        "conversation", "connection", "__init__",
+        "conversation", "connection", "tracing", "__init__",
     },
     # faces
     "embed": {"errors", "events", "config", "messages", "services", "run", "engine"},
@@ -99,6 +102,7 @@ ASYNC_FREE = (
     *(f"journal/{name}" for name in ("facts", "schema", "unfinished")),
     *(f"identity/{name}" for name in ("gatekeeper", "keys", "people", "tickets", "tokens")),
     *(f"session/{name}" for name in ("shapes", "lines", "ops", "states")),
+    "tracing/lines",
     *(f"batch/{name}" for name in ("tasks", "throttle", "order", "results", "retries", "tally")),
 )  # fmt: skip
 OWNERS = {
@@ -107,6 +111,7 @@ OWNERS = {
     "h11": {"upgrade", "testing"},
     "httpx_ws": {"client"},
     "joserfc": {"identity"},
+    "opentelemetry": {"tracing"},
 }
 """Outside libraries and the rooms that may import them."""
 STDLIB_ONLY = (

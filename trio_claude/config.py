@@ -130,6 +130,11 @@ def _journal(_instance: object, field: attrs.Attribute[Any], value: str) -> None
         raise ConfigError(f"{field.name} must be none, memory, auto, sqlite or sqlite:PATH, not {value!r}")
 
 
+def _traces(_instance: object, field: attrs.Attribute[Any], value: str) -> None:
+    if value not in ("", "otlp"):
+        raise ConfigError(f"{field.name} must be otlp or empty, not {value!r}")
+
+
 def _arguments(_instance: object, field: attrs.Attribute[Any], value: str) -> None:
     try:
         shlex.split(value)
@@ -214,6 +219,15 @@ class Config:
     )
     transcript_bytes: int = _option(
         1024 * MIB, "of the CLI's own transcripts are kept, of all identities; 0: any number", high=10**15, unit="bytes"
+    )
+    traces: str = attrs.field(
+        default="",
+        validator=_traces,
+        metadata={
+            "help": "where the traces of runs go: otlp, to the collector that the OTEL_EXPORTER_OTLP_… variables name; "
+            "empty: nowhere",
+            "unit": "",
+        },
     )
     state: str = _option("", "folder in which the server keeps things; empty: trio-claude in XDG_STATE_HOME")
     containment: str = attrs.field(

@@ -182,6 +182,7 @@ class OneShot:
         member = self._guest.member
         async with self._household.runs.open(prompt, self._waiting, member=member, on_wait=self._queue) as run:
             self._run = run
+            run.teller.context = self._guest.context
             if self._waiting.cancel_called:
                 raise NotWanted("gave up before its run began")
             self._guest.check_may_run()

@@ -135,7 +135,7 @@ class Conversation:
         runs.ask(member)
         recalled = await self._recall(start)
         self._run = run = runs.session(start, member)
-        run.recalled, self._client = recalled, start.client
+        run.recalled, self._client, run.teller.context = recalled, start.client, self._guest.context
         kept = self._house.config.replay_bytes
         stage = Stage(run, self._peer, self._make_way, start.grace, kept, runs.journal)
         for message in self._early:
@@ -193,6 +193,7 @@ class Conversation:
         self._owns, self._has_turned, self._client = self._may_own(stage, attach), True, attach.client
         self._peer.allow(self._house.config.max_session_message)
         self._peer.post(self._attached(stage, attach.after))
+        stage.run.teller.joined(self._guest.context, "owner" if self._owns else "viewer")
         for message in self._early:
             self._take(message, stage.run)
         if not self._left:

@@ -11,7 +11,7 @@ import os
 from collections.abc import AsyncIterator, Iterable, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 import attrs
 import trio
@@ -25,6 +25,9 @@ from .quarters import journal_file
 from .runs import Runs
 from .services import keep_going, open_services
 from .workplace import Workplace
+
+if TYPE_CHECKING:
+    from .tracing import Tracer, TracerProvider
 
 TIDY: Final = 3600.0
 """Seconds between two looks for transcripts that are not to be kept any more."""
@@ -60,10 +63,13 @@ async def open_engine(
     *,
     environ: Mapping[str, str] | None = None,
     batch: str = "",
+    tracer_provider: TracerProvider | None = None,
 ) -> AsyncIterator[Engine]:
     """Open an engine; leaving the context ends what still runs.
 
     CLIs inherit from `environ`, this process's own by default. `batch` is an id that its runs share in the journal.
+    `tracer_provider` makes the spans of its runs, in place of what the setting `traces` says; it stays the caller's to
+    shut down.
 
     Raises `ConfigError` where the configuration can't be used on this machine.
     """
@@ -73,12 +79,13 @@ async def open_engine(
             "profile: unattended lets the CLI do everything unasked; say --allow-unattended if you mean it"
         )
     async with (
+        _opened_tracer(config, observer, tracer_provider) as tracer,
         Workplace.open(config, os.environ if environ is None else environ) as workplace,
         open_containment(config.containment, observer, means(config, workplace.home.dead)) as containment,
         _opened_journal(config, workplace, os.environ if environ is None else environ, observer) as journal,
         open_services() as services,
     ):
-        runs = Runs(workplace, containment, observer, journal, batch)
+        runs = Runs(workplace, containment, observer, journal, batch, tracer)
         await runs.recall()
         if workplace.homes:
             services.start_soon(keep_going, "transcripts", functools.partial(_tidy, workplace, runs), observer)
@@ -120,6 +127,27 @@ async def _opened_journal(
             else:
                 observer(JournalReady(str(path)))
         yield journal
+
+
+@asynccontextmanager
+async def _opened_tracer(
+    config: Config, observer: Observer, provider: TracerProvider | None
+) -> AsyncIterator[Tracer | None]:
+    """Open what traces runs, if they are to be traced. Raises `ConfigError`."""
+    if provider is None and not config.traces:
+        yield None
+        return
+    try:
+        from .tracing import Tracer  # it takes memory and a quarter of a second, and few trace
+
+        if provider is None:
+            from .tracing.otlp import open_otlp
+    except ImportError:
+        raise ConfigError("traces: needs pip install 'trio-claude[otel]'") from None
+    async with contextlib.AsyncExitStack() as stack:
+        if provider is None:
+            provider = await stack.enter_async_context(open_otlp(observer))
+        yield Tracer(provider)
 
 
 def _journal_path(config: Config, workplace: Workplace, environ: Mapping[str, str]) -> Path:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import ipaddress
 import re
 import time
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 
 import attrs
 import trio
@@ -41,6 +41,8 @@ class Guest:
     forwarded: bool
     """Whether the address is what a proxy says; then it is counted here, else it was when the client connected."""
     _entrance: Entrance
+    context: Mapping[str, str] = attrs.field(factory=dict)
+    """The trace of which it says that it is part."""
 
     @property
     def name(self) -> str:
@@ -134,7 +136,7 @@ class Entrance:
     def guest(self, request: Request) -> Guest:
         """Return who sent a request that was let in."""
         assert request.identity
-        return Guest(request.identity, request.address, request.forwarded, self)
+        return Guest(request.identity, request.address, request.forwarded, self, request.context)
 
     def enter(self, request: Request) -> None:
         """Count a client in, which is about to open a WebSocket. Raises `HttpRefusal`."""

@@ -11,7 +11,7 @@ import secrets
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
-from typing import ClassVar, Protocol
+from typing import TYPE_CHECKING, ClassVar, Protocol
 
 import attrs
 import trio
@@ -30,6 +30,9 @@ from .stream_json import LineSplitter, LineTooLong, Sign, Spent
 from .telling import Tally, Teller
 from .turns import BULK, READS, Turns
 from .workplace import Workplace
+
+if TYPE_CHECKING:
+    from .tracing import Tracer
 
 DRAIN_IDLE = 0.1
 """Seconds for which pipes that a descendant holds may be quiet after the CLI's end, before the tree is ended."""
@@ -78,6 +81,7 @@ class Kit:
     journal: Journal | None = None
     batch: str = ""
     tally: Tally = attrs.Factory(Tally)
+    tracer: Tracer | None = None
 
 
 class Delivery:
@@ -129,7 +133,7 @@ class Run:
         self._timeout = timeout
         self._turns = kit.turns
         self.account: Account = account
-        self.teller: Teller = Teller(self.id, self.meta, account.name, self.door, kit.observer, kit.tally)
+        self.teller: Teller = Teller(self.id, self.meta, account.name, self.door, kit.observer, kit.tally, kit.tracer)
         self._meter = Meter(account.baseline, task.options.max_budget_usd)
         self._decision: Decision | None = None
         self._scope = trio.CancelScope()
@@ -220,8 +224,9 @@ class Run:
     def _job(self) -> AbstractAsyncContextManager[Job]:
         """Return what there is to start."""
         return self._workplace.job(
-            self.id, self.options, self.meta, binds=self._containment.binds, who=self.account.name
-        )
+            self.id, self.options, self.meta, binds=self._containment.binds, who=self.account.name,
+            variables=self.teller.environ,
+        )  # fmt: skip
 
     async def _live(self, process: Contained, sink: Sink) -> Outcome:
         """Converse until the run is decided, then end what is left and count it."""

@@ -11,6 +11,7 @@ import time
 from collections import OrderedDict
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from contextlib import asynccontextmanager, contextmanager
+from typing import TYPE_CHECKING
 
 import attrs
 import trio
@@ -19,7 +20,7 @@ from .admission import Allowance, Limits, Member, SessionLocks, Slots, Waiter, t
 from .config import Config
 from .containment import Containment
 from .errors import Busy, Draining, NotWanted, Reason
-from .events import Observer
+from .events import Observer, fan_out
 from .journal import Deleted, Journal, UsageQuery, day_of
 from .messages import BUDGET_LEAST, BUDGET_MOST, Options, Prompt
 from .pool import Pool, Warm
@@ -30,6 +31,9 @@ from .session_run import SessionRun
 from .stream_json import Spent
 from .turns import Turns
 from .workplace import Workplace
+
+if TYPE_CHECKING:
+    from .tracing import Tracer
 
 PLACE_PERIOD = 0.5
 """Seconds after which a run that waits is told its place again, where that has changed."""
@@ -68,6 +72,7 @@ class Runs:
         observer: Observer,
         journal: Journal | None = None,
         batch: str = "",
+        tracer: Tracer | None = None,
     ) -> None:
         self._workplace = workplace
         self.journal: Journal | None = journal
@@ -78,7 +83,8 @@ class Runs:
         self._sessions = SessionLocks()
         self._sums: OrderedDict[tuple[str, str], Spent] = OrderedDict()
         self.turns: Turns = Turns()
-        self._kit = Kit(workplace, containment, observer, self.turns, journal, batch)
+        told = fan_out((observer, tracer)) if tracer else observer
+        self._kit = Kit(workplace, containment, told, self.turns, journal, batch, tracer=tracer)
         self._live: dict[str, Run] = {}
         self._draining = False
         self.pool: Pool = Pool(workplace, containment, observer, PoolSlots(self._spare_slot, self._slots.free))

@@ -14,7 +14,7 @@ import socket
 import sys
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from contextlib import asynccontextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import attrs
 import trio
@@ -33,6 +33,9 @@ from .peer import NOTSENT_LOWAT, Heart
 from .runs import Runs
 from .services import keep_going, open_services
 from .stage import Stage
+
+if TYPE_CHECKING:
+    from .tracing import TracerProvider
 
 BACKLOG = 4096
 """Connections that the kernel holds before they are accepted."""
@@ -124,6 +127,7 @@ async def open_server(
     notice: str = "",
     demo: bool = False,
     listeners: Iterable[socket.socket] | None = None,
+    tracer_provider: TracerProvider | None = None,
 ) -> AsyncIterator[Server]:
     """Open a server; it serves beside the body, and in no other process.
 
@@ -134,7 +138,8 @@ async def open_server(
     the rest is ended, and clients have some seconds more to hear so. Cancelling it, or an exception of the body, ends
     all runs at once. Either way no process, task, descriptor or folder is left. CLIs inherit from `environ`, this
     process's own by default; `notice` is shown on the page, which in a `demo` offers what only the stub of the Messages
-    API can answer. No signal is handled: that is for the program around it.
+    API can answer. `tracer_provider` makes the spans of runs, in place of what the setting `traces` says; it stays the
+    caller's to shut down. No signal is handled: that is for the program around it.
 
     Error handling: raises `ConfigError` where the configuration can't be used on this machine. An exception of the body
     comes out as it was raised, and one of an observer is a `RuntimeWarning`.
@@ -145,7 +150,9 @@ async def open_server(
         config = attrs.evolve(config, **place)
         entrance = Entrance(config, OPEN_PATHS)
         listening = given or [stack.enter_context(listener) for listener in await _listen(config)]
-        engine = await stack.enter_async_context(open_engine(config, observers, environ=environ))
+        engine = await stack.enter_async_context(
+            open_engine(config, observers, environ=environ, tracer_provider=tracer_provider)
+        )
         api = Api(engine.workplace, engine.containment, engine.runs, entrance, notice, demo=demo)
         greet = functools.partial(greeting, config, __version__, engine.containment.mode)
         if entrance.asks and engine.containment.mode != "sandbox":
@@ -172,6 +179,7 @@ async def serve(
     *,
     environ: Mapping[str, str] | None = None,
     notice: str = "",
+    tracer_provider: TracerProvider | None = None,
     task_status: trio.TaskStatus[Server] = trio.TASK_STATUS_IGNORED,
 ) -> None:
     """Serve until cancelled or drained: for `server = await nursery.start(serve, config)`.
@@ -179,7 +187,8 @@ async def serve(
     Resource handling: cancelling the nursery ends all runs at once; `await server.drain()` lets them end, and then this
     returns. Error handling: as `open_server`.
     """
-    async with open_server(config, observers, environ=environ, notice=notice) as server:
+    opened = open_server(config, observers, environ=environ, notice=notice, tracer_provider=tracer_provider)
+    async with opened as server:
         task_status.started(server)
         await server.drained.wait()
 

@@ -176,8 +176,9 @@ class SessionRun(Run):
     def _job(self) -> AbstractAsyncContextManager[Job]:
         binds, session = self._containment.binds, self.start.session
         return self._workplace.job(
-            self.id, self.options, self.meta, binds=binds, who=self.account.name, session=session
-        )
+            self.id, self.options, self.meta, binds=binds, who=self.account.name, session=session,
+            variables=self.teller.environ,
+        )  # fmt: skip
 
     def _begin_talk(self, process: Contained, sink: Sink, nursery: trio.Nursery) -> None:
         hearer = cast("SessionSink", sink)

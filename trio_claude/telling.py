@@ -1,9 +1,12 @@
-"""What observers hear of one run: its start, its first line and words, its turns, what it costs, its end.
+"""What observers hear of one run: its start, its first line and words, its turns, what it costs, its end, its trace.
 
 This module must never decide anything about a run, wait, or keep what the run says.
 """
 
 from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
 import attrs
 import trio
@@ -26,6 +29,9 @@ from .events import (
 from .session import Settled
 from .stream_json import Spent
 
+if TYPE_CHECKING:
+    from .tracing import Trace, Tracer
+
 
 @attrs.define
 class Tally:
@@ -38,13 +44,24 @@ class Tally:
 class Teller:
     """Tells the observers of one run, and counts what it tells of."""
 
-    def __init__(self, run: str, meta: str, identity: str, door: str, observer: Observer, tally: Tally) -> None:
+    def __init__(
+        self,
+        run: str,
+        meta: str,
+        identity: str,
+        door: str,
+        observer: Observer,
+        tally: Tally,
+        tracer: Tracer | None = None,
+    ) -> None:
         self._run = run
         self._meta = meta
         self._identity = identity
         self._door = door
         self._observer = observer
         self._tally = tally
+        self._tracer = tracer
+        self._trace: Trace | None = None
         self._began = 0.0
         self._turn_began: float | None = None
         """Since when a turn goes on, None between two of them."""
@@ -52,6 +69,8 @@ class Teller:
         """Whether the turn has said its first words."""
         self.waited: float = 0.0
         """Seconds for which the run waited for a slot."""
+        self.context: Mapping[str, str] | None = None
+        """The trace of which a client says that it is part, by HTTP's names; None for a run without a request."""
         self.lines: int = 0
         self.bytes: int = 0
         self.turns: int = 0
@@ -59,6 +78,22 @@ class Teller:
     def begin(self) -> None:
         """Take that the run begins."""
         self._began = trio.current_time()
+        if self._tracer:
+            self._trace = self._tracer.begin(
+                self._run, self._meta, self._identity, self._door, self.waited, self.context
+            )
+        if self._trace and self._turn_began is not None:
+            self._trace.begin_turn()
+
+    @property
+    def environ(self) -> Mapping[str, str]:
+        """The variables by which what the run starts can go on with its trace."""
+        return self._trace.environ if self._trace else {}
+
+    def joined(self, context: Mapping[str, str], role: str) -> None:
+        """Take that another client has come to the run, out of a trace of its own."""
+        if self._trace:
+            self._trace.link(context, role)
 
     def started(self, pid: int, *, warm: bool) -> None:
         """Tell that the CLI runs."""
@@ -78,6 +113,8 @@ class Teller:
         if not self._has_spoken and self._turn_began is not None and stream_json.has_words(lines):
             self._has_spoken = True
             self._tell_first(FirstToken, self._turn_began)
+        if self._trace:
+            self._trace.hear(lines)
 
     def delivered(self, since: float) -> None:
         """Tell of a client that was slow to take what it was sent."""
@@ -88,6 +125,8 @@ class Teller:
         """Take that a turn goes on from now, unless one does already."""
         if self._turn_began is None:
             self._turn_began, self._has_spoken = trio.current_time(), False
+            if self._trace:
+                self._trace.begin_turn()
 
     def end_turn(self, used: Spent, error: str) -> None:
         """Tell of a turn's result."""

@@ -36,6 +36,9 @@ LINGER_READS = 64
 ALWAYS = (("X-Content-Type-Options", "nosniff"), ("Referrer-Policy", "no-referrer"))
 """Headers that every answer has."""
 
+CONTEXT = ("traceparent", "tracestate")
+"""The headers that name a trace."""
+
 _KEY = re.compile(rb"[A-Za-z0-9+/]{22}==")
 _TOKEN = re.compile(rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")
 
@@ -55,6 +58,11 @@ class Request:
     """From where."""
     forwarded: bool = False
     """Whether a proxy says so."""
+
+    @property
+    def context(self) -> dict[str, str]:
+        """The trace of which its sender says that it is part (W3C Trace Context), as it came."""
+        return {name: self.headers[name] for name in CONTEXT if name in self.headers}
 
 
 @attrs.frozen

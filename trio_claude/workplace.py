@@ -145,12 +145,20 @@ class Workplace:
 
     @asynccontextmanager
     async def job(
-        self, run: str, options: Options, meta: str, *, binds: bool, who: str = "local", session: str | None = None
+        self,
+        run: str,
+        options: Options,
+        meta: str,
+        *,
+        binds: bool,
+        who: str = "local",
+        session: str | None = None,
+        variables: Mapping[str, str] | None = None,
     ) -> AsyncIterator[Job]:
         """Yield the job of one run of `who`; its temporary folder is gone when the context is left.
 
-        `session` is the CLI's id for a session of many turns. With `binds` the run sees its own folder in place of
-        everybody's. Raises `SpawnFailed` where a folder can't be made.
+        `session` is the CLI's id for a session of many turns, `variables` are this run's own beside those of all. With
+        `binds` the run sees its own folder in place of everybody's. Raises `SpawnFailed` where a folder can't be made.
         """
         folder = f"{self.folders}/{run[:RUN_NAME]}"
         try:
@@ -164,7 +172,7 @@ class Workplace:
             await remove(Path(folder))
             raise SpawnFailed(f"the run's folders can't be used: {error.strerror} ({error.filename})") from error
         try:
-            yield job
+            yield attrs.evolve(job, env={**job.env, **(variables or {})})
         finally:
             if not remove_empty(folder):
                 with trio.CancelScope(shield=True):

@@ -84,13 +84,16 @@ class Backend:
     api: MessagesApi | None = None
     events: list[Event] = attrs.Factory(list)
     mark: str = attrs.Factory(lambda: secrets.token_hex(8))
+    tracer_provider: Any = None
 
     @asynccontextmanager
     async def serve(self, **config: object) -> AsyncIterator[Server]:
         settings = Config(**{"port": 0, "cli": self.program, "cwd": str(self.cwd), **config})
         settings = attrs.evolve(settings, env=(*settings.env, "TCT_BACKEND"))
         environ = {**self.environ, "TCT_BACKEND": self.mark}
-        async with open_server(settings, [self.events.append], environ=environ) as server:
+        async with open_server(
+            settings, [self.events.append], environ=environ, tracer_provider=self.tracer_provider
+        ) as server:
             yield server
             await server.drain(0)
 
@@ -161,18 +164,21 @@ class Listening(Protocol):
     def port(self) -> int: ...
 
 
-def bearer(key: str | None) -> list[tuple[bytes, bytes]]:
-    """Return the headers that carry a key."""
-    return [(b"Authorization", f"Bearer {key}".encode())] if key else []
+def bearer(key: str | None, **more: str) -> list[tuple[bytes, bytes]]:
+    """Return the headers that carry a key, and more."""
+    headers = {**({"Authorization": f"Bearer {key}"} if key else {}), **more}
+    return [(name.encode(), value.encode()) for name, value in headers.items()]
 
 
 @asynccontextmanager
-async def connect(server: Listening, query: str = "", key: str | None = None) -> AsyncIterator[WebSocketConnection]:
+async def connect(
+    server: Listening, query: str = "", key: str | None = None, **headers: str
+) -> AsyncIterator[WebSocketConnection]:
     async with open_websocket_url(
         f"ws://127.0.0.1:{server.port}/ws/claude{query}",
         max_message_size=2**27,
         message_queue_size=10000,
-        extra_headers=bearer(key),
+        extra_headers=bearer(key, **headers),
     ) as socket:
         try:
             yield socket

@@ -110,11 +110,13 @@ def _frame(text: str) -> dict[str, Any]:
 
 
 @asynccontextmanager
-async def open_talk(server: Listening, key: str | None = None) -> AsyncIterator[Talk]:
+async def open_talk(server: Listening, key: str | None = None, **headers: str) -> AsyncIterator[Talk]:
     """Connect, and read in a task of its own."""
     url = f"ws://127.0.0.1:{server.port}/ws/session"
     async with (
-        open_websocket_url(url, max_message_size=2**27, message_queue_size=10000, extra_headers=bearer(key)) as socket,
+        open_websocket_url(
+            url, max_message_size=2**27, message_queue_size=10000, extra_headers=bearer(key, **headers)
+        ) as socket,
         trio.open_nursery() as nursery,
     ):
         talk = Talk(socket)

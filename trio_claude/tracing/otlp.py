@@ -57,7 +57,7 @@ async def open_otlp(observer: Observer) -> AsyncIterator[TracerProvider]:
     """Open what sends spans; at the end it has `FLUSH_TIMEOUT` seconds to send the last. Raises `ConfigError`."""
     token = trio.lowlevel.current_trio_token()
 
-    def tell(fails: bool) -> None:  # noqa: FBT001 - of the exporter's thread
+    def tell(fails: bool) -> None:
         with contextlib.suppress(trio.RunFinishedError):
             token.run_sync_soon(observer, Strained("the collector of traces", over=not fails))
 
@@ -74,7 +74,9 @@ def _provider(tell: Callable[[bool], None]) -> tuple[_Sender, TracerProvider]:
     """Return what sends spans, and what makes them. Raises `ConfigError`."""
     for name in PROTOCOLS:
         if (said := os.environ.get(name, PROTOCOL)) != PROTOCOL:
-            raise ConfigError(f"traces: {name} is {said!r}; {PROTOCOL} alone is spoken, at port 4318 of most collectors")
+            raise ConfigError(
+                f"traces: {name} is {said!r}; {PROTOCOL} alone is spoken, at port 4318 of most collectors"
+            )
     try:
         sender = _Sender(OTLPSpanExporter(), tell)
         provider = TracerProvider(resource=_resource(), shutdown_on_exit=False)

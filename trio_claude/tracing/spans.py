@@ -177,7 +177,7 @@ class Trace:
         use.span.end(self._now())
 
     def _turn(self) -> Span:
-        """Return the span of the turn that goes on, which begins now if it has not yet; the run's where there is none."""
+        """Return the span of the turn that goes on, which may begin now; the run's where there can be no more."""
         number = self._results + 1
         if number not in self._turns:
             span = self._bounded("turn", self._root, self._now(), _named(turn=number))
@@ -215,8 +215,8 @@ class Trace:
         self._end_tree(outcome, now)
         self._root.set_attributes(
             _named(
-                reason=outcome.reason.value, exit_status=outcome.exit_status, signal=outcome.signal, lines=outcome.lines,
-                bytes=event.bytes, turns=event.turns, tokens=event.tokens, dollars=event.dollars,
+                reason=outcome.reason.value, exit_status=outcome.exit_status, signal=outcome.signal,
+                lines=outcome.lines, bytes=event.bytes, turns=event.turns, tokens=event.tokens, dollars=event.dollars,
                 spans_left_out=self._left_out or None,
             )
         )  # fmt: skip

@@ -4,7 +4,6 @@ not traced pays nothing."""
 from __future__ import annotations
 
 import json
-import subprocess
 import sys
 import warnings
 from collections.abc import AsyncIterator, Callable, Iterator
@@ -20,7 +19,7 @@ from opentelemetry.sdk.trace import ReadableSpan, SpanProcessor, TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from opentelemetry.sdk.trace.sampling import ALWAYS_OFF
-from opentelemetry.trace import SpanKind, StatusCode, get_tracer
+from opentelemetry.trace import SpanKind, StatusCode
 from program import environ, serving, trio_claude
 from talk import open_talk
 
@@ -34,7 +33,8 @@ BOTH = [pytest.param("fake"), pytest.param("real", marks=pytest.mark.real_cli)]
 TRACE, SPAN = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"
 PARENT = f"00-{TRACE}-{SPAN}-01"
 SHOWS = directive("bash", cmd="echo in:$TRACEPARENT:$TRACESTATE:")
-"""A Bash call that runs unasked and shows what trace its process is part of."""
+"""A Bash call that shows what trace its process is part of."""
+ALLOWED = "--allowed-tools=Bash"
 
 
 @attrs.frozen
@@ -142,7 +142,16 @@ async def test_times_lie_within_each_other(cli: Backend, made: Made) -> None:
     async with cli.serve() as server:
         await ask(server, directive("bash", cmd="sleep 0.2"))
     run, queue, start, turn, tool = (made.one(name) for name in ("run", "queue", "start", "turn", "tool Bash"))
-    order = [run.start_time, queue.end_time, start.end_time, turn.start_time, tool.start_time, tool.end_time, turn.end_time, run.end_time]
+    order = [
+        run.start_time,
+        queue.end_time,
+        start.end_time,
+        turn.start_time,
+        tool.start_time,
+        tool.end_time,
+        turn.end_time,
+        run.end_time,
+    ]
     assert order == sorted(order)
     assert queue.start_time == run.start_time
     assert start.start_time == queue.end_time
@@ -245,22 +254,21 @@ async def test_approvals_and_interrupts_are_said_of_their_turn(cli: Backend, mad
 async def test_what_a_sub_agent_uses_is_below_its_own_use(real: Backend, made: Made) -> None:
     real.tracer_provider = made.provider
     inner = {"description": "look", "prompt": directive("bash", cmd="echo inner"), "subagent_type": "general-purpose"}
-    async with real.serve(profile="unattended", allow_unattended=True, env=("IS_SANDBOX",)) as server:
+    async with real.serve() as server:
         await ask(server, directive("tool", name="Agent", input=inner))
-    print(made.tree())
-    assert made.tree()["run"]["turn"] == {"tool Agent": {"tool Bash": {}}}
+    agent, tool = made.one("tool Agent"), made.one("tool Bash")
+    assert tool.parent.span_id == agent.context.span_id
+    assert agent.parent.span_id == made.named("turn")[0].context.span_id
+    assert tool.status.status_code is StatusCode.UNSET
 
 
 async def test_no_word_is_in_a_span(cli: Backend, made: Made) -> None:
     canary = "canary9f3c"
-    commands = [f"echo {canary}", f"echo {canary} >&2; exit 3"]
-    async with cli.serve() as server:
-        for command in commands:
-            told = await ask(server, f"{canary} {directive('bash', cmd=command)} {canary}")
-            assert canary in results(told)
-        await ask(server, directive("text", text=canary))
-        await ask(server, f"{canary}{directive('err', status=400)}")
-    assert len(made.named("run")) == 4
+    prompts = [directive("bash", cmd=f"echo {canary} >&2; exit 3"), directive("err", status=400)]
+    async with cli.serve(cli_args=ALLOWED) as server:
+        told = [await ask(server, f"{canary} {prompt} {canary}") for prompt in prompts]
+    assert canary in results(told[0])
+    assert [len(made.named(name)) for name in ("run", "turn", "tool Bash")] == [2, 2, 1]
     assert canary not in " ".join(span.to_json() for span in made.all)
 
 
@@ -268,7 +276,7 @@ async def test_no_word_is_in_a_span(cli: Backend, made: Made) -> None:
 
 
 async def test_the_clients_trace_goes_on_in_the_run_and_in_its_tools(cli: Backend, made: Made) -> None:
-    async with cli.serve() as server:
+    async with cli.serve(cli_args=ALLOWED) as server:
         told = await ask(server, SHOWS, traceparent=PARENT, tracestate="vendor=a,other=b")
     run = made.one("run")
     assert (f"{run.context.trace_id:032x}", f"{run.parent.span_id:016x}") == (TRACE, SPAN)
@@ -294,7 +302,7 @@ async def test_who_comes_to_a_run_is_linked_to_it(traced: Backend, made: Made) -
         run = (await talk.start())["run"]
         for parent in (other, "nonsense"):
             async with open_talk(server, traceparent=parent) as viewer:
-                await viewer.say({"type": "gateway", "op": "attach", "run": run, "after": 0, "role": "viewer"})
+                await viewer.say({"type": "gateway", "op": "attach", "run": run, "after": 0, "as": "viewer"})
                 await viewer.event("attached")
         await talk.stop("kill")
         await talk.end()
@@ -348,7 +356,7 @@ async def test_what_is_not_sampled_still_names_its_trace(fake: Backend, made: Ma
 
 async def test_where_nothing_is_traced_a_cli_is_told_of_no_trace(cli: Backend) -> None:
     cli.tracer_provider = None
-    async with cli.serve() as server:
+    async with cli.serve(cli_args=ALLOWED) as server:
         told = await ask(server, SHOWS, traceparent=PARENT)
     assert "in:::" in results(told)
 
@@ -368,14 +376,19 @@ async def test_a_warm_cli_is_traced_but_knows_of_no_trace(traced: Backend, made:
 async def test_a_run_that_is_cut_off_ends_what_is_open(cli: Backend, made: Made) -> None:
     async with cli.serve() as server:
         async with connect(server) as socket:
-            await socket.send_message(json.dumps({"prompt": directive("bash", cmd="sleep 0.1; sleep 60"), "meta": "TEST-1"}))
+            await socket.send_message(
+                json.dumps({"prompt": directive("bash", cmd="sleep 0.1; sleep 60"), "meta": "TEST-1"})
+            )
             while '"tool_use"' not in await socket.get_message():
                 pass
         await until(lambda: cli.ended, 20)
         await until(lambda: made.named("run"))
     for name in ("tool Bash", "turn"):
         span = made.one(name)
-        assert (span.status.status_code, span.status.description) == (StatusCode.ERROR, "no result before the run's end")
+        assert (span.status.status_code, span.status.description) == (
+            StatusCode.ERROR,
+            "no result before the run's end",
+        )
     run = made.one("run")
     assert said(run)["reason"] == "disconnected"
     assert run.status.status_code is StatusCode.UNSET
@@ -385,7 +398,7 @@ async def test_a_run_that_is_cut_off_ends_what_is_open(cli: Backend, made: Made)
 
 async def test_a_run_that_is_cancelled_ends_its_spans(traced: Backend, made: Made) -> None:
     config = Config(cli=traced.program, cwd=str(traced.cwd))
-    async with open_engine(config, traced_events := [].append and [], environ=traced.environ, tracer_provider=made.provider) as engine:
+    async with open_engine(config, environ=traced.environ, tracer_provider=made.provider) as engine:
         with trio.move_on_after(20) as scope:
             async with open_run(directive("silent"), engine=engine):
                 await until(lambda: made.named("start"))
@@ -471,7 +484,16 @@ def end(tracer: Tracer, turns: int = 0) -> None:
 
 def test_parts_of_a_use_are_below_it_also_behind_its_end(made: Made) -> None:
     tracer, trace = begin(made)
-    trace.hear([use("a", "Agent"), use("b", "Read", "a"), answer("b"), answer("a"), use("c", "Grep", "a"), use("d", "Glob", "gone")])
+    trace.hear(
+        [
+            use("a", "Agent"),
+            use("b", "Read", "a"),
+            answer("b"),
+            answer("a"),
+            use("c", "Grep", "a"),
+            use("d", "Glob", "gone"),
+        ]
+    )
     trace.hear([answer("d"), b'{"type":"result"}'])
     tracer(TurnEnded("r1", "META", 1, 0.1, 3, 0.5))
     trace.hear([answer("c")])
@@ -555,3 +577,183 @@ async def test_a_fault_of_the_providers_never_reaches_a_run(fake: Backend) -> No
 
 
 # -- to a collector -----------------------------------------------------------------------------------------------------
+
+
+@attrs.frozen
+class Collector:
+    """A collector on loopback; `spans` are those that it was sent."""
+
+    port: int
+    requests: list[ExportTraceServiceRequest] = attrs.Factory(list)
+    heads: list[bytes] = attrs.Factory(list)
+    status: list[int] = attrs.Factory(lambda: [200])
+
+    @property
+    def spans(self) -> list[Any]:
+        return [
+            span
+            for request in self.requests
+            for resource in request.resource_spans
+            for scope in resource.scope_spans
+            for span in scope.spans
+        ]
+
+    @property
+    def environ(self) -> dict[str, str]:
+        return {"OTEL_EXPORTER_OTLP_ENDPOINT": f"http://127.0.0.1:{self.port}", "OTEL_BSP_SCHEDULE_DELAY": "100"}
+
+    async def take(self, stream: trio.SocketStream) -> None:
+        """Serve one connection."""
+        data = b""
+        async with stream:
+            while True:
+                while b"\r\n\r\n" not in data:
+                    if not (chunk := await stream.receive_some()):
+                        return
+                    data += chunk
+                head, _, data = data.partition(b"\r\n\r\n")
+                (size,) = [
+                    int(one.partition(b":")[2])
+                    for one in head.split(b"\r\n")
+                    if one.lower().startswith(b"content-length")
+                ]
+                while len(data) < size:
+                    data += await stream.receive_some()
+                self.heads.append(head)
+                if self.status[0] == 200:
+                    self.requests.append(ExportTraceServiceRequest.FromString(data[:size]))
+                data = data[size:]
+                await stream.send_all(f"HTTP/1.1 {self.status[0]} X\r\nContent-Length: 0\r\n\r\n".encode())
+
+
+@pytest.fixture
+async def collector(nursery: trio.Nursery) -> Collector:
+    listeners = await trio.open_tcp_listeners(0, host="127.0.0.1")
+    found = Collector(listeners[0].socket.getsockname()[1])
+    nursery.start_soon(trio.serve_listeners, found.take, listeners)
+    return found
+
+
+async def test_serve_sends_a_runs_trace_to_a_collector(fake: Backend, collector: Collector) -> None:
+    env = {**environ(fake), **collector.environ, "OTEL_EXPORTER_OTLP_HEADERS": "authorization=canary7d1e"}
+    async with serving("serve", "--port=0", "--traces=otlp", "--journal=none", env=env) as (_, url):
+        told = await ask(_Port(url), SHOWS, traceparent=PARENT)
+        leaked = await ask(
+            _Port(url), directive("bash", cmd="echo got:$OTEL_EXPORTER_OTLP_HEADERS$OTEL_EXPORTER_OTLP_ENDPOINT:")
+        )
+    assert "got::" in results(leaked)
+    run = next(span for span in collector.spans if span.name == "run" and span.trace_id.hex() == TRACE)
+    assert run.parent_span_id.hex() == SPAN
+    assert f"in:00-{TRACE}-{run.span_id.hex()}-01::" in results(told)
+    named = [span.name for span in collector.spans if span.trace_id.hex() == TRACE]
+    assert sorted(named) == ["end", "queue", "run", "start", "tool Bash", "turn"]
+    resource = {one.key: one.value.string_value for one in collector.requests[0].resource_spans[0].resource.attributes}
+    assert resource["service.name"] == "trio-claude"
+    assert collector.heads[0].startswith(b"POST /v1/traces ")
+    assert b"canary7d1e" in collector.heads[0]
+
+
+@attrs.frozen
+class _Port:
+    """A server by its address."""
+
+    url: str
+
+    @property
+    def port(self) -> int:
+        return int(self.url.rpartition(":")[2])
+
+
+async def test_the_variables_name_the_service(
+    traced: Backend, collector: Collector, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    traced.tracer_provider = None
+    for name, value in {**collector.environ, "OTEL_SERVICE_NAME": "mine"}.items():
+        monkeypatch.setenv(name, value)
+    async with traced.serve(traces="otlp") as server:
+        await ask(server, "hello")
+    resource = {one.key: one.value.string_value for one in collector.requests[0].resource_spans[0].resource.attributes}
+    assert resource["service.name"] == "mine"
+    assert {span.name for span in collector.spans} == {"run", "queue", "start", "turn", "end"}
+
+
+async def test_a_collector_that_takes_nothing_is_told_of_once_and_holds_nobody_up(
+    fake: Backend, collector: Collector, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in collector.environ.items():
+        monkeypatch.setenv(name, value)
+    collector.status[0] = 400
+
+    def strains() -> list[bool]:
+        return [event.over for event in fake.events if isinstance(event, Strained)]
+
+    async with fake.serve(traces="otlp") as server:
+        for _ in range(2):
+            assert (await ask(server, "hello")).code == 1000
+            await until(strains)
+        collector.status[0] = 200
+        await ask(server, "hello")
+        await until(lambda: len(strains()) == 2)
+    assert strains() == [False, True]
+
+
+async def test_a_collector_that_never_answers_is_given_up_at_the_end(
+    fake: Backend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("trio_claude.tracing.otlp.FLUSH_TIMEOUT", 0.3)
+    with trio.socket.socket() as deaf:
+        await deaf.bind(("127.0.0.1", 0))
+        deaf.listen()
+        monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", f"http://127.0.0.1:{deaf.getsockname()[1]}")
+        monkeypatch.setenv("OTEL_EXPORTER_OTLP_TIMEOUT", "5")
+        async with fake.serve(traces="otlp") as server:
+            await ask(server, "hello")
+            began = trio.current_time()
+        assert trio.current_time() - began < 3
+    assert len(fake.ended) == 1
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("OTEL_EXPORTER_OTLP_PROTOCOL", "grpc"), ("OTEL_EXPORTER_OTLP_TRACES_PROTOCOL", "http/json"),
+     ("OTEL_BSP_MAX_QUEUE_SIZE", "-1")],
+)  # fmt: skip
+async def test_a_variable_that_can_not_be_used_is_named(
+    fake: Backend, monkeypatch: pytest.MonkeyPatch, name: str, value: str
+) -> None:
+    monkeypatch.setenv(name, value)
+    with pytest.raises(ConfigError, match=r"^traces: .*OTEL_"):
+        async with fake.serve(traces="otlp"):
+            pass
+
+
+# -- off ---------------------------------------------------------------------------------------------------------------
+
+
+def test_traces_go_to_a_collector_or_nowhere() -> None:
+    with pytest.raises(ConfigError, match="traces must be otlp or empty, not 'jaeger'"):
+        Config(traces="jaeger")
+
+
+async def test_without_the_extra_it_is_named(fake: Backend, folder: Path) -> None:
+    (folder / "opentelemetry.py").write_text("raise ImportError\n")
+    env = {**environ(fake), "PYTHONPATH": str(folder)}
+    told = await trio_claude("serve", "--port=0", "--traces=otlp", env=env)
+    assert told.returncode != 0
+    assert b"traces: needs pip install 'trio-claude[otel]'" in told.stderr
+
+
+async def test_where_nothing_is_traced_nothing_is_imported(fake: Backend) -> None:
+    code = f"""
+import sys, trio
+from trio_claude import Config, open_run
+
+async def main():
+    async with open_run("hello", config=Config(cli={fake.program!r})) as run:
+        assert (await run.wait()).exit_status == 0
+
+trio.run(main)
+print(sorted(name for name in sys.modules if "opentelemetry" in name or "tracing" in name))
+"""
+    told = await trio.run_process([sys.executable, "-c", code], capture_stdout=True)
+    assert told.stdout.strip() == b"[]"

@@ -7,6 +7,7 @@ is told of each, and hears that the loop lives.
 from __future__ import annotations
 
 import faulthandler
+import logging
 import os
 import signal
 from collections.abc import AsyncIterator, Callable, Mapping
@@ -44,6 +45,7 @@ async def run_server(
                 config, [log], environ=environ, notice=notice, demo=demo, listeners=manager.sockets or None
             ) as server,
         ):
+            logging.getLogger("opentelemetry").addHandler(logging.NullHandler())  # events tell; stderr could block here
             if os.getpid() == INIT:
                 services.start_soon(reap_orphans)
             if manager.watchdog:

@@ -13,7 +13,7 @@ from harness import Backend, directive, head, open_backend, until
 from talk import Talk, open_talk
 
 from trio_claude.errors import Reason
-from trio_claude.events import ApprovalSettled, Interrupted, RunEnded
+from trio_claude.events import ApprovalSettled, Interrupted, RunEnded, TurnEnded
 
 BOTH = [pytest.param("fake"), pytest.param("real", marks=pytest.mark.real_cli)]
 ASKS = directive("bash", cmd="touch made-by-tool; ls")
@@ -100,6 +100,9 @@ async def test_a_message_in_a_turn_waits_for_the_next_one(cli: Backend) -> None:
         await talk.stop("end")
         await talk.end()
     assert len([line for line in talk.lines() if line["type"] == "result"]) == 2
+    first, second = [event for event in cli.events if isinstance(event, TurnEnded)]
+    assert first.seconds > 0.4
+    assert second.seconds > 0  # also where the first one's result came in the same read as its beginning
 
 
 @pytest.mark.parametrize(

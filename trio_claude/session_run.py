@@ -254,7 +254,7 @@ class SessionRun(Run):
     def _hear(self, lines: list[bytes]) -> None:
         happened = self.session.hear(lines, trio.current_time())
         if Happening.BEGAN in happened:
-            self.teller.begin_turn()
+            self.teller.begin_turn(behind=Happening.RESULT in happened[: happened.index(Happening.BEGAN)])
         self._tell_settled()
         for happening in happened:
             if happening is Happening.BEGAN and self.session.interrupted:

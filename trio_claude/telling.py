@@ -65,6 +65,8 @@ class Teller:
         self._began = 0.0
         self._turn_began: float | None = None
         """Since when a turn goes on, None between two of them."""
+        self._next_began: float | None = None
+        """Since when the next one does, where the result of this one is not dealt with yet."""
         self._has_spoken = False
         """Whether the turn has said its first words."""
         self.waited: float = 0.0
@@ -121,12 +123,17 @@ class Teller:
         if (waited := trio.current_time() - since) > STALL:
             self._observer(SendStalled(self._run, self._meta, waited, self._identity))
 
-    def begin_turn(self) -> None:
-        """Take that a turn goes on from now, unless one does already."""
+    def begin_turn(self, *, behind: bool = False) -> None:
+        """Take that a turn goes on from now, unless one does already; `behind`: the result of that one has come."""
         if self._turn_began is None:
-            self._turn_began, self._has_spoken = trio.current_time(), False
-            if self._trace:
-                self._trace.begin_turn()
+            self._go_on(trio.current_time())
+        elif behind:
+            self._next_began = trio.current_time()
+
+    def _go_on(self, since: float) -> None:
+        self._turn_began, self._has_spoken = since, False
+        if self._trace:
+            self._trace.begin_turn()
 
     def end_turn(self, used: Spent, error: str) -> None:
         """Tell of a turn's result."""
@@ -139,6 +146,9 @@ class Teller:
                 self._run, self._meta, self.turns, seconds, used.tokens, used.dollars, error, self._identity, self._door
             )
         )
+        if self._next_began is not None:
+            self._go_on(self._next_began)
+            self._next_began = None
 
     def charged(self, used: Spent) -> None:
         """Tell of what was charged."""

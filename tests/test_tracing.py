@@ -23,7 +23,7 @@ from opentelemetry.trace import SpanKind, StatusCode
 from program import environ, serving, trio_claude
 from talk import open_talk
 
-from trio_claude import Config, open_engine, open_run
+from trio_claude import Config, client, open_engine, open_run
 from trio_claude.errors import ConfigError, Reason
 from trio_claude.events import Outcome, Receipt, RunEnded, RunStarted, Strained, TurnEnded
 from trio_claude.tracing import Trace, Tracer, lines, spans
@@ -368,6 +368,16 @@ async def test_a_warm_cli_is_traced_but_knows_of_no_trace(traced: Backend, made:
     assert said(made.one("start"))["warm"] is True
     assert f"{made.one('run').context.trace_id:032x}" == TRACE
     assert TRACE not in results(told)
+
+
+async def test_the_python_client_says_of_what_trace_it_is_part(traced: Backend, made: Made) -> None:
+    headers = {"traceparent": PARENT}
+    async with traced.serve() as server:
+        async with client.ask("hello", meta="TEST-1", url=server.url, headers=headers) as answer:
+            assert [line async for line in answer]
+        async with client.open_session(meta="TEST-1", url=server.url, headers=headers) as session:
+            await session.end()
+    assert [f"{run.parent.span_id:016x}" for run in made.named("run")] == [SPAN, SPAN]
 
 
 # -- ends --------------------------------------------------------------------------------------------------------------

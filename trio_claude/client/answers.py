@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -73,15 +73,22 @@ def _gateway_note(text: str) -> dict[str, Any] | None:
 
 @asynccontextmanager
 async def ask(
-    prompt: str, *, meta: str, url: str = "http://127.0.0.1:3000", key: str | None = None, **options: Any
+    prompt: str,
+    *,
+    meta: str,
+    url: str = "http://127.0.0.1:3000",
+    key: str | None = None,
+    headers: Mapping[str, str] | None = None,
+    **options: Any,
 ) -> AsyncIterator[Answer]:
     """Send a prompt and yield its `Answer`; leaving the context ends the run.
 
-    `key` is an API key or token, for servers that want one. `options` are those of the wire contract.
+    `key` is an API key or token, for servers that want one. `options` are those of the wire contract. `headers` go with
+    the handshake: `traceparent`, where the run is to be part of a trace.
 
     Raises `ConnectFailed`.
     """
-    async with open_socket(door(url), url, key) as socket:
+    async with open_socket(door(url), url, key, headers=headers) as socket:
         with contextlib.suppress(ConnectionError):  # a server that went away is read out below, with its reason
             await socket.send(json.dumps({"prompt": prompt, "meta": meta, **options}))
         yield Answer(socket)

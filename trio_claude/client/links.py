@@ -13,7 +13,7 @@ import math
 import random
 import secrets
 from collections import deque
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, Final, TypeAlias
 
 import anyio
@@ -58,12 +58,20 @@ class Link:
     over, or where too much waits to be said; `code` and `reason` say how it ended.
     """
 
-    def __init__(self, address: str, name: str, key: str | None, reconnect: Reconnect | None) -> None:
+    def __init__(
+        self,
+        address: str,
+        name: str,
+        key: str | None,
+        reconnect: Reconnect | None,
+        headers: Mapping[str, str] | None = None,
+    ) -> None:
         self.code: int = BROKEN
         self.reason: str = ""
         self._address = address
         self._name = name
         self._key = key
+        self._headers = headers
         self._reconnect = reconnect
         self._token = secrets.token_hex(16)
         self._socket: Socket | None = None
@@ -128,7 +136,7 @@ class Link:
     async def _connect(self, first: Json, take: Take) -> None:
         """Hold one connection from its first message to its end. Raises `ConnectFailed`."""
         silence, self._back = SILENCE if self._reconnect else math.inf, math.inf
-        async with open_socket(self._address, self._name, self._key, silence) as socket:
+        async with open_socket(self._address, self._name, self._key, silence, self._headers) as socket:
             with anyio.CancelScope() as self._waiting, contextlib.suppress(ConnectionError):  # its end is heard below
                 await socket.send(json.dumps({**first, "client": self._token}))
             if first["op"] == "start":

@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import json
 import secrets
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
 from typing import Any, Final, TypeAlias
 
@@ -327,6 +327,7 @@ async def open_session(
     on_approval: Decide = _deny,
     on_event: Hear = lambda _said: None,
     reconnect: Reconnect | None = None,
+    headers: Mapping[str, str] | None = None,
     **options: Any,
 ) -> AsyncIterator[Session]:
     """Open a session and yield it; leaving the context ends its run.
@@ -334,13 +335,14 @@ async def open_session(
     `key` is an API key or token, for servers that want one. `options` are those of the wire contract.
     `on_approval` decides what a tool may do; without it all that is asked for is denied. `on_event` hears what the
     server itself says. With `reconnect` the run waits for its client where the connection breaks, and what is said and
-    asked meanwhile goes on afterwards; without it the run ends with its connection.
+    asked meanwhile goes on afterwards; without it the run ends with its connection. `headers` go with each handshake:
+    `traceparent`, where the run is to be part of a trace.
     Raises `ConnectFailed`, `Refused`, and `ConnectionError`.
     """
     failure: Exception | None = None
     if reconnect:
         options["on_disconnect"] = {"grace": reconnect.grace}
-    link = Link(door(url, "/ws/session", ""), url, key, reconnect)
+    link = Link(door(url, "/ws/session", ""), url, key, reconnect, headers)
     async with anyio.create_task_group() as tasks:
         session = Session(link, on_approval, on_event, tasks)
         tasks.start_soon(session.read, {"type": "gateway", "op": "start", "meta": meta, "options": options})

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections import deque
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from typing import Generic, TypeVar
 from urllib.parse import urlsplit, urlunsplit
@@ -162,16 +162,22 @@ class Inbox(Generic[T]):
 
 
 @asynccontextmanager
-async def open_socket(url: str, name: str, key: str | None = None, silence: float = math.inf) -> AsyncIterator[Socket]:
+async def open_socket(
+    url: str,
+    name: str,
+    key: str | None = None,
+    silence: float = math.inf,
+    headers: Mapping[str, str] | None = None,
+) -> AsyncIterator[Socket]:
     """Connect to a door and yield the socket; `name` is the address as its user knows it, `key` a key or token.
 
-    `silence` is that of `Socket`.
+    `silence` is that of `Socket`, `headers` go with the handshake.
 
     Raises `ConnectFailed`.
     """
     async with AsyncExitStack() as stack:
         try:
-            connection = _connection(url, await stack.enter_async_context(_client(url, key)))
+            connection = _connection(url, await stack.enter_async_context(_client(url, key, headers)))
             session = await connection.__aenter__()
         except WebSocketUpgradeError as error:
             status = error.response.status_code
@@ -192,14 +198,14 @@ def _why(status: int) -> str:
     return f"HTTP {status}: {_WHY[status]}" if status in _WHY else f"HTTP {status}"
 
 
-def _client(url: str, key: str | None) -> httpx.AsyncClient:
+def _client(url: str, key: str | None, more: Mapping[str, str] | None) -> httpx.AsyncClient:
     """Return what speaks HTTP; a proxy of the environment is not for this machine's own servers.
 
     Raises `ConnectFailed` for a key that can't stand in a header.
     """
     if key is not None and not re.fullmatch(r"[!-~]+", key):
         raise ConnectFailed("the key has characters that no key has")
-    headers = {"Authorization": f"Bearer {key}"} if key else {}
+    headers = {**(more or {}), **({"Authorization": f"Bearer {key}"} if key else {})}
     loopback = urlsplit(url).hostname in ("127.0.0.1", "localhost", "::1")
     return httpx.AsyncClient(
         trust_env=not loopback,

@@ -4,6 +4,7 @@ not traced pays nothing."""
 from __future__ import annotations
 
 import json
+import re
 import sys
 import warnings
 from collections.abc import AsyncIterator, Callable, Iterator
@@ -735,6 +736,35 @@ async def test_a_variable_that_can_not_be_used_is_named(
     with pytest.raises(ConfigError, match=r"^traces: .*OTEL_"):
         async with fake.serve(traces="otlp"):
             pass
+
+
+@pytest.mark.real_cli
+async def test_the_clis_own_spans_are_below_the_runs(real: Backend, made: Made, collector: Collector) -> None:
+    """As the page says, and with the variables that keep it quiet."""
+    real.tracer_provider = made.provider
+    real.environ |= {
+        **collector.environ, "OTEL_EXPORTER_OTLP_PROTOCOL": "http/protobuf", "OTEL_TRACES_EXPORTER": "otlp",
+        "CLAUDE_CODE_ENABLE_TELEMETRY": "1", "CLAUDE_CODE_ENHANCED_TELEMETRY_BETA": "1",
+    }  # fmt: skip
+    async with real.serve(env=("OTEL_*",)) as server:
+        await ask(server, "hello", traceparent=PARENT)
+    own = {span.name: span for span in collector.spans}
+    assert own["claude_code.interaction"].parent_span_id.hex() == f"{made.one('run').context.span_id:016x}"
+    assert {span.trace_id.hex() for span in collector.spans} == {TRACE}
+
+
+async def test_the_sample_of_the_page_runs(
+    fake: Backend, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("trio_claude.workplace.find_cli", lambda _: Path(fake.program))
+    page = (Path(__file__).parents[1] / "docs" / "traces.md").read_text()
+    (sample,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    world: dict[str, Any] = {}
+    exec(sample.replace("trio.run(main)", ""), world)
+    await world["main"]()
+    told = capsys.readouterr().out
+    assert ", 0 left, " in told
+    assert told.count('"name": ') >= 6
 
 
 # -- off ---------------------------------------------------------------------------------------------------------------

@@ -34,7 +34,10 @@ nitpick_ignore_regex = [
     # What belongs to others: there is no network here to look their pages up.
     (r"py:.*", r"(anyio|attr|attrs|claude_agent_sdk|collections|contextlib|enum|httpx|pathlib|socket|trio|typing)\..*"),
     # Names inside that no program of yours needs: they stand in signatures only.
-    (r"py:.*", r"trio_claude\.(containment|journal|runs|workplace|run|stage|entrance|client\.(sockets|links))\..*"),
+    (
+        r"py:.*",
+        r"trio_claude\.(containment|journal|runs|workplace|run|stage|entrance|telling|client\.(sockets|links))\..*",
+    ),
     (r"py:.*", r"trio_claude\.testing\.model\.Directive"),
     # They have a page of their own, made of the code.
     (r"py:.*", r"trio_claude\.(events\..*|config\.Config)"),

@@ -38,24 +38,25 @@ TABLE: dict[str, set[str]] = {
     "upgrade": {"errors", "config", "identity"},
     "peer": {"errors", "config", "messages", "services", "turns", "upgrade"},
     "logs": {"events"},
-    "tracing": {"errors", "events", "stream_json", "__init__"},
     # wiring
     "workplace": {"errors", "config", "messages", "stream_json", "containment", "quarters", "transcripts", "leftovers"},
     "pool": {"errors", "events", "messages", "stream_json", "containment", "workplace"},
-    "telling": {"events", "stream_json", "session", "tracing"},
+    "telling": {"events", "stream_json", "session"},
+    "tracing": {"errors", "events", "stream_json", "telling", "__init__"},
     "run": {
         "endings", "errors", "events", "messages", "stream_json", "session", "metering", "telling", "turns", "containment", "journal",
-        "workplace", "pool", "tracing",
+        "workplace", "pool",
     },
     "session_run": {
         "endings", "errors", "events", "config", "messages", "stream_json", "session", "turns", "containment", "journal", "workplace", "run",
     },
     "runs": {
         "errors", "events", "config", "messages", "stream_json", "admission", "session", "turns", "containment", "journal", "workplace", "pool",
-        "run", "session_run", "tracing",
+        "run", "session_run", "telling",
     },
     "engine": {
-        "errors", "events", "config", "services", "containment", "quarters", "journal", "workplace", "runs", "tracing",
+        "errors", "events", "config", "services", "containment", "quarters", "journal", "workplace", "runs", "telling",
+        "tracing",
     },
     "entrance": {"errors", "config", "admission", "identity", "upgrade"},
     "history": {"errors", "identity", "queries", "upgrade", "journal", "runs"},
@@ -78,7 +79,7 @@ TABLE: dict[str, set[str]] = {
     },
     "server": {
         "errors", "events", "config", "admission", "peer", "runs", "services", "engine", "entrance", "api", "stage",
-        "conversation", "connection", "tracing", "__init__",
+        "conversation", "connection", "telling", "__init__",
     },
     # faces
     "embed": {"errors", "events", "config", "messages", "services", "run", "engine"},

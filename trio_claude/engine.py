@@ -11,7 +11,7 @@ import os
 from collections.abc import AsyncIterator, Iterable, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 import attrs
 import trio
@@ -24,10 +24,8 @@ from .journal import Journal, Retention, open_journal
 from .quarters import journal_file
 from .runs import Runs
 from .services import keep_going, open_services
+from .telling import Tracer, TracerProvider
 from .workplace import Workplace
-
-if TYPE_CHECKING:
-    from .tracing import Tracer, TracerProvider
 
 TIDY: Final = 3600.0
 """Seconds between two looks for transcripts that are not to be kept any more."""
@@ -138,16 +136,17 @@ async def _opened_tracer(
         yield None
         return
     try:
-        from .tracing import Tracer  # it takes memory and a quarter of a second, and few trace
+        from . import tracing  # it takes time and memory, and few trace
 
         if provider is None:
             from .tracing.otlp import open_otlp
     except ImportError:
         raise ConfigError("traces: needs pip install 'trio-claude[otel]'") from None
-    async with contextlib.AsyncExitStack() as stack:
-        if provider is None:
-            provider = await stack.enter_async_context(open_otlp(observer))
-        yield Tracer(provider)
+    if provider is not None:
+        yield tracing.Tracer(provider)
+        return
+    async with open_otlp(observer) as own:
+        yield tracing.Tracer(own)
 
 
 def _journal_path(config: Config, workplace: Workplace, environ: Mapping[str, str]) -> Path:

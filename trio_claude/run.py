@@ -11,7 +11,7 @@ import secrets
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
-from typing import TYPE_CHECKING, ClassVar, Protocol
+from typing import ClassVar, Protocol
 
 import attrs
 import trio
@@ -27,12 +27,9 @@ from .metering import Meter
 from .pool import Warm
 from .session import Start
 from .stream_json import LineSplitter, LineTooLong, Sign, Spent
-from .telling import Tally, Teller
+from .telling import Tally, Teller, Tracer
 from .turns import BULK, READS, Turns
 from .workplace import Workplace
-
-if TYPE_CHECKING:
-    from .tracing import Tracer
 
 DRAIN_IDLE = 0.1
 """Seconds for which pipes that a descendant holds may be quiet after the CLI's end, before the tree is ended."""
@@ -155,10 +152,10 @@ class Run:
 
     async def execute(self, sink: Sink) -> Outcome:
         """Run the CLI to its end, whatever that is; its tree is dealt with when this returns."""
-        self.teller.begin()
         if self._journal:
             self._recorder = self._journal.begin(self._begun())
         outcome: Outcome | None = None
+        self.teller.begin()
         try:
             async with self._started() as process:
                 self.teller.started(process.pid, warm=bool(self._warm))

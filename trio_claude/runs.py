@@ -11,7 +11,6 @@ import time
 from collections import OrderedDict
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from contextlib import asynccontextmanager, contextmanager
-from typing import TYPE_CHECKING
 
 import attrs
 import trio
@@ -29,11 +28,9 @@ from .run import Account, Kit, Run
 from .session import Start
 from .session_run import SessionRun
 from .stream_json import Spent
+from .telling import Tracer
 from .turns import Turns
 from .workplace import Workplace
-
-if TYPE_CHECKING:
-    from .tracing import Tracer
 
 PLACE_PERIOD = 0.5
 """Seconds after which a run that waits is told its place again, where that has changed."""

@@ -14,7 +14,7 @@ import socket
 import sys
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from contextlib import asynccontextmanager
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import attrs
 import trio
@@ -33,9 +33,7 @@ from .peer import NOTSENT_LOWAT, Heart
 from .runs import Runs
 from .services import keep_going, open_services
 from .stage import Stage
-
-if TYPE_CHECKING:
-    from .tracing import TracerProvider
+from .telling import TracerProvider
 
 BACKLOG = 4096
 """Connections that the kernel holds before they are accepted."""

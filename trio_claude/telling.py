@@ -6,7 +6,7 @@ This module must never decide anything about a run, wait, or keep what the run s
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from typing import Any, Protocol
 
 import attrs
 import trio
@@ -16,6 +16,7 @@ from .events import (
     STALL,
     ApprovalSettled,
     Charged,
+    Event,
     FirstLine,
     FirstToken,
     Interrupted,
@@ -29,8 +30,44 @@ from .events import (
 from .session import Settled
 from .stream_json import Spent
 
-if TYPE_CHECKING:
-    from .tracing import Trace, Tracer
+
+class Trace(Protocol):
+    """The trace of one run. Its calls return at once and raise nothing."""
+
+    environ: Mapping[str, str]
+    """The variables by which what the run starts can go on with its trace."""
+
+    def begin_turn(self) -> None:
+        """Take that a turn begins; before the CLI's start it waits for that."""
+
+    def hear(self, lines: list[bytes]) -> None:
+        """Take whole stdout lines, in order."""
+
+    def link(self, headers: Mapping[str, str], role: str) -> None:
+        """Take that a client has come to the run, as its owner or a viewer, out of a trace of its own."""
+
+
+class Tracer(Protocol):
+    """What traces runs; it is an observer of what is told of them, too."""
+
+    def __call__(self, event: Event) -> None:
+        """Take an event."""
+
+    def begin(
+        self, run: str, meta: str, identity: str, door: str, waited: float, headers: Mapping[str, str] | None
+    ) -> Trace | None:
+        """Begin the trace of a run that has `waited` for so many seconds.
+
+        `headers` are those of its client's request, by lower-case name: the trace that they name goes on. None stands
+        for a run inside this program: what is current here goes on. Where it can't be traced, None is returned.
+        """
+
+
+class TracerProvider(Protocol):
+    """A TracerProvider of OpenTelemetry, as far as it is used here."""
+
+    def get_tracer(self, name: str, version: str | None = None, /) -> Any:
+        """Return what makes spans."""
 
 
 @attrs.define

@@ -7,8 +7,6 @@ here never reaches a run. Rule 3: OpenTelemetry is imported here alone, and this
 
 from __future__ import annotations
 
-from opentelemetry.trace import TracerProvider
-
 from .spans import Trace, Tracer
 
-__all__ = ["Trace", "Tracer", "TracerProvider"]
+__all__ = ["Trace", "Tracer"]

@@ -16,7 +16,7 @@ from typing import Concatenate, ParamSpec, TypeAlias, TypeVar
 import attrs
 from opentelemetry import trace
 from opentelemetry.context import Context
-from opentelemetry.trace import Span, SpanKind, Status, StatusCode, TracerProvider
+from opentelemetry.trace import Span, SpanKind, Status, StatusCode
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 from opentelemetry.util.types import AttributeValue
 
@@ -34,6 +34,7 @@ from ..events import (
     SendStalled,
     TurnEnded,
 )
+from ..telling import TracerProvider
 from .lines import ToolAnswered, ToolUsed, sights
 
 SPAN_LIMIT = 10_000
@@ -265,18 +266,14 @@ class Tracer:
     """Traces runs, each from `begin` to its `RunEnded`; it is an observer of what is told of them."""
 
     def __init__(self, provider: TracerProvider) -> None:
-        self._tracer = provider.get_tracer("trio_claude", __version__)
+        self._tracer: trace.Tracer = provider.get_tracer("trio_claude", __version__)
         self._traces: dict[str, Trace] = {}
 
     @_harmless
     def begin(
         self, run: str, meta: str, identity: str, door: str, waited: float, headers: Mapping[str, str] | None
     ) -> Trace:
-        """Begin the trace of a run that has `waited` for so many seconds.
-
-        `headers` are those of its client's request, by lower-case name: the trace that they name goes on. None stands
-        for a run inside this program: what is current here goes on.
-        """
+        """Begin the trace of a run; it goes on where `headers`, or what is current here, say so."""
         zero = time.time_ns() - time.perf_counter_ns()
         now = zero + time.perf_counter_ns()
         arrived = now - round(waited * NS)

@@ -29,6 +29,7 @@ from trio_claude.errors import ConfigError, Reason
 from trio_claude.events import Outcome, Receipt, RunEnded, RunStarted, Strained, TurnEnded
 from trio_claude.tracing import Trace, Tracer, lines, spans
 from trio_claude.tracing.lines import ToolAnswered, ToolUsed, TurnOver, sights
+from trio_claude.tracing.otlp import open_otlp
 
 BOTH = [pytest.param("fake"), pytest.param("real", marks=pytest.mark.real_cli)]
 TRACE, SPAN = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"
@@ -462,7 +463,7 @@ def test_lines_tell_of_tools_and_of_results_only() -> None:
     "odd",
     [b'"tool_use"', b'["tool_use"]', b'{"type":"assistant","message":"tool_use"}', b'{"type":"assistant","message":{"content":"tool_use"}}',
      b'{"type":"assistant","message":{"content":["tool_use"]}}', line("assistant", {"type": "tool_use", "id": 7, "name": "x"}),
-     line("assistant", {"type": "tool_use", "id": "a"}), line("user", {"type": "tool_result"}), b'{"tool_result"', b"\xff\"result\""],
+     line("assistant", {"type": "tool_use", "id": "a"}), use("x" * 129), use("\ud800"), line("user", {"type": "tool_result"}), b'{"tool_result"', b"\xff\"result\""],
 )  # fmt: skip
 def test_odd_lines_tell_nothing(odd: bytes) -> None:
     assert list(sights([odd])) == []
@@ -552,7 +553,7 @@ def test_few_uses_are_remembered_the_open_ones_longest(made: Made, monkeypatch: 
 
 def test_a_use_is_counted_once_and_an_id_has_a_length(made: Made) -> None:
     tracer, trace = begin(made)
-    trace.hear([use("a"), use("a"), use("x" * 1000), answer("a"), answer("a", is_error=True), answer("nobody's")])
+    trace.hear([use("a"), use("a"), answer("a"), answer("a", is_error=True), answer("nobody's")])
     end(tracer)
     assert made.one("tool Bash").status.status_code is StatusCode.UNSET
 
@@ -673,6 +674,27 @@ class _Port:
     @property
     def port(self) -> int:
         return int(self.url.rpartition(":")[2])
+
+
+async def test_no_name_of_a_tool_can_spoil_what_is_sent(collector: Collector, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in collector.environ.items():
+        monkeypatch.setenv(name, value)
+    async with open_otlp(lambda event: pytest.fail(f"{event}")) as provider:
+        tracer = Tracer(provider)
+        trace = tracer.begin("r1", "META", "local", "claude", 0.0, {})
+        assert trace
+        trace.hear([use("a", "\ud800\0x")])
+        end(tracer)
+    assert {span.name for span in collector.spans} >= {"run", "tool ?\0x"}
+
+
+async def test_a_collector_that_is_not_there_is_a_line_of_the_log_and_no_other(fake: Backend, folder: Path) -> None:
+    env = {**environ(fake), "OTEL_EXPORTER_OTLP_ENDPOINT": "http://127.0.0.1:1", "OTEL_EXPORTER_OTLP_TIMEOUT": "1"}
+    with (folder / "log").open("wb") as log:
+        async with serving("serve", "--port=0", "--traces=otlp", env=env, stderr=log.fileno()) as (_, url):
+            await ask(_Port(url), "hello", tracestate="odd;;", traceparent=PARENT)
+    told = [json.loads(line) for line in (folder / "log").read_text().splitlines()]
+    assert [line["over"] for line in told if line["event"] == "Strained"] == [False]
 
 
 async def test_the_variables_name_the_service(

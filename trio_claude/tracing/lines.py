@@ -14,6 +14,8 @@ from ..stream_json import DELTA, parse_line
 
 NAME_LIMIT = 64
 """Characters of a tool's name that are told."""
+ID_LIMIT = 128
+"""Characters of the id of a tool's use; one that is longer is no id."""
 _MARKS = (b'"tool_use"', b'"tool_result"', b'"result"')
 
 
@@ -62,8 +64,13 @@ def _sights(said: dict[str, Any]) -> Iterator[Sight]:
 
 def _sight(kind: str, block: dict[str, Any], parent: object) -> Sight | None:
     match kind, block:
-        case "assistant", {"type": "tool_use", "id": str(name), "name": str(tool)}:
-            return ToolUsed(name, tool[:NAME_LIMIT], parent if isinstance(parent, str) else "")
+        case "assistant", {"type": "tool_use", "id": str(name), "name": str(tool)} if _is_id(name):
+            told = tool[:NAME_LIMIT].encode(errors="replace").decode()  # one lone surrogate would cost a whole batch
+            return ToolUsed(name, told, parent if isinstance(parent, str) else "")
         case "user", {"type": "tool_result", "tool_use_id": str(name)}:
             return ToolAnswered(name, block.get("is_error") is True)
     return None
+
+
+def _is_id(name: str) -> bool:
+    return len(name) <= ID_LIMIT and name.isascii()

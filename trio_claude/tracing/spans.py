@@ -41,8 +41,6 @@ SPAN_LIMIT = 10_000
 """Turns and uses of tools of one run that get a span; the others are counted."""
 TOOLS_KEPT = 256
 """Uses of tools of one run of which is known that they are open, or that others may be part of them."""
-ID_LIMIT = 128
-"""Characters of the id of a tool's use; one that is longer is no id."""
 OWN_WILL = (Reason.STOPPED, Reason.DISCONNECTED)
 """Ends that are the client's own will: neither good nor an error."""
 NS = 1_000_000_000
@@ -156,7 +154,7 @@ class Trace:
             self._turn()
 
     def _use(self, used: ToolUsed) -> None:
-        if used.id in self._uses or len(used.id) > ID_LIMIT:
+        if used.id in self._uses:
             return
         whole = self._uses.get(used.parent)
         named: dict[str, AttributeValue] = {"gen_ai.tool.name": used.name, "gen_ai.tool.call.id": used.id}

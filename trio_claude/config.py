@@ -72,6 +72,8 @@ CONTROLS = (
     "stop_task",
 )
 """The control requests that `allow_control` may name. The first three widen no rights."""
+LOG_LEVELS = ("debug", "info", "warning", "error")
+LOG_FORMATS = ("auto", "json", "console")
 
 
 def _between(low: float, high: float, unit: str) -> Callable[[object, attrs.Attribute[Any], Any], None]:
@@ -247,6 +249,18 @@ class Config:
     limit_processes: int = _option(0, "the run's user may have; 0: as the server", unit="processes")
     limit_file_size: int = _option(0, "a file that a run writes; 0: as the server", unit="bytes")
     limit_cpu: int = _option(0, "CPU that a process of a run may use; 0: as the server", unit="s")
+
+    log_level: str = attrs.field(
+        default="info",
+        validator=_one_of(LOG_LEVELS),
+        metadata={"help": "what the log of `serve` leaves out: what is less than this", "unit": ""},
+    )
+    log_format: str = attrs.field(
+        default="auto",
+        validator=_one_of(LOG_FORMATS),
+        metadata={"help": "lines of JSON, or for a person; auto: console on a terminal, else json", "unit": ""},
+    )
+    access_log: bool = _option(default=False, text="log each HTTP request that is answered too")
 
     timeout: float = _option(300.0, "a run may last, from the CLI's start", low=0.01, high=86400, unit="s")
     result_grace: float = _option(5.0, "a CLI may live on after its result", high=3600, unit="s")

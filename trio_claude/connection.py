@@ -13,12 +13,13 @@ from collections.abc import Callable
 import attrs
 import trio
 
-from . import messages
+from . import context, messages
 from .config import Config
 from .conversation import Conversation, Room
 from .entrance import SESSION_DOOR, Entrance, Guest
 from .errors import Busy, ClientError, CloseCode, Draining, NoMessage, NotWanted, PeerGone, Reason
 from .events import PATH_LIMIT, Answered, ConnectionClosed, ConnectionOpened, Crashed, Observer, Refused
+from .faults import run_of
 from .messages import Closing, Prompt
 from .peer import Heart, Peer, accept
 from .run import Run
@@ -65,7 +66,7 @@ class Household:
 
 def _answered(address: str, request: Request, status: int, seconds: float) -> Answered:
     who = request.identity.name if request.identity else ""
-    return Answered(address, request.method, request.path[:PATH_LIMIT], status, seconds, who)
+    return Answered(request.address or address, request.method, request.path[:PATH_LIMIT], status, seconds, who)
 
 
 async def serve_connection(
@@ -80,7 +81,7 @@ async def serve_connection(
     except* (OSError, Draining, PeerGone, trio.BrokenResourceError, trio.ClosedResourceError):
         pass  # the client left; there is nobody to tell
     except* Exception as group:
-        household.observer(Crashed("connection", group))
+        household.observer(Crashed("connection", group, run_of(group)))
     finally:
         if sock.fileno() >= 0:
             trio.lowlevel.notify_closing(sock)
@@ -91,7 +92,9 @@ async def _serve_websocket(sock: socket.socket, port: int, handshake: Handshake,
     """Open the WebSocket of a client that was counted in, serve it, close it, and count the client out."""
     guest = household.entrance.guest(handshake.request)
     try:
-        await _serve_guest(sock, f"{guest.address}:{port}", handshake, guest, household)
+        address = f"{guest.address}:{port}"
+        with context.bound(identity=guest.name, peer=address):
+            await _serve_guest(sock, address, handshake, guest, household)
     finally:
         household.entrance.leave(guest)
 

@@ -27,7 +27,8 @@ LOOPBACK = ("localhost", "127.0.0.1", "[::1]")
 RELOADED = (
     *IDENTITY_LIMITS, "allow_origin", "allow_host", "trusted_proxies", "keys", "jwt_keys", "jwt_issuer", "jwt_audience",
     "jwt_leeway", "connections_per_address", "total_prompts_per_minute", "total_tokens_per_day",
-    "total_dollars_per_day", "max_runs", "run_memory", "max_waiting", "queue_timeout",
+    "total_dollars_per_day", "max_runs", "run_memory", "max_waiting", "queue_timeout", "log_level", "log_format",
+    "access_log",
 )  # fmt: skip
 """The settings that a reload can change."""
 

@@ -1,6 +1,6 @@
 """Frozen facts that an observer may hear, and the `Observer` type.
 
-This module must never act on a fact, hold a prompt or a secret, or import a room other than `errors`.
+This module must never act on a fact, hold a prompt or a secret, or import a room but `errors` and `faults`.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from typing import TypeAlias
 import attrs
 
 from .errors import Reason
+from .faults import fingerprint
 
 PATH_LIMIT = 200
 """Characters of a request's path that an event keeps."""
@@ -283,10 +284,19 @@ class GuardianLost:
 
 @attrs.frozen
 class Crashed:
-    """An unexpected exception, caught at the crash barrier or in a background service."""
+    """An unexpected exception, caught at the crash barrier or in a background service.
+
+    `run` is the run that it left, empty where it left none. `fingerprint` is the same for the same fault.
+    """
 
     where: str
     error: BaseException
+    run: str = ""
+
+    @property
+    def fingerprint(self) -> str:
+        """Twelve hex digits of a hash of the exception's type and of the functions that it came through."""
+        return fingerprint(self.error)
 
 
 Event: TypeAlias = (

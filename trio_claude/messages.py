@@ -90,8 +90,8 @@ class Options:
     """
 
     model: str | None = attrs.field(default=None, validator=shape(_MODEL, 200))
-    system_prompt: str | None = attrs.field(default=None, validator=text(SYSTEM_PROMPT_LIMIT, least=0))
-    append_system_prompt: str | None = attrs.field(default=None, validator=text(SYSTEM_PROMPT_LIMIT))
+    system_prompt: str | None = attrs.field(default=None, repr=False, validator=text(SYSTEM_PROMPT_LIMIT, least=0))
+    append_system_prompt: str | None = attrs.field(default=None, repr=False, validator=text(SYSTEM_PROMPT_LIMIT))
     max_turns: int | None = attrs.field(default=None, validator=between(1, 1000))
     max_budget_usd: float | None = attrs.field(default=None, validator=between(BUDGET_LEAST, BUDGET_MOST))
     effort: str | None = attrs.field(default=None, validator=choice(EFFORTS))
@@ -99,7 +99,7 @@ class Options:
     resume: str | None = attrs.field(default=None, validator=shape(_SESSION, 36))
     temperature: float | None = attrs.field(default=None, validator=between(0, 1))
     max_output_tokens: int | None = attrs.field(default=None, validator=between(1, 1_000_000))
-    json_schema: dict[str, Any] | None = attrs.field(default=None, validator=SMALL_OBJECT)
+    json_schema: dict[str, Any] | None = attrs.field(default=None, repr=False, validator=SMALL_OBJECT)
     timeout: float | None = attrs.field(default=None, validator=between(0.01, 86400))
     workspace: str | None = attrs.field(default=None, validator=shape(_FOLDER, META_LIMIT))
     fork: bool | None = None
@@ -107,7 +107,7 @@ class Options:
     allowed_tools: list[str] | None = attrs.field(default=None, validator=NAMES)
     disallowed_tools: list[str] | None = attrs.field(default=None, validator=NAMES)
     permission_mode: str | None = attrs.field(default=None, validator=choice(MODES))
-    mcp_servers: dict[str, Any] | None = attrs.field(default=None, validator=SMALL_OBJECT)
+    mcp_servers: dict[str, Any] | None = attrs.field(default=None, repr=False, validator=SMALL_OBJECT)
     fallback_model: str | None = attrs.field(default=None, validator=shape(_MODEL, 200))
     max_thinking_tokens: int | None = attrs.field(default=None, validator=between(0, 1_000_000))
 
@@ -116,7 +116,7 @@ class Options:
 class Prompt:
     """A client's one message on `/ws/claude`: what to ask, under which name, with which options."""
 
-    prompt: str = attrs.field(validator=text(PROMPT_LIMIT))
+    prompt: str = attrs.field(repr=False, validator=text(PROMPT_LIMIT))
     meta: str = attrs.field(validator=shape(_META, META_LIMIT))
     options: Options = Options()
 

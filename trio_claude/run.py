@@ -16,11 +16,12 @@ from typing import ClassVar, Protocol
 import attrs
 import trio
 
-from . import stream_json
+from . import context, stream_json
 from .containment import Contained, Containment, Job
 from .endings import LADDERS, Decision, exit_decision
 from .errors import PeerGone, Reason, SpawnFailed
 from .events import Observer, Outcome, Receipt
+from .faults import note_run
 from .journal import Begun, End, Journal, Recorder
 from .messages import Options, Prompt
 from .metering import Meter
@@ -152,6 +153,14 @@ class Run:
 
     async def execute(self, sink: Sink) -> Outcome:
         """Run the CLI to its end, whatever that is; its tree is dealt with when this returns."""
+        with context.bound(run=self.id, meta=self.meta, identity=self.account.name):
+            try:
+                return await self._execute(sink)
+            except (Exception, BaseExceptionGroup) as error:
+                note_run(error, self.id)
+                raise
+
+    async def _execute(self, sink: Sink) -> Outcome:
         if self._journal:
             self._recorder = self._journal.begin(self._begun())
         outcome: Outcome | None = None

@@ -90,6 +90,11 @@ class Server:
         """The server's address, with http:// before it."""
         return _url(self.host, self.port)
 
+    @property
+    def config(self) -> Config:
+        """The configuration that is in force."""
+        return self._entrance.config
+
     def reload(self, read: Callable[[], Config]) -> None:
         """Take keys, limits, origins and hosts of the configuration that `read` returns; runs go on.
 

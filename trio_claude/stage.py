@@ -33,7 +33,7 @@ class Entry:
     """Lines that were said together; those of the CLI are numbered from `first` on, others come behind that line."""
 
     first: int
-    lines: list[bytes]
+    lines: list[bytes] = attrs.field(repr=False)
     numbered: bool
     size: int
 

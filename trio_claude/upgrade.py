@@ -45,13 +45,16 @@ _TOKEN = re.compile(rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")
 
 @attrs.frozen
 class Request:
-    """A checked request: the path decoded no further than its bytes, headers by lower-case name."""
+    """A checked request: the path decoded no further than its bytes, headers by lower-case name.
+
+    Its `repr` has no part in which a credential or a client's text may stand.
+    """
 
     method: str
     path: str
-    query: Mapping[str, str]
-    headers: Mapping[str, str]
-    body: bytes = b""
+    query: Mapping[str, str] = attrs.field(repr=False)
+    headers: Mapping[str, str] = attrs.field(repr=False)
+    body: bytes = attrs.field(default=b"", repr=False)
     identity: Identity | None = None
     """Who sent it, where that is known."""
     address: str = ""
@@ -70,7 +73,7 @@ class Response:
     """An answer; `headers` stand beside those that every answer has."""
 
     status: int
-    body: bytes
+    body: bytes = attrs.field(repr=False)
     content_type: str = "application/json"
     headers: tuple[tuple[str, str], ...] = ()
 
@@ -80,8 +83,8 @@ class Handshake:
     """A checked WebSocket handshake: `data` goes to the library, `early` is what the client sent behind its head."""
 
     request: Request
-    data: bytes
-    early: bytes
+    data: bytes = attrs.field(repr=False)
+    early: bytes = attrs.field(repr=False)
     subprotocol: str | None
 
 

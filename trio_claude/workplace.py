@@ -104,7 +104,7 @@ class Workplace:
 
     config: Config
     program: str
-    environ: Mapping[str, str]
+    environ: Mapping[str, str] = attrs.field(repr=False)
     cwd: str
     user: tuple[int, int] | None
     home: Home
@@ -305,7 +305,7 @@ class _Place:
     """Where a run lives: its working directory, the variables that say so, what is put where, what it may write."""
 
     cwd: str
-    env: Mapping[str, str]
+    env: Mapping[str, str] = attrs.field(repr=False)
     binds: tuple[tuple[str, str], ...]
     writable: tuple[str, ...]
 

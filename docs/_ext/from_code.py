@@ -29,6 +29,7 @@ GROUPS = {
     "allow_origin": "Who may come in",
     "journal": "What is kept",
     "containment": "How a run is held together",
+    "log_level": "The log",
     "timeout": "Runs and the queue",
     "session_idle_timeout": "Sessions",
     "pool_size": "CLIs ahead of need",

@@ -50,8 +50,9 @@ def unreached(error: object, status: int | None, *, with_key: bool) -> Status:
 
 def painted(text: str, colour: str, stream: TextIO) -> str:
     """Return text in a colour where a stream takes colours."""
-    return click.style(text, fg=colour) if _takes_colours(stream) else text
+    return click.style(text, fg=colour) if takes_colours(stream) else text
 
 
-def _takes_colours(stream: TextIO) -> bool:
+def takes_colours(stream: TextIO) -> bool:
+    """Return whether a stream is a terminal that takes colours."""
     return stream.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"

@@ -7,9 +7,9 @@ is told of each, and hears that the loop lives.
 from __future__ import annotations
 
 import faulthandler
-import logging
 import os
 import signal
+import sys
 from collections.abc import AsyncIterator, Callable, Mapping
 from typing import Final
 
@@ -17,9 +17,10 @@ import click
 import trio
 
 from ..config import Config
-from ..logs import open_log
+from ..logs import Log, open_log
 from ..server import Server, open_server
 from ..services import open_services
+from .complaints import takes_colours
 from .manager import Manager, take_manager
 from .process import reap_orphans, take_process
 
@@ -38,21 +39,23 @@ async def run_server(
     take_process()
     config = read()
     manager = take_manager(os.environ)
-    with open_log() as log, trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT, signal.SIGHUP) as signals:
+    with (
+        open_log(config, colours=takes_colours(sys.stderr)) as log,
+        trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT, signal.SIGHUP) as signals,
+    ):
         async with (
             open_services() as services,
             open_server(
                 config, [log], environ=environ, notice=notice, demo=demo, listeners=manager.sockets or None
             ) as server,
         ):
-            logging.getLogger("opentelemetry").addHandler(logging.NullHandler())  # events tell; stderr could block here
             if os.getpid() == INIT:
                 services.start_soon(reap_orphans)
             if manager.watchdog:
                 services.start_soon(_show_life, manager)
             manager.tell("READY=1", f"STATUS=listening on {server.url}")
             click.echo(f"listening on {server.url}")
-            await _serve_until_signal(server, read, signals, manager)
+            await _serve_until_signal(server, read, signals, manager, log)
 
 
 async def _show_life(manager: Manager) -> None:
@@ -64,11 +67,12 @@ async def _show_life(manager: Manager) -> None:
 
 
 async def _serve_until_signal(
-    server: Server, read: Callable[[], Config], signals: AsyncIterator[int], manager: Manager
+    server: Server, read: Callable[[], Config], signals: AsyncIterator[int], manager: Manager, log: Log
 ) -> None:
     while (number := await anext(signals)) == signal.SIGHUP:
         manager.tell_reloading()
         server.reload(read)
+        log.configure(server.config)
         manager.tell("READY=1")
     manager.tell("STOPPING=1", f"STATUS=draining; {server.runs.statistics().live} runs go on")
     if number == signal.SIGTERM:

@@ -30,8 +30,8 @@ class Job:
     has a mount namespace, the run sees the first of a pair in place of the second.
     """
 
-    argv: tuple[str, ...]
-    env: Mapping[str, str]
+    argv: tuple[str, ...] = attrs.field(repr=False)
+    env: Mapping[str, str] = attrs.field(repr=False)
     cwd: str
     limits: Mapping[str, int] = attrs.Factory(dict)
     binds: tuple[tuple[str, str], ...] = ()

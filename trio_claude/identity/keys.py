@@ -37,11 +37,11 @@ LOOK_AGAIN = 1.0
 class Key:
     """One key as it stands in the file. `old` is the hash of the key before it, good until `old_until`."""
 
-    hash: str = attrs.field(validator=attrs.validators.matches_re(r"[0-9a-f]{64}"))
+    hash: str = attrs.field(repr=False, validator=attrs.validators.matches_re(r"[0-9a-f]{64}"))
     role: str = attrs.field(default="user", validator=attrs.validators.in_(ROLES))
     created: str = ""
     limits: dict[str, float] = attrs.field(factory=dict)
-    old: str = attrs.field(default="", validator=attrs.validators.matches_re(r"([0-9a-f]{64})?"))
+    old: str = attrs.field(default="", repr=False, validator=attrs.validators.matches_re(r"([0-9a-f]{64})?"))
     old_until: float = 0.0
 
 

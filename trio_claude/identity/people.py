@@ -24,7 +24,7 @@ class Identity:
     role: str = "user"
     limits: Mapping[str, float] = attrs.field(factory=dict, hash=False)
     until: float = math.inf
-    credential: str = ""
+    credential: str = attrs.field(default="", repr=False)
 
     @property
     def sees_all(self) -> bool:

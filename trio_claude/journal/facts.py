@@ -41,8 +41,8 @@ class Begun:
     door: str
     session: str | None
     started: float
-    prompt: str | None
-    options: dict[str, Any]
+    prompt: str | None = attrs.field(repr=False)
+    options: dict[str, Any] = attrs.field(repr=False)
     model: str = ""
     batch: str = ""
 
@@ -57,7 +57,7 @@ class Part:
     kind: PartKind
     first: int
     count: int
-    data: bytes
+    data: bytes = attrs.field(repr=False)
     number: int = 0
     """Its place among the run's parts, from 1 on, once it is stored."""
 
@@ -143,8 +143,8 @@ class RunRow:
     dollars: float
     error: str | None
     receipt: dict[str, Any] | None
-    prompt: str | None
-    options: dict[str, Any]
+    prompt: str | None = attrs.field(repr=False)
+    options: dict[str, Any] = attrs.field(repr=False)
     stored: int
     whole: bool
 

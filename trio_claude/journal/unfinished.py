@@ -22,8 +22,8 @@ class Unfinished:
     """What was asked last, and what had been said of the answer; `cut` says that there was more of either."""
 
     run: str
-    prompt: str
-    text: str
+    prompt: str = attrs.field(repr=False)
+    text: str = attrs.field(repr=False)
     cut: bool
 
 

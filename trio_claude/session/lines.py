@@ -44,7 +44,7 @@ class ClientLine:
     """
 
     kind: Kind
-    data: bytes
+    data: bytes = attrs.field(repr=False)
     request: str = ""
     subtype: str = ""
     allows: bool = False

@@ -85,7 +85,7 @@ class Asked:
     """A question of the CLI: what it asks, its line, and since when it is open."""
 
     subtype: str
-    line: bytes
+    line: bytes = attrs.field(repr=False)
     since: float
     number: int = 0
     """The line's number."""

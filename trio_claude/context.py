@@ -1,0 +1,30 @@
+"""What a task is at work on: names that go with whatever is told from inside it.
+
+A task that a nursery starts has the names of the task that starts it. This module must never hold a prompt or a secret,
+and nothing may be decided by what it holds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import Final
+
+_NOTHING: Final[Mapping[str, str]] = {}
+_names: ContextVar[Mapping[str, str]] = ContextVar("trio_claude.context", default=_NOTHING)
+
+
+def current() -> Mapping[str, str]:
+    """Return the names that this task has: `identity` and `peer` in a connection, `run` and `meta` in a run."""
+    return _names.get()
+
+
+@contextmanager
+def bound(**names: str) -> Iterator[None]:
+    """Give this task, and those that it starts meanwhile, more names."""
+    token = _names.set({**_names.get(), **names})
+    try:
+        yield
+    finally:
+        _names.reset(token)

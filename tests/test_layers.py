@@ -15,7 +15,9 @@ PACKAGE = Path(trio_claude.__file__).parent
 TABLE: dict[str, set[str]] = {
     # words
     "errors": set(),
-    "events": {"errors"},
+    "faults": set(),
+    "context": set(),
+    "events": {"errors", "faults"},
     "config": {"errors"},
     "checks": {"errors"},
     "messages": {"errors", "events", "checks"},
@@ -37,14 +39,14 @@ TABLE: dict[str, set[str]] = {
     "queries": {"errors"},
     "upgrade": {"errors", "config", "identity"},
     "peer": {"errors", "config", "messages", "services", "turns", "upgrade"},
-    "logs": {"events"},
+    "logs": {"events", "config", "context", "faults"},
     # wiring
     "workplace": {"errors", "config", "messages", "stream_json", "containment", "quarters", "transcripts", "leftovers"},
     "pool": {"errors", "events", "messages", "stream_json", "containment", "workplace"},
     "telling": {"events", "stream_json", "session"},
     "tracing": {"errors", "events", "stream_json", "telling", "__init__"},
     "run": {
-        "endings", "errors", "events", "messages", "stream_json", "session", "metering", "telling", "turns", "containment", "journal",
+        "context", "endings", "errors", "events", "faults", "messages", "stream_json", "session", "metering", "telling", "turns", "containment", "journal",
         "workplace", "pool",
     },
     "session_run": {
@@ -67,7 +69,7 @@ TABLE: dict[str, set[str]] = {
         "errors", "events", "config", "messages", "services", "session", "peer", "session_run", "runs", "entrance", "past", "journal",
         "stage",
     },
-    "connection": {"errors", "events", "config", "messages", "peer", "upgrade", "run", "runs", "entrance", "stage", "conversation"},
+    "connection": {"context", "errors", "events", "faults", "config", "messages", "peer", "upgrade", "run", "runs", "entrance", "stage", "conversation"},
     "sayings": {
         "errors", "events", "config", "messages", "session", "queries", "journal", "history", "openapi", "conversation",
     },
@@ -97,10 +99,11 @@ TABLE: dict[str, set[str]] = {
     "__init__": {"errors", "events", "config", "engine", "server", "embed", "client"},
 }  # fmt: skip
 ASYNC_FREE = (
-    "errors", "events", "config", "messages", "stream_json", "metering", "endings", "queries", "openapi", "checks", "sayings",
+    "errors", "faults", "context", "events", "config", "messages", "stream_json", "metering", "endings", "queries", "openapi", "checks", "sayings",
     "asyncapi",
     *(f"admission/{name}" for name in ("allowance", "budgets", "doors", "limits", "locks", "rates", "slots")),
     *(f"journal/{name}" for name in ("facts", "schema", "unfinished")),
+    *(f"logs/{name}" for name in ("levels", "rates", "secrets")),
     *(f"identity/{name}" for name in ("gatekeeper", "keys", "people", "tickets", "tokens")),
     *(f"session/{name}" for name in ("shapes", "lines", "ops", "states")),
     "tracing/lines",
@@ -113,6 +116,7 @@ OWNERS = {
     "httpx_ws": {"client"},
     "joserfc": {"identity"},
     "opentelemetry": {"tracing"},
+    "structlog": {"logs"},
 }
 """Outside libraries and the rooms that may import them."""
 STDLIB_ONLY = (

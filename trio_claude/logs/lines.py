@@ -18,12 +18,13 @@ from structlog.dev import ConsoleRenderer, plain_traceback
 from structlog.processors import JSONRenderer
 from structlog.typing import EventDict, Processor
 
-from ..events import Receipt
 from .levels import word
 from .secrets import hide
 
 TRACEBACK_LIMIT: Final = 32 * 1024
 """Characters of a traceback that are written: the first and the last half of them."""
+EVENT_WIDTH: Final = 16
+"""Columns of an event's name in the console."""
 MARGIN: Final = "    | "
 _WORD: Final = re.compile(r"[\w.:/@+#%-]+", re.ASCII)
 """What stands in the console without quotes."""
@@ -88,7 +89,7 @@ _json = JSONRenderer(lambda said, **_: _encode(said).replace("\x7f", "\\u007f"))
 
 def _console(*, colours: bool) -> ConsoleRenderer:
     return ConsoleRenderer(
-        colors=colours, pad_event_to=16, sort_keys=False, timestamp_key="time", exception_formatter=plain_traceback
+        EVENT_WIDTH, colors=colours, sort_keys=False, timestamp_key="time", exception_formatter=plain_traceback
     )
 
 
@@ -97,7 +98,7 @@ def _readable(_logger: object, _name: str, said: EventDict) -> EventDict:
     flat: dict[str, Any] = {}
     for name, value in said.items():
         flat |= _fields(value) if attrs.has(type(value)) else {name: value}
-    shown = {name: _quoted(value) for name, value in flat.items() if value not in (None, "")}
+    shown: dict[str, str] = {name: _quoted(value) for name, value in flat.items() if value not in (None, "")}
     shown["time"] = _clock(said["time"])
     if isinstance(error := flat.get("error"), TracebackException):
         shown["error"] = _quoted("".join(error.format_exception_only()).strip())
@@ -105,11 +106,18 @@ def _readable(_logger: object, _name: str, said: EventDict) -> EventDict:
     return shown
 
 
-def _quoted(value: object) -> str:
+class _Shown(str):
+    """Text that is shown as it is: where structlog would quote a text it asks for its `repr`."""
+
+    __slots__ = ()
+    __repr__ = str.__str__
+
+
+def _quoted(value: object) -> _Shown:
     if isinstance(value, float):
-        return f"{value:.3f}"
+        return _Shown(f"{value:.3f}")
     text = str(value)
-    return text if (isinstance(value, Receipt) and text.isprintable()) or _WORD.fullmatch(text) else repr(text)
+    return _Shown(text if _WORD.fullmatch(text) else repr(text))
 
 
 def _escaped(text: str) -> str:

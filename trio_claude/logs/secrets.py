@@ -17,7 +17,7 @@ _SHAPES: Final = re.compile(
     | tck_[\w-]{8,}                                              # this server's
     | eyJ[\w-]{5,}\.[\w-]{5,}(?:\.[\w-]*)+                       # JSON Web Tokens
     | ticket\.[\w-]{16,}                                         # a one-use ticket in a subprotocol
-    | (?<=bearer) (?: [ .:="'] | %20 | \\[nrt"'] )* [\w.~+/=-]{16,}  # what stands behind that word, quoted or not
+    | (?<=bearer) (?: [ .:="'] | %20 | \\+[nrt"'] )* [\w.~+/=-]{16,}  # what stands behind that word, quoted or not
     """,
     re.VERBOSE | re.ASCII | re.IGNORECASE,
 )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import signal
 import sqlite3
 import subprocess
@@ -730,3 +731,42 @@ def test_a_list_of_a_file_loads_no_http_and_one_of_a_server_no_trio() -> None:
     for module, loaded in (("runs", ""), ("usage", ""), ("local_runs", "trio"), ("server_runs", "httpx")):
         words = [*PROGRAM[:1], "-c", code.format(f"trio_claude.commands.{module}")]
         assert subprocess.run(words, capture_output=True, text=True, check=True).stdout.strip() == loaded
+
+
+# why runs failed
+
+
+@pytest.mark.parametrize("way", WAYS)
+async def test_runs_that_failed_are_grouped_by_what_is_the_same_in_them(place: Place, way: str) -> None:
+    await place.run("hello")
+    await place.run(directive("exit", status=3))
+    newest = await place.run(directive("exit", status=4))
+    await place.run(directive("silent"), timeout=0.3)
+    where = place.words(way)
+    told = await told_json("failed", *where)
+    last = told["failed"][0].pop("last")
+    assert abs(last - time.time()) < 60
+    assert told["failed"][0] == {
+        "count": 2, "reason": "failed", "message": "the CLI exited with status N", "run": newest,
+    }  # fmt: skip
+    assert [(group["count"], group["reason"], group["message"]) for group in told["failed"][1:]] == [
+        (1, "deadline", "timed out after N s")
+    ]
+    assert (told["searched"], told["more"]) == (4, False)
+    table = (await runs("--failed", *where)).stdout.decode().splitlines()
+    assert table[0].split() == ["count", "last", "reason", "message", "run"]
+    assert re.fullmatch(rf" *2 \d{{4}}-\S+ \S+ +failed +the CLI exited with status N +{newest[:8]} *", table[1])
+    assert len(table) == 3
+
+
+@pytest.mark.parametrize("way", WAYS)
+async def test_runs_that_failed_are_looked_for_where_and_when_it_is_said(place: Place, way: str) -> None:
+    await place.run(directive("exit", status=3), meta="OLDER")
+    await place.run(directive("exit", status=3), meta="NEWER")
+    where = place.words(way)
+    assert (await told_json("failed", "--meta", "OLDER", *where))["failed"][0]["count"] == 1
+    assert (await told_json("failed", "--until", "1h", *where)) == {"failed": [], "searched": 0, "more": False}
+    one = await runs("failed", "--limit", "1", *where)
+    assert one.stdout.splitlines()[1].split()[0] == b"1"
+    assert b"looked at the newest 1 that ended; there are more: --limit" in one.stderr
+    assert (await told_json("failed", "--limit", "1", *where))["more"] is True

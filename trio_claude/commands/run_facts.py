@@ -43,7 +43,7 @@ def seconds(run: Run, now: float) -> str:
 
 def dollars(run: Run) -> str:
     """Return what a run cost."""
-    return f"{_number(run.get('dollars')):.4f}"
+    return f"{number(run.get('dollars')):.4f}"
 
 
 def survivors(run: Run) -> str:
@@ -62,8 +62,8 @@ def receipt(run: Run) -> str:
         return ""
     left = told.get("survivors")
     text = Receipt(
-        seen=int(_number(told.get("seen"))), killed=0, survivors=None if left is None else int(_number(left)),
-        ms=_number(told.get("ms")), containment="",
+        seen=int(number(told.get("seen"))), killed=0, survivors=None if left is None else int(number(left)),
+        ms=number(told.get("ms")), containment="",
     )  # fmt: skip
     return f"{text} ({_text(told.get('containment'))})"
 
@@ -96,5 +96,6 @@ def _text(value: object) -> str:
     return "" if value is None else str(value)
 
 
-def _number(value: Any) -> float:
+def number(value: Any) -> float:
+    """Return a number that was told, 0 for whatever is none."""
     return float(value) if isinstance(value, int | float) else 0.0

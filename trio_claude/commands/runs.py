@@ -12,7 +12,8 @@ import click
 from ..errors import ConfigError
 from .completing import run_ids
 from .examples import examples
-from .moments import take_moment
+from .failures import COLUMNS, SEARCHED, failures
+from .moments import shown, take_moment
 from .run_sources import (
     LIVE,
     RunSource,
@@ -23,7 +24,7 @@ from .run_sources import (
     read_pieces,
     with_source,
 )
-from .run_views import as_json, open_out, print_entry, print_run, print_table
+from .run_views import ID_DIGITS, as_json, open_out, print_entry, print_rows, print_run, print_table
 from .statuses import Status
 
 MOST = 1_000_000
@@ -31,11 +32,20 @@ MOST = 1_000_000
 _json = click.option("--json", "json_", is_flag=True, help="Print JSON.")
 
 
+class _Runs(click.Group):
+    """A group in which `--failed` is another word for the command `failed`."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        return super().parse_args(ctx, ["failed", *args[1:]] if args[:1] == ["--failed"] else args)
+
+
 @click.group(
     "runs",
+    cls=_Runs,
     epilog=examples(
         "trio-claude runs list --since 2h",
         "trio-claude runs show 3f2a",
+        "trio-claude runs failed --since 1d",
         "trio-claude runs tail 3f2a -f --url http://127.0.0.1:3000",
         "trio-claude runs export 3f2a --format markdown --out run.md",
     ),
@@ -72,6 +82,43 @@ def list_(source: RunSource, json_: bool, **wanted: Any) -> None:
     print_table(found.runs)
     if found.next is not None:
         click.echo("there are more: --limit", err=True)
+
+
+@command.command(
+    "failed",
+    epilog=examples(
+        "trio-claude runs failed --since 1d",
+        "trio-claude runs failed --json --url http://127.0.0.1:3000 --key-file key",
+    ),
+)
+@click.option("--meta", help="Only runs with this name.")
+@click.option("--batch", help="Only runs of this batch, by the id in its manifest.")
+@click.option("--since", metavar="WHEN", callback=take_moment, help="Only runs that started then or later.")
+@click.option("--until", metavar="WHEN", callback=take_moment, help="Only runs that started before.")
+@click.option(
+    "--limit",
+    type=click.IntRange(1, MOST),
+    default=SEARCHED,
+    show_default=True,
+    help="Runs to look at, the newest first.",
+)
+@_json
+@with_source
+def failed(source: RunSource, json_: bool, **wanted: Any) -> None:
+    """Group the runs that failed by reason and message, the most frequent first; `runs --failed` says the same.
+
+    A message has N for whatever has a digit in it. The run is the newest of its group.
+    """
+    found = source.find(Wanted(state="ended", **wanted))
+    groups = failures(found.runs)
+    more = found.next is not None
+    if json_:
+        click.echo(as_json({"failed": groups, "searched": len(found.runs), "more": more}))
+        return
+    rows = [{**group, "last": shown(group["last"]), "run": group["run"][:ID_DIGITS]} for group in groups]
+    print_rows(COLUMNS, ("reason", "message"), ("count",), ([row[name] for name in COLUMNS] for row in rows))
+    if more:
+        click.echo(f"looked at the newest {len(found.runs)} that ended; there are more: --limit", err=True)
 
 
 @command.command("show", epilog=examples("trio-claude runs show 3f2a", "trio-claude runs show 3f2a --json"))

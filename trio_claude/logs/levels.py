@@ -19,6 +19,7 @@ from ..events import (
     RunEnded,
     SendStalled,
     Strained,
+    TurnEnded,
     Weak,
 )
 
@@ -32,6 +33,7 @@ _LEVEL_OF: Final[dict[type, int]] = {
     Answered: logging.DEBUG,
     FirstLine: logging.DEBUG,
     FirstToken: logging.DEBUG,
+    TurnEnded: logging.DEBUG,
     Charged: logging.DEBUG,
     Refused: logging.WARNING,
     Strained: logging.WARNING,

@@ -64,7 +64,7 @@ async def look_for_canaries(cli: Backend, folder: Path) -> None:
         **environ(cli), "DATABASE_PASSWORD": server_only, "TRIO_CLAUDE_JWT_KEYS": str(folder / "jwks.json"),
         "TRIO_CLAUDE_JWT_ISSUER": "i", "TRIO_CLAUDE_JWT_AUDIENCE": "a", "TRIO_CLAUDE_KEYS": str(folder / "keys.json"),
         "TRIO_CLAUDE_STATE": str(folder / "state"), "TRIO_CLAUDE_CLI_ARGS": "--allowed-tools=Bash",
-        "TRIO_CLAUDE_ENV": "LC_TEST",
+        "TRIO_CLAUDE_ENV": "LC_TEST", "TRIO_CLAUDE_LOG_LEVEL": "debug", "TRIO_CLAUDE_ACCESS_LOG": "true",
     }  # fmt: skip
     del env["TRIO_CLAUDE_CWD"]
     key = (await trio_claude("keys", "add", "alice", env=env)).stdout.decode().strip()
@@ -82,6 +82,8 @@ async def look_for_canaries(cli: Backend, folder: Path) -> None:
                 answers.append(told.stdout if credential != wrong else told.stdout + told.stderr)
             shake = head(host="localhost", authorization=f"Bearer {wrong}")
             answers.append(await say(url, shake))
+            address = head(f"/{wrong}", host="localhost", authorization=f"Bearer {key}", upgrade=None)
+            assert b"404" in await say(url, address)
             async with trio.open_nursery() as nursery:
 
                 async def long_one() -> None:
@@ -102,6 +104,7 @@ async def look_for_canaries(cli: Backend, folder: Path) -> None:
     assert tools.count(b"LC_TEST=") >= 2, "the tool's environment was seen"
     assert tools.count(b"\\n0") >= 2, "a tool dumps no core"
     logged = log.read_bytes()
+    assert b'"path": "/[hidden]"' in logged
     assert b'"RunEnded"' in logged
     listed = b"\n".join(words for words in seen if b"trio_claude\0ask" not in words)
     assert b"--output-format" in listed, "the CLI was seen"

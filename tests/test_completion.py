@@ -61,12 +61,13 @@ def complete(script: Path, *lines: list[str], **env: str) -> list[list[str]]:
 
 
 def test_bash_completes_commands_options_words_and_paths(script: Path) -> None:
-    commands, kin, options, words, word, more, folder, file, tasks, sums, next_sums, form = complete(
-        script, [""], ["runs", "s"], ["ask", "--mo"], ["serve", "--profile", ""], ["serve", "--profile=le"], ["serve", "--grants", "all"],
+    commands, kin, failed, options, words, word, more, folder, file, tasks, sums, next_sums, form = complete(
+        script, [""], ["runs", "s"], ["runs", "failed", "--l"], ["ask", "--mo"], ["serve", "--profile", ""], ["serve", "--profile=le"], ["serve", "--grants", "all"],
         ["serve", "--cwd", ""], ["serve", "--keys", ""], ["batch", ""], ["usage", "--by", ""], ["usage", "--by", "model,m"], ["usage", "--format", "c"],
     )  # fmt: skip
     assert commands == ["ask", "batch", "chat", "completion", "demo", "doctor", "keys", "runs", "serve", "usage"]
     assert kin == ["show", "stop"]
+    assert failed == ["--limit"]
     assert options == ["--model"]
     assert words == ["lean", "chat", "approve", "edit", "unattended"]
     assert word == ["lean"]

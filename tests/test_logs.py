@@ -21,7 +21,7 @@ from pathlib import Path
 import httpx
 import pytest
 import trio
-from harness import Backend, ask, directive, until
+from harness import Backend, ask, directive, head, until
 from program import environ, serving, trio_claude
 
 from trio_claude import context
@@ -55,6 +55,7 @@ from trio_claude.logs.rates import RATES
 from trio_claude.logs.secrets import HIDDEN, hide
 from trio_claude.logs.writer import IDLE
 from trio_claude.messages import Options, Prompt
+from trio_claude.server import open_server
 from trio_claude.upgrade import Request
 
 RECEIPT = Receipt(seen=7, killed=6, survivors=0, ms=12.5, containment="supervisor")
@@ -305,6 +306,18 @@ def _drain(reader: int, found: io.BytesIO) -> None:
     os.close(reader)
 
 
+def test_what_can_not_be_rendered_costs_one_line_only(told: Told) -> None:
+    class Bad:
+        def __str__(self) -> str:
+            raise ValueError("no words")
+
+    with logging_to(told) as log:
+        log(Weak(Bad()))  # type: ignore[arg-type]
+        log(Weak("next"))
+    assert told.names == ["LogFailed", "Weak"]
+    assert (told.said[0]["line"], told.said[0]["error"]) == ("Weak", "ValueError")
+
+
 @pytest.fixture
 def now(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     now = [7.0]
@@ -377,6 +390,15 @@ def test_a_crash_that_comes_again_is_a_short_line_with_its_count(told: Told, now
     full = [line["count"] for line in told.said if "Traceback" in str(line["error"])]
     assert full == [1, 10, 1]
     assert told.said[1]["error"] == "ValueError: number 1"
+
+
+@pytest.mark.parametrize("form", ["json", "console"])
+def test_of_a_group_the_first_member_is_what_is_said_in_short(told: Told, form: str) -> None:
+    with logging_to(told, Config(log_format=form)) as log:
+        for _ in range(2):
+            log(Crashed("here", ExceptionGroup("outer", [ExceptionGroup("inner", [caught("two words")])])))
+    assert "ValueError: two words" in told.lines[-1]
+    assert "ValueError: two words" in told.lines[0]
 
 
 def test_a_flood_of_crashes_is_summed_up_and_the_hundredth_is_told_in_full(told: Told, now: list[float]) -> None:
@@ -518,6 +540,22 @@ async def test_whatever_a_run_tells_has_its_names(fake: Backend, monkeypatch: py
     opened = next(event for event in fake_events if isinstance(event, ConnectionOpened))
     assert (seen[0]["identity"], seen[0]["peer"]) == ("local", opened.peer)
     assert context.current() == {}
+
+
+async def test_a_refusal_is_told_with_the_address_it_came_from(fake: Backend) -> None:
+    seen: list[dict[str, str]] = []
+
+    def hear(event: Event) -> None:
+        if isinstance(event, Refused):
+            seen.append(dict(context.current()))
+
+    config = Config(port=0, cli=fake.program, cwd=str(fake.cwd))
+    async with open_server(config, [hear], environ=fake.environ) as server:
+        async with await trio.open_tcp_stream("127.0.0.1", server.port) as stream:
+            ours = stream.socket.getsockname()[1]
+            await stream.send_all(head(host="elsewhere"))
+            await stream.receive_some()
+    assert seen == [{"peer": f"127.0.0.1:{ours}"}]
 
 
 async def test_a_crash_inside_a_run_is_told_with_the_run(fake: Backend, monkeypatch: pytest.MonkeyPatch) -> None:

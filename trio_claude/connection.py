@@ -73,19 +73,20 @@ async def serve_connection(
     sock: socket.socket, host: str, port: int, household: Household, on_request: Callable[[], None] = lambda: None
 ) -> None:
     """Serve one client to its end; `on_request` hears of its first request. Never raises but for a cancellation."""
-    try:
-        with household.runs.until_drain():
-            handshake = await serve_http(sock, household.site(host), household.config, on_request)
-        if handshake is not None:
-            await _serve_websocket(sock, port, handshake, household)
-    except* (OSError, Draining, PeerGone, trio.BrokenResourceError, trio.ClosedResourceError):
-        pass  # the client left; there is nobody to tell
-    except* Exception as group:
-        household.observer(Crashed("connection", group, run_of(group)))
-    finally:
-        if sock.fileno() >= 0:
-            trio.lowlevel.notify_closing(sock)
-            sock.close()
+    with context.bound(peer=f"{host}:{port}"):
+        try:
+            with household.runs.until_drain():
+                handshake = await serve_http(sock, household.site(host), household.config, on_request)
+            if handshake is not None:
+                await _serve_websocket(sock, port, handshake, household)
+        except* (OSError, Draining, PeerGone, trio.BrokenResourceError, trio.ClosedResourceError):
+            pass  # the client left; there is nobody to tell
+        except* Exception as group:
+            household.observer(Crashed("connection", group, run_of(group)))
+        finally:
+            if sock.fileno() >= 0:
+                trio.lowlevel.notify_closing(sock)
+                sock.close()
 
 
 async def _serve_websocket(sock: socket.socket, port: int, handshake: Handshake, household: Household) -> None:

@@ -109,6 +109,8 @@ def _captured(error: BaseException) -> TracebackException:
 
 
 def _summary(error: BaseException) -> str:
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
     return "".join(format_exception_only(error)).strip()[:TEXT_LIMIT]
 
 

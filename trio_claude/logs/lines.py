@@ -101,9 +101,15 @@ def _readable(_logger: object, _name: str, said: EventDict) -> EventDict:
     shown: dict[str, str] = {name: _quoted(value) for name, value in flat.items() if value not in (None, "")}
     shown["time"] = _clock(said["time"])
     if isinstance(error := flat.get("error"), TracebackException):
-        shown["error"] = _quoted("".join(error.format_exception_only()).strip())
+        shown["error"] = _quoted("".join(_innermost(error).format_exception_only()).strip())
         shown["exception"] = "\n".join(MARGIN + _escaped(line) for line in told(error).splitlines())
     return shown
+
+
+def _innermost(error: TracebackException) -> TracebackException:
+    while error.exceptions:
+        error = error.exceptions[0]
+    return error
 
 
 class _Shown(str):

@@ -69,12 +69,19 @@ class Writer:
                 break
         return entries
 
+    def _rendered(self, entry: Entry) -> str:
+        try:
+            return self.line(entry)
+        except Exception as error:  # whatever is in one line, the others are written
+            facts = {"line": entry.name, "error": type(error).__name__}
+            return self.line(entry._replace(name="LogFailed", level=logging.ERROR, facts=facts, context={}))
+
     def _put_out(self, entries: Iterable[Entry]) -> bool:
         """Write entries at once; return whether that could be done."""
         dropped, self._dropped = self._dropped, 0
         more = [Entry(time.time(), logging.WARNING, "LogDropped", {"lines": dropped}, {})] if dropped else []
         try:
-            sys.stderr.write("".join(f"{self.line(entry)}\n" for entry in [*entries, *more]))
+            sys.stderr.write("".join(f"{self._rendered(entry)}\n" for entry in [*entries, *more]))
             sys.stderr.flush()
         except (OSError, ValueError):
             return False

@@ -17,13 +17,14 @@ SEARCHED: Final = 10_000
 """Runs that are looked at unless the caller says how many."""
 MESSAGE_LIMIT: Final = 200
 """Characters of a group's message."""
-TEXT_LIMIT: Final = 10_000
+TEXT_LIMIT: Final = 2000
 """Characters of an error that are looked at."""
 COLUMNS: Final = ("count", "last", "reason", "message", "run")
 GOOD: Final = tuple(str(reason) for reason in Reason if not reason.is_fault)
 """How runs end that did not fail."""
-_NUMBERED: Final = re.compile(r"[\w-]*\d[\w-]*(?:[.:][\w-]*\d[\w-]*)*")
-"""A word with a digit, and what hangs on it by points and colons: 0.3, 2.1.330, 10:00:00, 127.0.0.1:3000."""
+_WORD: Final = re.compile(r"[\w-]+")
+_CHAIN: Final = re.compile(r"N(?:[.:]N)+\b")
+"""Words with digits that hang together: 0.3, 2.1.330, 10:00:00, 127.0.0.1:3000."""
 
 
 def failures(runs: Iterable[Run]) -> list[dict[str, Any]]:
@@ -51,8 +52,13 @@ def cause(run: Run) -> str:
     """Return what is the same in the errors of runs that failed for the same cause."""
     if left := _survivors(run):
         return f"{'N processes' if left > 1 else 'N process'} left"
-    text = " ".join(_NUMBERED.sub("N", str(run.get("error") or "")[:TEXT_LIMIT]).split())
+    named = _WORD.sub(_without_digits, str(run.get("error") or "")[:TEXT_LIMIT])
+    text = " ".join(_CHAIN.sub("N", named).split())
     return text if len(text) <= MESSAGE_LIMIT else f"{text[: MESSAGE_LIMIT - 1]}…"
+
+
+def _without_digits(word: re.Match[str]) -> str:
+    return "N" if any(char.isdigit() for char in word[0]) else word[0]
 
 
 def _survivors(run: Run) -> float:

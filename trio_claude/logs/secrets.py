@@ -15,7 +15,7 @@ _SHAPES: Final = re.compile(
     r"""
       sk-ant-[\w-]{4,}                                           # the API's keys
     | tck_[\w-]{8,}                                              # this server's
-    | eyJ[\w-]{5,}\.[\w-]{5,}(?:\.[\w-]*)+                       # JSON Web Tokens
+    | eyJ[\w-]{16,}(?:\.[\w-]*)*                                 # JSON Web Tokens, and parts of one
     | ticket\.[\w-]{16,}                                         # a one-use ticket in a subprotocol
     | (?<=bearer) (?: [ .:="'] | %20 | \\+[nrt"'] )* [\w.~+/=-]{16,}  # what stands behind that word, quoted or not
     """,

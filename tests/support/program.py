@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 
 import trio
@@ -23,22 +23,24 @@ def environ(fake: Backend) -> dict[str, str]:
     }
 
 
-async def trio_claude(*words: str, env: dict[str, str] | None = None) -> subprocess.CompletedProcess[bytes]:
+async def trio_claude(
+    *words: str, env: dict[str, str] | None = None, program: Sequence[str] = PROGRAM
+) -> subprocess.CompletedProcess[bytes]:
     with trio.fail_after(60):
         return await trio.run_process(
-            [*PROGRAM, *words], env=env, capture_stdout=True, capture_stderr=True, check=False, cwd="/"
+            [*program, *words], env=env, capture_stdout=True, capture_stderr=True, check=False, cwd="/"
         )
 
 
 @asynccontextmanager
 async def serving(
-    *words: str, env: dict[str, str], stderr: int = subprocess.DEVNULL
+    *words: str, env: dict[str, str], stderr: int = subprocess.DEVNULL, program: Sequence[str] = PROGRAM
 ) -> AsyncIterator[tuple[trio.Process, str]]:
     """Start `trio-claude serve` and yield it with its address; its log goes to the descriptor `stderr`."""
     async with trio.open_nursery() as nursery:
         process = await nursery.start(
             lambda task_status: trio.run_process(
-                [*PROGRAM, *words], env=env, stdout=subprocess.PIPE, stderr=stderr, check=False, cwd="/",
+                [*program, *words], env=env, stdout=subprocess.PIPE, stderr=stderr, check=False, cwd="/",
                 task_status=task_status,
             )
         )  # fmt: skip

@@ -85,7 +85,7 @@ def test_every_link_of_the_site_leads_somewhere(site: Path) -> None:
             assert not anchor or target.suffix != ".html" or anchor in pages[target].anchors, (path, link)
 
 
-@pytest.mark.parametrize("name", ["README.md", "CHANGELOG.md"])
+@pytest.mark.parametrize("name", ["README.md", "CHANGELOG.md", "CONTRIBUTING.md", "SECURITY.md"])
 def test_every_link_of_the_first_pages_leads_somewhere(name: str) -> None:
     for link in re.findall(r"\]\(([^)\s]+)\)", (ROOT / name).read_text()):
         target, _, anchor = link.partition("#")

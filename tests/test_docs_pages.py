@@ -22,7 +22,7 @@ FOLLOWED = [
     for page in [DOCS / "tutorial.md", *sorted((DOCS / "howto").glob("*.md"))]
     if any(block.runs for block in blocks(page))
 ]
-READ = [ROOT / "README.md", *sorted(DOCS.rglob("*.md"))]
+READ = [*sorted(ROOT.glob("*.md")), *sorted(DOCS.rglob("*.md"))]
 
 
 @pytest.mark.parametrize("page", FOLLOWED, ids=lambda page: page.stem)

@@ -32,17 +32,19 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 UNRELEASED = "Unreleased"
 RELEASED = re.compile(r"(\d+\.\d+\.\d+) \(\d{4}-\d\d-\d\d\)")
 MADE = {
-    "__pycache__",
-    "node_modules",
-    ".peers",
-    ".hypothesis",
-    ".pytest_cache",
-    ".mypy_cache",
-    ".ruff_cache",
-    ".git",
-    ".venv",
-}
+    ".git", ".hypothesis", ".mypy_cache", ".peers", ".pytest_cache", ".ruff_cache", ".venv", "__pycache__", "build",
+    "node_modules", "site",
+}  # fmt: skip
 """Folders that programs make, and that belong in nothing that is released."""
+EVERY = """
+import importlib, pkgutil, trio_claude
+names = [one.name for one in pkgutil.walk_packages(trio_claude.__path__, "trio_claude.")]
+for name in names:
+    if not name.endswith(".__main__") and name != "trio_claude.sdk":
+        importlib.import_module(name)
+print(trio_claude.__file__, len(names))
+"""
+"""Import all but what starts at once, and what needs the `[claude]` extra."""
 SDIST = {
     "trio_claude", "tests", "benchmarks", "docs", ".ci", ".gitignore", "CHANGELOG.md", "CONTRIBUTING.md", "LICENSE", "PKG-INFO",
     "README.md", "SECURITY.md", "pyproject.toml",
@@ -137,8 +139,9 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Built:
 def files(folder: Path) -> Iterator[str]:
     """Yield the files of the tree below a folder, but for those that programs make."""
     for path in folder.rglob("*"):
-        if path.is_file() and not MADE & set(path.parts):
-            yield str(path.relative_to(ROOT))
+        name = path.relative_to(ROOT)
+        if path.is_file() and not MADE & set(name.parts):
+            yield str(name)
 
 
 def test_the_sdist_makes_the_same_wheel(built: Built) -> None:
@@ -194,16 +197,8 @@ def alone(built: Built, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A virtual environment of the wheel and what it names as needed, which is taken from the tests' own: no network."""
     home = tmp_path_factory.mktemp("alone")
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", home], check=True)
-    words = [
-        "--isolated",
-        "--python",
-        str(home / "bin" / "python"),
-        "install",
-        "--no-index",
-        "--no-deps",
-        str(built.wheel),
-    ]
-    subprocess.run([sys.executable, "-m", "pip", *words], check=True, capture_output=True)
+    words = ["--isolated", "--python", str(home / "bin" / "python"), "install", "--no-index", "--no-deps"]
+    subprocess.run([sys.executable, "-m", "pip", *words, str(built.wheel)], check=True, capture_output=True)
     (packages,) = home.glob("lib/python3.*/site-packages")
     told = Metadata.from_email(zipfile.ZipFile(built.wheel).read(f"{built.info}/METADATA"))
     for name in set(needed(map(str, told.requires_dist or ()))):
@@ -226,9 +221,14 @@ def env(alone: Path, folder: Path) -> dict[str, str]:
 async def test_the_wheel_alone_says_its_version(alone: Path, env: dict[str, str]) -> None:
     told = await trio_claude("--version", env=env, program=[str(alone / "bin" / "trio-claude")])
     assert (told.returncode, told.stdout.decode()) == (0, f"trio-claude, version {__version__}\n")
-    where = "import trio_claude; print(trio_claude.__file__)"
-    told = await trio_claude("-c", where, env=env, program=[str(alone / "bin" / "python")])
-    assert told.stdout.decode().startswith(f"{alone}/lib/")
+
+
+async def test_the_wheel_names_all_that_its_modules_need(alone: Path, env: dict[str, str]) -> None:
+    told = await trio_claude("-I", "-c", EVERY, env=env, program=[str(alone / "bin" / "python")])
+    assert told.returncode == 0, told.stderr.decode()
+    where, count = told.stdout.decode().split()
+    assert where.startswith(f"{alone}/lib/")
+    assert int(count) == len(list(PACKAGE.rglob("*.py"))) - 1
 
 
 async def test_the_wheel_alone_finds_what_it_needs(alone: Path, env: dict[str, str]) -> None:

@@ -47,7 +47,9 @@ async def serving(
         told = b""
         with trio.fail_after(30):
             while b"listening on " not in told or not told.endswith(b"\n"):
-                told += await process.stdout.receive_some()
+                more = await process.stdout.receive_some()
+                assert more, f"it ended before it listened: {told.decode()}"
+                told += more
         yield process, told.decode().rpartition("listening on ")[2].strip()
         if process.returncode is None:
             process.terminate()

@@ -18,7 +18,7 @@ from typing import Any
 import attrs
 import pytest
 import trio
-from harness import Backend, ask, directive, until
+from harness import Backend, ask, descriptors, directive, until
 
 from trio_claude.config import Config
 from trio_claude.embed import open_run
@@ -354,14 +354,20 @@ async def test_what_is_not_durable_is_not_told_as_deleted(tmp_path: Path, monkey
         assert await journal.get(None, "b")
 
 
+def held(path: Path) -> list[str]:
+    """Return what this process has open of a file, and beside it."""
+    return [one for one in descriptors() if str(path) in one]
+
+
 @pytest.mark.parametrize("damage", [b"nonsense" * 1000, b"SQLite format 3\0" + b"x" * 5000])
 async def test_a_damaged_file_is_named_and_kept(tmp_path: Path, damage: bytes) -> None:
     path = tmp_path / "j.db"
     path.write_bytes(damage)
-    with pytest.raises(ConfigError, match="move it away"):
+    with pytest.raises(ConfigError, match="move it away") as told:
         async with opened(path):
             pytest.fail("opened")
     assert path.read_bytes() == damage
+    assert not held(path), told
 
 
 async def test_a_file_with_a_broken_page_is_named_and_kept(tmp_path: Path) -> None:
@@ -374,10 +380,11 @@ async def test_a_file_with_a_broken_page_is_named_and_kept(tmp_path: Path) -> No
     data = bytearray(path.read_bytes())
     data[2 * BLOCK_BYTES + 100 : 2 * BLOCK_BYTES + 3000] = b"\xff" * 2900
     path.write_bytes(data)
-    with pytest.raises(ConfigError, match="journal: "):
+    with pytest.raises(ConfigError, match="journal: ") as told:
         async with opened(path):
             pytest.fail("opened")
     assert path.read_bytes() == data
+    assert not held(path), told
 
 
 OLD = """

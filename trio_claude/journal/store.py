@@ -389,20 +389,27 @@ def _open(path: Path) -> sqlite3.Connection:
         if not path.exists():
             os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600))
         db = sqlite3.connect(path, timeout=BUSY_MS / 1000, isolation_level=None, check_same_thread=False)
-        db.execute(f"PRAGMA page_size = {BLOCK_BYTES}")
-        db.execute("PRAGMA journal_mode = WAL")
-        db.execute("PRAGMA synchronous = NORMAL")
-        db.execute(f"PRAGMA wal_autocheckpoint = {LOG_BYTES // BLOCK_BYTES}")
-        db.execute(f"PRAGMA journal_size_limit = {LOG_BYTES}")
-        (found,) = db.execute("PRAGMA quick_check(1)").fetchone()
-        if found != "ok":
-            raise ConfigError(f"journal: {path} is damaged ({found[:200]}); move it away, or name another")
-        _migrate(db, path)
+        with contextlib.ExitStack() as held:
+            held.callback(db.close)
+            _prepare(db, path)
+            held.pop_all()
     except sqlite3.DatabaseError as error:
         raise ConfigError(f"journal: {path} can't be used: {error}; move it away, or name another") from None
     except OSError as error:
         raise ConfigError(f"journal: {path} can't be used: {error.strerror}; name another, sqlite:PATH") from None
     return db
+
+
+def _prepare(db: sqlite3.Connection, path: Path) -> None:
+    db.execute(f"PRAGMA page_size = {BLOCK_BYTES}")
+    db.execute("PRAGMA journal_mode = WAL")
+    db.execute("PRAGMA synchronous = NORMAL")
+    db.execute(f"PRAGMA wal_autocheckpoint = {LOG_BYTES // BLOCK_BYTES}")
+    db.execute(f"PRAGMA journal_size_limit = {LOG_BYTES}")
+    (found,) = db.execute("PRAGMA quick_check(1)").fetchone()
+    if found != "ok":
+        raise ConfigError(f"journal: {path} is damaged ({found[:200]}); move it away, or name another")
+    _migrate(db, path)
 
 
 def _migrate(db: sqlite3.Connection, path: Path) -> None:

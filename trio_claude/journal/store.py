@@ -82,8 +82,7 @@ class Store:
             held.callback(self._bulk.close)
             held.enter_context(_locked(path, server))
             with _opening(path):
-                self._db = _open(path)
-            held.callback(self._db.close)
+                self._db = _open(path, held)
             self.lost: int = 0
             with contextlib.suppress(sqlite3.OperationalError):  # another writes just now; a later look does it
                 self.lost = self.disown()
@@ -383,33 +382,27 @@ def _opening(path: Path) -> Iterator[None]:
         os.close(lock)
 
 
-def _open(path: Path) -> sqlite3.Connection:
-    """Open the file, look whether it is whole, and bring it to this version. Raises `ConfigError`."""
+def _open(path: Path, held: contextlib.ExitStack) -> sqlite3.Connection:
+    """Open the file until `held` ends, look whether it is whole, bring it to this version. Raises `ConfigError`."""
     try:
         if not path.exists():
             os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600))
         db = sqlite3.connect(path, timeout=BUSY_MS / 1000, isolation_level=None, check_same_thread=False)
-        with contextlib.ExitStack() as held:
-            held.callback(db.close)
-            _prepare(db, path)
-            held.pop_all()
+        held.callback(db.close)
+        db.execute(f"PRAGMA page_size = {BLOCK_BYTES}")
+        db.execute("PRAGMA journal_mode = WAL")
+        db.execute("PRAGMA synchronous = NORMAL")
+        db.execute(f"PRAGMA wal_autocheckpoint = {LOG_BYTES // BLOCK_BYTES}")
+        db.execute(f"PRAGMA journal_size_limit = {LOG_BYTES}")
+        (found,) = db.execute("PRAGMA quick_check(1)").fetchone()
+        if found != "ok":
+            raise ConfigError(f"journal: {path} is damaged ({found[:200]}); move it away, or name another")
+        _migrate(db, path)
     except sqlite3.DatabaseError as error:
         raise ConfigError(f"journal: {path} can't be used: {error}; move it away, or name another") from None
     except OSError as error:
         raise ConfigError(f"journal: {path} can't be used: {error.strerror}; name another, sqlite:PATH") from None
     return db
-
-
-def _prepare(db: sqlite3.Connection, path: Path) -> None:
-    db.execute(f"PRAGMA page_size = {BLOCK_BYTES}")
-    db.execute("PRAGMA journal_mode = WAL")
-    db.execute("PRAGMA synchronous = NORMAL")
-    db.execute(f"PRAGMA wal_autocheckpoint = {LOG_BYTES // BLOCK_BYTES}")
-    db.execute(f"PRAGMA journal_size_limit = {LOG_BYTES}")
-    (found,) = db.execute("PRAGMA quick_check(1)").fetchone()
-    if found != "ok":
-        raise ConfigError(f"journal: {path} is damaged ({found[:200]}); move it away, or name another")
-    _migrate(db, path)
 
 
 def _migrate(db: sqlite3.Connection, path: Path) -> None:

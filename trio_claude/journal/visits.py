@@ -27,7 +27,7 @@ AT_ONCE: Final = 100
 """Runs that one transaction deletes, so that a server which writes too never waits for long."""
 ENDED_RUNS: Final = """
     SELECT id, stored.state FROM runs JOIN main.runs AS stored USING (id)
-    WHERE runs.state = 'ended' AND (?1 IS NULL OR id = ?1) LIMIT ?2
+    WHERE runs.state = 'ended' AND (:run IS NULL OR id = :run) LIMIT :most
 """
 """Runs with the state that the file has, which is `live` where the server is dead."""
 CHANGED: Final = {
@@ -35,7 +35,7 @@ CHANGED: Final = {
 }  # fmt: skip
 """What the end of its server makes of a run."""
 CASE: Final = "CASE WHEN state = 'live' AND NOT is_alive(server) THEN"
-BEGINNING: Final = "SELECT id FROM runs WHERE id >= ?1 AND id < ?1 || 'g' ORDER BY id LIMIT ?2"
+BEGINNING: Final = "SELECT id FROM runs WHERE id >= :prefix AND id < :prefix || 'g' ORDER BY id LIMIT :most"
 
 
 class Visit(Reader):
@@ -56,7 +56,7 @@ class Visit(Reader):
 
     def beginning(self, prefix: str, most: int) -> list[str]:
         """Return the ids of runs that begin with some hex digits, at most so many."""
-        return [row[0] for row in self._db.execute(BEGINNING, (prefix, most))]
+        return [row[0] for row in self._db.execute(BEGINNING, {"prefix": prefix, "most": most})]
 
 
 @contextlib.contextmanager
@@ -88,7 +88,7 @@ def _drop_some(db: sqlite3.Connection, path: Path, run: str | None) -> int:
     """Delete some runs in one transaction, all or none; return how many."""
     db.execute("BEGIN IMMEDIATE")
     try:
-        gone = db.execute(ENDED_RUNS, (run, AT_ONCE)).fetchall()
+        gone = db.execute(ENDED_RUNS, {"run": run, "most": AT_ONCE}).fetchall()
         for lost in (one for one, state in gone if state == LIVE):
             count(db, lost, time.time(), Reason.NODE_LOST, 0)
         drop(db, (one for one, _ in gone))

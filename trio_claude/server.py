@@ -25,7 +25,7 @@ from .api import OPEN_PATHS, Api
 from .config import Config
 from .connection import Household, serve_connection
 from .conversation import greeting
-from .engine import open_engine
+from .engine import Engine, open_engine
 from .entrance import Entrance, changed, is_loopback
 from .errors import ConfigError
 from .events import Listening, Observer, Refused, Reloaded, Strained, Weak
@@ -156,11 +156,7 @@ async def open_server(
         engine = await stack.enter_async_context(
             open_engine(config, observers, environ=environ, tracer_provider=tracer_provider)
         )
-        api = Api(engine.workplace, engine.containment, engine.runs, entrance, notice, demo=demo)
-        greet = functools.partial(greeting, config, __version__, engine.containment.mode)
-        if entrance.asks and engine.containment.mode != "sandbox":
-            engine.observer(Weak(f"containment {engine.containment.mode}: {NOT_APART}"))
-        household = Household(config, engine.runs, entrance, api.answer, Heart(config), engine.observer, greet)
+        household = _furnish(config, engine, entrance, notice, demo=demo)
         addresses = tuple(_url(*listener.getsockname()[:2]) for listener in listening)
         server = Server(
             config.host, config.port or listening[0].getsockname()[1], addresses, engine.runs, entrance,
@@ -174,6 +170,15 @@ async def open_server(
             await server.drain()
             with trio.move_on_after(FINISH_TIMEOUT):
                 await server.closed.wait()
+
+
+def _furnish(config: Config, engine: Engine, entrance: Entrance, notice: str, *, demo: bool) -> Household:
+    """Return what the server's connections share."""
+    api = Api(engine.workplace, engine.containment, engine.runs, entrance, notice, demo=demo)
+    greet = functools.partial(greeting, config, __version__, engine.containment.mode)
+    if entrance.asks and engine.containment.mode != "sandbox":
+        engine.observer(Weak(f"containment {engine.containment.mode}: {NOT_APART}"))
+    return Household(config, engine.runs, entrance, api.answer, Heart(config), engine.observer, greet)
 
 
 async def serve(

@@ -54,7 +54,7 @@ from typing import Any
 
 import attrs
 import trio
-from common import HANDSHAKE, machine, masked, percentile, python_child
+from common import machine, masked, masked_text, open_socket, percentile, python_child, split_frames
 
 KINDS = (
     "plain", "ignore-term", "stopped", "grandchild", "setsid", "double-fork", "scrubbed", "comet", "hold-stdout",
@@ -736,7 +736,7 @@ class Batch:
             message["timeout"] = run.deadline = round(self.random.uniform(*DEADLINES), 3)
         try:
             with trio.fail_after(READY_BOUND):
-                run.stream, rest = await connect(self.port)
+                run.stream, rest = await open_socket(self.port)
                 await run.stream.send_all(masked_text(message))
                 nursery.start_soon(self._listen, run, run.stream, rest)
                 if run.early:
@@ -903,38 +903,6 @@ async def accepts(port: int) -> bool:
     except OSError:
         return False
     return True
-
-
-async def connect(port: int) -> tuple[trio.SocketStream, bytes]:
-    """Open a WebSocket by hand; return it and what came behind the head. Raises OSError."""
-    stream = await trio.open_tcp_stream("127.0.0.1", port)
-    await stream.send_all(HANDSHAKE.format(path="/ws/claude?frames=verbatim", port=port).encode())
-    head = b""
-    while b"\r\n\r\n" not in head:
-        head += (chunk := await stream.receive_some())
-        if not chunk:
-            raise ConnectionError("refused")
-    return stream, head.partition(b"\r\n\r\n")[2]
-
-
-def masked_text(message: dict[str, object]) -> bytes:
-    """Return a message as a client's text frame."""
-    return masked(1, json.dumps(message).encode())
-
-
-def split_frames(data: bytes) -> tuple[list[tuple[int, bytes]], bytes]:
-    """Return the whole frames of a server in `data`, and the rest."""
-    frames = []
-    while len(data) >= 2:
-        size, begin = data[1] & 0x7F, 2
-        if size >= 126:
-            begin += 2 if size == 126 else 8
-            size = int.from_bytes(data[2:begin], "big")
-        if len(data) < begin + size:
-            break
-        frames.append((data[0] & 0x0F, data[begin : begin + size]))
-        data = data[begin + size :]
-    return frames, data
 
 
 # -- the alternatives -------------------------------------------------------------------------------------------------

@@ -85,13 +85,47 @@ def masked(opcode: int, payload: bytes) -> bytes:
     return bytes((0x80 | opcode,)) + length + b"\0\0\0\0" + payload
 
 
+def masked_text(message: dict[str, object]) -> bytes:
+    """Return a message as a client's text frame."""
+    return masked(1, json.dumps(message).encode())
+
+
+def split_frames(data: bytes) -> tuple[list[tuple[int, bytes]], bytes]:
+    """Return the whole frames of a server in `data`, each with its opcode, and the rest."""
+    frames, at = [], 0
+    while len(data) >= at + 2:
+        size, begin = data[at + 1] & 0x7F, at + 2
+        if size >= 126:
+            begin += 2 if size == 126 else 8
+            size = int.from_bytes(data[at + 2 : begin], "big")
+        if len(data) < begin + size:
+            break
+        frames.append((data[at] & 0x0F, data[begin : begin + size]))
+        at = begin + size
+    return frames, data[at:]
+
+
+async def open_socket(port: int, path: str = "/ws/claude?frames=verbatim") -> tuple[trio.SocketStream, bytes]:
+    """Open a WebSocket by hand; return it and what came behind the head. Raises OSError."""
+    stream = await trio.open_tcp_stream("127.0.0.1", port)
+    try:
+        await stream.send_all(HANDSHAKE.format(path=path, port=port).encode())
+        head = b""
+        while b"\r\n\r\n" not in head:
+            head += (chunk := await stream.receive_some())
+            if not chunk:
+                raise ConnectionError("refused")
+    except BaseException:  # cancelled too; raised again
+        stream.socket.close()
+        raise
+    return stream, head.partition(b"\r\n\r\n")[2]
+
+
 async def connect(port: int, path: str = "/ws/claude?frames=verbatim") -> trio.SocketStream:
     """Open a WebSocket by hand and read to behind the info frame."""
-    stream = await trio.open_tcp_stream("127.0.0.1", port)
-    await stream.send_all(HANDSHAKE.format(path=path, port=port).encode())
-    head = b""
-    while b"prompt,meta}" not in head:
-        head += (chunk := await stream.receive_some())
+    stream, rest = await open_socket(port, path)
+    while b"prompt,meta}" not in rest:
+        rest += (chunk := await stream.receive_some())
         if not chunk:
             raise ConnectionError("refused")
     return stream
@@ -99,7 +133,7 @@ async def connect(port: int, path: str = "/ws/claude?frames=verbatim") -> trio.S
 
 def prompt(text: str) -> bytes:
     """Return a prompt's frame."""
-    return masked(1, json.dumps({"prompt": text, "meta": "BENCH"}).encode())
+    return masked_text({"prompt": text, "meta": "BENCH"})
 
 
 def percentile(values: Sequence[float], share: float) -> float:

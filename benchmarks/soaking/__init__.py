@@ -1,1 +1,1 @@
-"""The parts of the soak (`../soak.py`): the server and what it holds, the clients, what they do, and what must be true."""
+"""The parts of the soak (`../soak.py`): the server and its size, the clients, what they do, what must be true."""

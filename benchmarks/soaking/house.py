@@ -54,7 +54,7 @@ def adopt_orphans() -> None:
 def below(root: int) -> dict[int, int]:
     """Return all descendants of a process, each with its parent."""
     children: dict[int, list[int]] = {}
-    for name in os.listdir("/proc"):
+    for name in os.listdir("/proc"):  # noqa: PTH208 - at each look; a Path costs ten times what the name does
         if name.isdigit():
             with contextlib.suppress(OSError):
                 children.setdefault(stat(int(name))[2], []).append(int(name))
@@ -116,7 +116,7 @@ class House:
     folder: Path
     words: tuple[str, ...]
     environ: dict[str, str]
-    hear: Hear
+    hear: Hear = lambda _event: None
     port: int = 0
     life: int = 0
     falling: bool = False
@@ -251,8 +251,8 @@ class House:
         return marks.find(f"{self.server}:{run}")
 
     def folders(self) -> list[str]:
-        """Return what lies in the server's folder for its runs."""
-        return [entry.name for entry in (self.tmp / f"tcl-{self.server}").iterdir() if entry.is_dir()]
+        """Return the runs that have a folder of the server's."""
+        return [entry.name for entry in self.tmp.glob("tcl-*/runs/*")]
 
     def sample(self) -> Sample | None:
         """Look at what the server holds now; None where it is gone, or its zygote just is."""
@@ -270,7 +270,7 @@ class House:
 
     def _descriptors(self, family: Family) -> float:
         try:
-            return len(os.listdir(f"/proc/{self.process.pid}/fd")) - 2 * len(family.waiting)
+            return len(list(Path(f"/proc/{self.process.pid}/fd").iterdir())) - 2 * len(family.waiting)
         except PermissionError:
             return math.nan
 

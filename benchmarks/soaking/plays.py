@@ -65,6 +65,15 @@ class Table:
     rng: Random
     run: Run
     real: trio.CapacityLimiter
+    _life: int = attrs.field(init=False)
+
+    def __attrs_post_init__(self) -> None:
+        self._life = self.house.life
+
+    @property
+    def fell(self) -> bool:
+        """Whether the server has gone down since."""
+        return self.house.falling or self.house.life != self._life
 
     @property
     def port(self) -> int:
@@ -581,7 +590,7 @@ async def view(table: Table, wait: float, manner: float) -> None:
                 return
             await client.read(slowly=0.02 if manner < 0.5 else 0)
     except Gone:
-        if not table.house.falling and not table.run.over.is_set():
+        if not table.fell and not table.run.over.is_set():
             raise
 
 
@@ -685,7 +694,7 @@ async def library(table: Table) -> None:
         try:
             await use_library(table, cutter.url)
         except (ConnectFailed, ConnectionError) as error:
-            if not table.house.falling:
+            if not table.fell:
                 expect(table.run.starts == 0, f"the library gave up: {error!r}")
         nursery.cancel_scope.cancel()
 
@@ -715,7 +724,7 @@ async def use_library(table: Table, url: str) -> None:
                     expect(last == count, f"a turn of {count} lines ended at {last}")
         _ = [line async for line in session.ask(directive("bash", cmd=DAEMONS))]
         ended = await session.end()
-        expect(ended.code == 1000 or table.house.falling, ended)
+        expect(ended.code == 1000 or table.fell, ended)
 
 
 @play(3, "session")

@@ -35,7 +35,8 @@ PAST = 48
 PAST_LINES = 20_000
 """Lines of such a run at most."""
 INVARIANTS = (
-    "processes", "lines", "ends", "receipts", "journal", "answers", "server", "folders", "memory", "descriptors", "tasks",
+    "processes", "lines", "ends", "receipts", "journal", "answers", "server", "folders", "memory", "descriptors",
+    "tasks",
 )  # fmt: skip
 CODES = {Reason.EXIT: 1000, Reason.STOPPED: 1000, Reason.DRAINED: 1012}
 """The close codes of the contract; every other reason closes with 1011."""
@@ -55,13 +56,18 @@ class Violation:
     seed: str = ""
 
     def __str__(self) -> str:
-        where = f"phase {self.phase}" + (f", run {self.run} ({self.meta}, {self.play}, {self.seed})" if self.meta else "")
+        where = f"phase {self.phase}" + (
+            f", run {self.run} ({self.meta}, {self.play}, {self.seed})" if self.meta else ""
+        )
         return f"{self.invariant}: {where}: {self.seen}"
 
 
 @attrs.define(eq=False)
 class Run:
-    """A run as its clients and the log have it. `shaken` says that a guardian was attacked: a receipt may be unproven."""
+    """A run as its clients and the log have it.
+
+    Of one that is `shaken` a guardian is attacked: its receipt may be unproven, its lines may be cut off.
+    """
 
     meta: str
     play: str
@@ -224,6 +230,8 @@ class Truth:
             self.check("journal", holds=not promised, seen="the journal does not know it", run=run)
             return
         self.reasons[str(row.reason)] += 1
+        self.count["lines"] += row.lines
+        self.count["gaps"] += sum(seen.gaps for seen in run.seen)
         run.id = run.id or row.id
         if row.reason == "node-lost":
             self._judge_lost(run, row)
@@ -327,15 +335,14 @@ def digest_of(reader: Reader, run: str, first: int, last: int) -> bytes:
     return made.digest()
 
 
-def drift(values: Iterable[float]) -> tuple[float, float, float]:
-    """Return the medians of the first and the last third behind the warm-up, a fifth, and the difference."""
+def drift(values: Iterable[float]) -> tuple[float, float]:
+    """Return the medians of the first and of the last third behind the warm-up, which is a fifth of all."""
     known = [value for value in values if not math.isnan(value)]
     warm = known[len(known) // 5 :]
-    if len(warm) < 3:
-        return math.nan, math.nan, math.nan
+    if len(warm) < 2:
+        return math.nan, math.nan
     third = max(1, len(warm) // 3)
-    first, last = _median(warm[:third]), _median(warm[-third:])
-    return first, last, last - first
+    return _median(warm[:third]), _median(warm[-third:])
 
 
 def _median(values: list[float]) -> float:

@@ -6,9 +6,10 @@ import json
 import random
 import socket as sockets
 import struct
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -18,8 +19,9 @@ from talk import Talk, open_talk
 from trio_websocket import ConnectionClosed, WebSocketConnection, open_websocket_url
 
 from trio_claude.errors import Reason
+from trio_claude.journal import Part, PartKind
 from trio_claude.server import Server
-from trio_claude.stage import Replay
+from trio_claude.stage import Replay, Stage
 
 GRACE = {"on_disconnect": {"grace": 20}}
 
@@ -525,6 +527,61 @@ async def test_forced_drops_lose_nothing_and_repeat_nothing(fake: Backend, long:
                 stored += [line.decode() for part in parts if part.kind == 0 for line in part.lines]
                 beyond = parts[-1].number
             assert [json.loads(line) for line in got] == [json.loads(line) for line in stored]
+
+
+class Pages:
+    """A journal that has these parts of every run."""
+
+    def __init__(self, *parts: Part) -> None:
+        self._parts = parts
+
+    async def parts(self, _run: str, after: int, beyond: int) -> list[Part]:
+        return [part for part in self._parts if part.number > beyond and part.last >= after]
+
+
+class Ear:
+    """A peer that takes so much time for its first lines that a run goes on meanwhile."""
+
+    def __init__(self, go_on: Callable[[], None]) -> None:
+        self.heard: list[bytes] = []
+        self.told: list[str] = []
+        self.post = self.told.append
+        self._go_on = go_on
+
+    async def send(self, lines: list[bytes]) -> None:
+        self.heard += lines
+        self._go_on()
+        self._go_on = lambda: None
+
+
+def spoken(first: int, last: int) -> list[bytes]:
+    return [b"%d" % number for number in range(first, last + 1)]
+
+
+async def test_who_catches_up_misses_nothing_that_is_kept_no_more_meanwhile() -> None:
+    """A part of the journal can be longer than what is wanted of it, until more of it is."""
+    parts = (
+        Part(PartKind.LINES, 1, 7, b"\n".join(spoken(1, 7)), number=1),
+        Part(PartKind.STDERR, 7, 1, b"oh", number=2),
+        Part(PartKind.LINES, 8, 13, b"\n".join(spoken(8, 20)), number=3),
+        Part(PartKind.LINES, 21, 10, b"\n".join(spoken(21, 30)), number=4),
+    )
+    for kept in range(1, 30):
+
+        def go_on() -> None:
+            for number in range(stage._replay.number + 1, 32):
+                stage._replay.add(spoken(number, number), numbered=True)
+            stage._replay.forget(0, stage._replay.end - 1)
+
+        ear = Ear(go_on)
+        stage = Stage(SimpleNamespace(id="r"), ear, lambda: None, 0, 0, Pages(*parts))  # type: ignore[arg-type]
+        for number in range(1, kept + 1):
+            stage._replay.add(spoken(number, number), numbered=True)
+        stage._replay.forget(0, stage._replay.end - 1)
+        await stage._catch_up(ear, 0)  # type: ignore[arg-type]
+        assert [line for line in ear.heard if line.isdigit()] == spoken(1, 31), kept
+        assert len(ear.heard) == 32, kept
+        assert not ear.told, kept
 
 
 def test_a_replay_is_bounded_and_numbered() -> None:

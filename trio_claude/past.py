@@ -44,6 +44,15 @@ async def tell(peer: Peer, parts: list[Part], after: int, upto: int) -> int:
     return after
 
 
+def whole(parts: list[Part], beyond: int, upto: int) -> int:
+    """Return the number of the last of stored parts up to which `tell` leaves nothing out, `beyond` where it does."""
+    for part in parts:
+        if part.last > upto or (part.kind is not PartKind.LINES and part.first == upto):
+            break
+        beyond = part.number
+    return beyond
+
+
 def _pieces(parts: list[Part], after: int, upto: int) -> Iterator[tuple[list[bytes], int]]:
     """Return frames in pieces of some `PIECE_BYTES`, with each the number of the last line up to there."""
     said, size = list[bytes](), 0

@@ -259,8 +259,9 @@ class Stage:
                 to = self._replay.first - 1
                 peer.post(past.render_gap(after + 1, to))
                 return to
-            beyond = parts[-1].number
-            after = await past.tell(peer, parts, after, self._replay.first - 1)
+            upto = self._replay.first - 1  # it moves on while the peer takes its time
+            beyond = past.whole(parts, beyond, upto)
+            after = await past.tell(peer, parts, after, upto)
         return after
 
     async def _stored(self, after: int, beyond: int) -> list[Part]:

@@ -558,7 +558,8 @@ def spoken(first: int, last: int) -> list[bytes]:
     return [b"%d" % number for number in range(first, last + 1)]
 
 
-async def test_who_catches_up_misses_nothing_that_is_kept_no_more_meanwhile() -> None:
+@pytest.mark.parametrize("kept", range(1, 30))
+async def test_who_catches_up_misses_nothing_that_is_kept_no_more_meanwhile(kept: int) -> None:
     """A part of the journal can be longer than what is wanted of it, until more of it is."""
     parts = (
         Part(PartKind.LINES, 1, 7, b"\n".join(spoken(1, 7)), number=1),
@@ -566,22 +567,19 @@ async def test_who_catches_up_misses_nothing_that_is_kept_no_more_meanwhile() ->
         Part(PartKind.LINES, 8, 13, b"\n".join(spoken(8, 20)), number=3),
         Part(PartKind.LINES, 21, 10, b"\n".join(spoken(21, 30)), number=4),
     )
-    for kept in range(1, 30):
 
-        def go_on() -> None:
-            for number in range(stage._replay.number + 1, 32):
-                stage._replay.add(spoken(number, number), numbered=True)
-            stage._replay.forget(0, stage._replay.end - 1)
-
-        ear = Ear(go_on)
-        stage = Stage(SimpleNamespace(id="r"), ear, lambda: None, 0, 0, Pages(*parts))  # type: ignore[arg-type]
-        for number in range(1, kept + 1):
+    def say(upto: int) -> None:
+        for number in range(stage.number + 1, upto + 1):
             stage._replay.add(spoken(number, number), numbered=True)
         stage._replay.forget(0, stage._replay.end - 1)
-        await stage._catch_up(ear, 0)  # type: ignore[arg-type]
-        assert [line for line in ear.heard if line.isdigit()] == spoken(1, 31), kept
-        assert len(ear.heard) == 32, kept
-        assert not ear.told, kept
+
+    ear = Ear(lambda: say(31))
+    stage = Stage(SimpleNamespace(id="r"), ear, lambda: None, 0, 0, Pages(*parts))  # type: ignore[arg-type]
+    say(kept)
+    await stage._catch_up(ear, 0)  # type: ignore[arg-type]
+    assert [line for line in ear.heard if line.isdigit()] == spoken(1, 31)
+    assert len(ear.heard) == 32
+    assert not ear.told
 
 
 def test_a_replay_is_bounded_and_numbered() -> None:

@@ -115,8 +115,8 @@ class Watched:
 
     @property
     def longest(self) -> int:
-        """The life of which there are the most samples."""
-        return max(self.loaded, key=lambda life: len(self.loaded[life]))
+        """The life that has come to rest the most often."""
+        return max(self.loaded, key=lambda life: len(self.rested.get(life, [])))
 
     @property
     def mean_load(self) -> float:
@@ -251,6 +251,7 @@ class Soak:
         self._numbers += 1
         run = Run(f"SOAK-{self.truth.phase}-{self._numbers}", kind.name, seed, kind.door)
         self.truth.runs[run.meta] = run
+        began = trio.current_time()
         table = Table(self.house, self.truth, random.Random(seed), run, self.real or trio.CapacityLimiter(1))
         try:
             with trio.fail_after(PLAY_BOUND):
@@ -260,7 +261,7 @@ class Soak:
             if not (table.fell and all(isinstance(fault, EXPECTED) for fault in faults)):
                 self.truth.violate("answers", "; ".join(map(repr, faults)), run)
         self.truth.checked["answers"] += 1
-        self._latest = kind.name
+        self._latest = f"{kind.name}, after {trio.current_time() - began:.1f} s"
 
     async def _visit(self, rng: random.Random) -> None:
         """Make HTTP requests."""

@@ -17,7 +17,7 @@ from typing import Any
 
 import attrs
 import trio
-from chaos import guardians, held, send
+from chaos import first, guardians, held, send
 from cutter import open_cutter
 from harness import call, directive
 
@@ -25,7 +25,7 @@ from trio_claude.client import Allow, Approval, ConnectFailed, Deny, Reconnect, 
 
 from .house import House
 from .truth import Run, Told, Truth
-from .wire import Client, Gone, Seen, connecting
+from .wire import RESULT, Client, Gone, Seen, connecting
 
 PLAY_BOUND = 60.0
 """Seconds in which every play has come to its end, on a busy machine."""
@@ -39,6 +39,7 @@ STAY = 60
 GRACE = 8.0
 """Seconds for which a run waits for a client that means to come back."""
 SHORT_GRACE = 0.6
+REAL_DAEMON = "(setsid sleep 60 >/dev/null 2>&1 &); touch ready"
 DAEMONS = "sleep 60 & setsid sleep 60 & setsid sh -c 'setsid sleep 60 & exit 0'; echo ready"
 REAL = "claude-haiku-4-5"
 """The model by whose name a run gets the real CLI."""
@@ -66,9 +67,10 @@ class Table:
     run: Run
     real: trio.CapacityLimiter
     _life: int = attrs.field(init=False)
+    _deaf: trio.Event = attrs.field(init=False)
 
     def __attrs_post_init__(self) -> None:
-        self._life = self.house.life
+        self._life, self._deaf = self.house.life, self.house.deaf
 
     @property
     def fell(self) -> bool:
@@ -85,14 +87,19 @@ class Table:
         return self.run.client(owner=owner, after=after)
 
     async def started(self) -> None:
-        """Wait until the log has the run's start."""
+        """Wait until the log has the run's start. Raises `Gone` where the log ends first."""
         with trio.fail_after(LOG_BOUND):
-            await self.run.started.wait()
+            await self._told(self.run.started)
 
     async def over(self, bound: float = LOG_BOUND) -> None:
-        """Wait until the log has the run's end."""
+        """Wait until the log has the run's end. Raises `Gone` where the log ends first."""
         with trio.fail_after(bound):
-            await self.run.over.wait()
+            await self._told(self.run.over)
+
+    async def _told(self, event: trio.Event) -> None:
+        await first(event.wait, self._deaf.wait)
+        if not event.is_set():
+            raise Gone("the server's log has ended")
 
     def reason(self, *names: str) -> None:
         """Expect the run to have ended for one of these reasons."""
@@ -438,7 +445,7 @@ async def turn(client: Client, script: Script) -> None:
     """Say something and hear the whole turn."""
     client.seen.wanted = script.lines
     await client.user(script.text)
-    await client.until(b'{"type":"result",')
+    await client.until(*RESULT)
 
 
 async def end(client: Client) -> None:
@@ -481,7 +488,7 @@ async def interrupt(table: Table) -> None:
         await client.until(b'{"type":"stream_event",')
         await trio.sleep(table.rng.uniform(0, 0.2))
         await client.op("stop", mode="interrupt")
-        await client.until(b'{"type":"result",')
+        await client.until(*RESULT)
         await turn(client, good(table.rng))
         await end(client)
 
@@ -495,11 +502,11 @@ async def approval(table: Table) -> None:
         how = table.rng.choice(("allow", "deny", "late", "reset", "end"))
         if how in ("allow", "deny"):
             await answer(client, asked["request_id"], how)
-            await client.until(b'{"type":"result",')
+            await client.until(*RESULT)
             await end(client)
         elif how == "late":
             await client.event("denied")
-            await client.until(b'{"type":"result",')
+            await client.until(*RESULT)
             await end(client)
         elif how == "reset":
             client.reset()
@@ -529,7 +536,7 @@ async def grace(table: Table) -> None:
             await drop(table, client)
     async with coming_back(table, seen) as client:
         if not seen.results:
-            await client.until(b'{"type":"result",')
+            await client.until(*RESULT)
         await turn(client, lines(table.rng))
         seen.partial = False
         await end(client)
@@ -551,18 +558,18 @@ async def drop(table: Table, client: Client) -> None:
 async def takeover(table: Table) -> None:
     """Take a run over from its owner, in the middle of what it says."""
     count = 2000
-    async with beginning(table, on_disconnect={"grace": GRACE}) as first:
-        await first.user(directive("lines", n=count, rate=2000))
+    async with beginning(table, on_disconnect={"grace": GRACE}) as owner:
+        await owner.user(directive("lines", n=count, rate=2000))
         with trio.move_on_after(table.rng.uniform(0, 0.8)):
-            await first.read()
-        second = table.client(after=table.rng.randint(0, first.seen.last))
+            await owner.read()
+        second = table.client(after=table.rng.randint(0, owner.seen.last))
         async with coming_back(table, second, **{"as": "owner"}) as client, trio.open_nursery() as nursery:
-            first.seen.partial = True
-            nursery.start_soon(first.read)
-            await client.until(b'{"type":"result",')
+            owner.seen.partial = True
+            nursery.start_soon(owner.read)
+            await client.until(*RESULT)
             expect(second.last >= count, f"{second.last} lines of {count}")
             await end(client)
-    expect(first.seen.code == 1000, f"the owner before was closed with {first.seen.code} ({first.seen.reason})")
+    expect(owner.seen.code == 1000, f"the owner before was closed with {owner.seen.code} ({owner.seen.reason})")
 
 
 @play(4, "session")
@@ -785,10 +792,10 @@ async def real_talk(table: Table) -> None:
     """Have turns with the real CLI, one of which leaves daemons behind."""
     async with table.real, beginning(table, model=REAL) as client:
         await turn(client, Script(table.rng.choice(ANSWERS)))
-        await client.user(directive("bash", cmd=DAEMONS))
+        await client.user(directive("bash", cmd=REAL_DAEMON))
         asked = await client.until(b'{"type":"control_request",')
         await answer(client, asked["request_id"], table.rng.choice(("allow", "deny")))
-        await client.until(b'{"type":"result",')
+        await client.until(*RESULT)
         if table.rng.random() < 0.3:
             client.reset()
             return

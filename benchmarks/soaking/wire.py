@@ -22,7 +22,8 @@ import trio
 from common import masked, masked_text, open_socket, split_frames
 
 FAKE = b'{"type":"fake","n":'
-RESULT = b'{"type":"result",'
+RESULT = (b'{"type":"result",', b'{"duration_api_ms":')
+"""How a turn's last line begins: the fake CLI's, the real one's."""
 OWN = {"claude": (b'{"info":', b'{"error":', b'{"stderr":'), "session": (b'{"type":"gateway"',)}
 """How the server's own frames begin, by door."""
 PATHS = {"claude": "/ws/claude?frames=verbatim", "session": "/ws/session"}

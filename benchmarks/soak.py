@@ -75,8 +75,8 @@ SPOT = 8
 MEMORY = 24 * 1024
 GUARDIANS = 1024
 """KiB by which server, and zygote and waiting supervisors on average, may be larger in the last third of a life."""
-DESCRIPTORS = 4
-TASKS = 2
+DESCRIPTORS = 2
+TASKS = 1
 """Descriptors and Trio tasks, both at rest, that there may be more of."""
 JOURNAL_BYTES = 256 * 1024 * 1024
 """Of lines that the journal keeps: more than a phase has, less than a soak."""

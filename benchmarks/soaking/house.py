@@ -26,6 +26,7 @@ import trio
 from chaos import described, stat
 
 from trio_claude.containment import marks
+from trio_claude.journal.bulk import folder_of
 
 from .served import SIZE
 
@@ -82,7 +83,7 @@ class Sample:
     waiting: int
     """Supervisors that wait."""
     descriptors: float
-    """Without the two of each supervisor that waits."""
+    """Without the two of each supervisor that waits, and without the histories that the journal holds open (32)."""
     tasks: int
 
 
@@ -269,10 +270,15 @@ class House:
         return Sample(memory, sum(each) / len(each), len(family.waiting), self._descriptors(family), tasks)
 
     def _descriptors(self, family: Family) -> float:
+        links = []
         try:
-            return len(list(Path(f"/proc/{self.process.pid}/fd").iterdir())) - 2 * len(family.waiting)
+            for link in Path(f"/proc/{self.process.pid}/fd").iterdir():
+                with contextlib.suppress(FileNotFoundError):
+                    links.append(str(link.readlink()))
         except PermissionError:
             return math.nan
+        kept = sum(link.startswith(f"{folder_of(self.journal)}/") for link in links)
+        return len(links) - kept - 2 * len(family.waiting)
 
 
 @functools.cache

@@ -40,7 +40,6 @@ INVARIANTS = (
 )  # fmt: skip
 CODES = {Reason.EXIT: 1000, Reason.STOPPED: 1000, Reason.DRAINED: 1012}
 """The close codes of the contract; every other reason closes with 1011."""
-UNTOLD = (Reason.NODE_LOST,)
 
 
 @attrs.frozen
@@ -292,7 +291,7 @@ class Truth:
             full = not seen.partial and not lost and (seen.ended or run.door == "claude") and seen.code
             if full and not run.strikes:
                 said = f"heard {seen.last} of {row.lines} ({row.reason}), gaps {seen.gaps}"
-                self.check("lines", holds=seen.last == row.lines or _cut(row), seen=said, run=run)
+                self.check("lines", holds=seen.last == row.lines, seen=said, run=run)
             for stretch in seen.stretches:
                 self._judge_stretch(reader, run, row, stretch)
         self._remember(reader, row)
@@ -314,11 +313,6 @@ class Truth:
         if row.stored <= PAST_LINES and row.whole and len(self.reasons) and sum(self.reasons.values()) % 4 == 0:
             digest = digest_of(reader, row.id, 1, row.lines)
             self.past.append(Told(row.id, row.lines, digest, str(row.reason)))
-
-
-def _cut(row: RunRow) -> bool:
-    """Return whether a run was ended so that what the pipes held was not wanted any more."""
-    return row.reason in ("deadline", "stopped", "unauthorized", "stalled", "drained", "disconnected")
 
 
 def digest_of(reader: Reader, run: str, first: int, last: int) -> bytes:

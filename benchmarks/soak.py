@@ -9,7 +9,7 @@ daemons, crash, hang, say nothing, are stopped or killed. The CLI is the fake on
 done takes the real one before a stub of the Messages API, where it is installed. Beside go HTTP requests and reloads.
 
 The time is cut into phases. Each ends with the clients' leaving, with a SIGTERM, or with a SIGKILL of the server amid
-its runs; another takes its place on the same state folder, journal and port. The middle half of all phases is one
+its runs; another takes its place on the same state folder, journal and port. The middle, about half of them, is one
 server's life. At the end of each phase must be true:
 
 * processes: nothing of any run is left. This program is the parent of all that is orphaned, so nothing can hide. A run
@@ -91,7 +91,7 @@ SERVER = {
 
 
 def endings(count: int, rng: random.Random) -> list[str]:
-    """Return how each of so many phases ends; the middle half is one life."""
+    """Return how each of so many phases ends; the middle, about half of them, is one life."""
     quarter = count // 4
     restarts = [["kill", *rng.choices(("rest", "drain", "kill"), k=quarter - 1)] for _ in range(2)]
     for some in restarts:

@@ -75,7 +75,7 @@ def resident(pid: int) -> int:
 
 @attrs.frozen
 class Sample:
-    """What a server holds at one moment. Memory in KiB; `descriptors` are nan where they can't be read."""
+    """What a server holds at one moment. Memory in KiB; nan is what can't be read, or is not there."""
 
     server: int
     guardians: float
@@ -256,7 +256,7 @@ class House:
         return [entry.name for entry in self.tmp.glob("tcl-*/runs/*")]
 
     def sample(self) -> Sample | None:
-        """Look at what the server holds now; None where it is gone, or its zygote just is."""
+        """Look at what the server holds now; None where it, or one of its guardians, is just gone."""
         family = Family.of(self.process.pid)
         guardians = [*family.zygotes, *family.waiting]
         try:
@@ -264,10 +264,9 @@ class House:
             memory = resident(self.process.pid)
         except (OSError, IndexError):
             return None
-        if not each:
-            return None
+        mean = sum(each) / len(each) if each else math.nan
         tasks = struct.unpack("q", (self.folder / "tasks").read_bytes())[0]
-        return Sample(memory, sum(each) / len(each), len(family.waiting), self._descriptors(family), tasks)
+        return Sample(memory, mean, len(family.waiting), self._descriptors(family), tasks)
 
     def _descriptors(self, family: Family) -> float:
         links = []

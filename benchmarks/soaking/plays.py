@@ -731,7 +731,7 @@ async def use_library(table: Table, url: str) -> None:
                     expect(last == count, f"a turn of {count} lines ended at {last}")
         _ = [line async for line in session.ask(directive("bash", cmd=DAEMONS))]
         ended = await session.end()
-        expect(ended.code == 1000 or table.fell, ended)
+        expect(ended.ok or table.fell, ended)  # the close behind it may be cut off
 
 
 @play(3, "session")

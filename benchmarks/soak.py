@@ -57,7 +57,7 @@ from soaking.wire import Gone
 
 from trio_claude.testing.messages_api import open_messages_api
 
-CLIENTS_A_CORE = 8
+CLIENTS_A_CORE = 16
 """Clients at once for each processor: what keeps it busy, most of them waiting for something."""
 PHASE = 25.0
 """Seconds of a phase at most; short soaks have shorter ones."""

@@ -8,9 +8,9 @@ half-open clients, stops, interrupts, approvals, viewers, runs that are left and
 daemons, crash, hang, say nothing, are stopped or killed. The CLI is the fake one; a share of `--real-share` of what is
 done takes the real one before a stub of the Messages API, where it is installed. Beside go HTTP requests and reloads.
 
-The time is cut into phases. Each ends with the clients' leaving, with a SIGTERM, or with a SIGKILL of the server amid
-its runs; another takes its place on the same state folder, journal and port. The middle, about half of them, is one
-server's life. At the end of each phase must be true:
+The time is cut into phases. Each ends with the clients' leaving (rest), with a SIGTERM (drain), with two (hurry), or
+with a SIGKILL (kill) of the server amid its runs; another takes its place on the same state folder, journal and port.
+The middle, about half of them, is one server's life. At the end of each phase must be true:
 
 * processes: nothing of any run is left. This program is the parent of all that is orphaned, so nothing can hide. A run
   out of `SPOT` is also looked for by its mark at the moment its end is told.
@@ -55,7 +55,7 @@ from soaking.plays import PLAY_BOUND, PLAYS, REAL, REAL_AT_ONCE, Kind, Table, Wr
 from soaking.truth import INVARIANTS, Run, Truth, drift
 from soaking.wire import Gone
 
-from trio_claude.testing.messages_api import open_messages_api
+from trio_claude.testing.messages_api import MessagesApi, open_messages_api
 
 CLIENTS_A_CORE = 16
 """Clients at once for each processor: what keeps it busy, most of them waiting for something."""
@@ -70,9 +70,11 @@ VISIT_PAUSE = 0.25
 RELOAD_PAUSE = 3.0
 """Seconds between two reloads, on average."""
 SAMPLE_PAUSE = 0.5
+HURRY = 0.3
+"""Seconds between two SIGTERMs."""
 SPOT = 8
 """Ended runs of which one is looked for at once."""
-MEMORY = 24 * 1024
+MEMORY = 16 * 1024
 GUARDIANS = 1024
 """KiB by which server, and zygote and waiting supervisors on average, may be larger in the last third of a life."""
 DESCRIPTORS = 2
@@ -93,7 +95,7 @@ SERVER = {
 def endings(count: int, rng: random.Random) -> list[str]:
     """Return how each of so many phases ends; the middle, about half of them, is one life."""
     quarter = count // 4
-    restarts = [["kill", *rng.choices(("rest", "drain", "kill"), k=quarter - 1)] for _ in range(2)]
+    restarts = [["kill", *rng.choices(("rest", "drain", "hurry", "kill"), k=quarter - 1)] for _ in range(2)]
     for some in restarts:
         rng.shuffle(some)
     before, after = restarts
@@ -116,7 +118,7 @@ class Watched:
     @property
     def longest(self) -> int:
         """The life that has come to rest the most often."""
-        return max(self.loaded, key=lambda life: len(self.rested.get(life, [])))
+        return max(self.loaded, key=lambda life: len(self.rested.get(life, [])), default=1)
 
     @property
     def mean_load(self) -> float:
@@ -136,6 +138,7 @@ class Soak:
     truth: Truth
     real: trio.CapacityLimiter | None
     """The slots of real CLIs; None where there is none."""
+    api: MessagesApi
     watched: Watched = attrs.Factory(Watched)
     ended: Counter[str] = attrs.Factory(Counter)
     """Phases by how they ended."""
@@ -158,9 +161,17 @@ class Soak:
                     await self._phase(number, how, until, nursery if number < len(hows) - 1 else None)
                     tail = trio.current_time() - until
                     self._tell(number, how)
+                    if not self._lives():
+                        break
             finally:
                 await self.house.close()
                 nursery.cancel_scope.cancel()
+
+    def _lives(self) -> bool:
+        """Return whether the server lives, or was told to go."""
+        status = self.house.process.poll()
+        alive = status is None or self.house.falling
+        return self.truth.check("server", holds=alive, seen=f"died with {status}: {self.house.complaint}")
 
     def _tell(self, number: int, how: str) -> None:
         """Say how far it is."""
@@ -182,6 +193,7 @@ class Soak:
     async def _phase(self, number: int, how: str, until: float, lives: trio.Nursery | None) -> None:
         """Have clients come until a time, end the phase, and judge it; the next life is one of `lives`."""
         self.truth.begin(number)
+        self.api.requests.clear()
         self._closing = trio.Event()
         async with trio.open_nursery() as nursery:
             for worker in range(self.options.clients):
@@ -192,7 +204,7 @@ class Soak:
             nursery.start_soon(self._sample)
             await self._measure_load(until)
             self._closing.set()
-            if how != "rest":
+            if how != "rest" and self._lives():
                 await self._fall(how)
                 if lives:
                     await self.house.start(lives)
@@ -215,8 +227,11 @@ class Soak:
             await self.house.process.wait()
         else:
             self.house.fall(signal.SIGTERM)
+            if how == "hurry":
+                await trio.sleep(HURRY)
+                self.house.fall(signal.SIGTERM)
             status = await self.house.wait_end()
-            self.truth.check("server", holds=status == 0, seen=f"exit status after a drain: {status}")
+            self.truth.check("server", holds=status == 0, seen=f"exit status after {how}: {status}")
         left = await self.house.left_behind(GONE_BOUND)
         self.truth.check("processes", holds=not left, seen=f"left after {how}: {left}")
         with trio.move_on_after(GONE_BOUND):
@@ -230,8 +245,8 @@ class Soak:
         if lives:
             folders = self.house.folders()
             self.truth.check("folders", holds=not folders, seen=f"folders of runs are left: {folders}")
-            if sample := self.house.sample():
-                self.watched.rested.setdefault(self.house.life, []).append(sample)
+        if how == "rest" and (sample := self.house.sample()):
+            self.watched.rested.setdefault(self.house.life, []).append(sample)
         await trio.to_thread.run_sync(self.truth.judge)
 
     # who comes
@@ -325,7 +340,7 @@ class Growth:
 def growths(watched: Watched) -> list[Growth]:
     """Return the growth of all that is looked at."""
     life = watched.longest
-    loaded, rested = watched.loaded[life], watched.rested.get(life, [])
+    loaded, rested = watched.loaded.get(life, []), watched.rested.get(life, [])
     return [
         Growth("server, KiB", "memory", *drift([one.server for one in loaded]), MEMORY),
         Growth("server at rest, KiB", "memory", *drift([one.server for one in rested]), MEMORY),
@@ -398,7 +413,8 @@ async def open_soak(options: argparse.Namespace) -> AsyncIterator[Soak]:
             words += [f"--containment={options.containment}", f"--cli={either_cli(folder, real)}", f"--cwd={name}"]
             words += [f"--max-runs={max(2, options.clients)}"]
             house = House(folder, tuple(words), environ)
-            soak = Soak(options, house, Truth(house.journal), trio.CapacityLimiter(REAL_AT_ONCE) if real else None)
+            slots = trio.CapacityLimiter(REAL_AT_ONCE) if real else None
+            soak = Soak(options, house, Truth(house.journal), slots, api)
             house.hear = soak.hear
             yield soak
 

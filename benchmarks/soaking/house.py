@@ -194,10 +194,16 @@ class House:
         self.falling = True
         self.process.send_signal(number)
 
+    def fell(self, life: int) -> bool:
+        """Return whether a life is over, or about to be."""
+        return self.falling or self.life != life
+
     async def wait_end(self) -> int | None:
-        """Wait for the process's end, as long as that may take; return its exit status, None where it lives on."""
+        """Wait for the process's end; return its exit status, None where it did not end in time and was killed."""
         with trio.move_on_after(STOP_BOUND):
             return await self.process.wait()
+        self.process.kill()
+        await self.process.wait()
         return None
 
     async def close(self) -> None:

@@ -75,7 +75,7 @@ class Table:
     @property
     def fell(self) -> bool:
         """Whether the server has gone down since."""
-        return self.house.falling or self.house.life != self._life
+        return self.house.fell(self._life)
 
     @property
     def port(self) -> int:
@@ -383,9 +383,10 @@ async def killed_cli(table: Table) -> None:
 
 
 def signal_run(table: Table, number: int) -> None:
-    """Send a signal to the CLI."""
-    with contextlib.suppress(ProcessLookupError):
-        os.kill(table.run.pid, number)
+    """Send a signal to the CLI, if it is there still."""
+    if table.run.pid in table.house.left_of(table.run.id):
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(table.run.pid, number)
 
 
 @play(0.4)
@@ -817,14 +818,15 @@ async def visit(house: House, truth: Truth, rng: Random) -> None:
             ("/api/runs?limit=0", (400,)), ("/api/runs/zz", (404,)),
         )
     )  # fmt: skip
+    life = house.life
     try:
         with trio.fail_after(PLAY_BOUND):
             status, _, body = await call(house, path)
-    except (OSError, trio.BrokenResourceError, ValueError, IndexError) as error:
-        if not house.falling:
-            truth.check("answers", holds=False, seen=f"{path}: {error!r}")
+    except (OSError, trio.BrokenResourceError, trio.TooSlowError, ValueError, IndexError) as error:
+        if not house.fell(life):
+            truth.violate("answers", f"{path}: {error!r}")
         return
-    if not house.falling:
+    if not house.fell(life):
         truth.check("answers", holds=status in statuses, seen=f"{path}: {status} {body[:100]!r}")
     if path.startswith("/api/runs?limit=50") and status == 200:
         check_list(truth, json.loads(body)["runs"])

@@ -74,9 +74,11 @@ HURRY = 0.3
 """Seconds between two SIGTERMs."""
 SPOT = 8
 """Ended runs of which one is looked for at once."""
-MEMORY = 16 * 1024
+MEMORY = 24 * 1024
 GUARDIANS = 1024
-"""KiB by which server, and zygote and waiting supervisors on average, may be larger in the last third of a life."""
+"""KiB by which server, and zygote and waiting supervisors on average, may be larger in the last third of a life.
+
+What floods and long histories take at their peak, several at once, malloc keeps; a leak of 5 KiB a run is more."""
 DESCRIPTORS = 2
 TASKS = 1
 """Descriptors and Trio tasks, both at rest, that there may be more of."""
@@ -375,9 +377,8 @@ def report(soak: Soak, found: list[Growth], seconds: float) -> str:
         f"{seconds:.0f} s; processors busy for {100 * watched.mean_load:.0f} % of the time in which clients came, "
         f"load average {sum(watched.loads) / len(watched.loads):.1f}",
     ]  # fmt: skip
-    return "\n\n".join(
-        [*said, *(f"VIOLATION seed {soak.options.seed}, {one}" for one in list(truth.violations)[:SHOWN])]
-    )
+    said += [f"VIOLATION seed {soak.options.seed}, {one}" for one in list(truth.violations)[:SHOWN]]
+    return "\n\n".join(said)
 
 
 def as_json(soak: Soak, found: list[Growth], seconds: float) -> dict[str, Any]:

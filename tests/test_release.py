@@ -38,13 +38,14 @@ MADE = {
 """Folders that programs make, and that belong in nothing that is released."""
 EVERY = """
 import importlib, pkgutil, trio_claude
-names = [one.name for one in pkgutil.walk_packages(trio_claude.__path__, "trio_claude.")]
+found = pkgutil.walk_packages(trio_claude.__path__, "trio_claude.")
+names = [one.name for one in found if not one.name.startswith(("trio_claude.sdk", "trio_claude.tracing"))]
 for name in names:
-    if not name.endswith(".__main__") and name != "trio_claude.sdk":
+    if not name.endswith(".__main__"):
         importlib.import_module(name)
 print(trio_claude.__file__, len(names))
 """
-"""Import all but what starts at once, and what needs the `[claude]` extra."""
+"""Import all but what starts at once, and what needs the extras `[claude]` and `[otel]`."""
 SDIST = {
     "trio_claude", "tests", "benchmarks", "docs", ".ci", ".gitignore", "CHANGELOG.md", "CONTRIBUTING.md", "LICENSE", "PKG-INFO",
     "README.md", "SECURITY.md", "pyproject.toml",
@@ -178,7 +179,7 @@ def test_the_metadata_is_right(built: Built) -> None:
     for minor in minors:
         assert f"3.{minor}" in told.requires_python
     assert f"3.{int(minors[0]) - 1}" not in told.requires_python
-    assert {canonicalize_name(name) for name in told.provides_extra or ()} == {"claude", "docs", "jwt", "test"}
+    assert {canonicalize_name(name) for name in told.provides_extra or ()} == {"claude", "docs", "jwt", "otel", "test"}
 
 
 # -- the wheel alone --------------------------------------------------------------------------------------------------
@@ -228,7 +229,8 @@ async def test_the_wheel_names_all_that_its_modules_need(alone: Path, env: dict[
     assert told.returncode == 0, told.stderr.decode()
     where, count = told.stdout.decode().split()
     assert where.startswith(f"{alone}/lib/")
-    assert int(count) == len(list(PACKAGE.rglob("*.py"))) - 1
+    others = [PACKAGE / "__init__.py", PACKAGE / "sdk.py", *PACKAGE.glob("tracing/*.py")]
+    assert int(count) == len(list(PACKAGE.rglob("*.py"))) - len(others)
 
 
 async def test_the_wheel_alone_finds_what_it_needs(alone: Path, env: dict[str, str]) -> None:

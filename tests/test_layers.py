@@ -60,6 +60,7 @@ TABLE: dict[str, set[str]] = {
         "errors", "events", "config", "services", "containment", "quarters", "journal", "workplace", "runs", "telling",
         "tracing",
     },
+    "metrics": {"errors", "events", "journal", "run", "session_run", "runs", "__init__"},
     "entrance": {"errors", "config", "admission", "identity", "upgrade"},
     "history": {"errors", "identity", "queries", "upgrade", "journal", "runs"},
     "openapi": {"errors", "events", "identity", "queries", "upgrade", "journal", "history", "__init__"},
@@ -80,7 +81,7 @@ TABLE: dict[str, set[str]] = {
         "errors", "containment", "identity", "upgrade", "workplace", "runs", "entrance", "history", "openapi", "asyncapi",
     },
     "server": {
-        "errors", "events", "config", "admission", "peer", "runs", "services", "engine", "entrance", "api", "stage",
+        "errors", "events", "config", "admission", "peer", "runs", "services", "engine", "metrics", "entrance", "api", "stage",
         "conversation", "connection", "telling", "__init__",
     },
     # faces
@@ -96,7 +97,7 @@ TABLE: dict[str, set[str]] = {
         "testing", "services", "__init__",
     },
     "__main__": {"commands"},
-    "__init__": {"errors", "events", "config", "engine", "server", "embed", "client"},
+    "__init__": {"errors", "events", "config", "engine", "metrics", "server", "embed", "client"},
 }  # fmt: skip
 ASYNC_FREE = (
     "errors", "faults", "context", "events", "config", "messages", "stream_json", "metering", "endings", "queries", "openapi", "checks", "sayings",
@@ -117,6 +118,7 @@ OWNERS = {
     "joserfc": {"identity"},
     "opentelemetry": {"tracing"},
     "structlog": {"logs"},
+    "prometheus_client": {"metrics"},
 }
 """Outside libraries and the rooms that may import them."""
 STDLIB_ONLY = (

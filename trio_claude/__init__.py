@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from .engine import Engine, open_engine
     from .errors import ConfigError, Reason, TrioClaudeError
     from .events import Event, Observer, Outcome, Receipt
+    from .metrics import Metrics
     from .server import Server, open_server, serve
 
 __version__ = "0.1.0"
@@ -25,6 +26,7 @@ __all__ = [
     "Ended",
     "Engine",
     "Event",
+    "Metrics",
     "Observer",
     "OpenRun",
     "Outcome",
@@ -47,6 +49,7 @@ _HOMES = {
     "Ended": "client",
     "Engine": "engine",
     "Event": "events",
+    "Metrics": "metrics",
     "Observer": "events",
     "OpenRun": "embed",
     "Outcome": "events",

@@ -1,4 +1,4 @@
-"""The plain HTTP routes beside the sockets: the page, health and readiness, tickets, the description of all routes.
+"""The plain HTTP routes beside the sockets: the page, health, metrics, tickets, the description of all routes.
 
 This module must never start or stop a run, and never read a file that a client names.
 """
@@ -58,6 +58,7 @@ class Api:
         notice: str = "",
         *,
         demo: bool = False,
+        metrics: Callable[[str], tuple[bytes, str]] | None = None,
     ) -> None:
         self._workplace = workplace
         self._containment = containment
@@ -66,9 +67,11 @@ class Api:
         self._history = History(runs)
         self._notice = notice
         self._demo = demo
+        self._metrics = metrics
         self._routes: dict[str, tuple[str, Callable[[Request], Response]]] = {
             "/healthz": ("GET", self._health),
             "/readyz": ("GET", self._readiness),
+            "/metrics": ("GET", self._measure),
             "/notice": ("GET", self._tell_notice),
             "/openapi.json": ("GET", self._describe),
             "/asyncapi.json": ("GET", self._describe_sockets),
@@ -121,6 +124,14 @@ class Api:
             "grace": config.grace_max,
         }
         return json_response(200, told)
+
+    def _measure(self, request: Request) -> Response:
+        if self._metrics is None:
+            raise HttpRefusal(404, "no-metrics", "this server keeps no metrics; the operator can say --metrics")
+        if not (request.identity and request.identity.sees_all):
+            raise HttpRefusal(403, "role", "metrics are for a viewer or an admin")
+        body, content_type = self._metrics(request.headers.get("accept", ""))
+        return Response(200, body, content_type, (("Cache-Control", "no-store"),))
 
     def _describe(self, _request: Request) -> Response:
         return _description(self._entrance.asks)

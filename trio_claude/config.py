@@ -232,6 +232,7 @@ class Config:
         },
     )
     state: str = _option("", "folder in which the server keeps things; empty: trio-claude in XDG_STATE_HOME")
+    metrics: bool = _option(default=False, text="count for Prometheus, at /metrics; `serve` does unless told not to")
     containment: str = attrs.field(
         default="auto",
         validator=_one_of(("auto", "sandbox", "namespace", "supervisor", "group")),

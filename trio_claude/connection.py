@@ -105,9 +105,9 @@ async def _serve_guest(
 ) -> None:
     """Open the WebSocket, serve it, and close it with what is to be said at the end."""
     path, config, began = handshake.request.path, household.config, trio.current_time()
-    household.observer(ConnectionOpened(address, path, guest.name))
     limit = config.max_session_message if path == SESSION_DOOR else config.max_message
     async with accept(sock, handshake, config, household.heart, household.runs.turns, limit) as peer:
+        household.observer(ConnectionOpened(address, path, guest.name))
         try:
             closing = await _door(path, peer, handshake, guest, household).serve()
             if closing is not None:

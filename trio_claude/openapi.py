@@ -38,7 +38,7 @@ REFUSALS: Final = {
     400: "a request that is no good HTTP, a bad query, or two credentials",
     401: "no valid key or token",
     403: "this Host or Origin may not come in, or this role may not do it",
-    404: "no such thing: a path, a run, a WebSocket; or the server keeps no journal",
+    404: "no such thing: a path, a run, a WebSocket; or the server keeps no journal or no metrics",
     408: "no request head in time",
     409: "a run that is not in the state that was named",
     413: f"a body over {BODY_LIMIT} bytes",
@@ -147,6 +147,7 @@ def _routes() -> dict[str, dict[str, Json]]:
     return {
         "/healthz": {"get": _read("getHealth", "Whether the server is alive.", "Health")},
         "/readyz": {"get": _readiness()},
+        "/metrics": {"get": _metrics()},
         "/notice": {"get": _read("getNotice", "What the page shows.", "Notice")},
         "/openapi.json": {"get": _operation("getDescription", "This document.", {200: _answer({"type": "object"})})},
         "/asyncapi.json": {"get": _operation("getSockets", "The WebSockets.", {200: _answer({"type": "object"})})},
@@ -173,6 +174,12 @@ def _page(path: str, content_type: str) -> Json:
 def _readiness() -> Json:
     answers = {status: _answer(_named("Readiness")) for status in (200, 503)}
     return _operation("getReadiness", "Whether a run would start now; more with a credential.", answers)
+
+
+def _metrics() -> Json:
+    answer = _answer({"type": "string"}, "text/plain")
+    answer["content"]["application/openmetrics-text"] = answer["content"]["text/plain"]
+    return _operation("getMetrics", "What Prometheus scrapes; not for the role user.", {200: answer})
 
 
 def _list() -> Json:

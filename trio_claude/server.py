@@ -14,7 +14,7 @@ import socket
 import sys
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from contextlib import asynccontextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import attrs
 import trio
@@ -34,6 +34,9 @@ from .runs import Runs
 from .services import keep_going, open_services
 from .stage import Stage
 from .telling import TracerProvider
+
+if TYPE_CHECKING:
+    from .metrics import Metrics
 
 BACKLOG = 4096
 """Connections that the kernel holds before they are accepted."""
@@ -153,10 +156,14 @@ async def open_server(
         config = attrs.evolve(config, **place)
         entrance = Entrance(config, OPEN_PATHS)
         listening = given or [stack.enter_context(listener) for listener in await _listen(config)]
+        metrics = _metrics(config)
+        told = [*observers, metrics] if metrics else observers
         engine = await stack.enter_async_context(
-            open_engine(config, observers, environ=environ, tracer_provider=tracer_provider)
+            open_engine(config, told, environ=environ, tracer_provider=tracer_provider)
         )
-        household = _furnish(config, engine, entrance, notice, demo=demo)
+        if metrics:
+            stack.enter_context(metrics.watching(engine.runs))
+        household = _furnish(config, engine, entrance, notice, metrics, demo=demo)
         addresses = tuple(_url(*listener.getsockname()[:2]) for listener in listening)
         server = Server(
             config.host, config.port or listening[0].getsockname()[1], addresses, engine.runs, entrance,
@@ -172,9 +179,12 @@ async def open_server(
                 await server.closed.wait()
 
 
-def _furnish(config: Config, engine: Engine, entrance: Entrance, notice: str, *, demo: bool) -> Household:
+def _furnish(
+    config: Config, engine: Engine, entrance: Entrance, notice: str, metrics: Metrics | None, *, demo: bool
+) -> Household:
     """Return what the server's connections share."""
-    api = Api(engine.workplace, engine.containment, engine.runs, entrance, notice, demo=demo)
+    scrape = metrics.render if metrics else None
+    api = Api(engine.workplace, engine.containment, engine.runs, entrance, notice, demo=demo, metrics=scrape)
     greet = functools.partial(greeting, config, __version__, engine.containment.mode)
     if entrance.asks and engine.containment.mode != "sandbox":
         engine.observer(Weak(f"containment {engine.containment.mode}: {NOT_APART}"))
@@ -199,6 +209,15 @@ async def serve(
     async with opened as server:
         task_status.started(server)
         await server.drained.wait()
+
+
+def _metrics(config: Config) -> Metrics | None:
+    """Return what counts, where that is wanted; else it is not even imported."""
+    if not config.metrics:
+        return None
+    from .metrics import Metrics
+
+    return Metrics()
 
 
 def _url(host: str, port: int) -> str:

@@ -28,6 +28,7 @@ GROUPS = {
     "allow_options": "What clients may ask for",
     "allow_origin": "Who may come in",
     "journal": "What is kept",
+    "metrics": "What is counted",
     "containment": "How a run is held together",
     "log_level": "The log",
     "timeout": "Runs and the queue",

@@ -45,7 +45,7 @@ def command(port: int) -> None:
 
 
 async def _demo(port: int, home: Path) -> None:
-    config = Config(port=_free_port(port), cwd=str(home), pool_size=1, journal="memory")
+    config = Config(port=_free_port(port), cwd=str(home), pool_size=1, journal="memory", metrics=True)
     try:
         config = attrs.evolve(config, cli=str(find_cli(config)))
         what = "the real Claude CLI"

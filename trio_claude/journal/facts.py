@@ -227,3 +227,16 @@ class Usage:
     def told(self) -> dict[str, Any]:
         """Return what JSON says of it."""
         return {"usage": [row.told() for row in self.rows], "truncated": self.truncated}
+
+
+@attrs.frozen
+class Statistics:
+    """How a journal does: bytes that are not durable yet, and for how many seconds the first of them waits.
+
+    `faults` counts the times that it could not be written, `given_up` what it had no room for or no store takes.
+    """
+
+    waiting: int
+    lag: float
+    faults: int
+    given_up: int

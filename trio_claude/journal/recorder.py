@@ -23,7 +23,7 @@ import trio
 
 from ..errors import JournalFault
 from .bulk import Text
-from .facts import Begun, Deleted, End, Page, Part, PartKind, Query, Retention, RunRow, Usage, UsageQuery
+from .facts import Begun, Deleted, End, Page, Part, PartKind, Query, Retention, RunRow, Statistics, Usage, UsageQuery
 from .store import Reader, Store
 from .unfinished import Unfinished, find_unfinished
 
@@ -74,6 +74,7 @@ class _Write:
     do: Callable[[Store], object]
     tell: Callable[[], None] | None = None
     taken: bool = False
+    since: float = attrs.Factory(time.monotonic)
 
 
 @attrs.define
@@ -183,6 +184,8 @@ class Journal:
         self._content = content
         self._waiting: deque[_Write] = deque()
         self._bytes = 0
+        self._faults = 0
+        self._given_up = 0
         self._stir = threading.Condition()
         self._closing = False
         self._idle = True
@@ -208,6 +211,7 @@ class Journal:
         """Have something written; return whether there is room, with `room` beyond."""
         with self._stir:
             if self._bytes + write.size > QUEUE_BYTES + room:
+                self._given_up += 1
                 return False
             self._waiting.append(write)
             self._count(write.size, hurry=write.tell is not None)
@@ -236,6 +240,12 @@ class Journal:
     def waiting(self) -> int:
         """Bytes that are not durable yet."""
         return self._bytes
+
+    def statistics(self) -> Statistics:
+        """Return how the journal does."""
+        with self._stir:
+            lag = time.monotonic() - self._waiting[0].since if self._waiting else 0.0
+            return Statistics(self._bytes, lag, self._faults, self._given_up)
 
     async def settle(self, patience: float = PATIENCE) -> bool:
         """Wait until all that was put in before is durable; return whether it is, in so many seconds."""
@@ -381,12 +391,13 @@ class Journal:
                 for write in writes:
                     write.do(self._store)
         except (sqlite3.OperationalError, OSError) as error:
-            self.fault = f"the journal can't be written: {error}"
+            self._fail(str(error))
             return False
         except Exception as error:  # not the disk: trying again would not help
-            self.fault = f"the journal can't be written: {error!r}"
+            self._fail(repr(error))
             if len(writes) > 1:
                 return all(self._commit([write]) for write in writes)
+            self._given_up += 1
             writes[0].tell = None  # what is given up is never durable
         else:
             self.fault = ""
@@ -402,7 +413,7 @@ class Journal:
         try:
             self._store.checkpoint()
         except (sqlite3.Error, OSError) as error:
-            self.fault = f"the journal can't be written: {error}"
+            self._fail(str(error))
 
     def _tidy(self) -> None:
         try:
@@ -411,7 +422,11 @@ class Journal:
                 self._store.retain(self._retention, time.time())
             self.fault = ""
         except (sqlite3.Error, OSError) as error:
-            self.fault = f"the journal can't be written: {error}"
+            self._fail(str(error))
+
+    def _fail(self, why: str) -> None:
+        self.fault = f"the journal can't be written: {why}"
+        self._faults += 1
 
 
 @asynccontextmanager

@@ -8,9 +8,11 @@ from __future__ import annotations
 import functools
 import gzip
 import json
-from collections.abc import Callable, Collection
+from collections.abc import Awaitable, Callable, Collection
 from importlib import resources
 from pathlib import Path
+
+import trio
 
 from . import asyncapi, openapi
 from .containment import Containment
@@ -68,7 +70,7 @@ class Api:
         self._notice = notice
         self._demo = demo
         self._metrics = metrics
-        self._routes: dict[str, tuple[str, Callable[[Request], Response]]] = {
+        self._routes: dict[str, tuple[str, Callable[[Request], Response | Awaitable[Response]]]] = {
             "/healthz": ("GET", self._health),
             "/readyz": ("GET", self._readiness),
             "/metrics": ("GET", self._measure),
@@ -97,7 +99,8 @@ class Api:
             raise HttpRefusal(404, "not-found", "nothing is served at this path")
         method, route = self._routes[request.path]
         check_method(request, (method,))
-        return route(request)
+        response = route(request)
+        return response if isinstance(response, Response) else await response
 
     def _health(self, _request: Request) -> Response:
         return json_response(200, {"ok": True})
@@ -125,12 +128,13 @@ class Api:
         }
         return json_response(200, told)
 
-    def _measure(self, request: Request) -> Response:
+    async def _measure(self, request: Request) -> Response:
+        """Answer with a scrape, made in a thread: it lists the process's descriptors, of which there may be many."""
         if self._metrics is None:
             raise HttpRefusal(404, "no-metrics", "this server keeps no metrics; the operator can say --metrics")
         if not (request.identity and request.identity.sees_all):
             raise HttpRefusal(403, "role", "metrics are for a viewer or an admin")
-        body, content_type = self._metrics(request.headers.get("accept", ""))
+        body, content_type = await trio.to_thread.run_sync(self._metrics, request.headers.get("accept", ""))
         return Response(200, body, content_type, (("Cache-Control", "no-store"),))
 
     def _describe(self, _request: Request) -> Response:

@@ -20,7 +20,7 @@ from docutils import nodes
 from sphinx.application import Sphinx
 from sphinx.util.docutils import SphinxDirective
 
-from trio_claude import commands, config, entrance, errors, events, messages, workplace
+from trio_claude import commands, config, entrance, errors, events, messages, metrics, workplace
 from trio_claude.errors import CloseCode, ConfigError, Reason
 
 GROUPS = {
@@ -218,6 +218,22 @@ def _given(field: attrs.Attribute[Any]) -> str:
     return "–" if field.default is attrs.NOTHING else code(repr(field.default))
 
 
+# -- metrics ----------------------------------------------------------------------------------------------------------
+
+
+def families() -> Iterator[str]:
+    """Yield each metric, the Prometheus client's own about the process last."""
+    rows = [(one.full_name, one.kind, one.labels, one.text) for one in metrics.FAMILIES]
+    for one in metrics.Metrics().collect():
+        if not one.name.startswith(metrics.PREFIX):
+            name = f"{one.name}_total" if one.type == "counter" else one.name
+            rows.append((name, one.type, tuple(one.samples[0].labels), one.documentation))
+    yield from table(
+        ("metric", "kind", "labels", "what it says"),
+        ((f"`{name}`", kind, " ".join(map(code, labels)) or "–", escaped(text)) for name, kind, labels, text in rows),
+    )
+
+
 # -- commands ---------------------------------------------------------------------------------------------------------
 
 
@@ -273,6 +289,7 @@ MAKERS: dict[str, Callable[[], Iterator[str]]] = {
     "reasons": reasons,
     "refusals": refusals,
     "events": facts,
+    "metrics": families,
     "commands": programs,
 }
 

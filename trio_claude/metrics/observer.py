@@ -109,7 +109,10 @@ class Metrics:
             self._watched = False
 
     def render(self, accept: str = "") -> tuple[bytes, str]:
-        """Return a scrape and its content type: OpenMetrics where a client's Accept header names it, else text."""
+        """Return a scrape and its content type: OpenMetrics where a client's Accept header names it, else text.
+
+        Any thread may call it.
+        """
         kinds = [part.partition(";")[0].strip().lower() for part in accept.split(",")]
         is_open = OPENMETRICS in kinds
         encode = openmetrics.generate_latest if is_open else exposition.generate_latest

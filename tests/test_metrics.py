@@ -1,0 +1,371 @@
+"""Rule: a scrape says what has happened, each metric of the reference and no other, to whom it may be told, and is bounded."""
+
+from __future__ import annotations
+
+import ast
+import json
+import os
+import re
+import signal
+import sqlite3
+import subprocess
+import sys
+import time
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from pathlib import Path
+from typing import Any, get_args
+
+import attrs
+import pytest
+import trio
+from harness import Backend, Said, ask, call, connect, directive, get, head, send_raw, until
+from prometheus_client.openmetrics.parser import text_string_to_metric_families as parse_openmetrics
+from prometheus_client.parser import text_string_to_metric_families as parse_text
+from talk import open_talk
+from trio_websocket import ConnectionClosed
+
+import trio_claude
+from trio_claude import Config, Metrics, connection, events, open_engine, open_run, open_server
+from trio_claude.errors import CloseCode, ConfigError, Reason
+from trio_claude.events import Event, Outcome, Receipt
+from trio_claude.journal import recorder
+from trio_claude.metrics import FAMILIES, OTHER, PREFIX, SERIES_LIMIT
+from trio_claude.metrics.families import BACKGROUND, HELPERS
+from trio_claude.metrics.loop import HOLD, LoopWatch
+from trio_claude.server import Server
+
+PACKAGE = Path(trio_claude.__file__).parent
+DOCS = Path(__file__).parents[1] / "docs"
+ASKS = directive("bash", cmd="touch made-by-tool && echo made-by-tool")
+COLD = {"max_turns": 3}
+"""With these a run gets no CLI that waits."""
+Samples = dict[tuple[str, str], float]
+"""Values by name and labels, these as `door=claude,warm=true`."""
+
+
+def samples(text: str) -> Samples:
+    found: Samples = {}
+    for family in parse_text(text):
+        for sample in family.samples:
+            key = sample.name, ",".join(f"{name}={value}" for name, value in sorted(sample.labels.items()))
+            assert key not in found, key
+            found[key] = sample.value
+    return found
+
+
+def of(metrics: Metrics) -> Samples:
+    return samples(metrics.render()[0].decode())
+
+
+async def scrape(server: Server, key: str | None = None) -> Samples:
+    status, headers, body = await call(server, "/metrics", key)
+    assert (status, headers["content-type"]) == (200, "text/plain; version=0.0.4; charset=utf-8")
+    assert headers["cache-control"] == "no-store"
+    return samples(body.decode())
+
+
+def named(found: Samples, name: str) -> dict[str, float]:
+    """Return the series of one metric that are not 0, by their labels."""
+    return {labels: value for (one, labels), value in found.items() if one == f"{PREFIX}_{name}" and value}
+
+
+@pytest.fixture
+def page(monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
+    """The kind of each metric of the reference, by its name."""
+    monkeypatch.syspath_prepend(str(DOCS / "_ext"))
+    import from_code
+
+    rows = [line.split("|") for line in from_code.families() if line.startswith("| `")]
+    return {row[1].strip(" `"): row[2].strip() for row in rows}
+
+
+# -- a tour ------------------------------------------------------------------------------------------------------------
+
+
+class Tour:
+    """Does to a server what there is to count, and notes what clients saw of it."""
+
+    def __init__(self, cli: Backend, server: Server) -> None:
+        self.cli = cli
+        self.server = server
+        self.codes: dict[str, int] = {}
+        self.scrapes = 0
+
+    async def scrape(self) -> Samples:
+        self.scrapes += 1
+        return await scrape(self.server)
+
+    def saw(self, code: int | str) -> None:
+        self.codes[f"code={code}"] = self.codes.get(f"code={code}", 0) + 1
+
+    async def ask(self, prompt: str, **options: object) -> Said:
+        said = await ask(self.server, prompt, **options)
+        self.saw(said.code)
+        return said
+
+    async def over(self, runs: int) -> None:
+        """Wait for the ends of so many runs."""
+        await until(lambda: len(self.cli.ended) == runs, 10)
+
+    async def one_prompt(self) -> None:
+        await self.ask("hello", **COLD)
+        await self.ask(directive("exit", status=3), **COLD)
+        await self.ask(directive("err", status=401, noretry=True), **COLD)
+        async with connect(self.server) as socket:
+            await socket.send_message(json.dumps({"prompt": directive("silent"), "meta": "T", **COLD}))
+            await until(lambda: self.server.runs.statistics().live == 1)
+            (run,) = self.server.runs._live
+            status, _, _ = await call(self.server, f"/api/runs/{run}", method="DELETE")
+            assert status == 202
+            with pytest.raises(ConnectionClosed):
+                while True:
+                    await socket.get_message()
+            self.saw(socket.closed.code)
+        async with connect(self.server) as socket:
+            await socket.send_message(json.dumps({"prompt": directive("silent"), "meta": "T", **COLD}))
+            await until(lambda: self.server.runs.statistics().live == 1)
+        self.saw(1000)  # what a client says that leaves
+        await self.over(5)
+
+    async def sessions(self) -> None:
+        async with open_talk(self.server) as talk:
+            await talk.start()
+            await talk.user("hello")
+            await talk.result()
+            for answer in ({"behavior": "allow"}, {"behavior": "deny", "message": "no"}, None):
+                await talk.user(ASKS)
+                question = await talk.asked()
+                if answer:
+                    await talk.answer(question["request_id"], **answer)
+                await talk.result()
+            await talk.user(ASKS)
+            await talk.asked()
+            await talk.stop("interrupt")
+            await talk.result()
+            await talk.user(directive("slow", n=200, ms=20))
+            await talk.next(lambda frame: frame.get("subtype") == "init")
+            await talk.stop("interrupt")
+            await talk.result()
+            await talk.stop("end")
+            await talk.end()
+            self.saw(talk.code or 0)
+        async with open_talk(self.server) as talk:
+            await talk.start()
+            await talk.user(ASKS)
+            await talk.asked()
+        self.saw(1000)
+        await self.over(7)
+
+    async def refusals(self) -> None:
+        for sent, status in (
+            (head(origin="http://evil.example"), 403),
+            (head("/ws/other"), 404),
+            (b"GET /ws/claude HTTP/1.1\r\nHost: localhost\r\n\r\n", 426),
+            (b"PATCH /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n", 405),
+            (b"\0\r\n\r\n", 400),
+        ):
+            async with await trio.open_tcp_stream("127.0.0.1", self.server.port) as stream:
+                await stream.send_all(sent)
+                answer = b"".join([chunk async for chunk in stream])
+            assert answer.startswith(b"HTTP/1.1 %d " % status)
+        self.saw((await send_raw(self.server, "no json")).code)
+
+    async def queue(self) -> None:
+        """Fill all slots; one waits, the next is too many; one is let go, so that it comes in."""
+        async with trio.open_nursery() as nursery:
+            ends = [await nursery.start(self.hold) for _ in range(3)]
+            waiting = await nursery.start(self.hold)
+            await until(lambda: self.server.runs.statistics().waiting == 1)
+            self.saw((await ask(self.server, "hello", **COLD)).code)
+            full = await self.scrape()
+            assert [full[f"{PREFIX}_{name}", ""] for name in ("runs_live", "runs_waiting", "slots", "slots_taken")] == [3, 1, 3, 3]
+            assert full[f"{PREFIX}_connections_open", "path=/ws/claude"] == 4
+            ends.pop().cancel()
+            await until(lambda: self.server.runs.statistics().waiting == 0)
+            await until(lambda: self.server.runs.statistics().live == 3)
+            for scope in (*ends, waiting):
+                scope.cancel()
+        await self.over(11)
+
+    async def hold(self, task_status: trio.TaskStatus[trio.CancelScope]) -> None:
+        """Have a run that says nothing, until cancelled."""
+        with trio.CancelScope() as scope:
+            async with connect(self.server) as socket:
+                before = self.server.runs.statistics()
+                await socket.send_message(json.dumps({"prompt": directive("silent"), "meta": "T", **COLD}))
+                await until(lambda: self.server.runs.statistics() != before)
+                task_status.started(scope)
+                try:
+                    await trio.sleep_forever()
+                finally:
+                    self.saw(1000)
+                    with trio.CancelScope(shield=True):
+                        await socket.aclose()
+
+    async def stalled(self) -> None:
+        """Take nothing for a while of what a run says."""
+        async with await trio.open_tcp_stream("127.0.0.1", self.server.port) as stream:
+            await stream.send_all(head())
+            prompt = json.dumps({"prompt": directive("lines", n=100_000, size=300), "meta": "T", **COLD}).encode()
+            await stream.send_all(b"\x81" + bytes((0x80 | 126,)) + len(prompt).to_bytes(2, "big") + bytes(4) + prompt)
+            await trio.sleep(events.STALL + 0.6)
+            with trio.move_on_after(20):
+                while chunk := await stream.receive_some(1 << 20):
+                    last = chunk
+        assert b"exit 0; " in last
+        self.saw(1000)
+        await self.over(12)
+
+    async def faults(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """A crash, a lost zygote, settings good and bad, a held loop, a journal that fails and one that is full."""
+        with monkeypatch.context() as patch:
+            patch.setattr(connection, "_door", lambda *_: 1 / 0)
+            async with await trio.open_tcp_stream("127.0.0.1", self.server.port) as stream:
+                await stream.send_all(head())
+                assert b"101" in b"".join([chunk async for chunk in stream])
+        self.saw("none")
+        config = self.server._entrance.config
+        self.server.reload(lambda: config)
+        self.server.reload(lambda: attrs.evolve(config, metrics=False))
+        time.sleep(0.03)  # noqa: ASYNC251 - this is what is measured
+        journal = self.server.runs.journal
+        assert journal
+        with monkeypatch.context() as patch:
+            patch.setattr(journal._store, "transaction", _locked)
+            assert not await journal.settle(0.1)
+            assert (await self.scrape())[f"{PREFIX}_journal_lag_seconds", ""] >= 0.1
+        assert await journal.settle()
+        with monkeypatch.context() as patch:
+            patch.setattr(recorder, "QUEUE_BYTES", 0)
+            await self.ask("hello", **COLD)
+        zygote = self.server.runs._kit.containment._zygote  # type: ignore[attr-defined]
+        os.kill(zygote.pid, signal.SIGKILL)
+        await until(lambda: events.GuardianLost("zygote") in self.cli.events)
+
+    async def pool(self) -> None:
+        """A run gets the CLI that waits; then none can be started any more."""
+        await until(lambda: self.server.runs.pool.ready == 1, 20)
+        ready = await self.scrape()
+        assert (ready[f"{PREFIX}_pool_ready", ""], ready[f"{PREFIX}_pool_size", ""]) == (1, 1)
+        Path(self.cli.program).unlink()
+        await self.ask("hello")
+        await until(lambda: any(isinstance(event, events.Strained) for event in self.cli.events), 20)
+        await self.ask("hello", **COLD)
+        await self.over(15)
+
+
+@contextmanager
+def _locked() -> Iterator[None]:
+    raise sqlite3.OperationalError("database is locked")
+    yield
+
+
+@pytest.mark.namespace
+async def test_a_tour_is_told_whole(fake: Backend, monkeypatch: pytest.MonkeyPatch, page: dict[str, str]) -> None:
+    config: dict[str, Any] = {"max_runs": 3, "max_waiting": 1, "approval_timeout": 1.0, "containment": "namespace"}
+    async with fake.serve(metrics=True, journal="memory", pool_size=1, **config) as server:
+        tour = Tour(fake, server)
+        await tour.one_prompt()
+        await tour.sessions()
+        await tour.refusals()
+        await tour.queue()
+        await tour.stalled()
+        await tour.faults(monkeypatch)
+        await tour.pool()
+        assert server.runs.journal
+        await server.runs.journal.settle()
+        runs = (await get(server, "/api/runs?limit=500"))["runs"]
+        used = (await get(server, "/api/usage"))["usage"]
+        await until(lambda: not server.stages)
+        found = await tour.scrape()
+        kinds = {name: kind for name, kind in page.items()}
+        assert {family(name, kinds) for name, _ in found} == set(page)
+    check_connections(found, tour)
+    check_runs(found, fake, runs, used)
+    check_containment(found, runs)
+    check_server(found)
+
+
+def family(name: str, kinds: dict[str, str]) -> str:
+    """Return the metric to which a sample belongs."""
+    whole = re.sub("_(bucket|sum|count)$", "", name)
+    return whole if kinds.get(whole) in ("histogram", "summary") else name
+
+
+def check_connections(found: Samples, tour: Tour) -> None:
+    assert named(found, "connections_open") == {}
+    assert named(found, "connections_closed_total") == tour.codes
+    assert named(found, "connection_seconds_count") == {"": sum(tour.codes.values())}
+    assert named(found, "refused_total") == {
+        "code=origin,status=403": 1, "code=not-found,status=404": 1, "code=upgrade,status=426": 1,
+        "code=method,status=405": 1, "code=bad-request,status=400": 1, "code=bad-message,status=1008": 1,
+        "code=queue-full,status=1013": 1,
+    }  # fmt: skip
+    answers = {"status=202": 1, "status=403": 1, "status=404": 1, "status=405": 1, "status=426": 1}
+    answers["status=200"] = tour.scrapes - 1 + 2  # all before this one; runs and usage
+    assert named(found, "http_answers_total") == answers
+    assert named(found, "http_answer_seconds_count") == {"": sum(answers.values())}
+
+
+def check_runs(found: Samples, fake: Backend, runs: list[dict[str, Any]], used: list[dict[str, Any]]) -> None:
+    """Of 15 runs 13 are of one prompt: 4 end well, 6 with their clients, 3 otherwise."""
+    assert named(found, "runs_ended_total") == {
+        "door=claude,reason=exit": 4, "door=claude,reason=failed": 1, "door=claude,reason=unauthorized": 1,
+        "door=claude,reason=stopped": 1, "door=claude,reason=disconnected": 5, "door=claude,reason=spawn-failed": 1,
+        "door=session,reason=exit": 1, "door=session,reason=disconnected": 1,
+    }  # fmt: skip
+    assert named(found, "runs_started_total") == {
+        "door=claude,warm=false": 11, "door=claude,warm=true": 1, "door=session,warm=false": 2,
+    }  # fmt: skip
+    assert named(found, "run_seconds_count") == {"door=claude": 13, "door=session": 2}
+    assert named(found, "slot_wait_seconds_count") == {"": 14}
+    waited = [event.waited for event in fake.events if isinstance(event, events.RunStarted)]
+    assert 0 < named(found, "slot_wait_seconds_sum")[""] == pytest.approx(sum(waited))
+    assert named(found, "first_line_seconds_count") == {"door=claude": 6, "door=session": 2}
+    assert 0 < named(found, "first_line_seconds_sum")["door=claude"] < 6 * 10
+    assert named(found, "turns_total") == {
+        "door=claude,outcome=good": 4, "door=claude,outcome=bad": 1, "door=session,outcome=good": 4, "door=session,outcome=bad": 2,
+    }  # fmt: skip
+    assert named(found, "turn_seconds_count") == {"door=claude": 5, "door=session": 6}
+    assert 1 < named(found, "turn_seconds_sum")["door=session"] < 60
+    outcomes = ("allowed", "denied", "expired", "withdrawn", "abandoned")
+    assert named(found, "approval_seconds_count") == {f"outcome={one}": 1 for one in outcomes}
+    assert 1 <= named(found, "approval_seconds_sum")["outcome=expired"] < 10
+    assert named(found, "interrupts_total") == {"": 2}
+    assert named(found, "send_stall_seconds_count") == {"": 1}
+    assert events.STALL < named(found, "send_stall_seconds_sum")[""] < 20
+    assert named(found, "lines_total") == {"": sum(run["lines"] for run in runs)}
+    assert 100_000 * 300 < named(found, "stdout_bytes_total")[""] == sum(event.bytes for event in fake.ended)
+    assert named(found, "tokens_total") == {"": sum(row["tokens"] for row in used)}
+    assert named(found, "dollars_total")[""] == pytest.approx(sum(row["dollars"] for row in used))
+    assert named(found, "runs_live") == named(found, "runs_waiting") == named(found, "slots_taken") == {}
+
+
+def check_containment(found: Samples, runs: list[dict[str, Any]]) -> None:
+    receipts = [run["receipt"] for run in runs]
+    assert len(receipts) == 15
+    assert named(found, "processes_seen_total") == {"": sum(one["seen"] for one in receipts)}
+    assert named(found, "processes_killed_total") == {"": sum(one["killed"] for one in receipts)}
+    assert named(found, "processes_survived_total") == named(found, "receipts_unproven_total") == {}
+    assert ("trio_claude_receipts_unproven_total", "containment=namespace") in found
+    assert named(found, "kill_seconds_count") == {"": sum(bool(one["seen"]) for one in receipts)}
+    assert named(found, "kill_seconds_sum")[""] == pytest.approx(sum(one["ms"] for one in receipts) / 1000)
+    assert named(found, "guardians_lost_total") == {"what=zygote": 1}
+
+
+def check_server(found: Samples) -> None:
+    assert named(found, "crashes_total") == {"where=connection": 1}
+    assert named(found, "strained") == {"what=what CLIs started ahead of need take": 1}
+    assert named(found, "reloads_total") == {"outcome=good": 1, "outcome=bad": 1}
+    assert named(found, "loop_hold_seconds_count")[""] >= 1
+    assert named(found, "loop_hold_seconds_sum")[""] >= 0.03
+    assert named(found, "loop_busy_seconds_total")[""] >= named(found, "loop_hold_seconds_sum")[""]
+    assert named(found, "journal_faults_total")[""] >= 1
+    assert named(found, "journal_given_up_total") == {"": 1}
+    assert named(found, "journal_lag_seconds") == named(found, "journal_waiting_bytes") == {}
+    assert named(found, "pool_ready") == {}
+    assert named(found, "pool_size") == {"": 1}
+    assert named(found, "build_info") == {f"containment=namespace,version={trio_claude.__version__}": 1}
+    assert found["process_resident_memory_bytes", ""] > 10_000_000
+    assert 0 < found["process_open_fds", ""] < found["process_max_fds", ""]

@@ -33,7 +33,9 @@ from harness import (
     few_descriptors,
     held,
     listen,
+    parent,
     until,
+    zygotes,
 )
 
 from trio_claude.events import Crashed, GuardianLost, Receipt, RunEnded, RunStarted
@@ -50,10 +52,6 @@ KINDS = ["plain", "setsid", "double_fork", "ignore_term", "stopped", "hold_stdou
 # -- the helpers, as seen from outside --------------------------------------------------------------------------------
 
 
-def parent(pid: int) -> int:
-    return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
-
-
 def name(pid: int) -> str:
     return Path(f"/proc/{pid}/comm").read_text().strip()
 
@@ -62,19 +60,6 @@ def supervisor(cli: int) -> int:
     """Return the supervisor of a CLI, which is its parent, and in a namespace the init."""
     assert name(parent(cli)) in ("trio-claude-run", "trio-claude-ini")
     return parent(cli)
-
-
-def zygotes() -> list[int]:
-    """Return the zygotes that this process has, also one that is just starting."""
-    return [int(entry.name) for entry in Path("/proc").iterdir() if entry.name.isdigit() and _is_zygote(entry)]
-
-
-def _is_zygote(entry: Path) -> bool:
-    try:
-        ours = parent(int(entry.name)) == os.getpid()
-        return ours and (entry / "cmdline").read_bytes().startswith(b"trio-claude-zygote\0")
-    except (FileNotFoundError, ProcessLookupError):
-        return False
 
 
 async def new_zygote(old: int = 0) -> int:

@@ -260,6 +260,23 @@ def alive(pid: int) -> bool:
     return state not in "ZX"
 
 
+def parent(pid: int) -> int:
+    return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+
+
+def zygotes() -> list[int]:
+    """Return the zygotes that this process has, also one that is just starting."""
+    return [int(entry.name) for entry in Path("/proc").iterdir() if entry.name.isdigit() and _is_zygote(entry)]
+
+
+def _is_zygote(entry: Path) -> bool:
+    try:
+        ours = parent(int(entry.name)) == os.getpid()
+        return ours and (entry / "cmdline").read_bytes().startswith(b"trio-claude-zygote\0")
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+
+
 def descriptors() -> set[str]:
     return {f"{fd}:{os.readlink(f'/proc/self/fd/{fd}')}" for fd in os.listdir("/proc/self/fd") if _open(fd)}
 

@@ -43,6 +43,7 @@ def _no_namespace() -> str | None:
 PROGRAMS = {
     "node": ("node", "npm"), "browser": ("chromium",), "tmux": ("tmux",), "sandbox": ("bwrap",), "zsh": ("zsh",), "nginx": ("nginx",),
     "systemd": ("systemd-analyze",),
+    "promtool": ("promtool",),
 }  # fmt: skip
 
 
@@ -77,6 +78,7 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
         "zsh",
         "nginx",
         "systemd",
+        "promtool",
     ):
         if item.get_closest_marker(marker) and (why := _missing(marker)):
             if REQUIRED:

@@ -2,29 +2,50 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import os
 import re
 import signal
 import sqlite3
+import subprocess
+import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import attrs
 import pytest
 import trio
-from harness import Backend, Said, ask, call, connect, directive, get, head, send_raw, until, zygotes
+from harness import (
+    Backend,
+    Said,
+    ask,
+    call,
+    connect,
+    directive,
+    get,
+    head,
+    listen,
+    send_raw,
+    until,
+    zygotes,
+)
+from prometheus_client.openmetrics.parser import text_string_to_metric_families as parse_openmetrics
 from prometheus_client.parser import text_string_to_metric_families as parse_text
 from talk import open_talk
 from trio_websocket import ConnectionClosed
 
 import trio_claude
-from trio_claude import Metrics, connection, events
+from trio_claude import Config, Metrics, connection, events, open_engine, open_run, open_server
+from trio_claude.errors import CloseCode, Reason
+from trio_claude.events import Event, Outcome, Receipt
 from trio_claude.journal import recorder
-from trio_claude.metrics import PREFIX
+from trio_claude.metrics import FAMILIES, OTHER, PREFIX, SERIES_LIMIT
+from trio_claude.metrics.families import BACKGROUND, HELPERS
+from trio_claude.metrics.loop import HOLD, LoopWatch
 from trio_claude.server import Server
 
 PACKAGE = Path(trio_claude.__file__).parent
@@ -325,6 +346,8 @@ def check_runs(found: Samples, fake: Backend, runs: list[dict[str, Any]], used: 
     assert 0 < named(found, "first_line_seconds_sum")["door=claude"] < 6 * 10
     turns = {"door=claude,outcome=good": 4, "door=session,outcome=good": 5, "door=session,outcome=bad": 2}
     assert named(found, "turns_total") == turns
+    assert named(found, "first_token_seconds_count") == {"door=claude": 3, "door=session": 8}
+    assert 0 < named(found, "first_token_seconds_sum")["door=session"] < 8 * 10
     assert named(found, "turn_seconds_count") == {"door=claude": 4, "door=session": 7}
     assert 1 < named(found, "turn_seconds_sum")["door=session"] < 60
     outcomes = ("allowed", "denied", "expired", "withdrawn", "abandoned")
@@ -367,3 +390,240 @@ def check_server(found: Samples) -> None:
     assert named(found, "build_info") == {f"containment=namespace,version={trio_claude.__version__}": 1}
     assert found["process_resident_memory_bytes", ""] > 10_000_000
     assert 0 < found["process_open_fds", ""] < found["process_max_fds", ""]
+
+
+async def test_what_a_drain_ends_is_told(fake: Backend) -> None:
+    metrics = Metrics()
+    config = Config(port=0, cli=fake.program, cwd=str(fake.cwd), containment="supervisor")
+    async with open_server(config, [metrics], environ=fake.environ) as server, connect(server) as socket:
+        await socket.send_message(json.dumps({"prompt": directive("silent"), "meta": "T"}))
+        await until(lambda: server.runs.statistics().live == 1)
+        assert named(of(metrics), "connections_open") == {"path=/ws/claude": 1}
+        await server.drain(0)
+        await listen(socket)
+        await until(lambda: not named(of(metrics), "connections_open"))
+    found = of(metrics)
+    assert named(found, "runs_ended_total") == {"door=claude,reason=drained": 1}
+    assert named(found, "connections_closed_total") == {f"code={CloseCode.RESTARTING:d}": 1}
+
+
+# -- who may read, and how ---------------------------------------------------------------------------------------------
+
+
+async def test_who_may_read(fake: Backend) -> None:
+    async with fake.serve_known("alice", "vera/viewer", "ada/admin", metrics=True) as (server, keys):
+        statuses = {name: (await call(server, "/metrics", key))[0] for name, key in {**keys, "nobody": None}.items()}
+        assert statuses == {"alice": 403, "vera": 200, "ada": 200, "nobody": 401}
+        assert json.loads((await call(server, "/metrics", keys["alice"]))[2])["code"] == "role"
+    async with fake.serve(metrics=True) as server:
+        await scrape(server)
+        assert (await call(server, "/metrics", method="HEAD"))[2] == b""
+        assert (await call(server, "/metrics", method="POST"))[0] == 405
+
+
+async def test_off_says_how_to_turn_it_on(fake: Backend) -> None:
+    async with fake.serve() as server:
+        status, _, body = await call(server, "/metrics")
+    assert (status, json.loads(body)) == (
+        404, {"code": "no-metrics", "error": "this server keeps no metrics; the operator can say --metrics"},
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("accept", "is_open"),
+    [
+        ("", False), ("*/*", False), ("text/plain;version=0.0.4", False), ("text/html, application/xml;q=0.9", False),
+        ("application/openmetrics-text", True),
+        ("application/openmetrics-text;version=1.0.0,text/plain;version=0.0.4;q=0.5,*/*;q=0.1", True),
+        ("application/openmetrics-text; version=none; escaping=none", True), (";,;=", False),
+    ],
+)  # fmt: skip
+def test_the_format_is_the_one_that_is_asked_for(accept: str, is_open: bool) -> None:
+    metrics = Metrics()
+    metrics(events.ContainmentReady("supervisor", ""))
+    body, content_type = metrics.render(accept)
+    assert content_type.partition(";")[0] == ("application/openmetrics-text" if is_open else "text/plain")
+    parse = parse_openmetrics if is_open else parse_text
+    families = {family.name for family in parse(body.decode())}
+    assert f"{PREFIX}_build_info" in families
+    assert body.endswith(b"# EOF\n") == is_open
+    assert b"_created" not in body
+
+
+@pytest.mark.promtool
+def test_promtool_finds_nothing() -> None:
+    metrics = Metrics()
+    for event in every_event(1):
+        metrics(event)
+    words = ["promtool", "check", "metrics"]
+    told = subprocess.run(words, input=metrics.render()[0], capture_output=True, check=False)
+    assert (told.returncode, told.stdout, told.stderr) == (0, b"", b"")
+
+
+# -- bounds ------------------------------------------------------------------------------------------------------------
+
+RECEIPT = Receipt(seen=3, killed=2, survivors=0, ms=12.5, containment="namespace")
+OUTCOME = Outcome(Reason.EXIT, 0, None, 3, 0, RECEIPT)
+
+
+def every_event(number: int) -> Iterator[Event]:
+    """Yield one event of each class, each word of which that may differ does."""
+    word, door = f"CANARY-{number}", ("claude", "session")[number % 2]
+    given = {
+        "run": word, "meta": word, "identity": word, "peer": word, "path": f"/{word}", "text": word, "detail": word,
+        "url": word, "method": word, "error": word, "reason": word, "pid": number, "mode": "namespace", "door": door,
+        "seconds": number / 7, "tokens": 1, "dollars": 0.5, "size": 1, "turn": number, "over": True, "outcome": "allowed",
+        "status": 400 + number % 30, "code": f"code-{number % 30}", "what": "descriptors", "where": "pool",
+    }  # fmt: skip
+    for kind in get_args(Event):
+        fields = {
+            one.name: given[one.name] for one in attrs.fields(kind) if one.default is attrs.NOTHING or one.name in given
+        }
+        match kind:
+            case events.RunEnded:
+                fields["outcome"] = OUTCOME
+            case events.ConnectionOpened:
+                fields["path"] = "/ws/claude"
+            case events.ConnectionClosed:
+                fields |= {"code": 3000 + number, "path": "/ws/claude"}
+            case events.Crashed:
+                fields["error"] = ValueError(word)
+        yield kind(**fields)
+
+
+def test_the_series_are_bounded_and_hold_no_word_of_anybody() -> None:
+    metrics, sizes = Metrics(), []
+    for number in range(10_000):
+        for event in every_event(number):
+            metrics(event)
+        if number in (99, 9_999):
+            sizes.append(len(of(metrics)))
+    assert sizes[0] == sizes[1] < 700
+    assert b"CANARY" not in metrics.render()[0]
+    assert named(of(metrics), "connections_closed_total") == {f"code={OTHER}": 10_000}
+    assert named(of(metrics), "runs_ended_total") == {f"door={one},reason=exit": 5_000 for one in ("claude", "session")}
+
+
+def test_a_word_too_many_is_another() -> None:
+    metrics = Metrics()
+    for number in range(3 * SERIES_LIMIT):
+        metrics(events.Refused(400, "", f"code-{number}"))
+    refused = named(of(metrics), "refused_total")
+    assert len(refused) == SERIES_LIMIT + 1
+    assert refused[f"code={OTHER},status={OTHER}"] == 2 * SERIES_LIMIT
+
+
+def test_the_code_has_fewer_refusals_than_the_limit() -> None:
+    """Statuses with each word that is written in the code; a word of a message closes with one of two codes."""
+    words = set()
+    for node in _nodes():
+        if isinstance(node, ast.Call) and getattr(node.func, "id", "") in ("HttpRefusal", "Refused"):
+            words |= {str(one.value) for one in node.args if isinstance(one, ast.Constant)}
+        if isinstance(node, ast.AnnAssign) and getattr(node.target, "id", "") == "code":
+            words |= {str(node.value.value)} if isinstance(node.value, ast.Constant) else set()
+    assert 20 < sum(bool(re.fullmatch("[a-z-]+", word)) for word in words) < SERIES_LIMIT / 2
+
+
+def test_what_may_crash_or_be_lost_is_there_from_the_start() -> None:
+    """The first rise of a counter is a rise only where it has been 0 before."""
+    where, lost = set(), set()
+    for node in _nodes():
+        if isinstance(node, ast.Call) and node.args:
+            name, first = getattr(node.func, "id", ""), node.args[0]
+            if name == "Crashed" or any(getattr(one, "id", "") == "keep_going" for one in (node.func, *node.args)):
+                words = [one.value for one in node.args if isinstance(one, ast.Constant)]
+                where |= set(words[:1])
+            if name == "GuardianLost" and isinstance(first, ast.Constant):
+                lost.add(first.value)
+    assert where == set(BACKGROUND)
+    assert lost == set(HELPERS)
+
+
+def _nodes() -> Iterator[ast.AST]:
+    for path in PACKAGE.rglob("*.py"):
+        if "testing" not in path.parts:
+            yield from ast.walk(ast.parse(path.read_text()))
+
+
+def test_survivors_are_told() -> None:
+    metrics = Metrics()
+    metrics(events.RunEnded("r", "m", 1.0, attrs.evolve(OUTCOME, receipt=attrs.evolve(RECEIPT, survivors=2))))
+    metrics(events.RunEnded("r", "m", 1.0, attrs.evolve(OUTCOME, receipt=attrs.evolve(RECEIPT, survivors=None))))
+    found = of(metrics)
+    assert named(found, "processes_survived_total") == {"": 2}
+    assert named(found, "receipts_unproven_total") == {"containment=namespace": 1}
+
+
+# -- whose they are ----------------------------------------------------------------------------------------------------
+
+
+@asynccontextmanager
+async def two_servers(fake: Backend) -> AsyncIterator[list[Server]]:
+    async with fake.serve(metrics=True) as one, fake.serve(metrics=True) as other:
+        yield [one, other]
+
+
+async def test_servers_of_one_process_share_nothing(fake: Backend) -> None:
+    async with two_servers(fake) as servers:
+        for server, count in zip(servers, (1, 2), strict=True):
+            for _ in range(count):
+                await ask(server, "hello")
+        ended = [named(await scrape(server), "runs_ended_total") for server in servers]
+    assert ended == [{"door=claude,reason=exit": 1}, {"door=claude,reason=exit": 2}]
+
+
+async def test_an_engine_is_counted_too(fake: Backend) -> None:
+    metrics = Metrics()
+    config = Config(cli=fake.program, cwd=str(fake.cwd))
+    async with open_engine(config, [metrics], environ=fake.environ) as engine:
+        with metrics.watching(engine.runs):
+            async with open_run("hello", engine=engine) as run:
+                await run.wait()
+            found = of(metrics)
+            with pytest.raises(RuntimeError, match="watch already"), metrics.watching(engine.runs):
+                pass
+        assert (f"{PREFIX}_slots", "") not in of(metrics)
+        with metrics.watching(engine.runs):
+            assert of(metrics)[f"{PREFIX}_slots", ""] > 0
+    assert run.outcome
+    assert named(found, "lines_total") == {"": run.outcome.lines}
+    assert not {name for name, _ in found if "journal" in name}, "there is none"
+
+
+def test_who_wants_none_imports_none() -> None:
+    code = """
+import sys, trio, trio_claude
+async def main():
+    async with trio_claude.open_server(trio_claude.Config(port=0, cli="/bin/true")): pass
+trio.run(main)
+print(*(name for name in sys.modules if "prometheus" in name or name.startswith("trio_claude.metrics")))
+"""
+    told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert told.stdout.strip() == ""
+
+
+# -- the loop ----------------------------------------------------------------------------------------------------------
+
+
+async def test_a_held_loop_is_told_and_a_waiting_one_is_not() -> None:
+    held: list[float] = []
+    loop = LoopWatch(held.append)
+    trio.lowlevel.add_instrument(loop)
+    try:
+        await trio.sleep(0.1)
+        assert loop.busy < 0.1
+        time.sleep(2 * HOLD)  # noqa: ASYNC251 - this is what is measured
+        await trio.lowlevel.checkpoint()
+    finally:
+        trio.lowlevel.remove_instrument(loop)
+    assert 2 * HOLD <= max(held) <= loop.busy
+
+
+def test_families_are_well_named() -> None:
+    for one in FAMILIES:
+        assert re.fullmatch(r"[a-z]+(_[a-z]+)*", one.name)
+        assert one.name.endswith("_total") == (one.kind == "counter"), one.name
+        assert one.text.endswith(".")
+        assert bool(one.buckets) == (one.kind == "histogram")
+        assert list(one.buckets) == sorted(set(one.buckets))
+        assert all(len(labels) == len(one.labels) for labels in one.known)

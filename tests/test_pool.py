@@ -65,6 +65,15 @@ async def test_other_options_start_another_cli(fake: Backend) -> None:
     assert started(fake.events) == [False, True]
 
 
+async def test_a_cli_that_is_being_made_ready_gives_its_slot_to_a_run_that_waits(fake: Backend) -> None:
+    async with fake.serve(**POOL, max_runs=1, queue_timeout=20) as server:
+        await until(lambda: server.runs.statistics().taken == 1)
+        assert server.runs.pool.ready == 0
+        with trio.fail_after(15):
+            assert (await ask(server, directive("text", text="hello"), max_turns=3)).code == 1000
+    assert started(fake.events) == [False]
+
+
 async def test_tokens_come_from_a_pool_that_speaks_them(fake: Backend) -> None:
     async with fake.serve(**POOL, pool_partial=True) as server:
         await until(lambda: server.runs.pool.ready == 1)

@@ -237,10 +237,10 @@ class Runs:
     ) -> None:
         """Wait for a slot for `queue_timeout` seconds. Raises `NotWanted`, `Busy` and `Draining`."""
         patience, told = self._patience, 0
-        if self._slots.taken >= self._slots.total:
-            self.pool.evict()
         with self.until_drain(patience) as late, waiting:
             while not waiter.granted:
+                if self._slots.taken >= self._slots.total:
+                    self.pool.evict()  # also one that was still being made ready when the wait began
                 if (place := self._slots.place(waiter)) != told:
                     told = place
                     on_wait(place)

@@ -10,7 +10,7 @@ from typing import Final, Literal
 
 import attrs
 
-from ..errors import CloseCode, Reason
+from ..errors import Busy, CloseCode, QueueFull, Reason
 from ..events import STALL
 from ..journal import Statistics as JournalStatistics
 from ..run import Run
@@ -100,6 +100,7 @@ FAMILIES: Final = (
     Family(
         "refused_total", "counter", "Clients that were refused, by the HTTP status or close code (0: closed before a "
         "request was read) and the word for programs.", ("status", "code"),
+        known=tuple((f"{one.close_code:d}", one.code) for one in (Busy, QueueFull)),
     ),
     Family("http_answers_total", "counter", "Plain HTTP requests that were answered or refused.", ("status",)),
     Family("http_answer_seconds", "histogram", "From a plain HTTP request to its answer.", buckets=ANSWERS),
@@ -121,7 +122,7 @@ FAMILIES: Final = (
         read=lambda it: it.runs.statistics().taken,
     ),
     Family("slot_wait_seconds", "histogram", "How long runs that were started had waited for a slot.", buckets=WAITS),
-    Family("first_line_seconds", "histogram", "From the start of a CLI to its first line.", ("door",), FIRST),
+    Family("first_line_seconds", "histogram", "From the start of a CLI to its first line.", ("door",), FIRST, _ones(DOORS)),
     Family(
         "first_token_seconds", "histogram", "From the prompt of a turn to its first words: with `partial` a token, "
         "else a message.", ("door",), FIRST,

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from prometheus_client.parser import text_string_to_metric_families
 
 from trio_claude.errors import Reason
 from trio_claude.metrics import FAMILIES, PREFIX, Metrics
@@ -111,7 +112,7 @@ def test_a_test_that_expects_too_much_fails(tmp_path: Path) -> None:
 
 
 def test_the_rules_ask_for_what_there_is() -> None:
-    own = {metric.name for metric in Metrics().collect()}
+    own = {family.name for family in text_string_to_metric_families(Metrics().render()[0].decode())}
     for found in re.findall(r"\bprocess_\w+", TEXT):
         assert found in own
     asked = re.findall(rf"\b({PREFIX}_\w+)(?:\{{(\w+)(?:=~|!=|=)\"([^\"]*)\"\}})?", TEXT)

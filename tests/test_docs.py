@@ -82,6 +82,16 @@ async def test_the_samples_of_sessions_run(fake: Backend, capsys: pytest.Capture
     assert "Hello from stub.{'seen': " in capsys.readouterr().out
 
 
+async def test_the_sample_of_metrics_runs(
+    fake: Backend, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("trio_claude.workplace.find_cli", lambda _: Path(fake.program))
+    world: dict[str, object] = {}
+    exec(named("docs/metrics.md", "counted"), world)
+    await world["counted"]()  # type: ignore[operator]
+    assert 'trio_claude_runs_ended_total{door="claude",reason="exit"} 1.0' in capsys.readouterr().out
+
+
 @pytest.mark.node
 async def test_the_sample_of_the_readme_in_javascript_runs(fake: Backend, tmp_path: Path) -> None:
     (sample,) = re.findall(r"```javascript\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)

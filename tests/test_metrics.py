@@ -507,10 +507,10 @@ def test_the_series_are_bounded_and_hold_no_word_of_anybody() -> None:
 def test_a_word_too_many_is_another() -> None:
     metrics = Metrics()
     for number in range(3 * SERIES_LIMIT):
-        metrics(events.Refused(400, "", f"code-{number}"))
-    refused = named(of(metrics), "refused_total")
-    assert len(refused) == SERIES_LIMIT + 1
-    assert refused[f"code={OTHER},status={OTHER}"] == 2 * SERIES_LIMIT
+        metrics(events.Answered("peer", "GET", "/", number, 0.1))
+    answers = named(of(metrics), "http_answers_total")
+    assert len(answers) == SERIES_LIMIT + 1
+    assert answers[f"status={OTHER}"] == 2 * SERIES_LIMIT
 
 
 def test_the_code_has_fewer_refusals_than_the_limit() -> None:

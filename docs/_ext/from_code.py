@@ -17,6 +17,7 @@ from typing import Any
 import attrs
 import click
 from docutils import nodes
+from prometheus_client.parser import text_string_to_metric_families
 from sphinx.application import Sphinx
 from sphinx.util.docutils import SphinxDirective
 
@@ -224,7 +225,7 @@ def _given(field: attrs.Attribute[Any]) -> str:
 def families() -> Iterator[str]:
     """Yield each metric, the Prometheus client's own about the process last."""
     rows = [(one.full_name, one.kind, one.labels, one.text) for one in metrics.FAMILIES]
-    for one in metrics.Metrics().collect():
+    for one in text_string_to_metric_families(metrics.Metrics().render()[0].decode()):
         if not one.name.startswith(metrics.PREFIX):
             name = f"{one.name}_total" if one.type == "counter" else one.name
             rows.append((name, one.type, tuple(one.samples[0].labels), one.documentation))

@@ -122,7 +122,9 @@ FAMILIES: Final = (
         read=lambda it: it.runs.statistics().taken,
     ),
     Family("slot_wait_seconds", "histogram", "How long runs that were started had waited for a slot.", buckets=WAITS),
-    Family("first_line_seconds", "histogram", "From the start of a CLI to its first line.", ("door",), FIRST, _ones(DOORS)),
+    Family(
+        "first_line_seconds", "histogram", "From the start of a CLI to its first line.", ("door",), FIRST, _ones(DOORS)
+    ),
     Family(
         "first_token_seconds", "histogram", "From the prompt of a turn to its first words: with `partial` a token, "
         "else a message.", ("door",), FIRST,

@@ -116,13 +116,7 @@ class Metrics:
         kinds = [part.partition(";")[0].strip().lower() for part in accept.split(",")]
         is_open = OPENMETRICS in kinds
         encode = openmetrics.generate_latest if is_open else exposition.generate_latest
-        return encode(cast("CollectorRegistry", self)), CONTENT_TYPES[is_open]
-
-    def collect(self) -> Iterable[Metric]:
-        """Yield every metric; when each series began is left out, as it would be a series more for each."""
-        for metric in self._registry.collect():
-            metric.samples = [sample for sample in metric.samples if not sample.name.endswith("_created")]
-            yield metric
+        return encode(cast("CollectorRegistry", _Lean(self._registry))), CONTENT_TYPES[is_open]
 
     # the events of which there is more to say
 
@@ -185,6 +179,19 @@ class Metrics:
             family = self._families[name]
             children[labels] = family.labels(*labels) if labels else family
         return children[labels]
+
+
+class _Lean(Collector):
+    """A registry without when each series began, which would be a series more for each."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        self._registry = registry
+
+    def collect(self) -> Iterable[Metric]:
+        """Yield every metric."""
+        for metric in self._registry.collect():
+            metric.samples = [sample for sample in metric.samples if not sample.name.endswith("_created")]
+            yield metric
 
 
 class _Readings(Collector):

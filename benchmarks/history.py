@@ -87,11 +87,14 @@ def await_stored(journal: Path, runs: int, lines: int) -> None:
             time.sleep(0.01)
 
 
-def _pass_lines(subject: Subject, connections: int, lines: int) -> tuple[float, float]:
-    """Return lines a second, and CPU seconds of the server a million lines, until all are stored."""
+def pass_lines(subject: Subject, connections: int, lines: int, rate: float = 0) -> tuple[float, float]:
+    """Return million lines a second, and CPU microseconds of the server a line, until all are stored.
+
+    With `rate` each connection gets so many lines a second, else as many as there can be.
+    """
     at = time.monotonic_ns() + int((0.5 + 0.05 * connections) * 1e9)
     words = {"total": connections, "at_once": connections, "lines": lines, "hold": 1, "limit": 60}
-    with Load(subject, prompt=script(lines, 0, SIZE, stay=True, at=at), **words) as client:
+    with Load(subject, prompt=script(lines, rate, SIZE, stay=True, at=at), **words) as client:
         client.event("started")
         before = subject.cpu()
         if time.monotonic_ns() > at:
@@ -138,9 +141,9 @@ def _start(subject: Subject) -> float:
 def measure(subject: Subject, quick: bool) -> Figures:
     """Take the figures; a few lines go before, so that what compiles while it runs has done so."""
     starts, first = [_start(subject) for _ in range(SESSIONS)], _first_lines(subject)
-    _pass_lines(subject, 1, LINES // 6)
-    one = [_pass_lines(subject, 1, LINES) for _ in range(1 if quick else 3)]
-    twenty = _pass_lines(subject, CONNECTIONS, LINES // CONNECTIONS)
+    pass_lines(subject, 1, LINES // 6)
+    one = [pass_lines(subject, 1, LINES) for _ in range(1 if quick else 3)]
+    twenty = pass_lines(subject, CONNECTIONS, LINES // CONNECTIONS)
     return {
         "rate_1": statistics.median(rate for rate, _ in one), "rate_20": twenty[0],
         "cpu_1": statistics.median(cpu for _, cpu in one), "cpu_20": twenty[1],

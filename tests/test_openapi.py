@@ -206,6 +206,14 @@ async def test_what_is_answered_of_runs_is_what_the_document_says(fake: Backend)
         assert check_body(await http.get("/readyz"), "/readyz")["ready"] is False
 
 
+async def test_a_scrape_is_of_a_type_that_the_document_has(fake: Backend) -> None:
+    content = DOCUMENT["paths"]["/metrics"]["get"]["responses"]["200"]["content"]
+    async with fake.serve(metrics=True) as server, client(server) as http:
+        for kind in content:
+            answer = await http.get("/metrics", headers={"Accept": kind})
+            assert (answer.status_code, answer.headers["content-type"].partition(";")[0]) == (200, kind)
+
+
 async def test_a_transfer_encoding_that_is_not_spoken_is_named(fake: Backend) -> None:
     async with fake.serve() as server, await trio.open_tcp_stream("127.0.0.1", server.port) as stream:
         await stream.send_all(b"POST /api/ticket HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: gzip\r\n\r\n")
@@ -237,7 +245,7 @@ async def attack(server: Server, folder: Path, key: str | None, rest: tuple[str,
 async def test_whatever_is_asked_is_answered_as_the_document_says(fake: Backend, long: bool, asks: bool) -> None:
     """What deletes comes last, so that there is something to be asked for. Long: more, at random, and each HEAD too."""
     names = ("alice", "vera/viewer", "ada/admin") if asks else ()
-    serving = fake.serve_known(*names, journal="memory") if asks else open_to_all(fake)
+    serving = fake.serve_known(*names, journal="memory", metrics=True) if asks else open_to_all(fake)
     async with serving as (server, keys):
         for key in [keys["alice"], keys["ada"], keys["alice"]] if asks else [None]:
             await ask(server, directive("stderr", text="oh", n=2), key=key)
@@ -256,5 +264,5 @@ async def test_whatever_is_asked_is_answered_as_the_document_says(fake: Backend,
 
 @asynccontextmanager
 async def open_to_all(fake: Backend) -> AsyncIterator[tuple[Server, dict[str, str]]]:
-    async with fake.serve(journal="memory") as server:
+    async with fake.serve(journal="memory", metrics=True) as server:
         yield server, {}

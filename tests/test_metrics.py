@@ -266,6 +266,9 @@ class Tour:
         os.kill(zygote, signal.SIGKILL)
         await until(lambda: events.GuardianLost("zygote") in self.cli.events)
 
+    def heard(self, kind: type[Event]) -> int:
+        return sum(isinstance(event, kind) for event in self.cli.events)
+
     def strains(self) -> list[bool]:
         return [event.over for event in self.cli.events if isinstance(event, events.Strained)]
 
@@ -289,7 +292,7 @@ def _locked() -> Iterator[None]:
 
 @pytest.mark.namespace
 async def test_a_tour_is_told_whole(fake: Backend, page: dict[str, str]) -> None:
-    config: dict[str, Any] = {"max_runs": 3, "max_waiting": 1, "approval_timeout": 1.0, "containment": "namespace"}
+    config: dict[str, Any] = {"max_runs": 3, "max_waiting": 1, "approval_timeout": 2.0, "containment": "namespace"}
     async with fake.serve(metrics=True, journal="memory", pool_size=1, **config) as server:
         tour = Tour(fake, server)
         for step in (tour.one_prompt, tour.sessions, tour.refusals, tour.queue, tour.stalled, tour.faults, tour.pool):
@@ -299,7 +302,7 @@ async def test_a_tour_is_told_whole(fake: Backend, page: dict[str, str]) -> None
         await server.runs.journal.settle()
         runs = (await get(server, "/api/runs?limit=500"))["runs"]
         used = (await get(server, "/api/usage"))["usage"]
-        await until(lambda: not server.stages)
+        await until(lambda: tour.heard(events.ConnectionOpened) == tour.heard(events.ConnectionClosed))
         found = await tour.scrape()
         assert {family(name, page) for name, _ in found} == set(page)
     check_connections(found, tour)
@@ -352,7 +355,7 @@ def check_runs(found: Samples, fake: Backend, runs: list[dict[str, Any]], used: 
     assert 1 < named(found, "turn_seconds_sum")["door=session"] < 60
     outcomes = ("allowed", "denied", "expired", "withdrawn", "abandoned")
     assert named(found, "approval_seconds_count") == {f"outcome={one}": 1 for one in outcomes}
-    assert 1 <= named(found, "approval_seconds_sum")["outcome=expired"] < 10
+    assert 2 <= named(found, "approval_seconds_sum")["outcome=expired"] < 10
     assert named(found, "interrupts_total") == {"": 2}
     assert named(found, "send_stall_seconds_count") == {"": 1}
     assert events.STALL < named(found, "send_stall_seconds_sum")[""] < 20
@@ -451,13 +454,18 @@ def test_the_format_is_the_one_that_is_asked_for(accept: str, is_open: bool) -> 
 
 
 @pytest.mark.promtool
-def test_promtool_finds_nothing() -> None:
+async def test_promtool_finds_nothing(fake: Backend) -> None:
     metrics = Metrics()
     for event in every_event(1):
         metrics(event)
-    words = ["promtool", "check", "metrics"]
-    told = subprocess.run(words, input=metrics.render()[0], capture_output=True, check=False)
-    assert (told.returncode, told.stdout, told.stderr) == (0, b"", b"")
+    async with fake.serve(metrics=True, journal="memory") as server:
+        await ask(server, "hello")
+        _, _, body = await call(server, "/metrics")
+    for text in (body, metrics.render()[0]):
+        told = await trio.run_process(
+            ["promtool", "check", "metrics"], stdin=text, capture_stdout=True, capture_stderr=True, check=False
+        )
+        assert (told.returncode, told.stdout, told.stderr) == (0, b"", b"")
 
 
 # -- bounds ------------------------------------------------------------------------------------------------------------

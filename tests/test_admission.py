@@ -88,6 +88,20 @@ def test_an_identity_at_its_limit_holds_up_nobody() -> None:
     assert second.granted
 
 
+def test_slots_are_short_where_somebody_waits_for_one_and_may_have_it() -> None:
+    slots = Slots(1, 10)
+    assert not slots.short
+    assert slots.take(object(), "a")
+    assert not slots.short
+    at_its_limit = wait(slots, "a", [], 1)
+    assert not slots.short
+    other = wait(slots, "b", [])
+    assert slots.short
+    slots.leave(other)
+    slots.leave(at_its_limit)
+    assert not slots.short
+
+
 def test_a_queue_is_bounded_for_each_and_for_all() -> None:
     slots = Slots(1, 3)
     assert slots.take(object(), "a")

@@ -239,7 +239,7 @@ class Runs:
         patience, told = self._patience, 0
         with self.until_drain(patience) as late, waiting:
             while not waiter.granted:
-                if self._slots.taken >= self._slots.total:
+                if self._slots.short:
                     self.pool.evict()  # also one that was still being made ready when the wait began
                 if (place := self._slots.place(waiter)) != told:
                     told = place

@@ -100,6 +100,11 @@ class Slots:
         """How many slots are held."""
         return len(self._holders)
 
+    @property
+    def short(self) -> bool:
+        """Whether all slots are held while somebody waits who may have one."""
+        return len(self._holders) >= self.total and self._next() is not None
+
     def __len__(self) -> int:
         """Return how many wait."""
         return sum(map(len, self._queues.values()))

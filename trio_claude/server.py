@@ -123,6 +123,12 @@ class Server:
         await self.runs.drain(self._entrance.config.drain_timeout if patience is None else patience)
         self.drained.set()
 
+    async def _finish(self) -> None:
+        """Drain, and give clients some time to hear so."""
+        await self.drain()
+        with trio.move_on_after(FINISH_TIMEOUT):
+            await self.closed.wait()
+
 
 @asynccontextmanager
 async def open_server(
@@ -157,16 +163,15 @@ async def open_server(
         entrance = Entrance(config, OPEN_PATHS)
         listening = given or [stack.enter_context(listener) for listener in await _listen(config)]
         metrics = _metrics(config)
-        told = [*observers, metrics] if metrics else observers
-        engine = await stack.enter_async_context(
-            open_engine(config, told, environ=environ, tracer_provider=tracer_provider)
-        )
+        told: list[Observer] = [*observers, metrics] if metrics else [*observers]
+        opened = open_engine(config, told, environ=environ, tracer_provider=tracer_provider)
+        engine = await stack.enter_async_context(opened)
         if metrics:
             stack.enter_context(metrics.watching(engine.runs))
         household = _furnish(config, engine, entrance, notice, metrics, demo=demo)
-        addresses = tuple(_url(*listener.getsockname()[:2]) for listener in listening)
+        bound = [listener.getsockname()[:2] for listener in listening]
         server = Server(
-            config.host, config.port or listening[0].getsockname()[1], addresses, engine.runs, entrance,
+            config.host, config.port or bound[0][1], tuple(_url(*address) for address in bound), engine.runs, entrance,
             engine.observer, household.stages, trio.CancelScope(), place,
         )  # fmt: skip
         async with open_services() as services:
@@ -174,9 +179,7 @@ async def open_server(
             await services.start(_accept_all, server, listening, household)
             engine.observer(Listening(server.url))
             yield server
-            await server.drain()
-            with trio.move_on_after(FINISH_TIMEOUT):
-                await server.closed.wait()
+            await server._finish()
 
 
 def _furnish(

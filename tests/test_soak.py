@@ -11,6 +11,7 @@ import random
 import secrets
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -46,7 +47,7 @@ def test_all_holds_whatever_happens(folder: Path, long: bool) -> None:
     assert told["wrong"] == {}
     assert status == 0
     assert {name for name in INVARIANTS if not told["checked"].get(name)} == set()
-    assert set(told["phases"]) == {"kill", "rest", "drain"}
+    assert {"kill", "rest", "drain"} <= set(told["phases"]) <= {"kill", "rest", "drain", "hurry"}
     assert all(growth["first"] > 0 for growth in told["growth"])
 
 
@@ -138,6 +139,22 @@ def test_a_bad_run_is_seen(folder: Path, changed: dict[str, Any], wrong: set[str
 
 def test_a_run_without_an_end_is_seen(folder: Path) -> None:
     assert judged(folder, end=None) >= {"ends", "receipts"}
+
+
+def test_a_run_whose_server_was_killed_is_good_and_its_end_counted(folder: Path) -> None:
+    killed = Store(folder / "journal.db", "killed")
+    with killed.transaction():
+        killed.begin(
+            Begun(id="a", identity="local", meta="M", door="claude", session=None, started=1.0, prompt="x", options={})
+        )
+    killed.close()
+    Store(folder / "journal.db", "next").close()
+    truth = Truth(folder / "journal.db", killed=time.monotonic())
+    truth.runs["M"] = Run("M", "prompt", "0", "claude", "a", starts=1)
+    truth.judge()
+    assert dict(truth.wrong) == {}
+    truth.judge()
+    assert dict(truth.wrong) == {"ends": 1}  # no more ends were counted
 
 
 # -- what a client hears -----------------------------------------------------------------------------------------------

@@ -17,7 +17,7 @@ import attrs
 import trio
 
 from trio_claude.errors import Reason
-from trio_claude.journal import PartKind, Query, RunRow
+from trio_claude.journal import PartKind, Query, RunRow, UsageQuery
 from trio_claude.journal.store import Reader
 
 from .wire import Mark, Seen, Stretch
@@ -196,7 +196,7 @@ class Truth:
                 self.violate("journal", f"a run that nobody asked for: {rows[meta].id} {meta}")
             for run in self.runs.values():
                 self._judge_run(reader, run, rows.get(run.meta))
-            self._judge_usage(reader, sum(row.receipt is not None for row in rows.values()))
+            self._judge_usage(reader, sum(row.state == "ended" for row in rows.values()))
 
     def _rows(self, reader: Reader) -> Iterator[RunRow]:
         """Yield the journal's runs of this phase."""
@@ -213,9 +213,9 @@ class Truth:
 
     def _judge_usage(self, reader: Reader, ended: int) -> None:
         """Check that each end was counted once."""
-        used = sum(row.runs for row in reader.usage(None, ""))
+        used = sum(row.runs for row in reader.usage(UsageQuery(limit=-1)).rows)
         self.check(
-            "ends", holds=used == self._used + ended, seen=f"{used - self._used} ends in the usage, {ended} receipts"
+            "ends", holds=used == self._used + ended, seen=f"{used - self._used} ends in the usage, {ended} in the runs"
         )
         self._used = used
 

@@ -140,6 +140,22 @@ async def test_a_cancelled_run_is_told_to_have_ended_once(stage: Stage, autojump
     ]
 
 
+async def test_a_run_that_a_bug_ends_is_told_to_have_failed_once(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def script(cli: FakeProcess) -> None:
+        await cli.say.send_all(b"line\n")
+
+    async def fail(_lines: list[bytes]) -> None:
+        raise LookupError("a bug")
+
+    monkeypatch.setattr(stage.sink, "lines", fail)
+    with pytest.RaisesGroup(pytest.RaisesGroup(LookupError)):
+        await stage.play(script)
+    ended = [event.outcome for event in stage.events if isinstance(event, RunEnded)]
+    assert [(one.reason, one.error) for one in ended] == [(Reason.FAILED, "a fault of the server")]
+
+
 async def test_300_seconds_end_a_silent_run(stage: Stage, autojump_clock: trio.testing.MockClock) -> None:
     began = trio.current_time()
 

@@ -53,6 +53,13 @@ def _functions(traceback: TracebackType | None) -> Iterator[str]:
         traceback = traceback.tb_next
 
 
+def is_fault(error: BaseException) -> bool:
+    """Return whether an exception is one, or a group in which there is one: not a cancellation alone."""
+    if isinstance(error, BaseExceptionGroup):
+        return error.subgroup(Exception) is not None
+    return isinstance(error, Exception)
+
+
 def note_run(error: BaseException, run: str) -> None:
     """Note on an exception which run it left; tracebacks show it."""
     error.add_note(f"run {run}")

@@ -21,7 +21,7 @@ from .containment import Contained, Containment, Job
 from .endings import LADDERS, Decision, exit_decision
 from .errors import PeerGone, Reason, SpawnFailed
 from .events import Observer, Outcome, Receipt
-from .faults import note_run
+from .faults import is_fault, note_run
 from .journal import Begun, End, Journal, Recorder
 from .messages import Options, Prompt
 from .metering import Meter
@@ -154,16 +154,13 @@ class Run:
     async def execute(self, sink: Sink) -> Outcome:
         """Run the CLI to its end, whatever that is; its tree is dealt with when this returns."""
         with context.bound(run=self.id, meta=self.meta, identity=self.account.name):
-            try:
-                return await self._execute(sink)
-            except (Exception, BaseExceptionGroup) as error:
-                note_run(error, self.id)
-                raise
+            return await self._execute(sink)
 
     async def _execute(self, sink: Sink) -> Outcome:
         if self._journal:
             self._recorder = self._journal.begin(self._begun())
         outcome: Outcome | None = None
+        unfinished = Decision(Reason.STOPPED, "cancelled")
         self.teller.begin()
         try:
             async with self._started() as process:
@@ -171,9 +168,13 @@ class Run:
                 outcome = await self._live(process, sink)
         except SpawnFailed as error:
             outcome = self._outcome(Decision(Reason.SPAWN_FAILED, str(error)), self._receipt(survivors=0))
+        except (Exception, BaseExceptionGroup) as error:
+            if is_fault(error):
+                note_run(error, self.id)
+                unfinished = Decision(Reason.FAILED, "a fault of the server")
+            raise
         finally:
-            cancelled = Decision(Reason.STOPPED, "cancelled")
-            self._close_books(outcome or self._outcome(cancelled, self._receipt(survivors=None)))
+            self._close_books(outcome or self._outcome(unfinished, self._receipt(survivors=None)))
         return outcome
 
     def _receipt(self, *, survivors: int | None) -> Receipt:

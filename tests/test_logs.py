@@ -126,7 +126,7 @@ def test_an_event_is_one_line_with_the_facts_in_it(told: Told) -> None:
         "level": "info", "event": "RunEnded", "run": "r", "meta": "TASK-1", "seconds": 1.5, "identity": "local", "door": "claude",
         "turns": 0, "tokens": 0, "dollars": 0.0, "bytes": 0,
         "outcome": {
-            "reason": "exit", "exit_status": 0, "signal": None, "lines": 3, "encoding_errors": 0, "error": None,
+            "reason": "exit", "exit_status": 0, "signal": None, "lines": 3, "encoding_errors": 0, "cause": None,
             "after_result": False,
             "receipt": {"seen": 7, "killed": 6, "survivors": 0, "ms": 12.5, "containment": "supervisor"},
         },
@@ -602,7 +602,7 @@ def test_what_looks_like_a_key_is_hidden_wherever_it_stands(told: Told, form: st
         logging.getLogger("x").warning("got %s", {"header": text})
         warn(text)
         log(Crashed(text, caught(text)))
-        log(RunEnded("r", "T", 1.0, Outcome(Reason.FAILED, 1, None, 0, 0, RECEIPT, text)))
+        log(RunEnded("r", "T", 1.0, Outcome(Reason.FAILED, 1, None, 0, 0, RECEIPT, cause=text)))
     assert secret not in told.text
     assert told.text.count(HIDDEN) >= 12
     assert form == "console" or len(told.said) == 6
@@ -625,6 +625,21 @@ def test_what_is_no_key_stays() -> None:
         "/ws/claude",
     ):
         assert hide(text) == text
+
+
+@pytest.mark.parametrize("form", ["json", "console"])
+async def test_what_a_cli_says_of_its_end_is_not_in_it(fake: Backend, told: Told, form: str) -> None:
+    died = directive("stderr", text="a canary") + directive("exit", status=3)
+    failed = directive("raw", text='{"type":"result","is_error":true,"result":"a canary"}\n')
+    with logging_to(told, Config(log_format=form, log_level="debug")) as log:
+        async with fake.serve() as server:
+            assert "a canary" in str((await ask(server, died)).errors)
+            await ask(server, failed)
+        for event in fake.events:
+            log(event)
+    assert "TurnEnded" in told.text
+    assert "the CLI exited with status 3" in told.text
+    assert "canary" not in told.text
 
 
 def test_what_holds_a_secret_or_a_prompt_does_not_show_it() -> None:

@@ -27,17 +27,23 @@ answer; and so does the deadline of a run that has one prompt.
 
 @attrs.frozen
 class Decision:
-    """Why a run is ended. `drain` says that what the pipes hold is still wanted."""
+    """Why a run is ended. `drain` says that what the pipes hold is still wanted, `detail` is what the CLI said last."""
 
     reason: Reason
     error: str | None = None
     drain: bool = False
     after_result: bool = False
+    detail: str = attrs.field(default="", repr=False)
 
     @property
     def ladder(self) -> tuple[tuple[int, float], ...]:
         """The polite steps before the kill."""
         return LADDERS.get(self.reason, ()) if self.drain else ()
+
+    @property
+    def told(self) -> str | None:
+        """The error with its detail: a text for the client."""
+        return f"{self.error}: {self.detail}" if self.error and self.detail else self.error
 
 
 def exit_decision(status: int | None, detail: str) -> Decision:
@@ -47,7 +53,7 @@ def exit_decision(status: int | None, detail: str) -> Decision:
     if status is None:
         return Decision(Reason.FAILED, "the CLI's exit status is not known")
     how = f"exited with status {status}" if status > 0 else f"died of {_signal_name(-status)}"
-    return Decision(Reason.FAILED, f"the CLI {how}: {detail}" if detail else f"the CLI {how}")
+    return Decision(Reason.FAILED, f"the CLI {how}", detail=detail)
 
 
 def _signal_name(number: int) -> str:

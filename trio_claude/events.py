@@ -45,8 +45,9 @@ class Outcome:
     """How a run ended: the reason, the CLI's own status and the receipt.
 
     `exit_status` is 0 or more, or None where the CLI died of `signal` or never ran. `lines` counts what it said on
-    stdout, `encoding_errors` the lines that were not UTF-8. `error` is a text for the client, None after a good end.
-    `after_result` says that the CLI had given its result and was ended because it lived on.
+    stdout, `encoding_errors` the lines that were not UTF-8. `error` is a text for the client, None after a good end; it
+    may end with what the CLI said last, `cause` is that text without: for a log. `after_result` says that the CLI had
+    given its result and was ended because it lived on.
     """
 
     reason: Reason
@@ -55,8 +56,9 @@ class Outcome:
     lines: int
     encoding_errors: int
     receipt: Receipt
-    error: str | None = None
+    error: str | None = attrs.field(default=None, repr=False)
     after_result: bool = False
+    cause: str | None = None
 
 
 @attrs.frozen
@@ -176,7 +178,10 @@ class FirstToken:
 
 @attrs.frozen
 class TurnEnded:
-    """A turn has given its result, `seconds` after its prompt; `turn` counts from 1, `error` is empty if it is good."""
+    """A turn has given its result, `seconds` after its prompt; `turn` counts from 1.
+
+    `error` is what the CLI says of it, empty if it is good; no log has it.
+    """
 
     run: str
     meta: str
@@ -184,7 +189,7 @@ class TurnEnded:
     seconds: float
     tokens: int
     dollars: float
-    error: str = ""
+    error: str = attrs.field(default="", repr=False)
     identity: str = "local"
     door: str = "claude"
 

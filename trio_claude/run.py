@@ -420,6 +420,7 @@ class Run:
             lines=self.teller.lines,
             encoding_errors=self._splitter.encoding_errors,
             receipt=receipt,
-            error=decision.error,
+            error=decision.told,
             after_result=decision.after_result,
+            cause=decision.error,
         )

@@ -59,8 +59,8 @@ class Line:
 
 
 def _fields(fact: Any) -> dict[str, object]:
-    """Return a fact's fields; unlike `attrs.asdict` it goes no deeper."""
-    return {field.name: getattr(fact, field.name) for field in fact.__attrs_attrs__}
+    """Return a fact's fields, but for those that its `repr` has not; unlike `attrs.asdict` it goes no deeper."""
+    return {field.name: getattr(fact, field.name) for field in fact.__attrs_attrs__ if field.repr is not False}
 
 
 def told(error: TracebackException) -> str:

@@ -155,6 +155,26 @@ async def test_viewers_see_everything_and_touch_nothing(fake: Backend) -> None:
             assert numbered(late) == numbered(owner)[1:]
 
 
+async def test_a_run_that_a_bug_ends_lets_nobody_wait(fake: Backend, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object) -> None:
+        raise LookupError("a bug")
+
+    async with fake.serve() as server, open_talk(server) as first:
+        started = await first.start(**GRACE)
+        await first.user("hello")
+        await first.result()
+        await leave(first)
+        await orphaned(server, started["run"])
+        async with open_talk(server) as owner, open_talk(server) as viewer:
+            assert (await attach(owner, started["run"]))["role"] == "owner"
+            assert (await attach(viewer, started["run"]))["role"] == "viewer"
+            monkeypatch.setattr("trio_claude.telling.Teller.hear", fail)
+            await owner.user("hello")
+            await until(lambda: (owner.code, viewer.code) == (1011, 1011))
+    (ended,) = fake.ended
+    assert ended.outcome.reason is Reason.FAILED
+
+
 async def test_a_viewer_that_leaves_is_nobodys_loss(fake: Backend) -> None:
     async with fake.serve() as server, open_talk(server) as owner:
         started = await owner.start()

@@ -46,6 +46,8 @@ ID_LIMIT = 128
 """Characters of a request's id that a refusal repeats."""
 CREDENTIAL_PERIOD = 2.0
 """Seconds between two looks whether a viewer's credential is still good."""
+BROKEN = Closing(None, CloseCode.FAILED, "a fault of the server")
+"""What those hear who have attached to a run that a bug has ended."""
 EARLY_LIMIT = 8
 """Messages that a client may send while its first is not dealt with yet."""
 
@@ -173,9 +175,13 @@ class Conversation:
             self._nursery = services
             if stage.grace:
                 services.start_soon(stage.watch_grace)
-            outcome = await run.execute(stage)
-            self._nursery = None
-            stage.finish(past.closing(outcome))
+            closing = BROKEN
+            try:
+                outcome = await run.execute(stage)
+                closing = past.closing(outcome)
+            finally:
+                self._nursery = None
+                stage.finish(closing)
             return outcome
 
     # a run that was there before

@@ -602,6 +602,29 @@ async def test_who_catches_up_misses_nothing_that_is_kept_no_more_meanwhile(kept
     assert not ear.told
 
 
+@pytest.mark.parametrize("limit", range(1, 12))
+@pytest.mark.parametrize("said", range(8, 14))
+async def test_what_stderr_said_before_the_first_line_that_is_kept_is_told(limit: int, said: int) -> None:
+    """It is kept, or the line behind it is not and all is in the journal."""
+    parts = (
+        Part(PartKind.LINES, 1, 7, b"\n".join(spoken(1, 7)), number=1),
+        Part(PartKind.STDERR, 7, 2, b"o\nh", number=2),
+        Part(PartKind.LINES, 8, 6, b"\n".join(spoken(8, 13)), number=3),
+    )
+    ear = Ear(lambda: None)
+    stage = Stage(SimpleNamespace(id="r"), ear, lambda: None, 0, 0, Pages(*parts))  # type: ignore[arg-type]
+    for number in range(1, said + 1):
+        stage._replay.add(spoken(number, number), numbered=True)
+        if number == 7:
+            stage._replay.add([b"o"], numbered=False)
+            stage._replay.add([b"h"], numbered=False)
+        stage._replay.forget(limit, stage._replay.end)
+        assert stage._replay.size <= 2 * limit
+    await stage._catch_up(ear, 0)  # type: ignore[arg-type]
+    assert [line for line in ear.heard if line.isdigit()] == spoken(1, said)
+    assert len(ear.heard) == said + 2
+
+
 def test_a_replay_is_bounded_and_numbered() -> None:
     replay = Replay()
     for number in range(10):

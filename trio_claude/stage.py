@@ -7,6 +7,7 @@ has to be kept for it; a viewer that lags gets a gap. Rule 3: what is kept is bo
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections import deque
 from collections.abc import Callable, Iterable
@@ -23,6 +24,8 @@ from .session_run import SessionRun
 
 KEPT = 64 * 1024
 """Bytes that are kept for viewers where the owner is not waited for."""
+LOOSE = 100
+"""Entries of stderr that are kept for the line that they stand before."""
 SLOW_DISK = 60.0
 BROKEN_DISK = 5.0
 """Seconds for which a listener waits for lines on their way to the journal: while that works, and where it fails."""
@@ -80,10 +83,19 @@ class Replay:
         self._size += entry.size
 
     def forget(self, limit: int, before: int) -> None:
-        """Keep at most `limit` bytes; entries from `before` on stay all the same."""
+        """Keep at most `limit` bytes; entries from `before` on stay all the same.
+
+        What stderr said behind the last line before these goes with the next line, so that who reads back up to there
+        misses nothing: it is kept beside them, while that makes no more than twice the limit.
+        """
         while self._size > limit and self.begin < before:
-            self._size -= self._entries.popleft().size
-            self.begin += 1
+            loose = [*itertools.takewhile(lambda entry: not entry.numbered, itertools.islice(self._entries, LOOSE))]
+            goes = len(loose) < LOOSE and self.begin + len(loose) < before
+            if loose and self._size <= 2 * limit and not (goes and self._size - _weight(loose) > limit):
+                return
+            for _ in range(len(loose) + 1 if goes else 1):
+                self._size -= self._entries.popleft().size
+                self.begin += 1
 
     def since(self, index: int) -> Iterable[Entry]:
         """Return the entries from `index` on."""
@@ -91,7 +103,7 @@ class Replay:
 
     def weight(self, index: int) -> int:
         """Return the bytes of the entries from `index` on."""
-        return sum(entry.size for entry in self.since(index))
+        return _weight(self.since(index))
 
     @property
     def first(self) -> int:
@@ -104,6 +116,10 @@ class Replay:
             if entry.last > after or (not entry.numbered and entry.first >= after):
                 return self.begin + offset
         return self.end
+
+
+def _weight(entries: Iterable[Entry]) -> int:
+    return sum(entry.size for entry in entries)
 
 
 class Stage:

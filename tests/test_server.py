@@ -6,6 +6,7 @@ import contextlib
 import json
 import socket
 import time
+from collections.abc import AsyncIterator
 
 import attrs
 import pytest
@@ -16,8 +17,8 @@ from trio.testing import wait_all_tasks_blocked
 
 from trio_claude import Config, open_server, serve
 from trio_claude.admission import Doorstep
-from trio_claude.errors import ConfigError
-from trio_claude.events import ConnectionOpened, Refused, Reloaded, Strained
+from trio_claude.errors import ConfigError, PeerGone
+from trio_claude.events import ConnectionClosed, ConnectionOpened, Refused, Reloaded, Strained
 from trio_claude.identity.keys import Key, digest, new_secret, write_keys
 from trio_claude.server import DOORSTEP_GRACE
 
@@ -211,6 +212,26 @@ async def test_one_socket_for_both_kinds_of_addresses_knows_an_ipv4_client(fake:
             assert (await ask(server, "hello", key=secret)).code == 1000
     (opened,) = [event for event in fake.events if isinstance(event, ConnectionOpened)]
     assert opened.peer.startswith("127.0.0.1:")
+
+
+async def test_a_client_that_leaves_before_its_socket_is_open_was_never_there(
+    fake: Backend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """So that as many are told to have come as to have gone."""
+    left = trio.Event()
+
+    @contextlib.asynccontextmanager
+    async def accept(*_: object) -> AsyncIterator[None]:
+        left.set()
+        raise PeerGone("left")
+        yield
+
+    monkeypatch.setattr("trio_claude.connection.accept", accept)
+    async with fake.serve() as server, await trio.open_tcp_stream("127.0.0.1", server.port) as stream:
+        await stream.send_all(head())
+        await left.wait()
+        assert await stream.receive_some() == b""
+    assert not [event for event in fake.events if isinstance(event, ConnectionOpened | ConnectionClosed)]
 
 
 async def test_who_was_accepted_before_a_drain_is_answered(fake: Backend) -> None:

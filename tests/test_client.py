@@ -57,6 +57,21 @@ async def test_who_can_not_be_reached_is_named(url: str) -> None:
         await collect(url, "hello")
 
 
+async def test_headers_that_are_no_headers_are_named(fake: Backend) -> None:
+    async with fake.serve() as server:
+        for headers in ({"x": "\u20ac"}, {"x": "a\r\nb: c"}, {"a b": "c"}):
+            with pytest.raises(ConnectFailed):
+                async with trio_claude.client.ask("hello", meta="T-1", url=server.url, headers=headers):
+                    pass
+
+
+async def test_the_key_stands_in_place_of_a_header_of_its_kind(fake: Backend) -> None:
+    async with fake.serve_known("alice") as (server, keys):
+        headers, key = {"authorization": "Bearer another"}, keys["alice"]
+        async with trio_claude.client.ask("hello", meta="T-1", url=server.url, key=key, headers=headers) as answer:
+            assert [line async for line in answer]
+
+
 async def test_a_refusal_names_its_status(fake: Backend) -> None:
     async with fake.serve() as server:
         with pytest.raises(ConnectFailed, match="HTTP 404"):

@@ -201,11 +201,16 @@ def _why(status: int) -> str:
 def _client(url: str, key: str | None, more: Mapping[str, str] | None) -> httpx.AsyncClient:
     """Return what speaks HTTP; a proxy of the environment is not for this machine's own servers.
 
-    Raises `ConnectFailed` for a key that can't stand in a header.
+    `key` stands in place of an Authorization among `more`. Raises `ConnectFailed` for what can't stand in a header.
     """
     if key is not None and not re.fullmatch(r"[!-~]+", key):
         raise ConnectFailed("the key has characters that no key has")
-    headers = {**(more or {}), **({"Authorization": f"Bearer {key}"} if key else {})}
+    try:
+        headers = httpx.Headers(dict(more or {}))
+    except UnicodeEncodeError as error:
+        raise ConnectFailed("headers take ASCII only") from error
+    if key:
+        headers["Authorization"] = f"Bearer {key}"
     loopback = urlsplit(url).hostname in ("127.0.0.1", "localhost", "::1")
     return httpx.AsyncClient(
         trust_env=not loopback,

@@ -178,6 +178,20 @@ async def test_the_deadline_holds_while_the_sink_waits(stage: Stage, autojump_cl
     assert (await stage.play(script)).reason is Reason.DEADLINE
 
 
+async def test_a_write_that_is_given_up_is_told_as_a_stall(
+    stage: Stage, autojump_clock: trio.testing.MockClock
+) -> None:
+    stage.sink.pace = 10_000
+
+    async def script(cli: FakeProcess) -> None:
+        await cli.say.send_all(b"line\n")
+        cli.exit(0)
+
+    await stage.play(script)
+    assert [event.seconds for event in stage.events if isinstance(event, SendStalled)] == [300.0]
+    assert isinstance(stage.events[-1], RunEnded)
+
+
 async def test_the_end_of_stdout_is_not_the_end(stage: Stage, autojump_clock: trio.testing.MockClock) -> None:
     async def script(cli: FakeProcess) -> None:
         cli.say.close()

@@ -231,7 +231,7 @@ class ApprovalSettled:
 
 @attrs.frozen
 class SendStalled:
-    """A client took `seconds` for what its run said at once: more than `STALL`; the CLI waited with it."""
+    """A client took `seconds` for what its run said at once, or left it: more than `STALL`; the CLI waited with it."""
 
     run: str
     meta: str

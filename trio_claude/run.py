@@ -359,9 +359,11 @@ class Run:
             self._note(sign, sink)
             self._charge(sign)
         began = trio.current_time()
-        with self._delivery:
-            await sink.lines(lines)
-        self.teller.delivered(began)
+        try:
+            with self._delivery:
+                await sink.lines(lines)
+        finally:
+            self.teller.delivered(began)
         if any(sign.unauthorized for sign in signs):
             self._decide(Decision(Reason.UNAUTHORIZED, "the API refused the key (401 or 403); check ANTHROPIC_API_KEY"))
 

@@ -156,7 +156,7 @@ class Teller:
             self._trace.hear(lines)
 
     def delivered(self, since: float) -> None:
-        """Tell of a client that was slow to take what it was sent."""
+        """Tell of a client that was slow to take what it was sent, or did not take it."""
         if (waited := trio.current_time() - since) > STALL:
             self._observer(SendStalled(self._run, self._meta, waited, self._identity))
 

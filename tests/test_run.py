@@ -140,9 +140,7 @@ async def test_a_cancelled_run_is_told_to_have_ended_once(stage: Stage, autojump
     ]
 
 
-async def test_a_run_that_a_bug_ends_is_told_to_have_failed_once(
-    stage: Stage, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_a_run_that_a_bug_ends_is_told_to_have_failed_once(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
     async def script(cli: FakeProcess) -> None:
         await cli.say.send_all(b"line\n")
 

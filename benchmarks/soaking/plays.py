@@ -21,7 +21,8 @@ from chaos import first, guardians, held, send
 from cutter import open_cutter
 from harness import call, directive
 
-from trio_claude.client import Allow, Approval, ConnectFailed, Deny, Reconnect, Result, open_session
+from trio_claude.client import Allow, Approval, ConnectFailed, Deny, Reconnect, Refused, Result, open_session
+from trio_claude.errors import Draining
 
 from .house import House
 from .truth import Run, Told, Truth
@@ -704,6 +705,8 @@ async def library(table: Table) -> None:
         except (ConnectFailed, ConnectionError) as error:
             if not table.fell:
                 expect(table.run.starts == 0, f"the library gave up: {error!r}")
+        except Refused as error:
+            expect(table.fell and error.code == Draining.code, repr(error))
         nursery.cancel_scope.cancel()
 
 

@@ -24,7 +24,7 @@ from harness import Backend, ask, connect, directive, until
 from hypothesis import given
 from hypothesis import strategies as st
 from markdown_it import MarkdownIt
-from program import PROGRAM, trio_claude
+from program import PROGRAM, answering, trio_claude
 from talk import open_talk
 
 from trio_claude.commands import cli
@@ -680,16 +680,8 @@ async def test_a_server_that_can_not_answer_is_named(fake: Backend) -> None:
 
 @pytest.mark.parametrize("body", [b"<html>", b"[]", b'{"runs":3}', b'{"runs":[3],"next":null}', b"[" * 100_000])
 async def test_what_is_no_server_of_ours_is_named(body: bytes) -> None:
-    async def answer(stream: trio.SocketStream) -> None:
-        await stream.receive_some()
-        await stream.send_all(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%b" % (len(body), body))
-
-    async with trio.open_nursery() as nursery:
-        (listener,) = await trio.open_tcp_listeners(0, host="127.0.0.1")
-        nursery.start_soon(trio.serve_listeners, answer, [listener])
-        url = f"127.0.0.1:{listener.socket.getsockname()[1]}"
+    async with answering(body) as url:
         assert b"does not answer as trio-claude does" in (await runs("list", "--url", url, status=2)).stderr
-        nursery.cancel_scope.cancel()
 
 
 def test_an_export_that_fails_leaves_no_file(tmp_path: Path) -> None:

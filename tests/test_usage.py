@@ -18,10 +18,9 @@ from typing import Any
 import attrs
 import click
 import pytest
-import trio
 from click.testing import CliRunner
 from harness import Backend, ask, call, get
-from program import PROGRAM, trio_claude
+from program import PROGRAM, answering, trio_claude
 
 from trio_claude.commands import cli
 from trio_claude.commands.moments import take_day
@@ -508,15 +507,5 @@ FIGURED = {**dict.fromkeys(FIGURES, 1), "day": FIRST, "identity": "x"}
     ],
 )  # fmt: skip
 async def test_what_is_no_server_of_ours_is_named(said: object) -> None:
-    body = json.dumps(said).encode()
-
-    async def answer(stream: trio.SocketStream) -> None:
-        await stream.receive_some()
-        await stream.send_all(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%b" % (len(body), body))
-
-    async with trio.open_nursery() as nursery:
-        (listener,) = await trio.open_tcp_listeners(0, host="127.0.0.1")
-        nursery.start_soon(trio.serve_listeners, answer, [listener])
-        url = f"127.0.0.1:{listener.socket.getsockname()[1]}"
+    async with answering(json.dumps(said).encode()) as url:
         assert b"does not answer as trio-claude does" in (await usage("--url", url, status=2)).stderr
-        nursery.cancel_scope.cancel()

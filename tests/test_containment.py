@@ -319,6 +319,18 @@ async def test_what_can_not_be_had_is_done_without_and_said(
             pytest.fail("opened")
 
 
+async def test_groups_that_live_take_no_thread_of_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Forty such runs would hold up every read of the journal, and the sight of each other's end."""
+    monkeypatch.setattr(trio.to_thread.current_default_thread_limiter(), "total_tokens", 1)
+    async with open_containment("group", lambda _: None) as containment, containment.start(shell("sleep 60")) as lives:
+        async with trio.open_nursery() as nursery, containment.start(shell("exit 7")) as ends:
+            nursery.start_soon(lives.wait_exit)
+            await trio.testing.wait_all_tasks_blocked()
+            with trio.fail_after(10):
+                assert await ends.wait_exit() == 7
+            nursery.cancel_scope.cancel()
+
+
 async def test_a_group_says_that_it_can_prove_nothing() -> None:
     async with open_containment("group", lambda _: None) as containment:
         async with containment.start(shell("setsid sleep 60 & echo $!; sleep 60")) as process:

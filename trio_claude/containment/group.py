@@ -56,7 +56,8 @@ class Grouped(Contained):
 
     async def wait_exit(self) -> int:
         """Wait for the CLI's own end."""
-        self.status = await trio.to_thread.run_sync(self._process.wait, abandon_on_cancel=True)
+        own = trio.CapacityLimiter(1)  # not a thread of those that all share: it waits for as long as the run lives
+        self.status = await trio.to_thread.run_sync(self._process.wait, abandon_on_cancel=True, limiter=own)
         self._decided = min(self._decided, trio.current_time())
         return self.status
 

@@ -28,7 +28,7 @@ from trio_claude.commands.run_sources import FIGURES
 from trio_claude.commands.run_sources import GROUPS as ASKED
 from trio_claude.commands.usage import as_csv
 from trio_claude.errors import ConfigError, Reason
-from trio_claude.journal import GROUPS, USAGE_ROWS, Begun, End, Retention, UsageQuery, UsageRow, open_journal
+from trio_claude.journal import GROUPS, USAGE_ROWS, Begun, End, Retention, Usage, UsageQuery, UsageRow, open_journal
 from trio_claude.journal.schema import VERSIONS
 from trio_claude.journal.store import Reader, Store
 from trio_claude.journal.visits import delete_local
@@ -218,6 +218,16 @@ async def test_it_is_read_beside_the_loop(tmp_path: Path, monkeypatch: pytest.Mo
     monkeypatch.setattr(Reader, "usage", lambda *words: seen.append(threading.get_ident()) or real(*words))
     async with open_journal(tmp_path / "j.db", "s", Retention(), 2**20, content=True) as journal:
         assert (await journal.usage(UsageQuery())).rows == []
+    assert seen
+    assert threading.get_ident() not in seen
+
+
+async def test_it_is_told_beside_the_loop(fake: Backend, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[int] = []
+    real = Usage.told
+    monkeypatch.setattr(Usage, "told", lambda used: seen.append(threading.get_ident()) or real(used))
+    async with fake.serve(journal="memory") as server:
+        assert await get(server, "/api/usage") == {"usage": [], "truncated": None}
     assert seen
     assert threading.get_ident() not in seen
 

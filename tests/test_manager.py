@@ -24,7 +24,7 @@ MINE = str(os.getpid())
 
 
 def handed(monkeypatch: pytest.MonkeyPatch, sock: socket.socket, **changed: str) -> dict[str, str]:
-    """Return the environment of a process to which `sock` was handed, inheritable and blocking."""
+    """Return the environment of a process to which `sock` was handed, inheritable."""
     descriptor = os.dup(sock.fileno())
     os.set_inheritable(descriptor, True)
     monkeypatch.setattr(manager, "FIRST", descriptor)
@@ -55,7 +55,7 @@ def test_a_socket_is_taken_with_its_variables(monkeypatch: pytest.MonkeyPatch) -
         (taken,) = inherited_sockets(environ)
         with taken:
             assert environ == {"A": "1"}
-            assert (taken.get_inheritable(), taken.getblocking()) == (False, False)
+            assert not taken.get_inheritable()
             assert taken.getsockname() == listener.getsockname()
 
 

@@ -6,7 +6,7 @@ import contextlib
 import json
 import socket
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 
 import attrs
 import pytest
@@ -156,9 +156,9 @@ async def test_one_slow_client_never_slows_another(fake: Backend) -> None:
 
 
 def copied(sock: socket.socket) -> socket.socket:
-    """Return another descriptor of the same socket, as a server gets it that was handed it."""
+    """Return another descriptor of the same socket, as a server gets it that was handed it: it blocks."""
     copy = sock.dup()
-    copy.setblocking(False)
+    copy.setblocking(True)
     return copy
 
 
@@ -174,6 +174,27 @@ async def test_a_socket_of_others_is_closed_and_not_shut_down(fake: Backend) -> 
             assert copy.fileno() == -1
             with socket.create_connection(listener.getsockname(), timeout=5):
                 listener.accept()[0].close()
+
+
+def shut() -> socket.socket:
+    sock = socket.create_server(("127.0.0.1", 0))
+    sock.close()
+    return sock
+
+
+@pytest.mark.parametrize(
+    "make",
+    [socket.socket, shut, lambda: socket.socket(type=socket.SOCK_DGRAM), lambda: socket.socket(socket.AF_UNIX)],
+    ids=["deaf", "closed", "udp", "unix"],
+)
+async def test_what_nobody_can_come_in_by_is_named(fake: Backend, make: Callable[[], socket.socket]) -> None:
+    config = Config(cli=fake.program, cwd=str(fake.cwd))
+    with held() as listener:
+        given = [copied(listener), make()]
+        with pytest.raises(ConfigError, match=r"listeners: <socket\.socket .*> is no TCP socket that listens"):
+            async with open_server(config, environ=fake.environ, listeners=given):
+                pass
+        assert [one.fileno() for one in given] == [-1, -1]
 
 
 async def test_a_socket_that_others_reach_wants_keys_whatever_host_says(fake: Backend) -> None:

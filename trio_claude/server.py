@@ -143,8 +143,8 @@ async def open_server(
 ) -> AsyncIterator[Server]:
     """Open a server; it serves beside the body, and in no other process.
 
-    With `listeners`, TCP sockets that listen and don't block, it accepts on these and binds no address. They are the
-    server's from then on, which closes them and never shuts them down: copies that others hold go on to listen.
+    With `listeners`, TCP sockets that listen, it accepts on these and binds no address. They are the server's from then
+    on, which closes them and never shuts them down: copies that others hold go on to listen.
 
     Resource handling: leaving the context drains: nothing more is accepted, runs have `drain_timeout` seconds to end,
     the rest is ended, and clients have some seconds more to hear so. Cancelling it, or an exception of the body, ends
@@ -227,8 +227,22 @@ def _url(host: str, port: int) -> str:
     return f"http://{f'[{host}]' if ':' in host else host}:{port}"
 
 
+def is_listener(sock: socket.socket) -> bool:
+    """Return whether a socket is one of TCP that listens."""
+    if sock.fileno() < 0 or sock.family not in (socket.AF_INET, socket.AF_INET6) or sock.type != socket.SOCK_STREAM:
+        return False
+    return bool(sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN))
+
+
 def _place(listeners: list[socket.socket]) -> dict[str, Any]:
-    """Return host and port of sockets as settings: of one that others than this machine reach, if there is one."""
+    """Return host and port of sockets as settings: of one that others than this machine reach, if there is one.
+
+    None of them blocks from then on. Raises `ConfigError` for one by which no client can come in.
+    """
+    for listener in listeners:
+        if not is_listener(listener):
+            raise ConfigError(f"listeners: {listener!r} is no TCP socket that listens")
+        listener.setblocking(False)
     places = [listener.getsockname()[:2] for listener in listeners]
     host, port = next((place for place in places if not is_loopback(place[0])), places[0])
     return {"host": host, "port": port}

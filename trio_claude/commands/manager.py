@@ -17,6 +17,7 @@ from typing import Final
 import attrs
 
 from ..errors import ConfigError
+from ..server import is_listener
 
 FIRST: Final = 3
 """The first descriptor that is handed over; the others follow it."""
@@ -72,7 +73,7 @@ def watchdog_interval(environ: MutableMapping[str, str]) -> float:
 
 
 def inherited_sockets(environ: MutableMapping[str, str]) -> list[socket.socket]:
-    """Return the sockets that were handed to this process, closed on exec and not blocking.
+    """Return the sockets that were handed to this process, closed on exec.
 
     Raises `ConfigError` where one is no TCP socket that listens.
     """
@@ -97,19 +98,14 @@ def _take(descriptor: int, name: str) -> socket.socket:
         sock = socket.socket(fileno=descriptor)
     except OSError as error:
         raise ConfigError(f"{what} is no socket: {error.strerror}; without LISTEN_FDS --port is bound") from None
-    if sock.family not in (socket.AF_INET, socket.AF_INET6) or not _listens(sock):
+    if not is_listener(sock):
         sock.close()
         raise ConfigError(
             f"{what} is no TCP socket that listens; a socket unit needs ListenStream= with a port, and Accept=no; "
             "without LISTEN_FDS --port is bound"
         )
     sock.set_inheritable(False)
-    sock.setblocking(False)
     return sock
-
-
-def _listens(sock: socket.socket) -> bool:
-    return sock.type == socket.SOCK_STREAM and bool(sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN))
 
 
 def _number(name: str, told: str) -> int:

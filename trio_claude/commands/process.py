@@ -15,6 +15,8 @@ import trio
 PR_SET_DUMPABLE = 4
 REAP_PERIOD: Final = 1.0
 """Seconds between two looks for children that nobody waits for."""
+REAP_ROUNDS: Final = 10
+"""Rounds of the loop between them, in which whoever waits for a child has its turn, also where the loop hung."""
 
 
 def take_process() -> None:
@@ -50,6 +52,8 @@ async def reap_orphans() -> None:
     ended: set[int] = set()
     while True:
         await trio.sleep(REAP_PERIOD)
+        for _ in range(REAP_ROUNDS):
+            await trio.lowlevel.checkpoint()
         ended = _reap(ended)
 
 

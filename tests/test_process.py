@@ -1,0 +1,64 @@
+"""Rule: what a command does to its own process takes no child's end away from whoever waits for it."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import time
+from collections.abc import Awaitable, Callable
+
+import pytest
+import trio
+from harness import until
+
+from trio_claude.commands import process
+from trio_claude.commands.process import reap_orphans
+from trio_claude.containment.guardian import children
+
+ENDS = ("/bin/sh", "-c", "exit 7")
+
+
+async def by_descriptor() -> int:
+    """Wait as for a zygote."""
+    child = subprocess.Popen(ENDS)
+    descriptor = os.pidfd_open(child.pid)
+    await trio.lowlevel.wait_readable(descriptor)
+    os.close(descriptor)
+    return child.wait()
+
+
+async def by_trio() -> int:
+    return (await trio.run_process([*ENDS], check=False)).returncode
+
+
+def block(seconds: float) -> None:
+    time.sleep(seconds)
+
+
+async def hang() -> None:
+    """Let every round of the loop take longer than the time between two looks."""
+    while True:
+        block(2 * process.REAP_PERIOD)
+        await trio.lowlevel.checkpoint()
+
+
+@pytest.mark.parametrize("wait", [by_descriptor, by_trio])
+async def test_a_child_that_is_waited_for_keeps_its_status(
+    wait: Callable[[], Awaitable[int]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(process, "REAP_PERIOD", 0.005)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(reap_orphans)
+        nursery.start_soon(hang)
+        assert [await wait() for _ in range(30)] == [7] * 30
+        nursery.cancel_scope.cancel()
+
+
+async def test_a_child_that_nobody_waits_for_is_reaped(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(process, "REAP_PERIOD", 0.005)
+    child = subprocess.Popen(ENDS)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(reap_orphans)
+        await until(lambda: child.pid not in children(os.getpid()))
+        nursery.cancel_scope.cancel()
+    assert child.wait() == 0  # its status is gone

@@ -31,6 +31,7 @@ from trio_claude.errors import ConfigError, Reason
 from trio_claude.journal import GROUPS, USAGE_ROWS, Begun, End, Retention, Usage, UsageQuery, UsageRow, open_journal
 from trio_claude.journal.schema import VERSIONS
 from trio_claude.journal.store import Reader, Store
+from trio_claude.journal.usage import RUN_TOKENS, SUM_TOKENS
 from trio_claude.journal.visits import delete_local
 from trio_claude.server import Server
 
@@ -256,6 +257,17 @@ def test_what_was_used_stays_and_the_names_go_with_the_runs(tmp_path: Path) -> N
     assert told(path, "day", meta_prefix="T") == []
     with contextlib.closing(sqlite3.connect(path)) as db:
         assert db.execute("SELECT COUNT(*) FROM uses").fetchone() == (0,)
+
+
+def test_no_number_of_tokens_keeps_a_run_from_its_end_or_from_its_deletion(tmp_path: Path) -> None:
+    path = fill(tmp_path / "j.db", [Ran(tokens=2**70), Ran(tokens=7), Ran(tokens=7)])
+    assert told(path)[0][4] == RUN_TOKENS + 14
+    with contextlib.closing(sqlite3.connect(path)) as db:
+        db.execute("UPDATE uses SET tokens = ?", (2**62,))  # as a file from before there was a limit has it
+        db.commit()
+    assert told(path)[0][4] == SUM_TOKENS
+    assert delete_local(path, None) == 3
+    assert told(path)[0][4] == SUM_TOKENS
 
 
 def test_a_client_can_not_make_the_sums_grow_without_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

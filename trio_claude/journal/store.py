@@ -157,9 +157,9 @@ class Store:
         ended = self._db.execute(
             FINISH,
             (
-                ENDED, end.ended, end.reason, end.exit_status, end.signal, end.lines, end.encoding_errors, end.tokens,
-                end.dollars, end.error, json.dumps(end.receipt), end.session, end.whole, end.lines, end.id,
-                self._server,
+                ENDED, end.ended, end.reason, end.exit_status, end.signal, end.lines, end.encoding_errors,
+                min(end.tokens, usage.RUN_TOKENS), end.dollars, end.error, json.dumps(end.receipt),
+                end.session, end.whole, end.lines, end.id, self._server,
             ),
         )  # fmt: skip
         if ended.rowcount:

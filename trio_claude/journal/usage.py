@@ -18,6 +18,9 @@ from .facts import Usage, UsageQuery, UsageRow
 
 MODELS_KEPT: Final = 100
 """Models that the sums of a day and an identity tell apart; the others are told together, without a name."""
+RUN_TOKENS: Final = 10**15
+SUM_TOKENS: Final = 10**18
+"""Tokens that a run, and a sum, has at most: a CLI can say any number, and SQLite takes none of more than 63 bits."""
 USE: Final = """
     INSERT OR IGNORE INTO uses
     SELECT id, identity, meta, :day, model, :turns, tokens, dollars, COALESCE(MAX(0.0, :ended - started), 0.0), :failed
@@ -29,8 +32,9 @@ SUM_UP: Final = """
         OR (SELECT COUNT(*) FROM usage WHERE day = uses.day AND identity = uses.identity) < :models
         THEN model ELSE '' END, 1, turns, tokens, dollars, seconds, failed
     FROM uses WHERE run = :run
-    ON CONFLICT DO UPDATE SET runs = runs + 1, turns = turns + excluded.turns, tokens = tokens + excluded.tokens,
-        dollars = dollars + excluded.dollars, seconds = seconds + excluded.seconds, failed = failed + excluded.failed
+    ON CONFLICT DO UPDATE SET runs = runs + 1, turns = turns + excluded.turns,
+        tokens = MIN(tokens + excluded.tokens, :tokens), dollars = dollars + excluded.dollars,
+        seconds = seconds + excluded.seconds, failed = failed + excluded.failed
 """
 DROP: Final = (
     SUM_UP,
@@ -42,7 +46,9 @@ ALL_USED: Final = """(
     SELECT day, identity, model, meta, 1 AS runs, turns, tokens, dollars, seconds, failed FROM uses UNION ALL
     SELECT day, identity, model, '', runs, turns, tokens, dollars, seconds, failed FROM usage
 )"""
-SUMS: Final = "SUM(runs), SUM(turns), CAST(TOTAL(tokens) AS INTEGER), SUM(dollars), SUM(seconds), SUM(failed)"
+SUMS: Final = (
+    "SUM(runs), SUM(turns), CAST(MIN(TOTAL(tokens), :tokens) AS INTEGER), SUM(dollars), SUM(seconds), SUM(failed)"
+)
 CONDITIONS: Final = {
     "identity": "identity = :identity",
     "since": "day >= :since",
@@ -65,7 +71,7 @@ def drop(db: sqlite3.Connection, runs: Iterable[str]) -> None:
     """Delete runs, and keep the sums of what they used."""
     for run in runs:
         for statement in DROP:
-            db.execute(statement, {"run": run, "models": MODELS_KEPT})
+            db.execute(statement, {"run": run, "models": MODELS_KEPT, "tokens": SUM_TOKENS})
 
 
 def read(db: sqlite3.Connection, query: UsageQuery) -> Usage:
@@ -80,7 +86,7 @@ def read(db: sqlite3.Connection, query: UsageQuery) -> Usage:
         "GROUP BY", ", ".join(places), "ORDER BY", ", ".join(order), "LIMIT :limit",
     )  # fmt: skip
     limit = query.limit if query.limit < 0 else query.limit + 1
-    found = [tuple(row) for row in db.execute(" ".join(sql), {**words, "limit": limit})]
+    found = [tuple(row) for row in db.execute(" ".join(sql), {**words, "limit": limit, "tokens": SUM_TOKENS})]
     rows = [UsageRow(dict(zip(query.by, row, strict=False)), *row[len(columns) :]) for row in found]
     more = 0 <= query.limit < len(rows)
     return Usage(rows[: query.limit] if more else rows, query.limit if more else None)

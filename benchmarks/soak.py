@@ -181,6 +181,8 @@ class Soak:
         if not self.options.quiet:
             so_far = f"{self.truth.plays.total()} plays, {self.truth.wrong.total()} violations"
             print(f"phase {number} ({how}): {so_far}; the last to leave: {self._latest}", file=sys.stderr, flush=True)
+            for one in (one for one in self.truth.violations if one.phase == number):
+                print(f"  {one}", file=sys.stderr, flush=True)
 
     def hear(self, event: dict[str, Any]) -> None:
         """Take an event of the server's log; look for what is left of a run now and then."""

@@ -749,15 +749,27 @@ async def test_a_collector_that_never_answers_is_given_up_at_the_end(
 @pytest.mark.parametrize(
     ("name", "value"),
     [("OTEL_EXPORTER_OTLP_PROTOCOL", "grpc"), ("OTEL_EXPORTER_OTLP_TRACES_PROTOCOL", "http/json"),
-     ("OTEL_BSP_MAX_QUEUE_SIZE", "-1")],
+     ("OTEL_BSP_MAX_QUEUE_SIZE", "-1"), ("OTEL_EXPORTER_OTLP_HEADERS", "authorization: a-canary"),
+     ("OTEL_EXPORTER_OTLP_TRACES_HEADERS", "a=b, c=d;a-canary")],
 )  # fmt: skip
 async def test_a_variable_that_can_not_be_used_is_named(
-    fake: Backend, monkeypatch: pytest.MonkeyPatch, name: str, value: str
+    fake: Backend, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, name: str, value: str
 ) -> None:
+    """And one that may hold a key is not shown, neither by the library."""
     monkeypatch.setenv(name, value)
-    with pytest.raises(ConfigError, match=r"^traces: .*OTEL_"):
+    with pytest.raises(ConfigError, match=r"^traces: .*OTEL_") as caught:
         async with fake.serve(traces="otlp"):
             pass
+    assert "canary" not in f"{caught.value}{caplog.text}"
+
+
+async def test_headers_that_a_collector_wants_are_taken(
+    fake: Backend, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_HEADERS", "authorization=Basic dTpw==, x-scope=%e2%82%ac ,,a.b=")
+    async with fake.serve(traces="otlp"):
+        pass
+    assert "Header format" not in caplog.text
 
 
 @pytest.mark.real_cli

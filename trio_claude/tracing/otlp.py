@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from typing import Final
@@ -26,6 +27,8 @@ FLUSH_TIMEOUT: Final = 3.0
 """Seconds that the last spans have to get to the collector."""
 PROTOCOLS = ("OTEL_EXPORTER_OTLP_TRACES_PROTOCOL", "OTEL_EXPORTER_OTLP_PROTOCOL")
 PROTOCOL = "http/protobuf"
+HEADERS = ("OTEL_EXPORTER_OTLP_TRACES_HEADERS", "OTEL_EXPORTER_OTLP_HEADERS")
+_HEADER: Final = re.compile(r"(?: *[\w!#$%&'*+.^`|~-]+ *=[ !#-+\--:<-\[\]-~]*)?", re.ASCII)
 
 
 class _Sender(SpanExporter):
@@ -77,6 +80,9 @@ def _provider(tell: Callable[[bool], None]) -> tuple[_Sender, TracerProvider]:
             raise ConfigError(
                 f"traces: {name} is {said!r}; {PROTOCOL} alone is spoken, at port 4318 of most collectors"
             )
+    for name in HEADERS:  # the library would show in a warning what it can't use, which may be a key
+        if not all(_HEADER.fullmatch(one) for one in os.environ.get(name, "").split(",")):
+            raise ConfigError(f"traces: {name} takes name=value, name=value")
     try:
         sender = _Sender(OTLPSpanExporter(), tell)
         provider = TracerProvider(resource=_resource(), shutdown_on_exit=False)

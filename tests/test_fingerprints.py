@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import itertools
 import re
+import sys
+import warnings
 
 import pytest
 import trio
 
-from trio_claude.events import Crashed
+from trio_claude import events
+from trio_claude.events import WARNED_LIMIT, Crashed, Event, Strained, fan_out
 from trio_claude.faults import AGAIN, FAULTS_LIMIT, Faults, fingerprint, note_run, run_of
 
 
@@ -84,6 +88,30 @@ async def test_a_run_is_found_through_groups_and_what_was_split_off_them() -> No
         found = run_of(group)
     assert found == "3f2a"
     assert run_of(ValueError()) == ""
+
+
+def test_an_observer_that_fails_again_and_again_costs_no_memory() -> None:
+    """What Python remembers of warnings is a table that nobody empties."""
+    numbers = itertools.count()
+
+    def fail(_event: Event) -> None:
+        raise ValueError(f"a bug, {next(numbers) // 2}")
+
+    tell = fan_out([fail])
+    before = remembered()
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("default")
+        for _ in range(4 * WARNED_LIMIT):
+            tell(Strained("x", over=False))
+    assert 0 <= len(caught) - 2 * WARNED_LIMIT < 10  # each text once, but where the table was emptied meanwhile
+    assert "a bug, 7" in str(caught[7].message)
+    assert remembered() - before <= WARNED_LIMIT + 2
+
+
+def remembered() -> int:
+    """Return how many warnings Python remembers, in all modules."""
+    tables = (getattr(module, "__warningregistry__", {}) for module in list(sys.modules.values()))
+    return sum(map(len, tables)) + len(events._warned)
 
 
 def test_a_fault_is_told_in_full_at_powers_of_ten_and_after_an_hour() -> None:

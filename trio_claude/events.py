@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterable
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import attrs
 
@@ -16,6 +16,8 @@ from .faults import fingerprint
 
 PATH_LIMIT = 200
 """Characters of a request's path that an event keeps."""
+WARNED_LIMIT = 256
+"""Texts of warnings that are known to be shown already, and are not shown again."""
 STALL = 1.0
 """Seconds from which on a write that stands still is told."""
 
@@ -340,6 +342,16 @@ def fan_out(observers: Iterable[Observer]) -> Observer:
             try:
                 listener(event)
             except Exception as error:
-                warnings.warn(f"observer {listener!r} failed: {error!r}", RuntimeWarning, stacklevel=2)
+                warn(f"observer {listener!r} failed: {error!r}")
 
     return tell
+
+
+def warn(text: str) -> None:
+    """Warn of a fault in the code of others, as `warnings.warn` does, which would keep every text that it has shown."""
+    if len(_warned) > WARNED_LIMIT:
+        _warned.clear()
+    warnings.warn_explicit(text, RuntimeWarning, __file__, warn.__code__.co_firstlineno, __name__, _warned)
+
+
+_warned: dict[Any, Any] = {}

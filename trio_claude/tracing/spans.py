@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import functools
 import time
-import warnings
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from typing import Concatenate, ParamSpec, TypeAlias, TypeVar
@@ -33,6 +32,7 @@ from ..events import (
     RunStarted,
     SendStalled,
     TurnEnded,
+    warn,
 )
 from ..telling import TracerProvider
 from .lines import ToolAnswered, ToolUsed, sights
@@ -60,7 +60,7 @@ def _harmless(
         try:
             return method(self, *args, **kwargs)
         except Exception as error:
-            warnings.warn(f"a run can't be traced: {error!r}", RuntimeWarning, stacklevel=2)
+            warn(f"a run can't be traced: {error!r}")
             return None
 
     return call

@@ -172,6 +172,18 @@ async def test_a_client_that_leaves_while_an_approval_is_open_takes_its_run_alon
         assert not cli.left()
 
 
+async def test_an_approval_that_is_open_when_the_server_is_cancelled_is_told_to_be_over(fake: Backend) -> None:
+    with trio.move_on_after(20) as scope:
+        async with fake.serve() as server, open_talk(server) as talk:
+            await talk.start()
+            await talk.user(ASKS)
+            await talk.asked()
+            scope.cancel()
+            await trio.sleep_forever()
+    assert [one.outcome for one in settled(fake)] == ["abandoned"]
+    assert [one.outcome.reason for one in fake.ended] == [Reason.STOPPED]
+
+
 async def test_an_interrupt_keeps_the_partial_answer_and_the_session(cli: Backend) -> None:
     async with cli.serve() as server, open_talk(server) as talk:
         await talk.start(partial=True)

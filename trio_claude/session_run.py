@@ -19,6 +19,7 @@ from .config import Config
 from .containment import Contained, Job
 from .endings import Decision
 from .errors import Backlog, Ending, Reason
+from .events import Outcome
 from .journal import Unfinished
 from .messages import Options
 from .run import Account, Kit, Run, Sink
@@ -193,6 +194,11 @@ class SessionRun(Run):
         self._talking.cancel()
         self.session.decide(trio.current_time())
         self._tell_settled()
+
+    def _close_books(self, outcome: Outcome) -> None:
+        self.session.decide(trio.current_time())  # where the run was cancelled nobody has
+        self._tell_settled()
+        super()._close_books(outcome)
 
     def _has_ended(self) -> None:
         """Give the client so long for what the CLI has said as a write may stand still: a session has no deadline."""

@@ -143,7 +143,8 @@ async def test_a_denial_that_interrupts_ends_the_turn_and_not_the_run(cli: Backe
 
 
 async def test_an_approval_that_nobody_answers_is_denied_and_the_turns_clock_stands_still(cli: Backend) -> None:
-    async with cli.serve(approval_timeout=5.0, timeout=4.0) as server, open_talk(server) as talk:
+    patience = 2.0 if cli.name == "fake" else 10.0  # a real turn takes as long as the machine is busy
+    async with cli.serve(approval_timeout=patience, timeout=0.8 * patience) as server, open_talk(server) as talk:
         await talk.start()
         await talk.user(ASKS)
         question = await talk.asked()
@@ -154,8 +155,8 @@ async def test_an_approval_that_nobody_answers_is_denied_and_the_turns_clock_sta
         assert (await talk.event("refused"))["code"] == "not-open"
         await talk.stop("end")
         assert (await talk.end())["reason"] == "exit"
-    assert "nobody answered within 5 s" in tool_results(talk)[0]
-    assert [(one.outcome, round(one.seconds)) for one in settled(cli)] == [("expired", 5)]
+    assert f"nobody answered within {patience:g} s" in tool_results(talk)[0]
+    assert [(one.outcome, round(one.seconds)) for one in settled(cli)] == [("expired", patience)]
     assert not (cli.cwd / "made-by-tool").exists()
 
 

@@ -307,12 +307,13 @@ async def test_a_session_goes_on_and_forks(cli: Backend) -> None:
 
 
 async def test_a_turn_that_takes_too_long_ends_the_run_and_keeps_what_it_said(cli: Backend) -> None:
-    async with cli.serve(timeout=2.5) as server, open_talk(server) as talk:
+    patience = 2.5 if cli.name == "fake" else 8.0
+    async with cli.serve(timeout=patience) as server, open_talk(server) as talk:
         await talk.start()
-        await talk.user(directive("slow", n=1000, ms=20))
+        await talk.user(directive("slow", n=2000, ms=20))
         ended = await talk.end()
     assert ended["reason"] == "deadline"
-    assert ended["error"] == "timed out after 2.5 s"
+    assert ended["error"] == f"timed out after {patience:g} s"
     assert talk.code == 1011
     assert any(line["type"] == "assistant" for line in talk.lines())
     assert ended["receipt"]["survivors"] == 0

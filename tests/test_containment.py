@@ -13,7 +13,7 @@ import trio
 from harness import MODES, alive, bearing, descriptors, until
 
 from trio_claude.containment import Contained, Containment, Job, open_containment
-from trio_claude.containment.supervisor import SPARE_LIMIT
+from trio_claude.containment.supervisor import SPARE_LIMIT, SupervisorContainment
 from trio_claude.errors import ContainmentUnavailable, SpawnFailed
 from trio_claude.events import Event, GuardianLost, Receipt
 
@@ -200,6 +200,16 @@ async def test_a_killed_zygote_is_replaced_and_its_runs_live_on(supervisors: Con
         assert await process.stdout.receive_some() == b"first\n"
         assert await process.wait_exit() == 0
         assert (await process.wait_gone()).survivors == 0
+
+
+async def test_a_run_that_comes_when_the_zygote_has_just_gone_waits_for_the_next(supervisors: Containment) -> None:
+    assert isinstance(supervisors, SupervisorContainment)
+    zygote = supervisors._zygote
+    assert zygote
+    os.kill(zygote.process.pid, signal.SIGKILL)
+    zygote.alive = False  # seen already by who hears it, but by nobody else
+    async with supervisors.start(shell("echo second")) as second:
+        assert await read_all(second.stdout) == b"second\n"
 
 
 async def test_a_stopped_zygote_is_woken(supervisors: Containment) -> None:

@@ -140,19 +140,20 @@ class SupervisorContainment(Containment):
         finally:
             cgroups.remove(group)
 
-    async def _wait_ready(self) -> None:
-        """Wait for a zygote that answers, for a while."""
-        if self._ready.is_set():
-            return
+    async def _wait_zygote(self) -> Zygote:
+        """Return a zygote that answers; wait for the next one for a while. Raises `SpawnFailed`."""
         with trio.move_on_after(START_TIMEOUT):
-            await self._ready.wait()
+            while True:
+                if not self._ready.is_set():
+                    await self._ready.wait()
+                if self._zygote and self._zygote.alive:
+                    return self._zygote
+                await trio.sleep(RESTART_PAUSE)  # it is gone, and about to be missed by who follows it
+        raise SpawnFailed("no zygote answers; the next one is being started")
 
     @asynccontextmanager
     async def _start(self, job: Job, kill: Callable[[], None] = lambda: None) -> AsyncIterator[Contained]:
-        await self._wait_ready()
-        zygote = self._zygote
-        if zygote is None or not zygote.alive:
-            raise SpawnFailed("no zygote answers; the next one is being started")
+        zygote = await self._wait_zygote()
         packet = _packet(job, namespace=self.mode == "namespace")
         theirs, process = _open_run(zygote, self._take_spare(), job, self.mode)
         process.kill = kill

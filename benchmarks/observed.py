@@ -27,7 +27,7 @@ async def main(cli: str, *words: str) -> None:
         journal=f"sqlite:{JOURNAL}" if "history" in words else "none",
     )  # fmt: skip
     with contextlib.ExitStack() as stack, trio.open_signal_receiver(signal.SIGTERM) as signals:
-        observers = [stack.enter_context(open_log())] if "logs" in words else []
+        observers = [stack.enter_context(open_log(config))] if "logs" in words else []
         async with open_server(config, observers) as server:
             print(f"listening on {server.url}", flush=True)
             await anext(signals)

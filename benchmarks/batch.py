@@ -61,7 +61,7 @@ class Bench:
 
     def words(self, more: str) -> list[str]:
         """Return the CLI's flags, the same for both."""
-        return [*arguments(Options(), PROFILE, cli_settings=False, system_files={}), *([more] if more else [])]
+        return [*arguments(Options(), PROFILE, cli_settings=False, files={}), *([more] if more else [])]
 
 
 @attrs.frozen

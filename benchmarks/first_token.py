@@ -102,7 +102,7 @@ async def open_ways(home: Path, api: str) -> AsyncIterator[dict[str, Way]]:
     ways: dict[str, Way] = {}
     async with AsyncExitStack() as stack:
         for profile in ("approve", "lean"):
-            words = arguments(Options(partial=True), profile, cli_settings=False, system_files={})
+            words = arguments(Options(partial=True), profile, cli_settings=False, files={})
             for warm in (False, True):
                 config = attrs.evolve(common, profile=profile, pool_size=int(warm))
                 engine = await stack.enter_async_context(open_engine(config, environ=environ))

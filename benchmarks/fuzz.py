@@ -125,7 +125,7 @@ def try_lines(data: bytes) -> None:
     """Rebuild a client's line; what the CLI gets is one line of JSON of a known kind, and stays so if said again."""
     text = data[1:].decode(errors="replace")
     with contextlib.suppress(BadMessage):
-        parse_start(text, OPTIONS, 300.0)
+        parse_start(text, OPTIONS, 300.0, 300.0)
     try:
         said = parse_object(text)
         if said.get("type") == "gateway":

@@ -88,14 +88,14 @@ async def crowd(load: Path, subject: Subject, clients: int, lines: int, port: in
 
     async with trio.open_nursery() as nursery:
         nursery.start_soon(come)
-        phases = [await latencies(load, port or subject.port, lines) for _ in range(3)]
+        coming, flooding, standing = [await latencies(load, port or subject.port, lines) for _ in range(3)]
         memory, left = subject.rss(), time.time()
         leave.set()
     with trio.fail_after(30):
         while len(ended := subject.events("RunEnded")) < before + clients + (0 if port else 3):
             await trio.sleep(0.02)
     late = max(float(str(event["time"])) for event in ended[-clients:]) - left
-    return Crowd(*phases, memory, late * 1000)
+    return Crowd(coming, flooding, standing, memory, late * 1000)
 
 
 async def main(clients: int, lines: int, rounds: int) -> None:

@@ -275,7 +275,7 @@ class Soak:
         try:
             with trio.fail_after(PLAY_BOUND):
                 await kind.how(table)
-        except Exception as error:
+        except Exception as error:  # whatever a play raises is judged, and the others go on
             faults = leaves(error)
             if not (table.fell and all(isinstance(fault, EXPECTED) for fault in faults)):
                 self.truth.violate("answers", "; ".join(map(repr, faults)), run)

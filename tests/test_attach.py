@@ -594,9 +594,9 @@ async def test_who_catches_up_misses_nothing_that_is_kept_no_more_meanwhile(kept
         stage._replay.forget(0, stage._replay.end - 1)
 
     ear = Ear(lambda: say(31))
-    stage = Stage(SimpleNamespace(id="r"), ear, lambda: None, 0, 0, Pages(*parts))  # type: ignore[arg-type]
+    stage = Stage(SimpleNamespace(id="r"), ear, lambda: None, 0, 0, Pages(*parts))  # type: ignore[arg-type] - stand-ins
     say(kept)
-    await stage._catch_up(ear, 0)  # type: ignore[arg-type]
+    await stage._catch_up(ear, 0)  # type: ignore[arg-type] - a stand-in
     assert [line for line in ear.heard if line.isdigit()] == spoken(1, 31)
     assert len(ear.heard) == 32
     assert not ear.told
@@ -612,7 +612,7 @@ async def test_what_stderr_said_before_the_first_line_that_is_kept_is_told(limit
         Part(PartKind.LINES, 8, 6, b"\n".join(spoken(8, 13)), number=3),
     )
     ear = Ear(lambda: None)
-    stage = Stage(SimpleNamespace(id="r"), ear, lambda: None, 0, 0, Pages(*parts))  # type: ignore[arg-type]
+    stage = Stage(SimpleNamespace(id="r"), ear, lambda: None, 0, 0, Pages(*parts))  # type: ignore[arg-type] - stand-ins
     for number in range(1, said + 1):
         stage._replay.add(spoken(number, number), numbered=True)
         if number == 7:
@@ -620,7 +620,7 @@ async def test_what_stderr_said_before_the_first_line_that_is_kept_is_told(limit
             stage._replay.add([b"h"], numbered=False)
         stage._replay.forget(limit, stage._replay.end)
         assert stage._replay.size <= 2 * limit
-    await stage._catch_up(ear, 0)  # type: ignore[arg-type]
+    await stage._catch_up(ear, 0)  # type: ignore[arg-type] - a stand-in
     assert [line for line in ear.heard if line.isdigit()] == spoken(1, said)
     assert len(ear.heard) == said + 2
 

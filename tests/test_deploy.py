@@ -44,7 +44,7 @@ HINDERS = {
 
 def unit(name: str) -> dict[str, dict[str, str]]:
     parser = configparser.ConfigParser(interpolation=None)
-    parser.optionxform = str  # type: ignore[assignment,method-assign]
+    parser.optionxform = str  # type: ignore[assignment,method-assign] - keeps upper case, as documented
     parser.read_string((DEPLOY / name).read_text())
     return {section: dict(parser[section]) for section in parser.sections()}
 

@@ -88,7 +88,7 @@ async def test_the_sample_of_metrics_runs(
     monkeypatch.setattr("trio_claude.workplace.find_cli", lambda _: Path(fake.program))
     world: dict[str, object] = {}
     exec(named("docs/metrics.md", "counted"), world)
-    await world["counted"]()  # type: ignore[operator]
+    await world["counted"]()  # type: ignore[operator] - the sample's function
     assert 'trio_claude_runs_ended_total{door="claude",reason="exit"} 1.0' in capsys.readouterr().out
 
 

@@ -244,7 +244,7 @@ def test_format_and_level_change_from_one_line_to_the_next(told: Told) -> None:
 
 def until_written(log: Log) -> None:
     deadline = time.monotonic() + 10
-    while '"one"' not in sys.stderr.getvalue():  # type: ignore[attr-defined]
+    while '"one"' not in sys.stderr.getvalue():  # type: ignore[attr-defined] - a StringIO here
         assert time.monotonic() < deadline
         time.sleep(0.01)
 
@@ -312,7 +312,7 @@ def test_what_can_not_be_rendered_costs_one_line_only(told: Told) -> None:
             raise ValueError("no words")
 
     with logging_to(told) as log:
-        log(Weak(Bad()))  # type: ignore[arg-type]
+        log(Weak(Bad()))  # type: ignore[arg-type] - no text, which is what is tested
         log(Weak("next"))
     assert told.names == ["LogFailed", "Weak"]
     assert (told.said[0]["line"], told.said[0]["error"]) == ("Weak", "ValueError")
@@ -360,7 +360,7 @@ def test_what_was_left_out_is_told_though_nothing_follows(told: Told) -> None:
         for _ in range(100):
             log(Refused(401, "unauthorized: x"))
         deadline = time.monotonic() + 10 * IDLE
-        while "RefusedMore" not in sys.stderr.getvalue():  # type: ignore[attr-defined]
+        while "RefusedMore" not in sys.stderr.getvalue():  # type: ignore[attr-defined] - a StringIO here
             assert time.monotonic() < deadline
             time.sleep(0.02)
         log(Weak("still open"))

@@ -8,7 +8,7 @@ import signal
 import socket
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -78,8 +78,8 @@ def unix() -> socket.socket:
 @pytest.mark.parametrize(
     "make", [lambda: socket.socket(), lambda: socket.socket(type=socket.SOCK_DGRAM), unix], ids=["deaf", "udp", "unix"]
 )
-def test_a_socket_of_another_kind_is_named(monkeypatch: pytest.MonkeyPatch, make: object) -> None:
-    with make() as sock, pytest.raises(ConfigError, match=r"\('web'\) is no TCP socket that listens"):  # type: ignore[operator]
+def test_a_socket_of_another_kind_is_named(monkeypatch: pytest.MonkeyPatch, make: Callable[[], socket.socket]) -> None:
+    with make() as sock, pytest.raises(ConfigError, match=r"\('web'\) is no TCP socket that listens"):
         inherited_sockets(handed(monkeypatch, sock))
 
 

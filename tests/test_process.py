@@ -32,6 +32,7 @@ async def by_trio() -> int:
 
 
 def block(seconds: float) -> None:
+    """Hold the loop, as code that never waits does."""
     time.sleep(seconds)
 
 

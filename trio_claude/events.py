@@ -341,7 +341,7 @@ def fan_out(observers: Iterable[Observer]) -> Observer:
         for listener in listeners:
             try:
                 listener(event)
-            except Exception as error:
+            except Exception as error:  # an observer's own fault, which is nobody else's
                 warn(f"observer {listener!r} failed: {error!r}")
 
     return tell

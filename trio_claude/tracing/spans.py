@@ -59,7 +59,7 @@ def _harmless(
     def call(self: _T, /, *args: _P.args, **kwargs: _P.kwargs) -> _R | None:
         try:
             return method(self, *args, **kwargs)
-        except Exception as error:
+        except Exception as error:  # a tracer's own fault, which is never a run's
             warn(f"a run can't be traced: {error!r}")
             return None
 

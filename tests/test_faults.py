@@ -206,7 +206,7 @@ async def test_a_stopped_zygote_holds_no_run_of_others(fake: Backend, mode: str)
 
 @BOTH
 async def test_a_zygote_killed_while_runs_start(fake: Backend, mode: str, long: bool) -> None:
-    """At a random moment, again and again: a run works, or it says that it was not started."""
+    """At a random moment, again and again: each run works, as what the zygote had not begun is begun by the next."""
     seed = secrets.token_hex(4)
     print(f"seed {seed}")
     chance = random.Random(seed)
@@ -224,7 +224,7 @@ async def test_a_zygote_killed_while_runs_start(fake: Backend, mode: str, long: 
                 await trio.sleep(chance.random() * 0.05)
                 os.kill(await new_zygote(), signal.SIGKILL)
             for one in said:
-                assert one.code == 1000 or (one.code, one.reason.split(";")[0]) == (1011, "not started"), one
+                assert one.code == 1000, one
             codes += [one.code for one in said]
             await stage.recover()
         assert {event.outcome.receipt.survivors for event in fake.ended} <= {0, None}

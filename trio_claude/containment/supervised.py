@@ -27,6 +27,10 @@ CONTINUE_GRACE = 0.5
 """Seconds that a guardian gets to answer after a SIGCONT, in case a run had stopped it."""
 
 
+class Unguarded(SpawnFailed):
+    """The job reached no guardian: nothing of it was started, so it can be given to the next one."""
+
+
 class Guardian:
     """A supervisor process as the server sees it, one run after the other.
 
@@ -90,10 +94,11 @@ class Supervised(Contained):
         self._decided = math.inf
 
     async def wait_started(self) -> None:
-        """Wait for the CLI's pid. Raises `SpawnFailed`."""
+        """Wait for the CLI's pid. Raises `SpawnFailed`, `Unguarded` where no supervisor was forked for it."""
         while not self.pid:
             if not await self._follow():
-                raise SpawnFailed("the guardian of this run was lost while it started")
+                lost = SpawnFailed if self.guarded else Unguarded
+                raise lost("the guardian of this run was lost while it started")
             if self._failure:
                 raise SpawnFailed(self._failure)
 

@@ -10,7 +10,7 @@ import os
 import shutil
 import socket
 from collections.abc import AsyncIterator, Callable
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, suppress
 from typing import Any
 
 import attrs
@@ -24,7 +24,7 @@ from .cgroup import Cgroups
 from .guardian import PACKET_LIMIT
 from .pipes import is_quiet
 from .sandbox import Sandbox
-from .supervised import CONTINUE_GRACE, Guardian, Supervised, why
+from .supervised import CONTINUE_GRACE, Guardian, Supervised, Unguarded, why
 from .zygote import Packets, Zygote
 
 DETAILS = {
@@ -34,6 +34,8 @@ DETAILS = {
 }
 SPARE_LIMIT = 16
 """Supervisors that are kept for the next runs, each of about 1 MiB; starting one anew costs two milliseconds of CPU."""
+TRIES = 3
+"""How often a job is given to a zygote; one that dies with a job in its hands has started nothing of it."""
 RESTART_PAUSE = 0.05
 """Seconds between the loss of a zygote and the next one, so that a machine without memory is not flogged."""
 
@@ -153,6 +155,19 @@ class SupervisorContainment(Containment):
 
     @asynccontextmanager
     async def _start(self, job: Job, kill: Callable[[], None] = lambda: None) -> AsyncIterator[Contained]:
+        """Start `job`; where a zygote dies before it has forked a supervisor, below the next one."""
+        async with AsyncExitStack() as stack:
+            for _ in range(TRIES - 1):
+                with suppress(Unguarded):
+                    process = await stack.enter_async_context(self._try(job, kill))
+                    break
+            else:
+                process = await stack.enter_async_context(self._try(job, kill))
+            yield process
+
+    @asynccontextmanager
+    async def _try(self, job: Job, kill: Callable[[], None]) -> AsyncIterator[Contained]:
+        """Start `job` below the zygote that is there. Raises `Unguarded` where nothing of it was ever started."""
         zygote = await self._wait_zygote()
         packet = _packet(job, namespace=self.mode == "namespace")
         theirs, process = _open_run(zygote, self._take_spare(), job, self.mode)
@@ -237,7 +252,7 @@ def _open_lifeline() -> tuple[Guardian, list[int]]:
 
 
 async def _hand_over(zygote: Zygote, guardian: Guardian, packet: dict[str, Any], descriptors: list[int]) -> None:
-    """Give a job to a supervisor that lives, else to the zygote. Raises `SpawnFailed`."""
+    """Give a job to a supervisor that lives, else to the zygote. Raises `SpawnFailed`, `Unguarded` where it is gone."""
     to = guardian.lifeline if guardian.pid else zygote.control
     deadline = trio.current_time() + START_TIMEOUT
     while True:
@@ -246,6 +261,8 @@ async def _hand_over(zygote: Zygote, guardian: Guardian, packet: dict[str, Any],
         except BlockingIOError:
             with trio.move_on_at(deadline) as patience:
                 await to.wait_sendable()
+        except ConnectionError as error:
+            raise Unguarded(why(error.errno or 0, "hand-over")) from error
         except OSError as error:
             raise SpawnFailed(why(error.errno or 0, "hand-over")) from error
         if patience.cancelled_caught:

@@ -306,7 +306,7 @@ class Soak:
             await trio.sleep(SAMPLE_PAUSE)
 
 
-EXPECTED = (Wrong, Gone, OSError, trio.TooSlowError)
+EXPECTED = (Wrong, Gone, OSError, trio.BrokenResourceError, trio.TooSlowError)
 """What a play may raise whose server has gone down."""
 
 

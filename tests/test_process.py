@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import subprocess
+import sys
 import time
 from collections.abc import Awaitable, Callable
 
@@ -63,3 +64,27 @@ async def test_a_child_that_nobody_waits_for_is_reaped(monkeypatch: pytest.Monke
         await until(lambda: child.pid not in children(os.getpid()))
         nursery.cancel_scope.cancel()
     assert child.wait() == 0  # its status is gone
+
+
+BURSTS = """
+import resource, sys
+from trio_claude.commands import process
+if sys.argv[1] == "kept":
+    process._keep_memory()
+def burst():
+    del [bytes(64 * 1024) for _ in range(256)][:]
+burst()
+before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+for _ in range(20):
+    burst()
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+
+
+@pytest.mark.skipif(os.confstr("CS_GNU_LIBC_VERSION") is None, reason="memory is kept where the C library is glibc")
+def test_memory_that_is_freed_is_used_again() -> None:
+    faults = {
+        how: int(subprocess.run([sys.executable, "-c", BURSTS, how], capture_output=True, check=True).stdout)
+        for how in ("kept", "given back")
+    }
+    assert faults["kept"] * 10 < faults["given back"]

@@ -13,6 +13,11 @@ from typing import Final
 import trio
 
 PR_SET_DUMPABLE = 4
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
+KEPT_MEMORY: Final = 32 * 1024 * 1024
+"""Freed bytes that stay with the process: what runs say comes and goes, and memory from the system costs a fault a page."""
+KEPT_PIECE: Final = 2 * 1024 * 1024
+"""Bytes from which on a piece of memory is the system's again as soon as it is freed."""
 REAP_PERIOD: Final = 1.0
 """Seconds between two looks for children that nobody waits for."""
 REAP_ROUNDS: Final = 10
@@ -23,6 +28,7 @@ def take_process() -> None:
     """Prepare this process for runs: it is ours alone."""
     _raise_descriptor_limit()
     _hide_memory()
+    _keep_memory()
     _spare_imports()
 
 
@@ -42,6 +48,14 @@ def _hide_memory() -> None:
     """Keep processes of the same user, a run's among them, from reading this one's memory, environment and files."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(PR_SET_DUMPABLE, 0, 0, 0, 0)
+
+
+def _keep_memory() -> None:
+    """Use freed memory again rather than give it back at once, where the C library can be told so."""
+    with contextlib.suppress(AttributeError):  # musl has no such choice
+        tune = ctypes.CDLL(None).mallopt
+        tune(M_TRIM_THRESHOLD, KEPT_MEMORY)
+        tune(M_MMAP_THRESHOLD, KEPT_PIECE)
 
 
 async def reap_orphans() -> None:

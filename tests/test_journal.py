@@ -35,9 +35,11 @@ from trio_claude.journal import (
     Query,
     Retention,
     UsageQuery,
+    backlog,
     open_journal,
     recorder,
 )
+from trio_claude.journal.backlog import Backlog
 from trio_claude.journal.bulk import folder_of
 from trio_claude.journal.schema import VERSIONS
 from trio_claude.journal.store import BLOCK_BYTES, Reader, Store, _clean_lock, is_alive
@@ -333,7 +335,7 @@ async def test_what_is_not_durable_is_not_told_as_deleted(tmp_path: Path, monkey
     async with opened(tmp_path / "j.db") as journal:
         journal.begin(begun("a")).end(ended("a"))
         assert await journal.settle()
-        monkeypatch.setattr(Journal._written, "__defaults__", (0.3,))
+        monkeypatch.setattr(Backlog._written, "__defaults__", (0.3,))
         with blocked(tmp_path / "j.db"), pytest.raises(JournalFault, match="locked"):
             await journal.delete(None)
         assert await journal.settle()
@@ -438,8 +440,8 @@ def blocked(path: Path) -> Iterator[None]:
 
 async def test_facts_have_a_bound_of_their_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A disk that is full for a week costs no more memory than one that is full for a minute."""
-    monkeypatch.setattr(recorder, "QUEUE_BYTES", 0)
-    monkeypatch.setattr(recorder, "FACTS_BYTES", 10_000)
+    monkeypatch.setattr(backlog, "QUEUE_BYTES", 0)
+    monkeypatch.setattr(backlog, "FACTS_BYTES", 10_000)
     monkeypatch.setattr(recorder, "RETRY", 0.05)
     monkeypatch.setattr("trio_claude.journal.store.BUSY_MS", 10)
     async with opened(tmp_path / "j.db") as journal:
@@ -486,7 +488,7 @@ async def test_a_write_that_fails_is_tried_again(tmp_path: Path, monkeypatch: py
 
 
 async def test_what_waits_for_the_disk_is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(recorder, "QUEUE_BYTES", 10_000)
+    monkeypatch.setattr(backlog, "QUEUE_BYTES", 10_000)
     monkeypatch.setattr(recorder, "RETRY", 0.05)
     monkeypatch.setattr("trio_claude.journal.store.BUSY_MS", 10)
     async with opened(tmp_path / "j.db") as journal:

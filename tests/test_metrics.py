@@ -42,7 +42,7 @@ import trio_claude
 from trio_claude import Config, Metrics, connection, events, open_engine, open_run, open_server
 from trio_claude.errors import CloseCode, Reason
 from trio_claude.events import Event, Outcome, Receipt
-from trio_claude.journal import recorder
+from trio_claude.journal import backlog
 from trio_claude.metrics import FAMILIES, OTHER, PREFIX, SERIES_LIMIT
 from trio_claude.metrics.families import BACKGROUND, HELPERS
 from trio_claude.metrics.loop import HOLD, LoopWatch
@@ -260,7 +260,7 @@ class Tour:
             assert (await self.scrape())[f"{PREFIX}_journal_lag_seconds", ""] >= 0.1
         assert await journal.settle()
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(recorder, "QUEUE_BYTES", 0)
+            patch.setattr(backlog, "QUEUE_BYTES", 0)
             await self.ask("hello", **COLD)
         (zygote,) = zygotes()
         os.kill(zygote, signal.SIGKILL)

@@ -4,6 +4,8 @@ Rule 1: nothing here ever holds up a run: what can't be stored is given up, and 
 up to a number and has nothing behind it; there are no holes.
 """
 
+from .backlog import Recorder
+from .base import Journal
 from .facts import (
     GROUPS,
     UNLISTED,
@@ -22,7 +24,7 @@ from .facts import (
     UsageQuery,
     UsageRow,
 )
-from .recorder import Journal, Recorder, open_journal
+from .recorder import open_journal
 from .unfinished import Unfinished
 from .usage import day_of
 

@@ -12,7 +12,9 @@ import os
 import sqlite3
 import time
 from pathlib import Path
-from typing import Final, TypeAlias
+from typing import Final
+
+from .facts import Text
 
 LEAST: Final = 64 * 1024
 """Bytes from which on a part is large."""
@@ -22,8 +24,6 @@ OPEN: Final = 32
 """Files that are held open."""
 FORGOTTEN: Final = 3600.0
 """Seconds after its last change in which a file that no run has may still be one that a server is about to name."""
-Text: TypeAlias = bytes | memoryview
-"""Whole lines, newlines between them: bytes, or a view on some."""
 FLAGS: Final = os.O_CLOEXEC | os.O_NOFOLLOW
 
 

@@ -5,13 +5,15 @@ from __future__ import annotations
 import enum
 import json
 from collections.abc import Sequence
-from typing import Any, Final
+from typing import Any, Final, TypeAlias
 
 import attrs
 
 _quoted = json.JSONEncoder(ensure_ascii=False).encode
 LIVE = "live"
 ENDED = "ended"
+Text: TypeAlias = bytes | memoryview
+"""Whole lines, newlines between them: bytes, or a view on some."""
 UNLISTED = ("prompt", "options")
 """What of a run is told only to who asks for that run: it may be long."""
 GROUPS: Final = ("day", "identity", "model", "meta")

@@ -20,8 +20,23 @@ from typing import Final
 
 from ..errors import ConfigError, Reason
 from . import bulk, usage
-from .bulk import Bulk, Text, folder_of
-from .facts import ENDED, LIVE, Begun, Deleted, End, Page, Part, PartKind, Query, Retention, RunRow, Usage, UsageQuery
+from .bulk import Bulk, folder_of
+from .facts import (
+    ENDED,
+    LIVE,
+    Begun,
+    Deleted,
+    End,
+    Page,
+    Part,
+    PartKind,
+    Query,
+    Retention,
+    RunRow,
+    Text,
+    Usage,
+    UsageQuery,
+)
 from .schema import VERSIONS
 
 BUSY_MS: Final = 2000

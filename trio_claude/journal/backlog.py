@@ -1,0 +1,249 @@
+"""What waits to be written of the runs of a server: numbered, bounded, given up where there is no room.
+
+Whoever puts something in never waits: what takes it out may. Where it is full a run's history ends, and whoever asks is
+told. This module must never write, and never know what does.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+import time
+from abc import ABC, abstractmethod
+from collections import deque
+from collections.abc import Callable
+from typing import Final, Protocol
+
+import attrs
+import trio
+
+from .facts import Begun, End, Part, PartKind, Statistics, Text
+
+QUEUE_BYTES: Final = 64 * 1024 * 1024
+"""Bytes of history that wait; over it a run's history ends."""
+FACTS_BYTES: Final = 8 * 1024 * 1024
+"""Bytes beyond that for how runs begin and end, which nobody gives up lightly."""
+FACT_BYTES: Final = 1024
+"""What a begin or an end is reckoned as, beside its prompt."""
+GATHER_BYTES: Final = QUEUE_BYTES // 2
+"""Bytes that wait for no more."""
+PART_BYTES: Final = 512 * 1024
+"""Bytes up to which lines that follow on each other become one part, if they wait together."""
+PATIENCE: Final = 5.0
+"""Seconds for which the end of a journal waits for what is still to be written."""
+
+
+class Writer(Protocol):
+    """What is told what to write."""
+
+    def begin(self, run: Begun) -> None:
+        """Write a run that has begun."""
+
+    def add(self, run: str, number: int, part: Part) -> None:
+        """Write a part of a run's history, behind what there is."""
+
+    def add_lines(self, run: str, number: int, first: int, count: int, texts: list[Text]) -> None:
+        """Write lines of a run as `add` does: `count` of them, in texts that lines of their own end and begin."""
+
+    def end(self, end: End) -> None:
+        """Write how a run ended."""
+
+
+@attrs.define
+class Write:
+    """Something that waits to be written: how large it is, what does it, and who hears that it is durable.
+
+    Once it is `taken` it does not change any more.
+    """
+
+    size: int
+    do: Callable[[Writer], object]
+    tell: Callable[[], None] | None = None
+    taken: bool = False
+    since: float = attrs.Factory(time.monotonic)
+
+
+@attrs.define
+class Lines:
+    """Lines of a run that wait to be one part of its history, and those that follow on them while they wait."""
+
+    run: str
+    number: int
+    first: int
+    count: int = 0
+    texts: list[Text] = attrs.Factory(list)
+
+    def add(self, count: int, texts: list[Text]) -> None:
+        """Take what follows."""
+        self.count += count
+        self.texts += texts
+
+    def write(self, writer: Writer) -> None:
+        """Write them."""
+        writer.add_lines(self.run, self.number, self.first, self.count, self.texts)
+
+
+class Recorder:
+    """One run's way into the journal. Nothing here waits or raises."""
+
+    def __init__(self, journal: Backlog, run: str, limit: int, *, content: bool) -> None:
+        self.stored: bool = True
+        """Whether all of it so far is kept, or on its way."""
+        self._journal = journal
+        self._run = run
+        self._left = limit
+        self._content = content
+        self._numbers = 0
+        self._lines = 0
+        self._latest: tuple[Write, Lines] | None = None
+
+    def lines(self, lines: list[bytes], texts: list[Text] | None = None) -> None:
+        """Take lines of the CLI, which get the next numbers; `texts` is the same in fewer pieces."""
+        if not lines:
+            return
+        first, count = self._lines + 1, len(lines)
+        self._lines += count
+        texts = texts or [b"\n".join(lines)]
+        size = sum(map(len, texts)) + len(texts) - 1
+        if not self._fits(size) or self._enlarge(count, texts, size):
+            return
+        waiting = Lines(self._run, self._number(), first)
+        waiting.add(count, texts)
+        write = Write(size, waiting.write)
+        self._latest = write, waiting
+        self.stored = self._journal.take(write)
+
+    def _enlarge(self, count: int, texts: list[Text], size: int) -> bool:
+        """Put lines to those that wait still, if they do; return whether they did."""
+        if self._latest is None:
+            return False
+        write, waiting = self._latest
+        return self._journal.enlarge(write, size, lambda: waiting.add(count, texts))
+
+    def stderr(self, lines: list[str]) -> None:
+        """Take lines of stderr, behind the CLI's lines so far."""
+        self._add(PartKind.STDERR, [line.encode("utf-8", "replace") for line in lines])
+
+    def said(self, line: bytes) -> None:
+        """Take what the client said, behind the CLI's lines so far."""
+        self._add(PartKind.SAID, [line.rstrip(b"\n")])
+
+    def end(self, end: End) -> None:
+        """Take how the run ended."""
+        whole = self.stored and self._content
+        self._journal.put(FACT_BYTES, lambda writer: writer.end(attrs.evolve(end, whole=whole)), room=FACTS_BYTES)
+
+    def _add(self, kind: PartKind, lines: list[bytes]) -> None:
+        """Take lines that come behind the CLI's so far, which are a part of their own then."""
+        text = b"\n".join(lines)
+        if not lines or not self._fits(len(text)):
+            return
+        self._latest = None
+        run, number, part = self._run, self._number(), Part(kind, self._lines, len(lines), text)
+        self.stored = self._journal.put(len(text), lambda writer: writer.add(run, number, part))
+
+    def _fits(self, size: int) -> bool:
+        """Return whether so much more of the run is kept; from where it is not on, nothing is."""
+        if not self.stored or not self._content:
+            return False
+        self._left -= size
+        self.stored = self._left >= 0
+        return self.stored
+
+    def _number(self) -> int:
+        self._numbers += 1
+        return self._numbers
+
+
+class Backlog(ABC):
+    """What waits for a journal to write it, from any thread; `_stir` guards it.
+
+    What writes takes `_waiting` from its front, takes off `_bytes` what it took, and says by `_idle` that it waits.
+    """
+
+    def __init__(self, run_limit: int, *, content: bool) -> None:
+        self._run_limit = run_limit
+        self._content = content
+        self._waiting: deque[Write] = deque()
+        self._bytes = 0
+        self._faults = 0
+        self._given_up = 0
+        self._stir = threading.Condition()
+        self._idle = True
+        self._hurry = False
+
+    def begin(self, run: Begun) -> Recorder:
+        """Take a run that begins; return its recorder."""
+        facts = run if self._content else attrs.evolve(run, prompt=None, options={})
+        size = FACT_BYTES + len(facts.prompt or "") + len(str(facts.options))
+        recorder = Recorder(self, run.id, self._run_limit, content=self._content)
+        recorder.stored = self.put(size, lambda writer: writer.begin(facts), room=FACTS_BYTES)
+        return recorder
+
+    def put(
+        self, size: int, write: Callable[[Writer], object], *, room: int = 0, tell: Callable[[], None] | None = None
+    ) -> bool:
+        """Have something written, and `tell` when it is durable; return whether there is room, with `room` beyond."""
+        return self.take(Write(size, write, tell), room)
+
+    def take(self, write: Write, room: int = 0) -> bool:
+        """Have something written; return whether there is room, with `room` beyond."""
+        with self._stir:
+            if self._bytes + write.size > QUEUE_BYTES + room:
+                self._given_up += 1
+                return False
+            self._waiting.append(write)
+            self._count(write.size, hurry=write.tell is not None)
+        return True
+
+    def enlarge(self, write: Write, size: int, add: Callable[[], None]) -> bool:
+        """Have something that waits `add` so much; return whether it still could, and there is room."""
+        with self._stir:
+            if write.taken or write.size + size > PART_BYTES or self._bytes + size > QUEUE_BYTES:
+                return False
+            add()
+            write.size += size
+            self._count(size)
+        return True
+
+    def _count(self, size: int, *, hurry: bool = False) -> None:
+        """Count what has come, and wake what writes where it must know."""
+        self._bytes += size
+        hurry = not self._hurry and (hurry or self._bytes > GATHER_BYTES)
+        self._hurry = self._hurry or hurry
+        if self._idle or hurry:
+            self._idle = False
+            self._wake()
+
+    @abstractmethod
+    def _wake(self) -> None:
+        """Wake what writes, with `_stir` held."""
+
+    @property
+    def waiting(self) -> int:
+        """Bytes that are not durable yet."""
+        return self._bytes
+
+    def statistics(self) -> Statistics:
+        """Return how the journal does."""
+        with self._stir:
+            lag = time.monotonic() - self._waiting[0].since if self._waiting else 0.0
+            return Statistics(self._bytes, lag, self._faults, self._given_up)
+
+    async def settle(self, patience: float = PATIENCE) -> bool:
+        """Wait until all that was put in before is durable; return whether it is, in so many seconds."""
+        return await self._written(lambda _writer: None, patience)
+
+    async def _written(self, write: Callable[[Writer], object], patience: float = PATIENCE) -> bool:
+        """Have something written, and wait for it; return whether it is durable, in so many seconds."""
+        done, token = trio.Event(), trio.lowlevel.current_trio_token()
+
+        def tell() -> None:
+            with contextlib.suppress(trio.RunFinishedError):
+                token.run_sync_soon(done.set)
+
+        if not self.put(FACT_BYTES, write, room=FACTS_BYTES, tell=tell):
+            return False
+        with trio.move_on_after(patience):
+            await done.wait()
+        return done.is_set()

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import os
+import sqlite3
 import time
 from pathlib import Path
 
 import pytest
+from harness import until
 
 from trio_claude.errors import JournalFault
 from trio_claude.journal import Begun, Journal, Retention, open_journal
 from trio_claude.journal import bulk as bulk_module
+from trio_claude.journal import recorder as recorder_module
 from trio_claude.journal.bulk import LEAST, Bulk, folder_of
 from trio_claude.journal.facts import End
 from trio_claude.journal.store import Store
@@ -92,31 +97,52 @@ async def test_lines_that_are_missing_or_cut_are_told_as_damage(tmp_path: Path) 
         assert run  # its facts are there all the same
 
 
-def test_what_a_failed_transaction_wrote_is_taken_back(tmp_path: Path) -> None:
-    store = Store(tmp_path / "j.db", "s")
-    file = folder_of(store.path) / "a"
-    with store.transaction():
-        store.begin(begun("a"))
-        store.add_lines("a", 1, 1, 1, [LARGE])
-    with pytest.raises(RuntimeError), store.transaction():
-        store.add_lines("a", 2, 2, 2, [LARGE, LARGE])
-        assert file.stat().st_size == 3 * LEAST + 1
-        raise RuntimeError
-    assert file.stat().st_size == LEAST
-    with pytest.raises(RuntimeError), store.transaction():
-        store.delete(None, "a")
-        raise RuntimeError
-    assert file.exists()
-    store.close()
+async def test_a_burst_goes_to_its_file_before_its_rows_can(tmp_path: Path) -> None:
+    path = tmp_path / "j.db"
+    lines = [b"%d" % number + LARGE for number in range(40)]
+    async with open_journal(path, "s", Retention(), 2**30, content=True) as journal:
+        recorder = journal.begin(begun("a"))
+        assert await journal.settle()
+        other = sqlite3.connect(path, isolation_level=None)
+        other.execute("BEGIN IMMEDIATE")
+        for line in lines:
+            recorder.lines([line])
+        await until(lambda: (folder_of(path) / "a").exists() and (folder_of(path) / "a").stat().st_size > len(LARGE))
+        assert await read(journal) == []
+        other.execute("COMMIT")
+        other.close()
+        recorder.end(ended("a", 40))
+        assert await journal.settle()
+        assert await read(journal) == lines
+    assert (folder_of(path) / "a").stat().st_size == sum(map(len, lines)) + 40 - len(sizes_aside(path))
 
 
-def test_only_what_follows_on_what_is_stored_takes_room(tmp_path: Path) -> None:
-    store = Store(tmp_path / "j.db", "s")
-    with store.transaction():
-        store.begin(begun("a"))
-        store.add_lines("a", 1, 7, 1, [LARGE])
-    store.close()
-    assert not folder_of(store.path).exists()
+def sizes_aside(path: Path) -> list[int]:
+    """Return the sizes of what was put aside; between two parts there is no newline."""
+    with contextlib.closing(sqlite3.connect(path)) as db:
+        return [size for (size,) in db.execute("SELECT size FROM parts WHERE place IS NOT NULL")]
+
+
+async def test_a_part_that_is_not_written_whole_leaves_nothing_and_is_written_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole, sizes = bulk_module._write_all, list[int]()
+
+    def fail_once(file: int, pieces: list[bulk_module.Text]) -> None:
+        if not sizes:
+            os.write(file, b"half of it")
+            sizes.append(os.fstat(file).st_size)
+            raise OSError(errno.ENOSPC, "no room")
+        whole(file, pieces)
+
+    monkeypatch.setattr(bulk_module, "_write_all", fail_once)
+    monkeypatch.setattr(recorder_module, "RETRY", 0.01)
+    path = tmp_path / "j.db"
+    await write(path)
+    assert sizes == [len(b"half of it")]
+    assert (folder_of(path) / "a").stat().st_size == len(LARGE) * 2 + len(b"one\n" + b"\nfive")
+    async with open_journal(path, "t", Retention(), 2**30, content=True) as journal:
+        assert await read(journal) == [b"one", LARGE, b"three", LARGE, b"five"]
 
 
 def test_files_of_no_run_go_when_a_server_starts(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ import trio
 PR_SET_DUMPABLE = 4
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
 KEPT_MEMORY: Final = 32 * 1024 * 1024
-"""Freed bytes that stay with the process: what runs say comes and goes, and memory from the system costs a fault a page."""
+"""Freed bytes that stay with the process: what runs say comes and goes, and new memory costs a fault a page."""
 KEPT_PIECE: Final = 2 * 1024 * 1024
 """Bytes from which on a piece of memory is the system's again as soon as it is freed."""
 REAP_PERIOD: Final = 1.0

@@ -59,6 +59,8 @@ class Write:
     size: int
     do: Callable[[Writer], object]
     tell: Callable[[], None] | None = None
+    lines: Lines | None = None
+    """What it writes, where it is lines."""
     taken: bool = False
     since: float = attrs.Factory(time.monotonic)
 
@@ -109,7 +111,7 @@ class Recorder:
             return
         waiting = Lines(self._run, self._number(), first)
         waiting.add(count, texts)
-        write = Write(size, waiting.write)
+        write = Write(size, waiting.write, lines=waiting)
         self._latest = write, waiting
         self.stored = self._journal.take(write)
 

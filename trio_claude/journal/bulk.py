@@ -33,39 +33,31 @@ def folder_of(path: Path) -> Path:
 
 
 class Bulk:
-    """The folder, in the hands of one thread at a time, for one transaction after the other.
+    """The folder, in the hands of one thread at a time.
 
-    Resource handling: holds up to `OPEN` files until `close`. Error handling: raises OSError; `undo` and `forget` are
-    for what can't be had back anyway, and raise nothing.
+    Resource handling: holds up to `OPEN` files until `close`. Error handling: raises OSError, and leaves nothing of a
+    part that was not written whole; `forget` is for what can't be had back anyway, and raises nothing.
     """
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         self._files: dict[str, int] = {}
-        self._before: dict[str, int] = {}
         self._unsynced: set[str] = set()
 
     def write(self, run: str, texts: list[Text]) -> int:
         """Write a part, newlines between its texts; return where in the run's file it begins."""
         file = self._open(run)
         place = os.fstat(file).st_size
-        self._before.setdefault(run, place)
         self._unsynced.add(run)
         pieces = [piece for text in texts for piece in (b"\n", text)][1:]
-        for first in range(0, len(pieces), AT_ONCE):
-            _write_all(file, pieces[first : first + AT_ONCE])
-        return place
-
-    def done(self) -> None:
-        """Take what was written since the last `done` or `undo` as good."""
-        self._before.clear()
-
-    def undo(self) -> None:
-        """Take it back: nothing names it."""
-        for run, size in self._before.items():
+        try:
+            for first in range(0, len(pieces), AT_ONCE):
+                _write_all(file, pieces[first : first + AT_ONCE])
+        except OSError:
             with contextlib.suppress(OSError):
-                os.ftruncate(self._open(run), size)
-        self._before.clear()
+                os.ftruncate(file, place)
+            raise
+        return place
 
     def sync(self) -> None:
         """Have the disk hold what was written."""

@@ -18,9 +18,9 @@ from typing import Final, TypeVar
 import trio
 
 from ..errors import JournalFault
-from .backlog import PATIENCE, Backlog, Writer
-from .backlog import Write as _Write
+from .backlog import PATIENCE, Backlog, Write, Writer
 from .base import Journal
+from .bulk import LEAST
 from .facts import Deleted, Page, Part, Query, Retention, RunRow, Usage, UsageQuery
 from .store import Reader, Store
 from .unfinished import Unfinished, find_unfinished
@@ -31,6 +31,8 @@ BURST: Final = 1024 * 1024
 """Bytes in such a time that are a burst, which no run says at the pace of a model."""
 BURST_PATIENCE: Final = 0.25
 """Seconds for which what has come waits for the end of a burst, at most."""
+ASIDE: Final = 256 * 1024
+"""Bytes from which on lines go to their file while a burst lasts; their row follows at its end."""
 TRANSACTION_BYTES: Final = 8 * 1024 * 1024
 """Bytes behind which a transaction takes no more."""
 RETRY: Final = 1.0
@@ -153,7 +155,7 @@ class SqliteJournal(Backlog, Journal):
                 tidied = time.monotonic()
                 self._tidy()
 
-    def _take(self, patience: float) -> list[_Write]:
+    def _take(self, patience: float) -> list[Write]:
         """Wait for something to write, for so long; return the first of what is there, which stays until written."""
         with self._stir:
             self._idle = not self._waiting
@@ -165,16 +167,43 @@ class SqliteJournal(Backlog, Journal):
             return self._first()
 
     def _gather(self, until: float) -> None:
-        """Let what has come wait a moment for more; in a burst longer, which is relayed first and written then."""
+        """Let what has come wait a moment for more; in a burst longer, of which lines are put aside meanwhile."""
         before = -BURST
         while before + BURST <= self._bytes and time.monotonic() < until:
             before = self._bytes
             if self._stir.wait_for(lambda: self._hurry or self._closing, GATHER):
                 return
+            self._relieve()
 
-    def _first(self) -> list[_Write]:
+    def _relieve(self) -> None:
+        """Put many lines aside, without the lock, so that their memory is used again while the processor has it."""
+        writes = [write for write in self._waiting if write.size >= ASIDE and not write.taken]
+        for write in writes:
+            write.taken = True
+        self._stir.release()
+        try:
+            for write in writes:
+                self._put_aside(write)
+        except OSError as error:  # it is tried again with the transaction
+            self._fail(str(error))
+        finally:
+            self._stir.acquire()
+
+    def _put_aside(self, write: Write) -> None:
+        """Write large lines to their file, and let go of them. Raises OSError."""
+        lines = write.lines
+        if lines is None or write.size < LEAST:
+            return
+        size = sum(map(len, lines.texts)) + len(lines.texts) - 1
+        place = self._store.put_aside(lines.run, lines.texts)
+        run, number, first, count = lines.run, lines.number, lines.first, lines.count
+        write.do = lambda _writer: self._store.add_aside(run, number, first, count, place, size)
+        write.lines = None
+        lines.texts.clear()
+
+    def _first(self) -> list[Write]:
         """Return what one transaction is to hold."""
-        writes, size = list[_Write](), 0
+        writes, size = list[Write](), 0
         for write in self._waiting:
             if size > TRANSACTION_BYTES:
                 return writes
@@ -184,12 +213,14 @@ class SqliteJournal(Backlog, Journal):
         self._hurry = False
         return writes
 
-    def _commit(self, writes: list[_Write]) -> bool:
+    def _commit(self, writes: list[Write]) -> bool:
         """Write all in one transaction; return whether that went well, or is never going to.
 
         What no store takes, whatever the disk does, is given up: else it would hold up all that comes behind it.
         """
         try:
+            for write in writes:
+                self._put_aside(write)
             with self._store.transaction():
                 for write in writes:
                     write.do(self._store)

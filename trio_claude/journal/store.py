@@ -121,11 +121,9 @@ class Store:
             yield
             self._db.execute("COMMIT")
         except BaseException:  # whatever it was, a commit that failed too; raised again
-            self._bulk.undo()
             with contextlib.suppress(sqlite3.Error):
                 self._db.execute("ROLLBACK")
             raise
-        self._bulk.done()
         self._bulk.forget(self._gone)
 
     def checkpoint(self) -> None:
@@ -150,13 +148,17 @@ class Store:
 
     def add_lines(self, run: str, number: int, first: int, count: int, texts: list[Text]) -> None:
         """Write lines of a run as `add` does: `count` of them, in texts that lines of their own end and begin."""
-        size = sum(map(len, texts)) + len(texts) - 1
-        if size < bulk.LEAST:
-            self.add(run, number, Part(PartKind.LINES, first, count, b"\n".join(texts)))
-            return
+        self.add(run, number, Part(PartKind.LINES, first, count, b"\n".join(texts)))
+
+    def put_aside(self, run: str, texts: list[Text]) -> int:
+        """Write a large part of a run's history, named by no table yet; return its place. Raises OSError."""
+        return self._bulk.write(run, texts)
+
+    def add_aside(self, run: str, number: int, first: int, count: int, place: int, size: int) -> None:
+        """Write what `add_lines` does of lines that were put aside: `size` bytes at `place`."""
         part = Part(PartKind.LINES, first, count, b"")
         if self._grow(run, part, size):
-            self._put(run, number, part, self._bulk.write(run, texts), size)
+            self._put(run, number, part, place, size)
 
     def _grow(self, run: str, part: Part, size: int) -> bool:
         """Make a run's history longer by a part; return whether it may be."""

@@ -29,6 +29,8 @@ GATHER: Final = 0.01
 """Seconds for which what has come waits for more, to be written with it; not where somebody waits for it."""
 BURST: Final = 1024 * 1024
 """Bytes in such a time that are a burst, which no run says at the pace of a model."""
+BURST_STEP: Final = GATHER / 2
+"""Seconds between two looks at a burst: what came between them is still in the processor's cache."""
 BURST_PATIENCE: Final = 0.25
 """Seconds for which what has come waits for the end of a burst, at most."""
 ASIDE: Final = 256 * 1024
@@ -168,12 +170,13 @@ class SqliteJournal(Backlog, Journal):
 
     def _gather(self, until: float) -> None:
         """Let what has come wait a moment for more; in a burst longer, of which lines are put aside meanwhile."""
-        before = -BURST
-        while before + BURST <= self._bytes and time.monotonic() < until:
-            before = self._bytes
-            if self._stir.wait_for(lambda: self._hurry or self._closing, GATHER):
-                return
+        before, patience = self._bytes, GATHER
+        while not self._stir.wait_for(lambda: self._hurry or self._closing, patience):
             self._relieve()
+            came, before = self._bytes - before, self._bytes
+            if came < BURST * patience / GATHER or time.monotonic() > until:
+                return
+            patience = BURST_STEP
 
     def _relieve(self) -> None:
         """Put many lines aside, without the lock, so that their memory is used again while the processor has it."""

@@ -14,6 +14,7 @@ import trio
 from browser import WEB, install_modules
 from harness import Backend, cgroup2, open_backend, real_cli, short_folder
 from pages import Browser, open_browser
+from redis_server import RedisServer, open_redis_server
 
 from trio_claude.containment import open_containment
 from trio_claude.errors import ContainmentUnavailable
@@ -44,6 +45,7 @@ PROGRAMS = {
     "node": ("node", "npm"), "browser": ("chromium",), "tmux": ("tmux",), "sandbox": ("bwrap",), "zsh": ("zsh",), "nginx": ("nginx",),
     "systemd": ("systemd-analyze",),
     "promtool": ("promtool",),
+    "redis": ("redis-server",),
 }  # fmt: skip
 
 
@@ -79,6 +81,7 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
         "nginx",
         "systemd",
         "promtool",
+        "redis",
     ):
         if item.get_closest_marker(marker) and (why := _missing(marker)):
             if REQUIRED:
@@ -112,6 +115,20 @@ async def fake(folder: Path) -> AsyncIterator[Backend]:
 async def real(folder: Path) -> AsyncIterator[Backend]:
     async with open_backend("real", folder) as backend:
         yield backend
+
+
+@pytest.fixture(scope="module")
+def shared_redis() -> Iterator[RedisServer]:
+    """One Redis for all tests of a file."""
+    with open_redis_server() as server:
+        yield server
+
+
+@pytest.fixture
+def redis_server(shared_redis: RedisServer) -> RedisServer:
+    """A Redis that runs and holds nothing; after a test that has killed it, or left it hanging, another is started."""
+    shared_redis.renew()
+    return shared_redis
 
 
 @pytest.fixture(scope="session")

@@ -11,6 +11,7 @@ from trio_claude.config import Config, load
 from trio_claude.engine import open_engine
 from trio_claude.errors import ConfigError
 from trio_claude.server import open_server
+from trio_claude.workplace import inherited
 
 
 def toml(folder: Path, text: str) -> Path:
@@ -79,3 +80,37 @@ async def test_what_would_be_unsafe_is_refused() -> None:
 def test_limits_are_named_as_the_system_names_them() -> None:
     assert Config().limits == {"RLIMIT_CORE": 0}
     assert Config(limit_open_files=64, limit_cpu=9).limits == {"RLIMIT_CORE": 0, "RLIMIT_NOFILE": 64, "RLIMIT_CPU": 9}
+
+
+@pytest.mark.parametrize(
+    ("settings", "told"),
+    [
+        ({"redis": "http://localhost"}, "redis must be redis://host"),
+        ({"redis": "redis://user:s3cret@"}, "redis must be redis://host"),
+        ({"redis": "redis://localhost:99999"}, "redis: no such port"),
+        ({"redis": "unix://relative"}, "redis must be redis://host"),
+        ({"redis": "redis://localhost", "journal": "memory"}, "journal: with redis it is kept there"),
+        ({"redis": "redis://localhost", "journal": "sqlite:runs.db"}, "journal: with redis it is kept there"),
+        ({"redis_prefix": "a:b"}, "redis_prefix takes 1 to 64 letters"),
+        ({"redis_password_file": "password"}, "redis_password_file needs redis"),
+        ({"node_lease": 1.0}, "node_lease must be from 2 to 60 s"),
+    ],
+)
+def test_a_wrong_setting_of_redis_is_named_and_no_password_is_told(settings: dict[str, object], told: str) -> None:
+    with pytest.raises(ConfigError, match=told) as refused:
+        Config(**settings)
+    assert "s3cret" not in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    "url", ["redis://h", "redis://h:1/2", "redis://:p@h", "rediss://u:p%40@[::1]:9/0", "unix:///run/redis.sock", ""]
+)
+def test_what_redis_takes(url: str) -> None:
+    config = Config(redis=url, journal="auto")
+    assert config.redis == url
+    assert "p%40" not in repr(config)
+
+
+def test_no_run_inherits_where_redis_is() -> None:
+    environ = {"TRIO_CLAUDE_REDIS": "redis://:s3cret@h", "TRIO_CLAUDE_REDIS_PASSWORD_FILE": "/secret", "PATH": "/bin"}
+    assert inherited(environ, ()) == {"PATH": "/bin"}

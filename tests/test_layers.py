@@ -38,6 +38,7 @@ TABLE: dict[str, set[str]] = {
     "identity": {"errors", "config"},
     "queries": {"errors"},
     "upgrade": {"errors", "config", "identity"},
+    "nodes": {"errors", "events", "config", "services", "admission", "journal", "identity"},
     "peer": {"errors", "config", "messages", "services", "turns", "upgrade"},
     "logs": {"events", "config", "context", "faults"},
     # wiring
@@ -53,11 +54,11 @@ TABLE: dict[str, set[str]] = {
         "endings", "errors", "events", "config", "messages", "stream_json", "session", "turns", "containment", "journal", "workplace", "run",
     },
     "runs": {
-        "errors", "events", "config", "messages", "stream_json", "admission", "session", "turns", "containment", "journal", "workplace", "pool",
+        "errors", "events", "config", "messages", "stream_json", "admission", "session", "turns", "containment", "journal", "nodes", "workplace", "pool",
         "run", "session_run", "telling",
     },
     "engine": {
-        "errors", "events", "config", "services", "containment", "quarters", "journal", "workplace", "runs", "telling",
+        "errors", "events", "config", "services", "containment", "quarters", "journal", "nodes", "workplace", "runs", "telling",
         "tracing",
     },
     "metrics": {"errors", "events", "journal", "run", "session_run", "runs", "__init__"},
@@ -118,6 +119,7 @@ OWNERS = {
     "joserfc": {"identity"},
     "opentelemetry": {"tracing"},
     "structlog": {"logs"},
+    "coredis": {"nodes"},
     "prometheus_client": {"metrics"},
 }
 """Outside libraries and the rooms that may import them."""

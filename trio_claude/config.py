@@ -12,7 +12,7 @@ import re
 import shlex
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import attrs
 
@@ -72,11 +72,16 @@ CONTROLS = (
     "stop_task",
 )
 """The control requests that `allow_control` may name. The first three widen no rights."""
+REDIS_URL = re.compile(
+    r"rediss?://([^\s@/:]*(:[^\s@/]*)?@)?([A-Za-z0-9_.-]+|\[[0-9A-Fa-f:.]+\])(:\d{1,5})?(/\d{0,9})?|unix:///[^\s?#]+"
+)
+"""What `redis` takes."""
 LOG_LEVELS = ("debug", "info", "warning", "error")
 LOG_FORMATS = ("auto", "json", "console")
+Check: TypeAlias = "Callable[[object, attrs.Attribute[Any], Any], None]"
 
 
-def _between(low: float, high: float, unit: str) -> Callable[[object, attrs.Attribute[Any], Any], None]:
+def _between(low: float, high: float, unit: str) -> Check:
     def check(_instance: object, field: attrs.Attribute[Any], value: float) -> None:
         if not low <= value <= high:
             raise ConfigError(f"{field.name} must be from {low:g} to {high:g} {unit}, not {value:g}")
@@ -84,14 +89,16 @@ def _between(low: float, high: float, unit: str) -> Callable[[object, attrs.Attr
     return check
 
 
-def _option(default: Any, text: str, *, low: float = 0, high: float = float("inf"), unit: str = "") -> Any:
-    """Declare a field with its help text and, for numbers, its bounds and unit."""
+def _option(
+    default: Any, text: str, *, low: float = 0, high: float = float("inf"), unit: str = "", check: Check | None = None
+) -> Any:
+    """Declare a field with its help text and what it takes: for numbers bounds and a unit, else what `check` says."""
     numeric = isinstance(default, int | float) and not isinstance(default, bool)
-    validator = [_between(low, high, unit)] if numeric else []
+    validator = [check] if check else [_between(low, high, unit)] if numeric else []
     return attrs.field(default=default, validator=validator, metadata={"help": text, "unit": unit})
 
 
-def _one_of(choices: tuple[str, ...]) -> Callable[[object, attrs.Attribute[Any], str], None]:
+def _one_of(choices: tuple[str, ...]) -> Check:
     def check(_instance: object, field: attrs.Attribute[Any], value: str) -> None:
         if value not in choices:
             raise ConfigError(f"{field.name} must be one of {', '.join(choices)}, not {value!r}")
@@ -99,7 +106,7 @@ def _one_of(choices: tuple[str, ...]) -> Callable[[object, attrs.Attribute[Any],
     return check
 
 
-def _some_of(names: tuple[str, ...]) -> Callable[[object, attrs.Attribute[Any], tuple[str, ...]], None]:
+def _some_of(names: tuple[str, ...]) -> Check:
     def check(_instance: object, field: attrs.Attribute[Any], value: tuple[str, ...]) -> None:
         if unknown := sorted(set(value) - set(names)):
             raise ConfigError(f"{field.name} names {unknown[0]!r}; it takes: {', '.join(names)}")
@@ -137,6 +144,18 @@ def _traces(_instance: object, field: attrs.Attribute[Any], value: str) -> None:
         raise ConfigError(f"{field.name} must be otlp or empty, not {value!r}")
 
 
+def _redis(_instance: object, field: attrs.Attribute[Any], value: str) -> None:
+    if value and not REDIS_URL.fullmatch(value):  # it is not shown: it may hold a password
+        raise ConfigError(f"{field.name} must be redis://host[:port][/db], rediss://… or unix:///path")
+    if (port := re.search(r":(\d+)(/\d*)?$", value)) and int(port[1]) > 65535:
+        raise ConfigError(f"{field.name}: no such port: {port[1]}")
+
+
+def _prefix(_instance: object, field: attrs.Attribute[Any], value: str) -> None:
+    if not re.fullmatch(r"[A-Za-z0-9_.-]{1,64}", value):
+        raise ConfigError(f"{field.name} takes 1 to 64 letters, digits and _ . -, not {value!r}")
+
+
 def _arguments(_instance: object, field: attrs.Attribute[Any], value: str) -> None:
     try:
         shlex.split(value)
@@ -151,13 +170,11 @@ class Config:
     host: str = _option("127.0.0.1", "address to listen on")
     port: int = _option(3000, "port to listen on; 0 takes any free one", high=65535)
     cli: str = _option("", "path of the Claude command line; empty: the [claude] extra's, else `claude` on PATH")
-    cli_args: str = attrs.field(
-        default="", validator=_arguments, metadata={"help": "further arguments for the CLI, as in a shell", "unit": ""}
-    )
-    profile: str = attrs.field(
-        default="approve",
-        validator=_one_of(("lean", "chat", "approve", "edit", "unattended")),
-        metadata={"help": "what the CLI may do: lean, chat, approve, edit or unattended", "unit": ""},
+    cli_args: str = _option("", "further arguments for the CLI, as in a shell", check=_arguments)
+    profile: str = _option(
+        "approve",
+        "what the CLI may do: lean, chat, approve, edit or unattended",
+        check=_one_of(("lean", "chat", "approve", "edit", "unattended")),
     )
     allow_unattended: bool = _option(default=False, text="let profile unattended run without a sandbox")
     cli_settings: bool = _option(default=False, text="let the CLI read the operator's settings files and their hooks")
@@ -166,48 +183,33 @@ class Config:
     )
     workspaces: str = _option("", "folder whose sub-folders clients may name as `workspace`; empty: none")
     env: tuple[str, ...] = _option((), "further names or patterns of variables that the CLI inherits")
-    allow_options: tuple[str, ...] = attrs.field(
-        default=OPTIONS, validator=_some_of(OPTIONS), metadata={"help": "what clients may set", "unit": ""}
+    allow_options: tuple[str, ...] = _option(OPTIONS, "what clients may set", check=_some_of(OPTIONS))
+    grants: tuple[str, ...] = _option(
+        (), "what clients may set beyond that, though it widens the CLI's rights", check=_some_of(GRANTS)
     )
-    grants: tuple[str, ...] = attrs.field(
-        default=(),
-        validator=_some_of(GRANTS),
-        metadata={"help": "what clients may set beyond that, though it widens the CLI's rights", "unit": ""},
+    allow_control: tuple[str, ...] = _option(
+        CONTROLS[:3], "control requests that clients of a session may make", check=_some_of(CONTROLS)
     )
-    allow_control: tuple[str, ...] = attrs.field(
-        default=CONTROLS[:3],
-        validator=_some_of(CONTROLS),
-        metadata={"help": "control requests that clients of a session may make", "unit": ""},
-    )
-    allow_origin: tuple[str, ...] = attrs.field(
-        default=(), validator=_origins, metadata={"help": "browser origins that may come in, scheme://host", "unit": ""}
-    )
+    allow_origin: tuple[str, ...] = _option((), "browser origins that may come in, scheme://host", check=_origins)
     allow_host: tuple[str, ...] = _option((), "further Host names under which this server is reached")
-    trusted_proxies: tuple[str, ...] = attrs.field(
-        default=(),
-        validator=_networks,
-        metadata={"help": "addresses or networks of proxies whose X-Forwarded-For is believed", "unit": ""},
+    trusted_proxies: tuple[str, ...] = _option(
+        (), "addresses or networks of proxies whose X-Forwarded-For is believed", check=_networks
     )
     keys: str = _option("", "file of API keys (`trio-claude keys`); empty: none")
     jwt_keys: str = _option("", "JWK set whose keys sign tokens; empty: none")
-    jwt_issuer: tuple[str, ...] = attrs.field(
-        default=(), validator=_issuers, metadata={"help": "`iss` of tokens that are believed", "unit": ""}
-    )
+    jwt_issuer: tuple[str, ...] = _option((), "`iss` of tokens that are believed", check=_issuers)
     jwt_audience: str = _option("", "`aud` that tokens must have")
     jwt_leeway: float = _option(30.0, "clocks may be apart when tokens are looked at", high=60, unit="s")
-    isolation: str = attrs.field(
-        default="auto",
-        validator=_one_of(("auto", "off", "identity", "run")),
-        metadata={"help": "who shares home, settings, transcripts and folder: auto, off, identity or run", "unit": ""},
+    isolation: str = _option(
+        "auto",
+        "who shares home, settings, transcripts and folder: auto, off, identity or run",
+        check=_one_of(("auto", "off", "identity", "run")),
     )
-    journal: str = attrs.field(
-        default="none",
-        validator=_journal,
-        metadata={
-            "help": "where runs are kept: none, memory (while the server lives), sqlite (in the state folder), "
-            "sqlite:PATH, or auto: sqlite if that can be had, else none; `serve` takes auto",
-            "unit": "",
-        },
+    journal: str = _option(
+        "none",
+        "where runs are kept: none, memory (while the server lives), sqlite (in the state folder), "
+        "sqlite:PATH, or auto: sqlite if that can be had, else none; `serve` takes auto; with `redis` auto is there",
+        check=_journal,
     )
     journal_content: bool = _option(default=True, text="keep prompts, options and lines; without: receipts and usage")
     journal_days: float = _option(30.0, "runs are kept; 0: for ever", high=36500, unit="days")
@@ -222,21 +224,33 @@ class Config:
     transcript_bytes: int = _option(
         1024 * MIB, "of the CLI's own transcripts are kept, of all identities; 0: any number", high=10**15, unit="bytes"
     )
-    traces: str = attrs.field(
-        default="",
-        validator=_traces,
-        metadata={
-            "help": "where the traces of runs go: otlp, to the collector that the OTEL_EXPORTER_OTLP_… variables name; "
-            "empty: nowhere",
-            "unit": "",
-        },
+    traces: str = _option(
+        "",
+        "where the traces of runs go: otlp, to the collector that the OTEL_EXPORTER_OTLP_… variables name; "
+        "empty: nowhere",
+        check=_traces,
     )
     state: str = _option("", "folder in which the server keeps things; empty: trio-claude in XDG_STATE_HOME")
     metrics: bool = _option(default=False, text="count for Prometheus, at /metrics; `serve` does unless told not to")
-    containment: str = attrs.field(
-        default="auto",
-        validator=_one_of(("auto", "sandbox", "namespace", "supervisor", "group")),
-        metadata={"help": "how a run is held together: auto, sandbox, namespace, supervisor or group", "unit": ""},
+    redis: str = attrs.field(
+        default="",
+        repr=False,
+        validator=_redis,
+        metadata={
+            "help": "Redis that several servers share: redis://host[:port][/db], rediss://… (TLS) or unix:///path; "
+            "empty: none",
+            "unit": "",
+        },
+    )
+    redis_password_file: str = _option("", "file with the password for Redis; only its owner may read it")
+    redis_prefix: str = _option("trio-claude", "what the names of all keys in Redis begin with", check=_prefix)
+    node_lease: float = _option(
+        5.0, "without a sign of life, and the others take a server for lost", low=2, high=60, unit="s"
+    )
+    containment: str = _option(
+        "auto",
+        "how a run is held together: auto, sandbox, namespace, supervisor or group",
+        check=_one_of(("auto", "sandbox", "namespace", "supervisor", "group")),
     )
 
     sandbox_read: tuple[str, ...] = _option((), "further paths that a run in a sandbox may read")
@@ -251,15 +265,13 @@ class Config:
     limit_file_size: int = _option(0, "a file that a run writes; 0: as the server", unit="bytes")
     limit_cpu: int = _option(0, "CPU that a process of a run may use; 0: as the server", unit="s")
 
-    log_level: str = attrs.field(
-        default="info",
-        validator=_one_of(LOG_LEVELS),
-        metadata={"help": "what the log of `serve` leaves out: what is less than this", "unit": ""},
+    log_level: str = _option(
+        "info", "what the log of `serve` leaves out: what is less than this", check=_one_of(LOG_LEVELS)
     )
-    log_format: str = attrs.field(
-        default="auto",
-        validator=_one_of(LOG_FORMATS),
-        metadata={"help": "lines of JSON, or for a person; auto: console on a terminal, else json", "unit": ""},
+    log_format: str = _option(
+        "auto",
+        "lines of JSON, or for a person; auto: console on a terminal, else json",
+        check=_one_of(LOG_FORMATS),
     )
     access_log: bool = _option(default=False, text="log each HTTP request that is answered too")
 
@@ -344,6 +356,10 @@ class Config:
         """Check what depends on two fields. Raises `ConfigError`."""
         if self.jwt_keys and not (self.jwt_issuer and self.jwt_audience):
             raise ConfigError("jwt_keys needs jwt_issuer and jwt_audience")
+        if self.redis and self.journal not in ("auto", "none"):
+            raise ConfigError(f"journal: with redis it is kept there: auto or none, not {self.journal!r}")
+        if self.redis_password_file and not self.redis:
+            raise ConfigError("redis_password_file needs redis")
 
     @property
     def asks_identity(self) -> bool:

@@ -30,6 +30,7 @@ GROUPS = {
     "allow_origin": "Who may come in",
     "journal": "What is kept",
     "metrics": "What is counted",
+    "redis": "More than one machine",
     "containment": "How a run is held together",
     "log_level": "The log",
     "timeout": "Runs and the queue",

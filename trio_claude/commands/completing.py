@@ -22,7 +22,7 @@ LOOKED_AT: Final = 200
 """Runs among which an id is looked for, the newest first."""
 OFFERED: Final = 30
 """Runs that are offered."""
-FILES: Final = ("cli", "keys", "jwt_keys")
+FILES: Final = ("cli", "keys", "jwt_keys", "redis_password_file")
 FOLDERS: Final = ("cwd", "workspaces", "state", "cgroup", "sandbox_read")
 """Settings that are paths."""
 Completer: TypeAlias = Callable[[click.Context, click.Parameter, str], list[CompletionItem[str]]]

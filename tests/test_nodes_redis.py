@@ -1,0 +1,168 @@
+"""Rule: one connection carries all, is found to be gone in time, comes back by itself, and what will not do is refused."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+import pytest
+import trio
+from redis_server import RedisServer, open_redis_server
+
+from trio_claude.config import Config
+from trio_claude.errors import ConfigError
+from trio_claude.nodes.redis import RedisFault, RedisGone, check, open_redis
+from trio_claude.nodes.scripts import Script, load
+
+pytestmark = pytest.mark.redis
+
+
+def config(server: RedisServer, **more: object) -> Config:
+    return Config(**{"redis": server.url, "node_lease": 2.0, **more})
+
+
+async def test_what_is_asked_at_once_is_answered_each_its_own(redis_server: RedisServer) -> None:
+    async with open_redis(config(redis_server)) as redis:
+        got: dict[int, bytes] = {}
+
+        async def ask(number: int) -> None:
+            got[number] = await redis.ask("ECHO", number)
+
+        async with trio.open_nursery() as nursery:
+            for number in range(500):
+                nursery.start_soon(ask, number)
+        assert got == {number: str(number).encode() for number in range(500)}
+        assert len(clients(redis_server)) == 2
+
+
+def clients(server: RedisServer) -> list[bytes]:
+    """Return the connections that Redis has, that of the question among them."""
+    return server.call("CLIENT", "LIST").splitlines()
+
+
+async def test_cancelled_questions_leave_nothing_behind(redis_server: RedisServer) -> None:
+    async with open_redis(config(redis_server)) as redis:
+        for number in range(300):
+            with trio.move_on_after(0):
+                await redis.ask("ECHO", number)
+            with trio.move_on_after(0.0001):
+                await redis.ask("ECHO", number)
+        assert await redis.ask("ECHO", "still") == b"still"
+        assert len(clients(redis_server)) == 2
+
+
+async def test_a_script_that_redis_has_forgotten_is_told_again(redis_server: RedisServer) -> None:
+    text = load("now").text + "return now()"
+    script = Script("clock", text, redis_server.call("SCRIPT", "LOAD", text).decode())
+    async with open_redis(config(redis_server)) as redis:
+        for _ in range(3):
+            assert await redis.run(script, ()) > 1_600_000_000_000
+            await redis.ask("SCRIPT", "FLUSH")
+
+
+async def test_what_redis_refuses_is_told_as_it_says_it(redis_server: RedisServer) -> None:
+    async with open_redis(config(redis_server)) as redis:
+        await redis.ask("SET", "text", "x")
+        with pytest.raises(RedisFault, match="wrong kind"):
+            await redis.ask("XLEN", "text")
+        with pytest.raises(RedisFault, match="unknown command"):
+            await redis.ask("NOPE")
+        assert redis.connected
+
+
+async def test_after_a_crash_it_comes_back_and_is_another_incarnation(redis_server: RedisServer) -> None:
+    async with open_redis(config(redis_server)) as redis:
+        told: list[bool] = []
+        redis.on_change(told.append)
+        before, since = redis.incarnation, redis.since
+        redis_server.kill()
+        with trio.fail_after(1):
+            await redis.wait(connected=False)
+        with pytest.raises(RedisGone, match="does not answer"):
+            await redis.ask("PING")
+        redis_server.start()
+        with trio.fail_after(3):
+            await redis.wait()
+        assert await redis.ask("PING") == b"PONG"
+        assert redis.incarnation != before
+        assert redis.since > since
+        assert told == [False, True]
+
+
+async def test_one_that_hangs_is_gone_before_a_lease_is_over(redis_server: RedisServer) -> None:
+    async with open_redis(config(redis_server)) as redis:
+        before = redis.incarnation
+        redis_server.stop()
+        began = trio.current_time()
+        with pytest.raises(RedisGone), trio.fail_after(2):
+            await redis.ask("PING")
+        assert 0.4 < trio.current_time() - began < 1.0
+        assert not redis.connected
+        await trio.sleep(1.5)  # it takes connections, which the system makes for it, and greets nobody
+        assert not redis.connected
+        redis_server.go_on()
+        with trio.fail_after(5):
+            await redis.wait()
+        assert redis.incarnation == before
+
+
+async def test_an_answer_that_takes_long_is_waited_for_while_others_come(redis_server: RedisServer) -> None:
+    async with open_redis(config(redis_server)) as redis:
+        await redis.ask("SET", "big", b"x" * 32 * 1024 * 1024)
+        assert len(await redis.ask("GET", "big")) == 32 * 1024 * 1024
+
+
+async def test_what_cannot_be_reached_is_told_at_the_start(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.DEBUG), pytest.raises(ConfigError, match=r"nothing\.sock: No such file"):
+        async with open_redis(Config(redis=f"unix://{folder}/nothing.sock")):
+            pytest.fail("opened")
+    assert not [record for record in caplog.records if record.name == "coredis"]
+
+
+async def test_a_password_comes_out_of_its_file(folder: Path) -> None:
+    file = folder / "password"
+    file.write_text("s3cret\n")
+    file.chmod(0o600)
+    with open_redis_server("--requirepass", "s3cret") as server:
+        async with open_redis(config(server, redis_password_file=str(file))) as redis:
+            assert await redis.ask("PING") == b"PONG"
+            assert "s3cret" not in repr(redis)
+        with pytest.raises(ConfigError, match="must be called with the client already authenticated"):
+            async with open_redis(config(server)):
+                pytest.fail("opened")
+        file.write_text("wrong")
+        with pytest.raises(ConfigError, match="invalid"):
+            async with open_redis(config(server, redis_password_file=str(file))):
+                pytest.fail("opened")
+
+
+@pytest.mark.parametrize(
+    ("mode", "text", "told"),
+    [(0o640, b"x", "chmod 600"), (0o600, b"\xff", "not UTF-8"), (0o600, b"x" * 4097, "4096 bytes")],
+)
+async def test_a_password_file_that_will_not_do_is_refused(folder: Path, mode: int, text: bytes, told: str) -> None:
+    file = folder / "password"
+    file.write_bytes(text)
+    file.chmod(mode)
+    with pytest.raises(ConfigError, match=told):
+        async with open_redis(Config(redis="redis://localhost", redis_password_file=str(file))):
+            pytest.fail("opened")
+
+
+async def test_one_that_may_drop_keys_or_is_a_cluster_is_refused(redis_server: RedisServer) -> None:
+    redis_server.call("CONFIG", "SET", "maxmemory-policy", "allkeys-lru")
+    try:
+        with pytest.raises(ConfigError, match="maxmemory-policy must be noeviction, not allkeys-lru"):
+            async with open_redis(config(redis_server)):
+                pytest.fail("opened")
+    finally:
+        redis_server.call("CONFIG", "SET", "maxmemory-policy", "noeviction")
+    with open_redis_server("--cluster-enabled", "yes") as server, pytest.raises(ConfigError, match="Cluster"):
+        async with open_redis(config(server)):
+            pytest.fail("opened")
+
+
+def test_an_old_one_is_refused_and_a_valkey_is_not() -> None:
+    with pytest.raises(ConfigError, match="is too old"):
+        check(b"# Server\r\nredis_version:6.2.14\r\nrun_id:a\r\n")
+    assert check(b"redis_version:7.2.4\r\nserver_name:valkey\r\nvalkey_version:8.0.1\r\nrun_id:b\r\n") == "b"

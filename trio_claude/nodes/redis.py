@@ -1,0 +1,338 @@
+"""The connection to Redis: one that all share, kept and made anew, and how it is found to be gone.
+
+Duty: to own what speaks with Redis, to say whether it answers, and since when. Answers come in the order of the
+questions, so that one connection carries what all ask at once, and no cancelled question costs more than its answer.
+This module must never decide what is asked, keep a question for later, or show a password.
+"""
+
+from __future__ import annotations
+
+import logging
+import ssl
+import stat
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
+from contextvars import ContextVar
+from pathlib import Path
+from typing import Any, Final
+from urllib.parse import unquote, urlsplit
+
+import anyio
+import attrs
+import coredis.exceptions
+import trio
+from anyio.abc import ByteStream
+from coredis.connection import BaseConnection, TCPLocation
+
+from ..config import Config
+from ..errors import ConfigError, TrioClaudeError
+from ..services import open_services
+from .scripts import Script
+
+PORT: Final = 6379
+OLDEST: Final = (7, 0)
+"""The first version of Redis that will do; Valkey says of itself that it is a later one."""
+PATIENCE: Final = 2.0
+"""Seconds at most without a byte from Redis while something is asked; then it is gone."""
+PATIENCE_SHARE: Final = 4
+"""Of a lease the patience is no more than one part in so many, so that a Redis that hangs loses no node its lease."""
+GONE: Final = "Redis does not answer"
+BACKOFF: Final = (0.05, 1.0)
+"""Seconds between two tries to connect: at first, and at most."""
+CONNECT_TIMEOUT: Final = 1.0
+"""Seconds until a connection is made, its greeting included."""
+PASSWORD_LIMIT: Final = 4096
+"""Bytes of the password's file."""
+
+Word = str | bytes | int | float
+
+
+class RedisFault(TrioClaudeError):
+    """Redis did not do what it was asked; the text is what it says."""
+
+
+class RedisGone(RedisFault):
+    """Redis does not answer, or has lost its connection: what was asked may be done or not."""
+
+
+@attrs.frozen
+class Address:
+    """Where Redis is, and as whom to speak with it."""
+
+    host: str
+    """Empty for a unix socket."""
+    port: int
+    path: str
+    db: int
+    tls: bool
+    user: str | None = attrs.field(repr=False)
+    password: str | None = attrs.field(repr=False)
+
+    @classmethod
+    def of(cls, config: Config) -> Address:
+        """Return what a configuration says. Raises `ConfigError`."""
+        url = urlsplit(config.redis)
+        password = unquote(url.password) if url.password else None
+        if config.redis_password_file:
+            password = read_password(Path(config.redis_password_file))
+        return cls(
+            url.hostname or "",
+            url.port or PORT,
+            unquote(url.path) if url.scheme == "unix" else "",
+            int(url.path.strip("/") or 0) if url.scheme != "unix" else 0,
+            url.scheme == "rediss",
+            unquote(url.username) if url.username else None,
+            password,
+        )
+
+    def __str__(self) -> str:
+        return self.path or f"{self.host}:{self.port}"
+
+    async def connect(self) -> BaseConnection:
+        """Open a connection, on which nothing is said yet. Raises OSError, which TLS' own errors are too."""
+        stream: ByteStream
+        if self.path:
+            stream = await anyio.connect_unix(self.path)
+        elif self.tls:
+            stream = await anyio.connect_tcp(
+                self.host, self.port, ssl_context=ssl.create_default_context(), tls_standard_compatible=False
+            )
+        else:
+            stream = await anyio.connect_tcp(self.host, self.port)
+        return _Connection(stream, self)
+
+
+class _Connection(BaseConnection):
+    """The library's connection, on a stream that is open: its own leaves buffers open where it finds nobody."""
+
+    def __init__(self, stream: ByteStream, address: Address) -> None:
+        location = TCPLocation(address.host, address.port)
+        super().__init__(location, username=address.user, password=address.password, db=address.db)
+        self._opened = stream
+
+    async def _connect(self) -> ByteStream:
+        return self._opened
+
+    def describe(self) -> str:
+        return f"Connection<{self.location}>"
+
+
+def read_password(path: Path) -> str:
+    """Return the password in a file, which only its owner may read. Raises `ConfigError`."""
+    try:
+        with path.open("rb") as file:
+            mode = stat.S_IMODE(path.stat().st_mode)
+            if mode & 0o077:
+                raise ConfigError(f"redis_password_file: others than its owner may use {path}; chmod 600 it")
+            said = file.read(PASSWORD_LIMIT + 1)
+        if len(said) > PASSWORD_LIMIT:
+            raise ConfigError(f"redis_password_file: {path} has more than {PASSWORD_LIMIT} bytes")
+        return said.decode().strip("\r\n")
+    except OSError as error:
+        raise ConfigError(f"redis_password_file: {path} can't be read: {error.strerror}") from None
+    except UnicodeDecodeError:
+        raise ConfigError(f"redis_password_file: {path} is not UTF-8") from None
+
+
+@attrs.frozen(eq=False)
+class Wire:
+    """One connection; `lost` is set when it is over."""
+
+    _connection: BaseConnection
+    lost: trio.Event = attrs.Factory(trio.Event)
+
+    async def ask(self, *words: Word) -> Any:
+        """Ask one command. Raises `RedisGone`, `RedisFault`, and coredis' `NoScriptError` for an unknown script."""
+        try:
+            return await self._connection.create_request(str(words[0]).encode(), *words[1:])
+        except coredis.exceptions.NoScriptError:
+            raise
+        except coredis.exceptions.BusyLoadingError:
+            self.cut()  # it answers when it has read its file; a later connection finds that out
+            raise RedisGone("Redis is reading its file") from None
+        except coredis.exceptions.ConnectionError:
+            self.cut()
+            raise RedisGone(GONE) from None
+        except coredis.exceptions.RedisError as error:
+            raise RedisFault(str(error)) from None
+
+    def cut(self) -> None:
+        """End it; what is asked on it is not answered any more."""
+        self.lost.set()
+        self._connection.invalidate()
+
+    async def carry(self, *, task_status: trio.TaskStatus[None]) -> None:
+        """Connect, and carry what is asked until the connection is over. Raises coredis' errors before it is made."""
+        _ours.set(True)
+        try:
+            await self._connection.run(task_status=task_status)
+        finally:
+            self.lost.set()
+
+    async def watch(self, patience: float) -> None:
+        """End it where something is asked and no byte comes for `patience` seconds."""
+        told, counted = trio.current_time(), -1
+        while not self.lost.is_set():
+            await trio.sleep(patience / 8)
+            figures = self._connection.statistics
+            if not figures.requests_pending or figures.bytes_read != counted:
+                told, counted = trio.current_time(), figures.bytes_read
+            elif trio.current_time() - told > patience:
+                self.cut()
+
+
+@attrs.define(eq=False)
+class Redis:
+    """What asks Redis, over one connection that is made anew whenever it is lost.
+
+    Resource handling: lives in the context that `open_redis` gives. Error handling: `ask` and `run` raise `RedisGone`
+    at once while there is no connection; nothing is asked twice.
+    """
+
+    address: Address
+    prefix: str
+    patience: float
+    incarnation: str = ""
+    """The `run_id` of the Redis that answers, or answered last: another after each of its starts."""
+    since: float = 0.0
+    """Trio's time since when the connection is whole."""
+    fault: str = ""
+    """Why there is no connection."""
+    _wire: Wire | None = None
+    _changed: trio.Event = attrs.Factory(trio.Event)
+    _listeners: list[Callable[[bool], None]] = attrs.Factory(list)
+
+    @property
+    def connected(self) -> bool:
+        """Whether Redis answers, as far as is known."""
+        return self._wire is not None and not self._wire.lost.is_set()
+
+    def key(self, *words: str) -> str:
+        """Return the name of a key: the prefix and `words`, with colons between."""
+        return ":".join((self.prefix, *words))
+
+    def on_change(self, listener: Callable[[bool], None]) -> None:
+        """Have `listener` told at once whenever Redis comes (True) or goes (False); it must not wait."""
+        self._listeners.append(listener)
+
+    async def wait(self, *, connected: bool = True) -> None:
+        """Wait until Redis answers, or until it does not."""
+        while self.connected != connected:
+            await self._changed.wait()
+
+    async def ask(self, *words: Word) -> Any:
+        """Ask one command that does not block; return the answer as RESP3 has it, texts as bytes.
+
+        Raises `RedisGone` where it does not answer, `RedisFault` where it refuses.
+        """
+        return await self._usable().ask(*words)
+
+    async def run(self, script: Script, keys: Sequence[str], *arguments: Word) -> Any:
+        """Run a script; a Redis that does not know it is told it. Raises as `ask` does."""
+        wire = self._usable()
+        try:
+            return await wire.ask("EVALSHA", script.sha, len(keys), *keys, *arguments)
+        except coredis.exceptions.NoScriptError:
+            return await wire.ask("EVAL", script.text, len(keys), *keys, *arguments)
+
+    @asynccontextmanager
+    async def open_wire(self, patience: float) -> AsyncIterator[Wire]:
+        """Open another connection, on which a command may block; it is lost after `patience` seconds without a byte.
+
+        Raises `RedisGone` and `RedisFault`.
+        """
+        async with open_services() as services:
+            wire = await _begin(services, self.address)
+            services.start_soon(wire.watch, patience)
+            yield wire
+
+    async def keep(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Keep a connection until cancelled. Raises `ConfigError` where the first can't be had, or will not do."""
+        pause, begun = BACKOFF[0], False
+        while True:
+            try:
+                async with self.open_wire(self.patience) as wire:
+                    self._came(wire, check(await wire.ask("INFO")))
+                    if not begun:
+                        task_status.started()
+                    pause, begun = BACKOFF[0], True
+                    await wire.lost.wait()
+                    self.fault = GONE
+            except (RedisFault, ConfigError) as error:
+                self.fault = str(error)
+                if not begun:
+                    raise ConfigError(f"redis: {self.address}: {error}") from None
+            finally:
+                self._went()
+            await trio.sleep(pause)
+            pause = min(pause * 2, BACKOFF[1])
+
+    def _usable(self) -> Wire:
+        if self._wire is None:
+            raise RedisGone(self.fault or GONE)
+        return self._wire
+
+    def _came(self, wire: Wire, incarnation: str) -> None:
+        self._wire, self.incarnation, self.since, self.fault = wire, incarnation, trio.current_time(), ""
+        self._tell()
+
+    def _went(self) -> None:
+        if self._wire is not None:
+            self._wire = None
+            self._tell()
+
+    def _tell(self) -> None:
+        self._changed.set()
+        self._changed = trio.Event()
+        for listener in self._listeners:
+            listener(self.connected)
+
+
+@asynccontextmanager
+async def open_redis(config: Config) -> AsyncIterator[Redis]:
+    """Connect with the Redis of a configuration. Raises `ConfigError` where it can't be reached, or will not do."""
+    redis = Redis(Address.of(config), config.redis_prefix, min(PATIENCE, config.node_lease / PATIENCE_SHARE))
+    logging.getLogger("coredis").addFilter(_is_anothers)
+    async with open_services() as services:
+        await services.start(redis.keep)
+        yield redis
+
+
+def check(info: Any) -> str:
+    """Return the incarnation of a Redis that will do, out of what its INFO says. Raises `ConfigError`."""
+    text = info.decode() if isinstance(info, bytes) else str(info)
+    facts = dict(line.partition(":")[::2] for line in text.splitlines() if ":" in line)
+    version = tuple(int(part) for part in facts.get("redis_version", "0").split(".")[:2])
+    if version < OLDEST:
+        raise ConfigError(f"Redis {facts.get('redis_version')} is too old; {OLDEST[0]}.{OLDEST[1]} or later will do")
+    if facts.get("cluster_enabled") == "1":
+        raise ConfigError("Redis Cluster will not do: what is decided together must be in one Redis")
+    if (policy := facts.get("maxmemory_policy", "noeviction")) != "noeviction":
+        raise ConfigError(f"maxmemory-policy must be noeviction, not {policy}: what Redis drops would be lost")
+    return facts.get("run_id", "")
+
+
+async def _begin(nursery: trio.Nursery, address: Address) -> Wire:
+    """Connect. Raises `RedisGone` and `RedisFault`."""
+    try:
+        with trio.fail_after(CONNECT_TIMEOUT):
+            wire = Wire(await address.connect())
+            await nursery.start(wire.carry)
+            return wire
+    except OSError as error:
+        raise RedisGone(error.strerror or str(error)) from None
+    except trio.TooSlowError:
+        raise RedisGone(f"no answer within {CONNECT_TIMEOUT:g} s") from None
+    except coredis.exceptions.ConnectionError:
+        raise RedisGone(GONE) from None
+    except coredis.exceptions.RedisError as error:
+        raise RedisFault(str(error)) from None
+
+
+_ours: ContextVar[bool] = ContextVar("ours", default=False)
+"""Whether a task carries a connection of ours."""
+
+
+def _is_anothers(_record: logging.LogRecord) -> bool:
+    """Return whether a record of the library is not of a connection of ours, of which each try would be an error."""
+    return not _ours.get()

@@ -290,6 +290,20 @@ class GuardianLost:
 
 
 @attrs.frozen
+class NodeState:
+    """Something happened to a server among those that share a Redis; `node` is its name, `detail` says why.
+
+    `state` is connected or disconnected (this server with Redis), lost (another one, which this one has found to be
+    without a sign of life: its runs are over), or rejoined (this one was found so by another: the history of the runs
+    that it had then is over, though they go on).
+    """
+
+    node: str
+    state: str
+    detail: str = ""
+
+
+@attrs.frozen
 class Crashed:
     """An unexpected exception, caught at the crash barrier or in a background service.
 
@@ -328,6 +342,7 @@ Event: TypeAlias = (
     | Weak
     | Reloaded
     | GuardianLost
+    | NodeState
     | Crashed
 )
 Observer: TypeAlias = Callable[[Event], None]

@@ -1,4 +1,88 @@
-"""Several servers that share a Redis and look like one. Imported only where the setting `redis` is given.
+"""Several servers that share a Redis and look like one: nodes.
 
-Duty: to put the parts together. Nothing goes between servers but by way of Redis. This module must never know a key.
+Duty: to put the parts together. It is imported only where the setting `redis` is given: its library takes its time. All
+that goes between nodes goes through Redis. This module must never know a key.
 """
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
+from typing import Final
+from urllib.parse import urlsplit
+
+import attrs
+import trio
+
+from ..config import Config
+from ..errors import ConfigError
+from ..events import NodeState, Observer, Weak
+from ..services import keep_going, open_services
+from .control import Control
+from .membership import CONNECTED, Membership
+from .redis import Redis, RedisFault, open_redis
+from .tail import Tail, Watch
+
+LEAVING: Final = 1.0
+"""Seconds that the last words to Redis may take."""
+
+
+@attrs.frozen
+class Nodes:
+    """This node and what it shares with the others. Resource handling: lives in the context that `open_nodes` gives."""
+
+    redis: Redis
+    membership: Membership
+    control: Control
+    tail: Tail
+
+    @property
+    def name(self) -> str:
+        """This node's name: the server's id."""
+        return self.membership.name
+
+    @property
+    def token(self) -> int:
+        """The fencing token that this node has now; another once it was declared lost."""
+        return self.membership.token
+
+    @property
+    def lease(self) -> float:
+        """Seconds without a sign of life after which a node is lost."""
+        return self.membership.lease
+
+    @property
+    def connected(self) -> bool:
+        """Whether Redis answers, as far as is known."""
+        return self.redis.connected
+
+
+@asynccontextmanager
+async def open_nodes(config: Config, server: str, observer: Observer) -> AsyncIterator[Nodes]:
+    """Join the servers that share the Redis of a configuration, as `server`; leaving the context leaves them.
+
+    Raises `ConfigError` where Redis can't be had.
+    """
+    if urlsplit(config.redis).password:
+        observer(Weak("redis: its password stands in the settings; redis_password_file hides it"))
+    async with open_redis(config) as redis, open_services() as services:
+        membership = Membership(redis, server, config.node_lease, observer)
+        control = Control(redis, membership, observer)
+        tail = Tail(redis, server, control.hear)
+        try:
+            await membership.join()
+        except RedisFault as error:
+            raise ConfigError(f"redis: {redis.address}: {error}") from None
+        observer(NodeState(server, CONNECTED))
+        services.start_soon(keep_going, "membership", membership.serve, observer)
+        services.start_soon(keep_going, "control", control.serve, observer)
+        services.start_soon(keep_going, "tail", tail.serve, observer)
+        services.start_soon(keep_going, "tail", tail.wake, observer)
+        try:
+            yield Nodes(redis, membership, control, tail)
+        finally:
+            with trio.move_on_after(LEAVING, shield=True), suppress(RedisFault):
+                await membership.leave()
+
+
+__all__ = ["Nodes", "Watch", "open_nodes"]

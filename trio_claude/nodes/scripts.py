@@ -1,7 +1,7 @@
 """The scripts that Redis runs: each a file of Lua in the folder `scripts`, read once.
 
-A script whose lines begin with `--: use NAME` has what NAME.lua holds in their place, so that what two scripts do alike
-stands once. This module must never ask Redis, and never hold a line of Lua.
+A line `--: use NAME` has what NAME.lua holds in its place, once in a script, so that what two scripts do alike stands
+once. This module must never ask Redis, and never hold a line of Lua.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Final
 import attrs
 
 FOLDER: Final = Path(__file__).with_name("scripts")
-_USE: Final = re.compile(r"^--: use ([a-z_]+)$", re.MULTILINE)
+_USE: Final = re.compile(r"^--: use ([a-z_]+)\n", re.MULTILINE)
 
 
 @attrs.frozen
@@ -30,9 +30,14 @@ class Script:
 @functools.cache
 def load(name: str) -> Script:
     """Return the script in NAME.lua, with what it uses."""
-    text = _USE.sub(lambda found: _read(found[1]), _read(name))
+    text = _read(name, set())
     return Script(name, text, hashlib.sha1(text.encode(), usedforsecurity=False).hexdigest())
 
 
-def _read(name: str) -> str:
-    return (FOLDER / f"{name}.lua").read_text(encoding="utf-8")
+def _read(name: str, used: set[str]) -> str:
+    """Return what a file holds, with what it uses that is not `used` yet."""
+    if name in used:
+        return ""
+    used.add(name)
+    text = (FOLDER / f"{name}.lua").read_text(encoding="utf-8")
+    return _USE.sub(lambda found: _read(found[1], used), text)

@@ -1,0 +1,108 @@
+"""One node among those that share a Redis: its token, its signs of life, and who is lost.
+
+Duty: to know which nodes there are. Rule 1: a node has a token that no other has, or had; what began under an older
+one stays with that. Rule 2: all is decided in Redis, by its clock. Rule 3: a node declares another lost only once it
+has reached this Redis for longer than a lease without a pause, so that after a restart of Redis each can first say that
+it lives. This module must never know what a run is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Final
+
+import trio
+
+from ..events import NodeState, Observer
+from .redis import Redis, RedisFault, RedisGone
+from .scripts import load
+
+BEATS: Final = 5
+"""Signs of life in a lease."""
+CONNECTED: Final = "connected"
+DISCONNECTED: Final = "disconnected"
+LOST: Final = "lost"
+REJOINED: Final = "rejoined"
+STATES: Final = (CONNECTED, DISCONNECTED, LOST, REJOINED)
+"""What `NodeState` tells."""
+
+
+class Membership:
+    """One node among the others.
+
+    Resource handling: `join` comes first and `leave` last; `serve` is to run between. Error handling: while Redis does
+    not answer nothing is decided, and it is told once.
+    """
+
+    def __init__(self, redis: Redis, name: str, lease: float, observer: Observer) -> None:
+        self.name: str = name
+        self.lease: float = lease
+        self.token: int = 0
+        self.others: dict[str, int] = {}
+        """The other nodes, as far as is known, with their tokens."""
+        self._redis = redis
+        self._observer = observer
+        self._handlers: list[Callable[[str], None]] = []
+        self._refusal = ""
+        redis.on_change(self._tell)
+
+    def on_lost(self, handler: Callable[[str], None]) -> None:
+        """Have `handler` told the name of each node that is gone, lost or left; it must not wait."""
+        self._handlers.append(handler)
+
+    async def join(self) -> None:
+        """Become a node, under a new token. Raises `RedisFault`."""
+        self.token = await self._redis.run(load("join"), (), self._redis.prefix, self.name, self._lease_ms)
+
+    async def leave(self) -> None:
+        """Be a node no more. Raises `RedisFault`."""
+        await self._redis.run(load("leave"), (), self._redis.prefix, self.name)
+
+    async def serve(self) -> None:
+        """Give signs of life, and look for lost nodes, until cancelled."""
+        while True:
+            try:
+                await self._beat()
+            except RedisGone:
+                await self._redis.wait()
+                continue
+            except RedisFault as error:  # it has no memory left, or may not write: the others see no sign of life
+                self._refuse(str(error))
+            else:
+                self._refuse("")
+            await trio.sleep(self.lease / BEATS)
+
+    @property
+    def _lease_ms(self) -> int:
+        return round(self.lease * 1000)
+
+    async def _beat(self) -> None:
+        whole = int((trio.current_time() - self._redis.since) * 1000)
+        words = (self._redis.prefix, self.name, self.token, self._lease_ms, whole)
+        alive, *told = await self._redis.run(load("beat"), (), *words)
+        if not alive:
+            await self.join()
+            self._observer(NodeState(self.name, REJOINED, "another server found this one to be lost"))
+            return
+        for name in told[1]:
+            self._observer(NodeState(name.decode(), LOST, f"no sign of life for {self.lease:g} s"))
+        pairs = iter(told[0])
+        self._see({name.decode(): token for token, name in zip(pairs, pairs, strict=True)})
+
+    def _see(self, others: dict[str, int]) -> None:
+        """Take who the other nodes are now; one with another token was gone in between."""
+        before, self.others = self.others, others
+        for name, token in before.items():
+            if others.get(name) != token:
+                for handler in self._handlers:
+                    handler(name)
+
+    def _refuse(self, why: str) -> None:
+        """Take why Redis takes no sign of life though it answers, empty where it does; tell it where that changes."""
+        before, self._refusal = self._refusal, why
+        if bool(before) != bool(why):
+            self._observer(NodeState(self.name, DISCONNECTED if why else CONNECTED, why))
+
+    def _tell(self, connected: bool) -> None:
+        detail = "" if connected else self._redis.fault
+        self._observer(NodeState(self.name, CONNECTED if connected else DISCONNECTED, detail))

@@ -29,7 +29,7 @@ LEAVING: Final = 1.0
 
 @attrs.frozen
 class Nodes:
-    """This node and what it shares with the others. Resource handling: lives in the context that `open_nodes` gives."""
+    """One node, and what it shares with the others. Resource handling: lives in the context that `open_nodes` gives."""
 
     redis: Redis
     membership: Membership
@@ -38,7 +38,7 @@ class Nodes:
 
     @property
     def name(self) -> str:
-        """This node's name: the server's id."""
+        """Its name: the server's id."""
         return self.membership.name
 
     @property

@@ -240,7 +240,7 @@ class Tail:
         runs = list(self._feeds)
         self._asked = set(runs)
         keys = [self._own, *(self._redis.key("lines", run) for run in runs)]
-        ids = [self._heard, *("{}-{}".format(*self._feeds[run].at) for run in runs)]
+        ids: list[Word] = [self._heard, *("{}-{}".format(*self._feeds[run].at) for run in runs)]
         words: list[Word] = ["XREAD", "COUNT", READ_PARTS, "BLOCK", round(BLOCK * 1000), "STREAMS", *keys, *ids]
         told = await wire.ask(*words) or {}
         self._asked = None

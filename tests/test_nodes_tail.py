@@ -1,0 +1,219 @@
+"""Rule: each watcher gets each line once and in order, soon, whoever else is slow, and whatever Redis does in between."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+
+import pytest
+import trio
+from node_history import append, begin, end, lines
+from redis_server import RedisServer
+
+from trio_claude.config import Config
+from trio_claude.events import Event
+from trio_claude.journal import Part, PartKind
+from trio_claude.nodes import Nodes, Watch, open_nodes
+from trio_claude.nodes.tail import WATCH_BYTES
+
+pytestmark = pytest.mark.redis
+
+
+@asynccontextmanager
+async def open_node(server: RedisServer, name: str = "here", **more: object) -> AsyncIterator[Nodes]:
+    config = Config(**{"redis": server.url, "node_lease": 2.0, "journal": "auto", **more})
+    events: list[Event] = []
+    async with open_nodes(config, name, events.append) as nodes:
+        yield nodes
+
+
+async def read(watch: Watch, upto: int, into: list[int] | None = None, seconds: float = 5.0) -> list[int]:
+    """Return the numbers of the lines that come, up to one."""
+    got = [] if into is None else into
+    with trio.fail_after(seconds):
+        while not got or got[-1] < upto:
+            for part in await watch.receive():
+                assert part.kind is PartKind.LINES
+                numbers = [int(line) for line in part.lines]
+                assert numbers == list(range(part.first, part.first + part.count))
+                got += numbers
+    return got
+
+
+@pytest.mark.parametrize("after", range(13))
+async def test_a_watch_begins_behind_any_line(redis_server: RedisServer, after: int) -> None:
+    async with open_node(redis_server) as nodes:
+        await begin(nodes.redis, "r")
+        for part in (lines(1, 5), lines(6, 1), lines(7, 6)):
+            await append(nodes.redis, "r", part)
+        async with nodes.tail.watch("r", after) as watch:
+            if after < 12:
+                assert await read(watch, 12) == list(range(after + 1, 13))
+            await end(nodes.redis, "r")
+            with trio.fail_after(2):
+                assert await watch.receive() == []
+                assert await watch.receive() == []
+
+
+async def test_what_stderr_and_the_client_said_stands_behind_its_line(redis_server: RedisServer) -> None:
+    told = [
+        (Part(PartKind.SAID, 0, 1, b"hello", 1), 1), (lines(1, 3), 0), (Part(PartKind.STDERR, 3, 2, b"a\nb", 3), 1),
+        (Part(PartKind.SAID, 3, 1, b"more", 4), 2), (lines(4, 1), 0),
+    ]  # fmt: skip
+    async with open_node(redis_server) as nodes:
+        await begin(nodes.redis, "r")
+        for part, place in told:
+            await append(nodes.redis, "r", part, place)
+        for after, expected in ((0, told), (3, told[2:]), (4, [])):
+            async with nodes.tail.watch("r", after) as watch:
+                got: list[Part] = []
+                with trio.move_on_after(0.3):
+                    while True:
+                        got += await watch.receive()
+                assert got == [part for part, _ in expected]
+
+
+async def test_what_comes_while_it_is_watched_is_given_at_once(redis_server: RedisServer) -> None:
+    async with open_node(redis_server) as nodes:
+        slowest = 0.0
+        for run in ("one", "two", "three"):  # each changes what is watched
+            await begin(nodes.redis, run)
+            async with nodes.tail.watch(run, 0) as watch, trio.open_nursery() as nursery:
+                got: list[int] = []
+                nursery.start_soon(read, watch, 50, got)
+                for number in range(1, 51):
+                    began = trio.current_time()
+                    await append(nodes.redis, run, lines(number, 1))
+                    with trio.fail_after(0.5):
+                        while len(got) < number:
+                            await trio.sleep(0.0005)
+                    slowest = max(slowest, trio.current_time() - began)
+                assert got == list(range(1, 51))
+        assert slowest < 0.5  # a block is a second
+
+
+async def test_many_runs_are_watched_over_one_connection(redis_server: RedisServer) -> None:
+    async with open_node(redis_server) as nodes:
+        async with trio.open_nursery() as nursery:
+
+            async def serve(run: str) -> None:
+                await begin(nodes.redis, run)
+                async with nodes.tail.watch(run, 0) as first, nodes.tail.watch(run, 0) as second:
+                    async with trio.open_nursery() as readers:
+                        readers.start_soon(read, first, 200)
+                        readers.start_soon(read, second, 200)
+                        for number in range(0, 200, 10):
+                            await append(nodes.redis, run, lines(number + 1, 10))
+
+            for number in range(20):
+                nursery.start_soon(serve, f"r{number}")
+        assert len(redis_server.call("CLIENT", "LIST").splitlines()) == 3  # with that of the question
+
+
+async def test_a_slow_watcher_holds_little_and_loses_nothing(redis_server: RedisServer) -> None:
+    parts, each = 200, 128 * 1024
+    async with open_node(redis_server) as nodes:
+        await begin(nodes.redis, "r")
+        async with nodes.tail.watch("r", 0) as slow, nodes.tail.watch("r", 0) as fast:
+            with trio.move_on_after(0.2):
+                await slow.receive()
+            got: list[int] = []
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(read, fast, parts * 2, got, 20)
+                for number in range(parts):
+                    await append(nodes.redis, "r", lines(number * 2 + 1, 2, each // 2))
+                    assert slow._size <= WATCH_BYTES + 5 * each
+            assert got == list(range(1, parts * 2 + 1))
+            assert await read(slow, parts * 2, seconds=20) == got
+            await append(nodes.redis, "r", lines(parts * 2 + 1, 1))
+            assert await read(slow, parts * 2 + 1) == [parts * 2 + 1]
+
+
+async def test_watches_that_are_left_or_cancelled_leave_nothing(redis_server: RedisServer) -> None:
+    async with open_node(redis_server) as nodes:
+        await begin(nodes.redis, "r")
+        for number in range(300):
+            async with nodes.tail.watch("r", 0) as watch:
+                with trio.move_on_after(0.0005 * (number % 8)):
+                    await watch.receive()
+        async with nodes.tail.watch("r", 0) as watch:
+            await append(nodes.redis, "r", lines(1, 1))
+            assert await read(watch, 1) == [1]
+        assert nodes.tail._feeds == {}
+        assert len(redis_server.call("CLIENT", "LIST").splitlines()) == 3
+
+
+async def test_a_receive_that_is_cancelled_loses_nothing(redis_server: RedisServer) -> None:
+    async with open_node(redis_server) as nodes:
+        await begin(nodes.redis, "r")
+        got: list[int] = []
+        async with nodes.tail.watch("r", 0) as watch, trio.open_nursery() as nursery:
+
+            async def write() -> None:
+                for number in range(1, 301):
+                    await append(nodes.redis, "r", lines(number, 1))
+
+            nursery.start_soon(write)
+            with trio.fail_after(20):
+                while not got or got[-1] < 300:
+                    with trio.move_on_after(0.0007):
+                        got += [int(line) for part in await watch.receive() for line in part.lines]
+        assert got == list(range(1, 301))
+
+
+Trouble = Callable[[RedisServer], None]
+
+
+def hang(server: RedisServer) -> None:
+    server.stop()
+    trio.lowlevel.spawn_system_task(_go_on, server)
+
+
+async def _go_on(server: RedisServer) -> None:
+    await trio.sleep(1.5)
+    server.go_on()
+
+
+@pytest.mark.parametrize("trouble", [RedisServer.restart, hang], ids=["crash", "hang"])
+async def test_a_watch_goes_on_after_trouble_with_redis(redis_server: RedisServer, trouble: Trouble) -> None:
+    async with open_node(redis_server) as nodes:
+        await begin(nodes.redis, "r")
+        async with nodes.tail.watch("r", 0) as watch:
+            await append(nodes.redis, "r", lines(1, 10))
+            assert await read(watch, 10) == list(range(1, 11))
+            await nodes.redis.ask("WAIT", 0, 0)
+            await trio.sleep(1.2)  # until what was written is durable
+            trouble(redis_server)
+            await nodes.redis.wait(connected=False)
+            async with trio.open_nursery() as nursery:
+                got: list[int] = []
+                nursery.start_soon(read, watch, 20, got, 10)
+                await nodes.redis.wait()
+                await append(nodes.redis, "r", lines(11, 10))
+            assert got == list(range(11, 21))
+
+
+async def test_after_a_redis_that_forgot_what_it_had_said_no_line_comes_twice_or_not(
+    redis_server: RedisServer,
+) -> None:
+    async with open_node(redis_server) as nodes:
+        await begin(nodes.redis, "r")
+        async with nodes.tail.watch("r", 0) as watch:
+            for number in (1, 11, 21):
+                await append(nodes.redis, "r", lines(number, 10))
+            assert await read(watch, 30) == list(range(1, 31))
+            redis_server.kill()
+            await nodes.redis.wait(connected=False)
+            redis_server.start()
+            await nodes.redis.wait()
+            await nodes.redis.ask("DEL", nodes.redis.key("lines", "r"))
+            await begin(nodes.redis, "r")
+            for part in (lines(1, 15), lines(16, 20), lines(36, 5)):  # other parts than before
+                await append(nodes.redis, "r", part)
+            assert await read(watch, 40) == list(range(31, 41))
+
+
+async def test_a_run_that_is_deleted_is_over(redis_server: RedisServer) -> None:
+    async with open_node(redis_server) as nodes, nodes.tail.watch("nothing", 0) as watch:
+        with trio.fail_after(2):
+            assert await watch.receive() == []

@@ -2,29 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from collections.abc import Callable
 
 import pytest
 import trio
-from node_history import append, begin, end, lines
+from nodes import append, begin, end, lines, open_node
 from redis_server import RedisServer
 
-from trio_claude.config import Config
-from trio_claude.events import Event
 from trio_claude.journal import Part, PartKind
-from trio_claude.nodes import Nodes, Watch, open_nodes
+from trio_claude.nodes import Watch
 from trio_claude.nodes.tail import WATCH_BYTES
 
 pytestmark = pytest.mark.redis
-
-
-@asynccontextmanager
-async def open_node(server: RedisServer, name: str = "here", **more: object) -> AsyncIterator[Nodes]:
-    config = Config(**{"redis": server.url, "node_lease": 2.0, "journal": "auto", **more})
-    events: list[Event] = []
-    async with open_nodes(config, name, events.append) as nodes:
-        yield nodes
 
 
 async def read(watch: Watch, upto: int, into: list[int] | None = None, seconds: float = 5.0) -> list[int]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import subprocess
 import time
 from collections.abc import Iterator
@@ -52,6 +53,14 @@ class RedisServer:
         line = ["redis-cli", "-s", str(self.folder / "redis.sock"), *words]
         done = subprocess.run(line, capture_output=True, check=False, timeout=START_TIMEOUT)
         return done.stdout.strip() or done.stderr.strip()
+
+    def listen(self) -> int:
+        """Have it listen on a free port of the loopback too; return that."""
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            port: int = probe.getsockname()[1]
+        self.call("CONFIG", "SET", "port", str(port))
+        return port
 
     def kill(self) -> None:
         """End it as a crash would, with SIGKILL."""

@@ -65,21 +65,22 @@ async def open_nodes(config: Config, server: str, observer: Observer) -> AsyncIt
     """
     if urlsplit(config.redis).password:
         observer(Weak("redis: its password stands in the settings; redis_password_file hides it"))
-    async with open_redis(config) as redis, open_services() as services:
+    async with open_redis(config) as redis:
         membership = Membership(redis, server, config.node_lease, observer)
-        control = Control(redis, membership, observer)
-        tail = Tail(redis, server, control.hear)
         try:
             await membership.join()
         except RedisFault as error:
             raise ConfigError(f"redis: {redis.address}: {error}") from None
         observer(NodeState(server, CONNECTED))
-        services.start_soon(keep_going, "membership", membership.serve, observer)
-        services.start_soon(keep_going, "control", control.serve, observer)
-        services.start_soon(keep_going, "tail", tail.serve, observer)
-        services.start_soon(keep_going, "tail", tail.wake, observer)
+        control = Control(redis, membership, observer)
+        tail = Tail(redis, server, control.hear)
         try:
-            yield Nodes(redis, membership, control, tail)
+            async with open_services() as services:
+                services.start_soon(keep_going, "membership", membership.serve, observer)
+                services.start_soon(keep_going, "control", control.serve, observer)
+                services.start_soon(keep_going, "tail", tail.serve, observer)
+                services.start_soon(keep_going, "tail", tail.wake, observer)
+                yield Nodes(redis, membership, control, tail)
         finally:
             with trio.move_on_after(LEAVING, shield=True), suppress(RedisFault):
                 await membership.leave()

@@ -262,8 +262,7 @@ class Redis:
                 self.fault = str(error)
                 if not begun:
                     raise ConfigError(f"redis: {self.address}: {error}") from None
-            finally:
-                self._went()
+            self._went()
             await trio.sleep(pause)
             pause = min(pause * 2, BACKOFF[1])
 

@@ -23,6 +23,8 @@ BLOCK: Final = 1.0
 """Seconds for which a read waits for an entry; then it is made anew."""
 READ_PARTS: Final = 4
 """Parts of one run that such a read gives at most."""
+READ_PACKETS: Final = 256
+"""Packets to this node that are read at once where so many parts of a run would come."""
 PAGE_BYTES: Final = 1024 * 1024
 """Bytes that a watcher reads for itself at a time, about."""
 PAGE_PARTS: Final = (8, 256)
@@ -247,7 +249,15 @@ class Tail:
         for key, run in zip(keys[1:], runs, strict=True):
             if entries := told.get(key.encode()):
                 self._give(run, [read_entry(entry) for entry in entries])
-        for name, fields in told.get(self._own.encode(), ()):
+        packets = told.get(self._own.encode(), ())
+        self._tell(packets)
+        if len(packets) == READ_PARTS:
+            start = b"(" + self._heard
+            self._tell(await wire.ask("XRANGE", self._own, start, "+", "COUNT", READ_PACKETS))
+
+    def _tell(self, entries: Iterable[Any]) -> None:
+        """Have entries of this node's own stream heard."""
+        for name, fields in entries:
             self._heard = name
             if fields[0] != b"wake":
                 self._hear(dict(zip(fields[::2], fields[1::2], strict=True)))

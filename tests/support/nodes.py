@@ -1,9 +1,28 @@
-"""Histories in Redis as a node writes them, without a node."""
+"""Nodes without a server around them, and histories in Redis as they write them."""
 
 from __future__ import annotations
 
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+from redis_server import RedisServer
+
+from trio_claude.config import Config
+from trio_claude.events import Event, Observer
 from trio_claude.journal import Part, PartKind
+from trio_claude.nodes import Nodes, open_nodes
 from trio_claude.nodes.redis import Redis
+
+LEASE = 2.0
+"""Seconds: the shortest that there is."""
+
+
+@asynccontextmanager
+async def open_node(server: RedisServer, name: str = "here", observer: Observer | None = None) -> AsyncIterator[Nodes]:
+    config = Config(redis=server.url, node_lease=LEASE, journal="none")
+    events: list[Event] = []
+    async with open_nodes(config, name, observer or events.append) as nodes:
+        yield nodes
 
 
 async def begin(redis: Redis, run: str, node: str = "elsewhere") -> None:

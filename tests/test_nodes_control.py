@@ -1,0 +1,159 @@
+"""Rule: what nodes tell each other comes in order and once, never makes anybody wait, and is bounded."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import trio
+from harness import until
+from nodes import open_node
+from redis_server import RedisServer
+
+from trio_claude.events import Crashed, Event, Strained
+from trio_claude.nodes import control
+
+pytestmark = pytest.mark.redis
+Packet = dict[str, Any]
+
+
+async def test_packets_come_in_order_from_each(redis_server: RedisServer) -> None:
+    async with open_node(redis_server, "a") as a, open_node(redis_server, "b") as b, open_node(redis_server, "c") as c:
+        heard: dict[str, list[int]] = {}
+        b.control.on("count", lambda node, packet: heard.setdefault(node, []).append(packet["n"]))
+        for number in range(3000):
+            for node in (a, c):
+                node.control.tell("b", {"op": "count", "n": number})
+            if number % 100 == 0:
+                await trio.lowlevel.checkpoint()
+        await until(lambda: sum(map(len, heard.values())) == 6000, 10)
+        assert heard == {"a": list(range(3000)), "c": list(range(3000))}
+
+
+async def test_a_question_is_answered_by_the_node_that_was_asked(redis_server: RedisServer) -> None:
+    async with open_node(redis_server, "a") as a, open_node(redis_server, "b") as b:
+        b.control.on("double", lambda node, packet: {"twice": packet["n"] * 2, "of": node})
+        answers: dict[int, Packet | None] = {}
+
+        async def ask(number: int) -> None:
+            answers[number] = await a.control.ask("b", {"op": "double", "n": number})
+
+        began = trio.current_time()
+        async with trio.open_nursery() as nursery:
+            for number in range(100):
+                nursery.start_soon(ask, number)
+        assert answers == {number: {"twice": number * 2, "of": "a"} for number in range(100)}
+        assert trio.current_time() - began < 1
+        assert a.control._questions == {}
+
+
+async def test_who_is_not_there_answers_nothing_and_at_once(redis_server: RedisServer) -> None:
+    async with open_node(redis_server, "a") as nodes:
+        began = trio.current_time()
+        assert await nodes.control.ask("nobody", {"op": "x"}) is None
+        assert trio.current_time() - began < 0.5
+        assert await nodes.redis.ask("EXISTS", nodes.redis.key("control", "nobody")) == 0
+        assert nodes.control._outboxes == {}
+
+
+async def test_one_that_has_no_answer_is_waited_for_no_longer_than_patience(redis_server: RedisServer) -> None:
+    async with open_node(redis_server, "a") as a, open_node(redis_server, "b") as b:
+        assert await a.control.ask("b", {"op": "not known"}) is None
+        b.redis._wire.cut()  # type: ignore[union-attr]
+        async with b.redis.open_wire(1) as wire:  # it is alive, and hears nothing
+            await wire.ask("PING")
+        redis_server.stop()
+        began = trio.current_time()
+        try:
+            assert await a.control.ask("b", {"op": "not known"}, patience=0.3) is None
+        finally:
+            redis_server.go_on()
+        assert 0.2 < trio.current_time() - began < 1
+
+
+async def test_a_handler_that_fails_is_told_and_the_next_packet_comes(redis_server: RedisServer) -> None:
+    events: list[Event] = []
+    async with open_node(redis_server, "a") as a, open_node(redis_server, "b", events.append) as b:
+        b.control.on("fail", lambda _node, packet: {"is": 1 / packet["n"]})
+        assert await a.control.ask("b", {"op": "fail", "n": 0}) is None
+        assert await a.control.ask("b", {"op": "fail", "n": 2}) == {"is": 0.5}
+        assert [(event.where, type(event.error)) for event in events if isinstance(event, Crashed)] == [
+            ("control", ZeroDivisionError)
+        ]
+
+
+@pytest.mark.parametrize("trouble", ["crash", "hang"])
+async def test_what_waits_while_redis_is_away_comes_once_and_in_order(redis_server: RedisServer, trouble: str) -> None:
+    async with open_node(redis_server, "a") as a, open_node(redis_server, "b") as b:
+        heard: list[int] = []
+        b.control.on("count", lambda _node, packet: heard.append(packet["n"]))
+        await trio.sleep(1.2)  # until the nodes are durable
+        for number in range(500):
+            a.control.tell("b", {"op": "count", "n": number})
+            if number == 200:
+                await until(lambda: len(heard) == 201)
+                redis_server.kill() if trouble == "crash" else redis_server.stop()
+                await a.redis.wait(connected=False)
+        redis_server.start() if trouble == "crash" else redis_server.go_on()
+        await until(lambda: len(heard) == 500, 10)
+        assert heard == list(range(500))
+
+
+async def test_what_redis_has_forgotten_is_taken_only_once(redis_server: RedisServer) -> None:
+    async with open_node(redis_server, "a") as a, open_node(redis_server, "b") as b:
+        heard: list[int] = []
+        b.control.on("count", lambda _node, packet: heard.append(packet["n"]))
+        for number in range(10):
+            a.control.tell("b", {"op": "count", "n": number})
+        await until(lambda: len(heard) == 10)
+        await trio.sleep(1.2)
+        redis_server.restart()  # the stream is read anew from its beginning
+        await b.redis.wait(connected=False)
+        await b.redis.wait()
+        a.control.tell("b", {"op": "count", "n": 10})
+        await until(lambda: len(heard) >= 11)
+        assert heard == list(range(11))
+
+
+async def test_what_waits_is_bounded_and_that_it_is_full_is_told_once(
+    redis_server: RedisServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(control, "WAITING_BYTES", 100_000)
+    events: list[Event] = []
+    async with open_node(redis_server, "a", events.append) as a, open_node(redis_server, "b") as b:
+        heard: list[int] = []
+        b.control.on("count", lambda _node, packet: heard.append(packet["n"]))
+        await trio.sleep(1.2)
+        redis_server.kill()
+        await a.redis.wait(connected=False)
+        for number in range(2000):
+            a.control.tell("b", {"op": "count", "n": number, "text": "x" * 100})
+        assert a.control._waiting <= 100_000
+        redis_server.start()
+        await until(lambda: len([one for one in events if isinstance(one, Strained)]) == 2, 10)
+        assert await a.control.ask("b", {"op": "behind them"}) is None
+        assert heard == list(range(len(heard)))
+        assert 300 < len(heard) < 1000
+        assert [event.over for event in events if isinstance(event, Strained)] == [False, True]
+        a.control.tell("b", {"op": "count", "n": -1})
+        await until(lambda: heard[-1] == -1)
+
+
+async def test_a_node_that_does_not_read_has_a_stream_that_is_bounded(
+    redis_server: RedisServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(control, "KEPT", 100)
+    async with open_node(redis_server, "a") as nodes:
+        await nodes.redis.ask("HSET", nodes.redis.key("nodes"), "deaf", "9:0:9999999999999:2000")
+        for number in range(5000):
+            nodes.control.tell("deaf", {"op": "x", "n": number})
+        await until(lambda: not nodes.control._waiting)
+        assert await nodes.redis.ask("XLEN", nodes.redis.key("control", "deaf")) < 400
+
+
+async def test_any_text_goes_through(redis_server: RedisServer) -> None:
+    texts = ["", "\ud800 alone", "é €\n\0", "x" * 3_000_000]
+    async with open_node(redis_server, "a") as a, open_node(redis_server, "b") as b:
+        b.control.on("echo", lambda _node, packet: {"text": packet["text"]})
+        for text in texts:
+            assert await a.control.ask("b", {"op": "echo", "text": text}) == {"text": text}

@@ -1,0 +1,197 @@
+"""Rule: a node that gives no sign of life is lost within a lease and a bit, once; and never one that lives."""
+
+from __future__ import annotations
+
+from contextlib import AsyncExitStack
+
+import pytest
+import trio
+from harness import until
+from nodes import LEASE, append, begin, lines, open_node
+from redis_server import RedisServer
+
+from trio_claude.config import Config
+from trio_claude.events import Event, NodeState, Weak
+from trio_claude.nodes import open_nodes
+from trio_claude.nodes.membership import Membership
+from trio_claude.nodes.redis import Redis, open_redis
+
+pytestmark = pytest.mark.redis
+
+
+async def join(redis: Redis, name: str) -> Membership:
+    """Have a node join that gives no sign of life, as one whose server was killed."""
+    dead = Membership(redis, name, LEASE, lambda _event: None)
+    await dead.join()
+    return dead
+
+
+def states(events: list[Event]) -> list[tuple[str, str]]:
+    return [(event.node, event.state) for event in events if isinstance(event, NodeState)]
+
+
+async def nodes_in(redis: Redis) -> set[bytes]:
+    return set(await redis.ask("HKEYS", redis.key("nodes")))
+
+
+async def test_each_node_has_a_token_that_no_other_had(redis_server: RedisServer) -> None:
+    seen: list[int] = []
+    for name in ("a", "b", "a", "a"):
+        async with open_node(redis_server, name) as nodes:
+            seen.append(nodes.token)
+            assert (nodes.name, nodes.lease, nodes.connected) == (name, LEASE, True)
+    assert seen == [1, 2, 3, 4]
+
+
+async def test_nodes_see_each_other_come_and_leave(redis_server: RedisServer) -> None:
+    gone: list[str] = []
+    async with open_node(redis_server, "a") as first:
+        first.control.on_lost(gone.append)
+        async with open_node(redis_server, "b") as second:
+            await until(lambda: first.membership.others == {"b": second.token})
+        await until(lambda: gone == ["b"])
+        assert await nodes_in(first.redis) == {b"a"}
+        assert first.membership.others == {}
+
+
+async def test_a_node_without_a_sign_of_life_is_lost_once_with_all_that_it_had(redis_server: RedisServer) -> None:
+    events: list[Event] = []
+    gone: list[str] = []
+    async with AsyncExitStack() as stack:
+        nodes = [
+            await stack.enter_async_context(open_node(redis_server, name, events.append)) for name in ("a", "b", "c")
+        ]
+        redis = nodes[0].redis
+        nodes[1].control.on_lost(gone.append)
+        await trio.sleep(LEASE * 1.2)
+        await join(redis, "dead")
+        for run in ("one", "two"):
+            await begin(redis, run, "dead")
+            await append(redis, run, lines(1, 7))
+        await begin(redis, "three", "a")
+        began = trio.current_time()
+        async with nodes[1].tail.watch("one", 7) as watch:
+            with trio.fail_after(LEASE * 1.5):
+                assert await watch.receive() == []
+        assert LEASE < trio.current_time() - began < LEASE * 1.5
+        await until(lambda: gone == ["dead"])
+        assert states(events).count(("dead", "lost")) == 1
+        for run in ("one", "two"):
+            facts = await redis.ask("HGETALL", redis.key("run", run))
+            assert (facts[b"state"], facts[b"reason"], facts[b"lines"]) == (b"ended", b"node-lost", b"7")
+        assert await redis.ask("HGET", redis.key("run", "three"), "state") == b"live"
+        assert await redis.ask("EXISTS", redis.key("live", "dead"), redis.key("control", "dead")) == 0
+        assert await nodes_in(redis) == {b"a", b"b", b"c"}
+
+
+async def test_one_that_was_found_lost_finds_out_and_joins_anew(redis_server: RedisServer) -> None:
+    events: list[Event] = []
+    async with open_node(redis_server, "a", events.append) as nodes:
+        before = nodes.token
+        await begin(nodes.redis, "r", "a")
+        await nodes.redis.ask("HDEL", nodes.redis.key("nodes"), "a")
+        await until(lambda: nodes.token > before)
+        assert states(events) == [("a", "connected"), ("a", "rejoined")]
+        assert await nodes_in(nodes.redis) == {b"a"}
+        assert await nodes.redis.ask("HGET", nodes.redis.key("run", "r"), "state") == b"ended"
+
+
+async def test_nobody_is_lost_by_a_redis_that_was_away_or_hung_for_longer_than_a_lease(
+    redis_server: RedisServer,
+) -> None:
+    events: list[Event] = []
+    async with open_node(redis_server, "a", events.append) as first, open_node(redis_server, "b") as second:
+        await trio.sleep(LEASE * 1.2)
+        tokens = first.token, second.token
+        for trouble, mend in ((redis_server.kill, redis_server.start), (redis_server.stop, redis_server.go_on)):
+            trouble()
+            await trio.sleep(LEASE * 1.2)
+            mend()
+            with trio.fail_after(5):
+                await first.redis.wait()
+                await second.redis.wait()
+            await trio.sleep(LEASE * 1.5)
+        assert (first.token, second.token) == tokens
+        assert states(events) == [("a", "connected"), *[("a", "disconnected"), ("a", "connected")] * 2]
+
+
+async def test_one_that_died_while_redis_was_away_is_lost_a_lease_after(redis_server: RedisServer) -> None:
+    async with open_node(redis_server, "a") as nodes:
+        await join(nodes.redis, "dead")
+        await trio.sleep(1.1)  # until that is durable
+        redis_server.restart()
+        await nodes.redis.wait(connected=False)
+        await nodes.redis.wait()
+        began = trio.current_time()
+        with trio.fail_after(LEASE * 2):
+            while b"dead" in await nodes_in(nodes.redis):
+                await trio.sleep(0.05)
+        assert trio.current_time() - began > LEASE * 0.9
+
+
+async def test_a_redis_that_has_forgotten_all_makes_no_token_twice(redis_server: RedisServer) -> None:
+    async with open_node(redis_server, "a") as nodes:
+        for name in ("x", "y", "z"):
+            await join(nodes.redis, name)
+        async with open_node(redis_server, "b") as other:
+            assert other.token == 5
+            redis_server.call("FLUSHALL")
+            await trio.sleep(LEASE)
+            late = await join(nodes.redis, "late")
+            assert late.token > 5
+            assert {nodes.token, other.token, late.token} == {*(await tokens(nodes.redis))}
+
+
+async def tokens(redis: Redis) -> list[int]:
+    return [int(value.split(b":")[0]) for value in (await redis.ask("HGETALL", redis.key("nodes"))).values()]
+
+
+async def test_a_clock_that_jumps_loses_nobody(redis_server: RedisServer) -> None:
+    """Redis' clock can't be moved here; to have beaten long ago is the same to it."""
+    async with open_redis(Config(redis=redis_server.url, node_lease=LEASE)) as redis:
+        one, other = await join(redis, "one"), await join(redis, "other")
+        redis.since = trio.current_time() - 1000
+        for name in ("one", "other"):
+            await shift(redis, name, 1_000_000)
+        await one._beat()
+        await other._beat()
+        assert await nodes_in(redis) == {b"one", b"other"}
+        await shift(redis, "one", 500, since=1_000_000)
+        await shift(redis, "other", round(LEASE * 1000) + 100)
+        await one._beat()
+        assert await nodes_in(redis) == {b"one"}
+
+
+async def shift(redis: Redis, name: str, by: int, since: int = 0) -> None:
+    """Make a node's last beat so many milliseconds older."""
+    token, regular, beat, lease = (await redis.ask("HGET", redis.key("nodes"), name)).split(b":")
+    said = b"%d:%d:%d" % (int(token), int(regular) - max(by, since), int(beat) - by)
+    await redis.ask("HSET", redis.key("nodes"), name, said + b":" + lease)
+
+
+async def test_that_redis_takes_no_writes_is_told_once(redis_server: RedisServer) -> None:
+    events: list[Event] = []
+    async with open_node(redis_server, "a", events.append):
+        redis_server.call("CONFIG", "SET", "maxmemory", "1")
+        try:
+            await until(lambda: len(events) > 1)
+            await trio.sleep(LEASE / 2)
+        finally:
+            redis_server.call("CONFIG", "SET", "maxmemory", "0")
+        await until(lambda: len(events) > 2)
+        await trio.sleep(LEASE / 2)
+    assert states(events) == [("a", "connected"), ("a", "disconnected"), ("a", "connected")]
+
+
+async def test_a_password_in_the_settings_is_warned_of(redis_server: RedisServer) -> None:
+    events: list[Event] = []
+    port = redis_server.listen()
+    redis_server.call("CONFIG", "SET", "requirepass", "s3cret")
+    try:
+        async with open_nodes(Config(redis=f"redis://:s3cret@127.0.0.1:{port}/1"), "a", events.append) as nodes:
+            assert nodes.connected
+    finally:
+        redis_server.call("-a", "s3cret", "CONFIG", "SET", "requirepass", "")
+    assert [event.what for event in events if isinstance(event, Weak)] == [
+        "redis: its password stands in the settings; redis_password_file hides it"
+    ]

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import datetime
+import ipaddress
 import logging
 from pathlib import Path
 
 import pytest
 import trio
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import NameOID
 from redis_server import RedisServer, open_redis_server
 
 from trio_claude.config import Config
@@ -134,6 +140,42 @@ async def test_a_password_comes_out_of_its_file(folder: Path) -> None:
         with pytest.raises(ConfigError, match="invalid"):
             async with open_redis(config(server, redis_password_file=str(file))):
                 pytest.fail("opened")
+
+
+async def test_over_tls_it_must_be_who_it_says_it_is(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    certificate, key = write_certificate(folder)
+    with open_redis_server("--tls-cert-file", certificate, "--tls-key-file", key, "--tls-auth-clients", "no") as server:
+        port = server.listen("tls-port")
+        with pytest.raises(ConfigError, match="self-signed certificate"):
+            async with open_redis(Config(redis=f"rediss://127.0.0.1:{port}")):
+                pytest.fail("opened")
+        monkeypatch.setenv("SSL_CERT_FILE", certificate)
+        async with open_redis(Config(redis=f"rediss://127.0.0.1:{port}/3")) as redis:
+            assert await redis.ask("PING") == b"PONG"
+        with pytest.raises(ConfigError, match="Hostname mismatch"):
+            async with open_redis(Config(redis=f"rediss://localhost:{port}")):
+                pytest.fail("opened")
+
+
+def write_certificate(folder: Path) -> tuple[str, str]:
+    """Write a certificate for 127.0.0.1 that signs itself, and its key; return both files."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "redis")])
+    now = datetime.datetime.now(datetime.UTC)
+    made = (
+        x509.CertificateBuilder(name, name, key.public_key(), x509.random_serial_number())
+        .not_valid_before(now - datetime.timedelta(days=1))
+        .not_valid_after(now + datetime.timedelta(days=1))
+        .add_extension(x509.SubjectAlternativeName([x509.IPAddress(ipaddress.ip_address("127.0.0.1"))]), critical=False)
+        .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
+        .sign(key, hashes.SHA256())
+    )
+    pem = serialization.Encoding.PEM
+    (folder / "redis.crt").write_bytes(made.public_bytes(pem))
+    (folder / "redis.key").write_bytes(
+        key.private_bytes(pem, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
+    )
+    return str(folder / "redis.crt"), str(folder / "redis.key")
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """The engine: everything that a run needs, opened in its order, with or without a server around it.
 
-Order of opening: workplace, containment; of closing the reverse. This module must never listen on anything.
+Order of opening: workplace, containment, nodes, journal; of closing the reverse. This module must never listen on
+anything.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import os
 from collections.abc import AsyncIterator, Iterable, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 import attrs
 import trio
@@ -27,6 +28,9 @@ from .services import keep_going, open_services
 from .telling import Tracer, TracerProvider
 from .workplace import Workplace
 
+if TYPE_CHECKING:
+    from .nodes import Nodes
+
 TIDY: Final = 3600.0
 """Seconds between two looks for transcripts that are not to be kept any more."""
 
@@ -40,6 +44,8 @@ class Engine:
     containment: Containment
     runs: Runs
     observer: Observer
+    nodes: Nodes | None = None
+    """The other servers that share a Redis with this one, if it has one."""
 
 
 def means(config: Config, dead: tuple[str, ...] = ()) -> Means:
@@ -80,10 +86,11 @@ async def open_engine(
         _opened_tracer(config, observer, tracer_provider) as tracer,
         Workplace.open(config, os.environ if environ is None else environ) as workplace,
         open_containment(config.containment, observer, means(config, workplace.home.dead)) as containment,
+        _opened_nodes(config, workplace, observer) as nodes,
         _opened_journal(config, workplace, os.environ if environ is None else environ, observer) as journal,
         open_services() as services,
     ):
-        runs = Runs(workplace, containment, observer, journal, batch, tracer)
+        runs = Runs(workplace, containment, observer, journal, batch, tracer, nodes)
         await runs.recall()
         if workplace.homes:
             services.start_soon(keep_going, "transcripts", functools.partial(_tidy, workplace, runs), observer)
@@ -92,7 +99,21 @@ async def open_engine(
             observer(PoolReady(0 if why_not else config.pool_size, why_not))
             if not why_not:
                 services.start_soon(keep_going, "pool", runs.pool.serve, observer)
-        yield Engine(config, workplace, containment, runs, observer)
+        yield Engine(config, workplace, containment, runs, observer, nodes)
+
+
+@asynccontextmanager
+async def _opened_nodes(config: Config, workplace: Workplace, observer: Observer) -> AsyncIterator[Nodes | None]:
+    """Join the other servers, if there is a Redis that they share. Raises `ConfigError`."""
+    if not config.redis:
+        yield None
+        return
+    try:
+        from .nodes import open_nodes  # its library takes time and memory, and few share
+    except ImportError:
+        raise ConfigError("redis: needs pip install 'trio-claude[redis]'") from None
+    async with open_nodes(config, workplace.home.server, observer) as nodes:
+        yield nodes
 
 
 async def _tidy(workplace: Workplace, runs: Runs) -> None:

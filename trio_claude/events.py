@@ -20,6 +20,8 @@ WARNED_LIMIT = 256
 """Texts of warnings that are known to be shown already, and are not shown again."""
 STALL = 1.0
 """Seconds from which on a write that stands still is told."""
+NODE_STATES = CONNECTED, DISCONNECTED, LOST, REJOINED = ("connected", "disconnected", "lost", "rejoined")
+"""What is told of servers that share a Redis."""
 
 
 @attrs.frozen

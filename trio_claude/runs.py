@@ -11,6 +11,7 @@ import time
 from collections import OrderedDict
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from contextlib import asynccontextmanager, contextmanager
+from typing import TYPE_CHECKING
 
 import attrs
 import trio
@@ -31,6 +32,9 @@ from .stream_json import Spent
 from .telling import Tracer
 from .turns import Turns
 from .workplace import Workplace
+
+if TYPE_CHECKING:
+    from .nodes import Nodes
 
 PLACE_PERIOD = 0.5
 """Seconds after which a run that waits is told its place again, where that has changed."""
@@ -70,8 +74,10 @@ class Runs:
         journal: Journal | None = None,
         batch: str = "",
         tracer: Tracer | None = None,
+        nodes: Nodes | None = None,
     ) -> None:
         self._workplace = workplace
+        self.nodes: Nodes | None = nodes
         self.journal: Journal | None = journal
         total = total_limits(workplace.config)
         self._slots = Slots(total.runs, total.waiting)

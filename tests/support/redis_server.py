@@ -54,12 +54,12 @@ class RedisServer:
         done = subprocess.run(line, capture_output=True, check=False, timeout=START_TIMEOUT)
         return done.stdout.strip() or done.stderr.strip()
 
-    def listen(self) -> int:
-        """Have it listen on a free port of the loopback too; return that."""
+    def listen(self, kind: str = "port") -> int:
+        """Have it listen on a free port of the loopback too, by TLS with `tls-port`; return that."""
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             port: int = probe.getsockname()[1]
-        self.call("CONFIG", "SET", "port", str(port))
+        self.call("CONFIG", "SET", kind, str(port))
         return port
 
     def kill(self) -> None:

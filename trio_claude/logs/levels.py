@@ -6,6 +6,7 @@ import logging
 from typing import Final
 
 from ..events import (
+    CONNECTED,
     Answered,
     Charged,
     Crashed,
@@ -14,6 +15,7 @@ from ..events import (
     FirstToken,
     GuardianLost,
     JournalReady,
+    NodeState,
     Refused,
     Reloaded,
     RunEnded,
@@ -55,6 +57,8 @@ def level_of(event: Event, *, access: bool = False) -> int:
             return logging.INFO if access else logging.DEBUG
         case JournalReady():
             return logging.INFO if event.path or not event.detail else logging.WARNING
+        case NodeState():
+            return logging.INFO if event.state == CONNECTED else logging.WARNING
         case Reloaded():
             return logging.WARNING if event.error else logging.INFO
         case _:

@@ -11,7 +11,7 @@ from typing import Final, Literal
 import attrs
 
 from ..errors import Busy, CloseCode, QueueFull, Reason
-from ..events import STALL
+from ..events import NODE_STATES, STALL
 from ..journal import Statistics as JournalStatistics
 from ..run import Run
 from ..runs import Runs
@@ -22,7 +22,7 @@ PREFIX: Final = "trio_claude"
 """What the name of each metric begins with."""
 DOORS: Final = (Run.door, SessionRun.door)
 GOOD, BAD = OUTCOMES = ("good", "bad")
-BACKGROUND: Final = ("connection", "heart", "pool", "transcripts")
+BACKGROUND: Final = ("connection", "control", "heart", "membership", "pool", "tail", "transcripts")
 """Where a crash may be caught."""
 HELPERS: Final = ("zygote",)
 """Helper processes that may be lost."""
@@ -180,6 +180,15 @@ FAMILIES: Final = (
     Family(
         "journal_given_up_total", "counter", "Times that history was given up: too much waited, or no store takes it.",
         read=_of_journal(lambda it: it.given_up),
+    ),
+    # the servers that share a Redis
+    Family(
+        "redis_connected", "gauge", "1 while the Redis that servers share answers, else 0.",
+        read=lambda it: float(it.runs.nodes.connected) if it.runs.nodes else None,
+    ),
+    Family(
+        "node_states_total", "counter", "What happened to this server and others that share a Redis: connected, "
+        "disconnected, lost, rejoined.", ("state",), known=_ones(NODE_STATES),
     ),
     # the server
     Family(

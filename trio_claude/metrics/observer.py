@@ -78,6 +78,7 @@ class Metrics:
             events.SendStalled: lambda event: self._time("send_stall_seconds", event.seconds),
             events.RunEnded: self._ended,
             events.Strained: lambda event: self._gauge("strained", event.what).set(not event.over),
+            events.NodeState: lambda event: self._count("node_states_total", event.state),
             events.Reloaded: lambda event: self._count("reloads_total", BAD if event.error else GOOD),
             events.GuardianLost: lambda event: self._count("guardians_lost_total", event.what),
             events.Crashed: lambda event: self._count("crashes_total", event.where),

@@ -16,10 +16,10 @@ import trio
 
 from ..config import Config
 from ..errors import ConfigError
-from ..events import NodeState, Observer, Weak
+from ..events import CONNECTED, NodeState, Observer, Weak
 from ..services import keep_going, open_services
 from .control import Control
-from .membership import CONNECTED, Membership
+from .membership import Membership
 from .redis import Redis, RedisFault, open_redis
 from .tail import Tail, Watch
 

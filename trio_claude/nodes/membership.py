@@ -13,18 +13,12 @@ from typing import Final
 
 import trio
 
-from ..events import NodeState, Observer
+from ..events import CONNECTED, DISCONNECTED, LOST, REJOINED, NodeState, Observer
 from .redis import Redis, RedisFault, RedisGone
 from .scripts import load
 
 BEATS: Final = 5
 """Signs of life in a lease."""
-CONNECTED: Final = "connected"
-DISCONNECTED: Final = "disconnected"
-LOST: Final = "lost"
-REJOINED: Final = "rejoined"
-STATES: Final = (CONNECTED, DISCONNECTED, LOST, REJOINED)
-"""What `NodeState` tells."""
 
 
 class Membership:

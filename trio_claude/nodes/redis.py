@@ -319,7 +319,10 @@ async def _begin(nursery: trio.Nursery, address: Address) -> Wire:
             await nursery.start(wire.carry)
             return wire
     except OSError as error:
-        raise RedisGone(error.strerror or str(error)) from None
+        cause = error.__cause__ if isinstance(error.__cause__, OSError) else error  # that of one address says more
+        raise RedisGone(cause.strerror or str(cause)) from None
+    except (anyio.BrokenResourceError, anyio.EndOfStream):
+        raise RedisGone("the connection ended before TLS was agreed on") from None
     except trio.TooSlowError:
         raise RedisGone(f"no answer within {CONNECT_TIMEOUT:g} s") from None
     except coredis.exceptions.ConnectionError:

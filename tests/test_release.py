@@ -39,13 +39,13 @@ MADE = {
 EVERY = """
 import importlib, pkgutil, trio_claude
 found = pkgutil.walk_packages(trio_claude.__path__, "trio_claude.")
-names = [one.name for one in found if not one.name.startswith(("trio_claude.sdk", "trio_claude.tracing"))]
+names = [one.name for one in found if not one.name.startswith(("trio_claude.sdk", "trio_claude.tracing", "trio_claude.nodes"))]
 for name in names:
     if not name.endswith(".__main__"):
         importlib.import_module(name)
 print(trio_claude.__file__, len(names))
 """
-"""Import all but what starts at once, and what needs the extras `[claude]` and `[otel]`."""
+"""Import all but what starts at once, and what needs the extras `[claude]`, `[otel]` and `[redis]`."""
 SDIST = {
     "trio_claude", "tests", "benchmarks", "docs", ".ci", ".gitignore", "CHANGELOG.md", "CONTRIBUTING.md", "LICENSE", "PKG-INFO",
     "README.md", "SECURITY.md", "pyproject.toml",
@@ -179,7 +179,14 @@ def test_the_metadata_is_right(built: Built) -> None:
     for minor in minors:
         assert f"3.{minor}" in told.requires_python
     assert f"3.{int(minors[0]) - 1}" not in told.requires_python
-    assert {canonicalize_name(name) for name in told.provides_extra or ()} == {"claude", "docs", "jwt", "otel", "test"}
+    assert {canonicalize_name(name) for name in told.provides_extra or ()} == {
+        "claude",
+        "docs",
+        "jwt",
+        "otel",
+        "redis",
+        "test",
+    }
 
 
 # -- the wheel alone --------------------------------------------------------------------------------------------------
@@ -229,7 +236,7 @@ async def test_the_wheel_names_all_that_its_modules_need(alone: Path, env: dict[
     assert told.returncode == 0, told.stderr.decode()
     where, count = told.stdout.decode().split()
     assert where.startswith(f"{alone}/lib/")
-    others = [PACKAGE / "__init__.py", PACKAGE / "sdk.py", *PACKAGE.glob("tracing/*.py")]
+    others = [PACKAGE / "__init__.py", PACKAGE / "sdk.py", *PACKAGE.glob("tracing/*.py"), *PACKAGE.glob("nodes/*.py")]
     assert int(count) == len(list(PACKAGE.rglob("*.py"))) - len(others)
 
 

@@ -94,7 +94,7 @@ def _option(
 ) -> Any:
     """Declare a field with its help text and what it takes: for numbers bounds and a unit, else what `check` says."""
     numeric = isinstance(default, int | float) and not isinstance(default, bool)
-    validator = [check] if check else [_between(low, high, unit)] if numeric else []
+    validator = check or (_between(low, high, unit) if numeric else None)
     return attrs.field(default=default, validator=validator, metadata={"help": text, "unit": unit})
 
 

@@ -207,4 +207,6 @@ async def test_one_that_may_drop_keys_or_is_a_cluster_is_refused(redis_server: R
 def test_an_old_one_is_refused_and_a_valkey_is_not() -> None:
     with pytest.raises(ConfigError, match="is too old"):
         check(b"# Server\r\nredis_version:6.2.14\r\nrun_id:a\r\n")
+    with pytest.raises(ConfigError, match="of no version is too old"):
+        check(b"something else")
     assert check(b"redis_version:7.2.4\r\nserver_name:valkey\r\nvalkey_version:8.0.1\r\nrun_id:b\r\n") == "b"

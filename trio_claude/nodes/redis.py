@@ -8,13 +8,15 @@ This module must never decide what is asked, keep a question for later, or show 
 from __future__ import annotations
 
 import logging
+import os
+import re
 import ssl
 import stat
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from contextvars import ContextVar
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, TypeAlias
 from urllib.parse import unquote, urlsplit
 
 import anyio
@@ -44,7 +46,7 @@ CONNECT_TIMEOUT: Final = 1.0
 PASSWORD_LIMIT: Final = 4096
 """Bytes of the password's file."""
 
-Word = str | bytes | int | float
+Word: TypeAlias = str | bytes | int | float
 
 
 class RedisFault(TrioClaudeError):
@@ -86,7 +88,8 @@ class Address:
         )
 
     def __str__(self) -> str:
-        return self.path or f"{self.host}:{self.port}"
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        return self.path or f"{host}:{self.port}"
 
     async def connect(self) -> BaseConnection:
         """Open a connection, on which nothing is said yet. Raises OSError, which TLS' own errors are too."""
@@ -121,8 +124,7 @@ def read_password(path: Path) -> str:
     """Return the password in a file, which only its owner may read. Raises `ConfigError`."""
     try:
         with path.open("rb") as file:
-            mode = stat.S_IMODE(path.stat().st_mode)
-            if mode & 0o077:
+            if stat.S_IMODE(os.fstat(file.fileno()).st_mode) & 0o077:
                 raise ConfigError(f"redis_password_file: others than its owner may use {path}; chmod 600 it")
             said = file.read(PASSWORD_LIMIT + 1)
         if len(said) > PASSWORD_LIMIT:
@@ -301,9 +303,10 @@ def check(info: Any) -> str:
     """Return the incarnation of a Redis that will do, out of what its INFO says. Raises `ConfigError`."""
     text = info.decode() if isinstance(info, bytes) else str(info)
     facts = dict(line.partition(":")[::2] for line in text.splitlines() if ":" in line)
-    version = tuple(int(part) for part in facts.get("redis_version", "0").split(".")[:2])
-    if version < OLDEST:
-        raise ConfigError(f"Redis {facts.get('redis_version')} is too old; {OLDEST[0]}.{OLDEST[1]} or later will do")
+    version = re.match(r"(\d+)\.(\d+)", facts.get("redis_version", ""))
+    if not version or (int(version[1]), int(version[2])) < OLDEST:
+        told = facts.get("redis_version", "of no version")
+        raise ConfigError(f"Redis {told} is too old; {OLDEST[0]}.{OLDEST[1]} or later will do")
     if facts.get("cluster_enabled") == "1":
         raise ConfigError("Redis Cluster will not do: what is decided together must be in one Redis")
     if (policy := facts.get("maxmemory_policy", "noeviction")) != "noeviction":

@@ -195,3 +195,20 @@ async def test_a_password_in_the_settings_is_warned_of(redis_server: RedisServer
     assert [event.what for event in events if isinstance(event, Weak)] == [
         "redis: its password stands in the settings; redis_password_file hides it"
     ]
+
+
+async def test_a_node_that_ends_while_redis_is_away_waits_for_it_a_moment(redis_server: RedisServer) -> None:
+    async with open_node(redis_server, "stays") as other:
+        await trio.sleep(1.2)  # until it is durable
+        async with open_node(redis_server, "a") as nodes:
+            redis_server.kill()
+            await nodes.redis.wait(connected=False)
+            redis_server.start()
+        await other.redis.wait()
+        assert await nodes_in(other.redis) == {b"stays"}
+        async with open_node(redis_server, "b") as nodes:
+            redis_server.stop()
+            await nodes.redis.wait(connected=False)
+            began = trio.current_time()
+        assert trio.current_time() - began < 2
+        redis_server.go_on()

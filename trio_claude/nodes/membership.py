@@ -49,8 +49,14 @@ class Membership:
         self.token = await self._redis.run(load("join"), (), self._redis.prefix, self.name, self._lease_ms)
 
     async def leave(self) -> None:
-        """Be a node no more. Raises `RedisFault`."""
-        await self._redis.run(load("leave"), (), self._redis.prefix, self.name)
+        """Be a node no more; where Redis is away just now that waits until it is back. Raises `RedisFault`."""
+        while True:
+            try:
+                await self._redis.run(load("leave"), (), self._redis.prefix, self.name)
+            except RedisGone:
+                await self._redis.wait()
+            else:
+                return
 
     async def serve(self) -> None:
         """Give signs of life, and look for lost nodes, until cancelled."""

@@ -43,7 +43,7 @@ async def test_a_question_is_answered_by_the_node_that_was_asked(redis_server: R
             for number in range(100):
                 nursery.start_soon(ask, number)
         assert answers == {number: {"twice": number * 2, "of": "a"} for number in range(100)}
-        assert trio.current_time() - began < 1
+        assert trio.current_time() - began < 2
         assert a.control._questions == {}
 
 

@@ -102,7 +102,7 @@ async def test_one_that_hangs_is_gone_before_a_lease_is_over(redis_server: Redis
         began = trio.current_time()
         with pytest.raises(RedisGone), trio.fail_after(2):
             await redis.ask("PING")
-        assert 0.4 < trio.current_time() - began < 1.0
+        assert 0.4 < trio.current_time() - began < 1.5
         assert not redis.connected
         await trio.sleep(1.5)  # it takes connections, which the system makes for it, and greets nobody
         assert not redis.connected

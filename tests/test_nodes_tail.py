@@ -73,12 +73,12 @@ async def test_what_comes_while_it_is_watched_is_given_at_once(redis_server: Red
                 for number in range(1, 51):
                     began = trio.current_time()
                     await append(nodes.redis, run, lines(number, 1))
-                    with trio.fail_after(0.5):
+                    with trio.fail_after(0.9):
                         while len(got) < number:
                             await trio.sleep(0.0005)
                     slowest = max(slowest, trio.current_time() - began)
                 assert got == list(range(1, 51))
-        assert slowest < 0.5  # a block is a second
+        assert slowest < 0.9  # a block is a second
 
 
 async def test_many_runs_are_watched_over_one_connection(redis_server: RedisServer) -> None:

@@ -6,10 +6,16 @@ This module must never know where that is.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from typing import Final
 
 from .backlog import PATIENCE, Recorder
 from .facts import Begun, Deleted, Page, Part, Query, RunRow, Statistics, Usage, UsageQuery
 from .unfinished import Unfinished
+
+TAIL: Final = 4 * 1024 * 1024
+"""Bytes of a run's history in which the turn is looked for at which it was cut off."""
+SOON: Final = 1.0
+"""Seconds for which that waits for what is still to be written."""
 
 
 class Journal(ABC):

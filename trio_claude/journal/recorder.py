@@ -19,7 +19,7 @@ import trio
 
 from ..errors import JournalFault
 from .backlog import PATIENCE, Backlog, Write, Writer
-from .base import Journal
+from .base import SOON, TAIL, Journal
 from .bulk import LEAST
 from .facts import Deleted, Page, Part, Query, Retention, RunRow, Usage, UsageQuery
 from .store import Reader, Store
@@ -45,10 +45,6 @@ REST: Final = 1.0
 """Seconds without anything to write after which what was written is put in order: what takes syncs waits until then."""
 UNSYNCED: Final = 10.0
 """Seconds after which it waits no longer: what a power cut may cost."""
-TAIL: Final = 4 * 1024 * 1024
-"""Bytes of a run's history in which the turn is looked for at which it was cut off."""
-SOON: Final = 1.0
-"""Seconds for which that waits for what is still to be written."""
 
 T = TypeVar("T")
 

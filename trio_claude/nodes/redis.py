@@ -12,7 +12,7 @@ import os
 import re
 import ssl
 import stat
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from contextlib import asynccontextmanager
 from contextvars import ContextVar
 from pathlib import Path
@@ -51,6 +51,10 @@ Word: TypeAlias = str | bytes | int | float
 
 class RedisFault(TrioClaudeError):
     """Redis did not do what it was asked; the text is what it says."""
+
+
+class RedisBroken(RedisFault):
+    """A script can't do with what it was given, or has found: asking again would not help."""
 
 
 class RedisGone(RedisFault):
@@ -157,6 +161,21 @@ class Wire:
             raise RedisGone(GONE) from None
         except coredis.exceptions.RedisError as error:
             raise RedisFault(str(error)) from None
+
+    async def ask_all(self, asked: Iterable[Sequence[Word]]) -> list[Any]:
+        """Ask several commands at once; return the answers, a `RedisFault` in the place of each that is refused.
+
+        Raises `RedisGone`: what was asked may be done or not.
+        """
+        try:
+            make = self._connection.create_request
+            requests = [make(str(words[0]).encode(), *words[1:], raise_exceptions=False) for words in asked]
+        except coredis.exceptions.ConnectionError:
+            raise RedisGone(GONE) from None
+        answers = [await request for request in requests]
+        if any(isinstance(answer, coredis.exceptions.ConnectionError) for answer in answers):
+            raise RedisGone(GONE)
+        return [_fault(one) if isinstance(one, coredis.exceptions.RedisError) else one for one in answers]
 
     def cut(self) -> None:
         """End it; what is asked on it is not answered any more."""
@@ -312,6 +331,13 @@ def check(info: Any) -> str:
     if (policy := facts.get("maxmemory_policy", "noeviction")) != "noeviction":
         raise ConfigError(f"maxmemory-policy must be noeviction, not {policy}: what Redis drops would be lost")
     return facts.get("run_id", "")
+
+
+def _fault(error: coredis.exceptions.RedisError) -> RedisFault:
+    """Return what an error is here; those with a code at the front that the library does not know may pass."""
+    of_script = isinstance(error, coredis.exceptions.ResponseError) and "user_script" in str(error)
+    known = isinstance(error, coredis.exceptions.ReadOnlyError) or re.match("[A-Z]+ ", str(error))
+    return RedisBroken(str(error)) if of_script and not known else RedisFault(str(error))
 
 
 async def _begin(nursery: trio.Nursery, address: Address) -> Wire:

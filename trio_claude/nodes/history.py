@@ -1,0 +1,387 @@
+"""The journal of servers that share a Redis: what a run says is told to Redis in order, by a task and a connection.
+
+Rule 1: a part is told again until Redis has it, or says that it never will: it takes each once, behind the part before,
+and from nobody but the run's own server. Rule 2: Redis writes to its disk once a second, so what it took last is kept
+for a moment, and told again to a Redis that has lost it. This module must never hold up a run, and never read.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import json
+import math
+from collections import deque
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from contextlib import asynccontextmanager
+from typing import Final, Protocol
+
+import attrs
+import trio
+
+from ..errors import ConfigError, JournalFault, Reason
+from ..events import Observer
+from ..journal import (
+    Begun,
+    Deleted,
+    End,
+    Journal,
+    Page,
+    Part,
+    PartKind,
+    Query,
+    Recorder,
+    Retention,
+    RunRow,
+    Unfinished,
+    Usage,
+    UsageQuery,
+)
+from ..journal.backlog import PATIENCE, Backlog, Write, Writer
+from ..journal.base import SOON, TAIL
+from ..journal.facts import Text
+from ..journal.unfinished import find_unfinished
+from ..services import keep_going, open_services
+from .archive import GONE, RETRY, Archive, to_bytes
+from .redis import Redis, RedisBroken, RedisFault, Wire, Word, check
+from .scripts import load
+
+GATHER: Final = 0.002
+"""Seconds for which what has come waits for more, to be told with it; not where somebody waits for it."""
+GROUP_BYTES: Final = 1024 * 1024
+"""Bytes behind which what is told at a time takes no more: Redis has others to answer in between."""
+PAUSE: Final = 0.2
+"""Seconds until what failed is tried again."""
+KEEP: Final = 3.0
+"""Seconds for which what Redis has taken is kept: three times what it may take to have its disk hold it."""
+KEEP_BYTES: Final = 16 * 1024 * 1024
+"""Bytes that are kept so at most."""
+TIDY: Final = 60.0
+"""Seconds between two looks for what is not to be kept any more."""
+RUN_TOKENS: Final = 10**15
+"""Tokens that a run has at most: a CLI can say any number."""
+DAY: Final = 86400
+SCRIPTS: Final = ("begin", "append", "end", "delete")
+
+
+class Lease(Protocol):
+    """What a server is among the others: its name, and the token under which it may tell of runs."""
+
+    @property
+    def name(self) -> str:
+        """Its name."""
+
+    @property
+    def token(self) -> int:
+        """Its token; another once it was declared lost."""
+
+
+@attrs.define(eq=False)
+class _Told:
+    """A run that Redis is told of."""
+
+    recorder: Recorder
+    begun: Begun | None = None
+    token: int = 0
+    """The token under which it began, 0 before."""
+    cut: bool = False
+    """Whether Redis takes no more of its lines."""
+    over: bool = False
+    """Whether Redis takes nothing more of it."""
+
+
+@attrs.frozen
+class _Ask:
+    """What Redis is asked, of which run, and whether it is for that run's end."""
+
+    words: Sequence[Word]
+    run: _Told | None = None
+    ends: str = ""
+
+
+class _Asks:
+    """Makes of what is to be written what Redis is asked."""
+
+    def __init__(self, prefix: str, lease: Lease, keep: int) -> None:
+        self.runs: dict[str, _Told] = {}
+        """Those that live, and those whose end may have to be told again."""
+        self._prefix = prefix
+        self._lease = lease
+        self._keep = keep
+        self._made: _Ask | None = None
+
+    def make(self, write: Write) -> _Ask | None:
+        """Return what Redis is asked to have something written, None where there is nothing to ask."""
+        self._made = None
+        write.do(self)
+        return self._made
+
+    def begin(self, run: Begun) -> None:
+        """Ask for a run to begin."""
+        if (told := self.runs.get(run.id)) is None or told.over:
+            return
+        told.begun = run
+        told.token = told.token or self._lease.token
+        facts = {
+            "meta": run.meta, "door": run.door, "batch": run.batch, "session": run.session, "prompt": run.prompt,
+            "options": json.dumps(run.options), "model": run.model,
+        }  # fmt: skip
+        words = self._keep, to_bytes(run.identity), repr(float(run.started)), *_fields(facts)
+        self._made = _Ask(self._words("begin", run.id, told, *words), told)
+
+    def add(self, run: str, number: int, part: Part) -> None:
+        """Ask for a part to be added to a run's history."""
+        if (told := self.runs.get(run)) is None or told.cut:
+            return
+        words = int(part.kind), part.first, part.count, number, part.data
+        self._made = _Ask(self._words("append", run, told, *words), told)
+
+    def add_lines(self, run: str, number: int, first: int, count: int, texts: list[Text]) -> None:
+        """Ask for lines to be added to a run's history."""
+        self.add(run, number, Part(PartKind.LINES, first, count, b"\n".join(texts)))
+
+    def end(self, end: End) -> None:
+        """Ask for a run to end."""
+        if (told := self.runs.get(end.id)) is None or not told.begun:
+            return
+        if told.over:
+            del self.runs[end.id]
+            return
+        used = (
+            end.turns, min(end.tokens, RUN_TOKENS), repr(float(end.dollars)),
+            repr(max(0.0, end.ended - told.begun.started)), int(Reason(end.reason).is_fault),
+        )  # fmt: skip
+        facts = {
+            "exit_status": end.exit_status, "signal": end.signal, "encoding_errors": end.encoding_errors,
+            "error": end.error, "receipt": json.dumps(end.receipt),
+        }  # fmt: skip
+        words = to_bytes(end.session or ""), end.lines, int(end.whole), *_fields(facts)
+        reason, ended = str(Reason(end.reason)), repr(float(end.ended))
+        self._made = _Ask(self._words("end", end.id, told, reason, ended, *used, *words), told, end.id)
+
+    def delete(self, runs: Sequence[str]) -> None:
+        """Ask for runs to be deleted that are deleted already."""
+        self._made = _Ask(("EVALSHA", load("delete").sha, 0, self._prefix, GONE, b"", *runs))
+
+    def _words(self, script: str, run: str, told: _Told, *words: Word) -> Sequence[Word]:
+        return ("EVALSHA", load(script).sha, 0, self._prefix, run, self._lease.name, told.token, *words)
+
+
+class RedisJournal(Backlog, Journal):
+    """The journal of one server among others.
+
+    Resource handling: lives in the context that `open_history` gives. Error handling: what Redis does not take now is
+    told again; what it never will ends that run's history, as its recorder says then.
+    """
+
+    def __init__(self, redis: Redis, lease: Lease, retention: Retention, run_limit: int, *, content: bool) -> None:
+        super().__init__(run_limit, content=content)
+        self.fault: str = ""
+        self._redis = redis
+        self._archive = Archive(redis)
+        self._retention = retention
+        self._asks = _Asks(redis.prefix, lease, math.ceil(retention.days * DAY))
+        self._incarnation = ""
+        self._again: deque[Write] = deque()
+        self._kept: deque[tuple[float, Write]] = deque()
+        self._kept_bytes = 0
+        self._ended: deque[tuple[float, str]] = deque()
+        self._come = trio.Event()
+
+    def begin(self, run: Begun) -> Recorder:
+        """Take a run that begins; return its recorder."""
+        recorder = super().begin(run)
+        if recorder.stored:
+            self._asks.runs[run.id] = _Told(recorder)
+        return recorder
+
+    def _wake(self) -> None:
+        self._come.set()
+
+    async def find(self, query: Query) -> Page:
+        """Return runs, newest first, without their prompts and options."""
+        return await self._archive.find(query)
+
+    async def get(self, identity: str | None, run: str) -> RunRow | None:
+        """Return one run, if it is that identity's (None: anybody's)."""
+        return await self._archive.get(identity, run)
+
+    async def parts(self, run: str, after: int = 0, beyond: int = 0) -> list[Part]:
+        """Return a page of a run's history behind line `after` and part `beyond`, empty at its end."""
+        return await self._archive.parts(run, after, beyond)
+
+    async def unfinished(self, identity: str, session: str) -> Unfinished | None:
+        """Return the turn at which the last run of a session was cut off, None where it was not."""
+        await self.settle(SOON)
+        run = await self._archive.latest(identity, session)
+        if not run or not run.stored:
+            return None
+        return find_unfinished(run.id, run.prompt, await self._archive.tail(run.id, TAIL))
+
+    async def usage(self, query: UsageQuery) -> Usage:
+        """Return what was used, in sums, the newest day first."""
+        return await self._archive.usage(query)
+
+    async def delete(self, identity: str | None, run: str | None = None) -> list[Deleted]:
+        """Delete one ended run, or all of an identity; return what was deleted.
+
+        Raises `JournalFault` where Redis does not answer; some may be deleted then.
+        """
+        if not await self.settle():
+            raise JournalFault(self.fault or "the journal can't be written just now", RETRY)
+        if run is not None:
+            return self._deleted(await self._archive.delete(identity, [run]))
+        return [one async for gone in self._archive.delete_all(identity) for one in self._deleted(gone)]
+
+    def _deleted(self, gone: list[Deleted]) -> list[Deleted]:
+        """Take what was deleted, which may have to be told again too."""
+        runs = [one.run for one in gone]
+        if runs:
+            self._keep(Write(sum(map(len, runs)), lambda _writer: self._asks.delete(runs)))
+        return gone
+
+    # the task
+
+    async def serve(self) -> None:
+        """Tell Redis what comes, until cancelled."""
+        while True:
+            await self._redis.wait()
+            try:
+                async with self._redis.open_wire(self._redis.patience) as wire:
+                    await self._greet(wire)
+                    while True:
+                        await self._gather(wire)
+                        await self._pass_on(wire, self._again or self._waiting)
+            except (RedisFault, ConfigError) as error:
+                self.fault = f"the journal can't be written: {error}"
+                self._faults += 1
+            await trio.sleep(PAUSE)
+
+    async def tidy(self) -> None:
+        """Delete what is not to be kept any more, now and again, until cancelled; one server does it for all."""
+        while True:
+            with contextlib.suppress(JournalFault):  # the next look finds the same
+                await self._archive.tidy(self._retention, TIDY / 2)
+            await trio.sleep(TIDY)
+
+    async def _greet(self, wire: Wire) -> None:
+        """Tell a Redis the scripts, and what it may have lost if it is another than before. Raises `RedisFault`."""
+        for name in SCRIPTS:
+            await wire.ask("SCRIPT", "LOAD", load(name).text)
+        incarnation = check(await wire.ask("INFO"))
+        if self._incarnation and self._incarnation != incarnation:
+            begun = [told.begun for told in self._asks.runs.values() if told.begun]
+            lost = [*(Write(0, functools.partial(_begin, run)) for run in begun), *(write for _, write in self._kept)]
+            self._again.extendleft(reversed(lost))
+            self._kept.clear()
+            self._kept_bytes = 0
+        self._incarnation = incarnation
+
+    async def _gather(self, wire: Wire) -> None:
+        """Wait for something to tell, and a moment for more. Raises `RedisGone`."""
+        while not self._again and not self._waiting:
+            self._idle, self._come = True, trio.Event()
+            with trio.move_on_after(KEEP) as scope:
+                await self._come.wait()
+            if scope.cancelled_caught:
+                await wire.ask("PING")
+                self._forget(trio.current_time())
+                self.fault = ""
+        self._idle, self._come = False, trio.Event()
+        if not self._hurry:
+            with trio.move_on_after(GATHER):
+                await self._come.wait()
+
+    async def _pass_on(self, wire: Wire, queue: deque[Write]) -> None:
+        """Tell the first of what is to be told, and take off what Redis takes, or never will. Raises `RedisFault`."""
+        writes = self._first(queue)
+        asks = [self._asks.make(write) for write in writes]
+        answers = iter(await wire.ask_all([ask.words for ask in asks if ask]))
+        for write, ask in zip(writes, asks, strict=True):
+            if ask:
+                self._hear(ask, next(answers))
+                self._keep(write)
+            queue.popleft()
+            if queue is self._waiting:
+                self._bytes -= write.size
+            if write.tell:
+                write.tell()
+        self.fault = ""
+
+    def _first(self, queue: deque[Write]) -> list[Write]:
+        """Return what is told at a time."""
+        writes, size = list[Write](), 0
+        for write in queue:
+            if size > GROUP_BYTES:
+                return writes
+            write.taken = True
+            writes.append(write)
+            size += write.size
+        self._hurry = False
+        return writes
+
+    def _hear(self, ask: _Ask, answer: object) -> None:
+        """Take what Redis answers. Raises `RedisFault` where it is to be asked again."""
+        if isinstance(answer, RedisFault) and not isinstance(answer, RedisBroken):
+            raise answer
+        if ask.run is None:
+            return
+        if answer == b"lease":
+            ask.run.token = 0
+            raise RedisFault("this server has no lease just now")
+        if answer != b"ok":
+            self._given_up += 1
+            ask.run.recorder.stored = False
+            ask.run.cut = True
+            ask.run.over = ask.run.over or (answer != b"hole" and not isinstance(answer, RedisBroken))
+        if ask.ends:
+            self._ended.append((trio.current_time(), ask.ends))
+
+    def _keep(self, write: Write) -> None:
+        """Keep for a moment what Redis has taken."""
+        now = trio.current_time()
+        self._kept.append((now, write))
+        self._kept_bytes += write.size
+        self._forget(now)
+
+    def _forget(self, now: float) -> None:
+        """Forget what the disk of a Redis has by now that answers, and what is too much."""
+        while self._kept and (self._kept[0][0] < now - KEEP or self._kept_bytes > KEEP_BYTES):
+            self._kept_bytes -= self._kept.popleft()[1].size
+        while self._ended and self._ended[0][0] < now - KEEP:
+            self._asks.runs.pop(self._ended.popleft()[1], None)
+
+
+@asynccontextmanager
+async def open_history(
+    redis: Redis, lease: Lease, retention: Retention, run_limit: int, observer: Observer, *, content: bool
+) -> AsyncIterator[RedisJournal]:
+    """Open the journal in a Redis; leaving the context tells it what waits, for at most `PATIENCE` seconds."""
+    journal = RedisJournal(redis, lease, retention, run_limit, content=content)
+    scope = trio.CancelScope(shield=True)
+
+    async def serve() -> None:
+        with scope:
+            await keep_going("history", journal.serve, observer)
+
+    async with open_services() as services:
+        services.start_soon(serve)
+        services.start_soon(keep_going, "tidy history", journal.tidy, observer)
+        try:
+            yield journal
+        finally:
+            with trio.CancelScope(shield=True):
+                await journal.settle(PATIENCE)
+            scope.cancel()
+
+
+def _begin(run: Begun, writer: Writer) -> None:
+    writer.begin(run)
+
+
+def _fields(facts: Mapping[str, str | int | None]) -> Iterator[Word]:
+    """Yield fields with their values, those that have one."""
+    for name, value in facts.items():
+        if value is not None:
+            yield name
+            yield to_bytes(value) if isinstance(value, str) else value

@@ -17,8 +17,10 @@ import trio
 from ..config import Config
 from ..errors import ConfigError
 from ..events import CONNECTED, NodeState, Observer, Weak
+from ..journal import Retention
 from ..services import keep_going, open_services
 from .control import Control
+from .history import RedisJournal, open_history
 from .membership import Membership
 from .redis import Redis, RedisFault, open_redis
 from .tail import Tail, Watch
@@ -35,6 +37,7 @@ class Nodes:
     membership: Membership
     control: Control
     tail: Tail
+    journal: RedisJournal | None
 
     @property
     def name(self) -> str:
@@ -80,10 +83,25 @@ async def open_nodes(config: Config, server: str, observer: Observer) -> AsyncIt
                 services.start_soon(keep_going, "control", control.serve, observer)
                 services.start_soon(keep_going, "tail", tail.serve, observer)
                 services.start_soon(keep_going, "tail", tail.wake, observer)
-                yield Nodes(redis, membership, control, tail)
+                async with _opened_history(config, redis, membership, observer) as journal:
+                    yield Nodes(redis, membership, control, tail, journal)
         finally:
             with trio.move_on_after(LEAVING, shield=True), suppress(RedisFault):
                 await membership.leave()
+
+
+@asynccontextmanager
+async def _opened_history(
+    config: Config, redis: Redis, membership: Membership, observer: Observer
+) -> AsyncIterator[RedisJournal | None]:
+    """Open the journal, if there is to be one."""
+    if config.journal == "none":
+        yield None
+        return
+    retention = Retention(days=config.journal_days, runs=config.journal_runs, size=config.journal_bytes)
+    limit, content = config.journal_run_bytes, config.journal_content
+    async with open_history(redis, membership, retention, limit, observer, content=content) as journal:
+        yield journal
 
 
 __all__ = ["Nodes", "Watch", "open_nodes"]

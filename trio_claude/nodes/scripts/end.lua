@@ -2,7 +2,6 @@
 -- session (empty: none), lines, whether all of it was told (0 or 1), and further fields with their values. Answers `ok`,
 -- also where that was told before, and else why not.
 --: use owned
---: use day_of
 --: use finish
 local prefix, run, session, lines = ARGV[1], ARGV[2], ARGV[12], ARGV[13]
 local key = prefix .. ':run:' .. run

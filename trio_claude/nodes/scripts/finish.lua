@@ -1,5 +1,6 @@
 -- The end of a live run, whoever tells of it: its server, or another that has declared it lost. All in one step: its
 -- facts, the mark behind which nothing can be stored, what it used in the sums of the day, and for how long it is kept.
+--: use day_of
 local MODELS_KEPT = 100 -- that the sums of a day and an identity tell apart; the others are told together
 local SUM_TOKENS = 1e18
 
@@ -31,20 +32,20 @@ local function finish(prefix, run, reason, ended, used, session, facts)
   local identity, day = known[1], day_of(ended)
   session = known[5] or session
   redis.call('XADD', prefix .. ':lines:' .. run, '18446744073709551615-0', 'end', reason)
-  local model = count(prefix, day, identity, known[2], used)
+  local model = count(prefix, day, identity, known[2] or '', used)
   redis.call('HSET', key, 'state', 'ended', 'reason', reason, 'ended', string.format('%.17g', ended), 'day', day,
     'counted', model, 'turns', used.turns, 'tokens', string.format('%.0f', used.tokens),
     'dollars', string.format('%.17g', used.dollars), 'seconds', string.format('%.17g', used.seconds),
     'failed', used.failed, unpack(facts))
   redis.call('SREM', prefix .. ':live:' .. known[3], run)
-  local kept = {identity = identity, bytes = tonumber(known[4]), ended = ended}
+  local kept = {identity = identity, bytes = tonumber(known[4] or 0), ended = ended}
   if session then
     kept.session = session
     redis.call('HSET', key, 'session', session)
     redis.call('ZADD', prefix .. ':session:' .. under(identity) .. session, known[7], run)
   end
   redis.call('HSET', prefix .. ':kept', run, cjson.encode(kept))
-  if known[6] ~= '0' then
+  if known[6] and known[6] ~= '0' then
     redis.call('EXPIRE', key, known[6])
     redis.call('EXPIRE', prefix .. ':lines:' .. run, known[6])
   end

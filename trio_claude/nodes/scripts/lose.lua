@@ -1,17 +1,13 @@
 -- Ends what a node has, because it is lost or leaves: its live runs, and all that is sent to it.
-local END_OF_LINES = '18446744073709551615-0'
-
+--: use finish
 local function lose_run(prefix, node, run, at)
-  local key, lines = prefix .. ':run:' .. run, prefix .. ':lines:' .. run
-  local owner, state, stored = unpack(redis.call('HMGET', key, 'node', 'state', 'stored'))
+  local owner, state, stored = unpack(redis.call('HMGET', prefix .. ':run:' .. run, 'node', 'state', 'stored'))
   if owner ~= node or state ~= 'live' then
     return
   end
-  redis.call(
-    'HSET', key, 'state', 'ended', 'reason', 'node-lost', 'ended', string.format('%.3f', at / 1000),
-    'lines', stored or '0', 'error', 'the server ended before the run did'
-  )
-  redis.call('XADD', lines, END_OF_LINES, 'end', 'node-lost')
+  local nothing = {turns = 0, tokens = 0, dollars = 0, seconds = 0, failed = 1}
+  local facts = {'lines', stored or '0', 'error', 'the server ended before the run did'}
+  finish(prefix, run, 'node-lost', at / 1000, nothing, nil, facts)
 end
 
 local function lose(prefix, node, at)

@@ -13,12 +13,12 @@ import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
-from typing import Any
 
 import attrs
 import pytest
 import trio
 from harness import Backend, ask, descriptors, directive, until
+from journals import RECEIPT, Opening, begun, ended, on_redis, sqlite_in
 
 from trio_claude.config import Config
 from trio_claude.embed import open_run
@@ -26,9 +26,7 @@ from trio_claude.engine import open_engine
 from trio_claude.errors import ConfigError, JournalFault
 from trio_claude.events import JournalReady
 from trio_claude.journal import (
-    Begun,
     Deleted,
-    End,
     Journal,
     Part,
     PartKind,
@@ -45,20 +43,11 @@ from trio_claude.journal.schema import VERSIONS
 from trio_claude.journal.store import BLOCK_BYTES, Reader, Store, _clean_lock, is_alive
 from trio_claude.server import Server
 
-RECEIPT = {"seen": 1, "killed": 0, "survivors": 0, "ms": 1.0, "containment": "supervisor"}
 
-
-def begun(run: str, identity: str = "local", started: float = 1.0, **more: object) -> Begun:
-    facts: dict[str, Any] = {"meta": "T", "door": "claude", "session": None, "prompt": "hi", "options": {}, **more}
-    return Begun(id=run, identity=identity, started=started, **facts)
-
-
-def ended(run: str, lines: int = 0, **more: object) -> End:
-    facts: dict[str, Any] = {
-        "ended": 2.0, "reason": "exit", "exit_status": 0, "signal": None, "encoding_errors": 0, "tokens": 3, "dollars": 0.5,
-        "turns": 1, "error": None, "receipt": RECEIPT, **more,
-    }  # fmt: skip
-    return End(id=run, lines=lines, **facts)
+@pytest.fixture(params=["sqlite", pytest.param("redis", marks=pytest.mark.redis)])
+def opening(request: pytest.FixtureRequest, tmp_path: Path) -> Opening:
+    """What opens a journal of each kind: they do alike."""
+    return sqlite_in(tmp_path) if request.param == "sqlite" else on_redis(request.getfixturevalue("redis_server"))
 
 
 @asynccontextmanager
@@ -67,8 +56,8 @@ async def opened(path: Path, limit: int = 2**20) -> AsyncIterator[Journal]:
         yield journal
 
 
-async def test_a_run_is_read_as_it_was_written(tmp_path: Path) -> None:
-    async with opened(tmp_path / "j.db") as journal:
+async def test_a_run_is_read_as_it_was_written(opening: Opening) -> None:
+    async with opening() as journal:
         run = journal.begin(begun("a", options={"model": "haiku"}))
         run.lines([b"one", b"two"])
         run.stderr(["oh", "dear"])
@@ -100,8 +89,8 @@ async def test_a_run_is_read_as_it_was_written(tmp_path: Path) -> None:
         ]  # fmt: skip
 
 
-async def test_runs_are_listed_in_pages_for_their_own_identity(tmp_path: Path) -> None:
-    async with opened(tmp_path / "j.db") as journal:
+async def test_runs_are_listed_in_pages_for_their_own_identity(opening: Opening) -> None:
+    async with opening() as journal:
         for number in range(7):
             journal.begin(begun(f"a{number}", "alice", number // 2, meta="EVEN" if number % 2 == 0 else "ODD"))
         journal.begin(begun("b", "bob"))
@@ -121,8 +110,8 @@ async def test_runs_are_listed_in_pages_for_their_own_identity(tmp_path: Path) -
         assert not (await journal.find(Query(identity="alice", state="ended"))).runs
 
 
-async def test_what_has_ended_is_deleted_and_nothing_else(tmp_path: Path) -> None:
-    async with opened(tmp_path / "j.db") as journal:
+async def test_what_has_ended_is_deleted_and_nothing_else(opening: Opening) -> None:
+    async with opening() as journal:
         for name, identity in (("a", "alice"), ("b", "alice"), ("c", "bob"), ("live", "alice")):
             run = journal.begin(begun(name, identity))
             run.lines([b"x"])
@@ -159,8 +148,8 @@ def kept(store: Store) -> list[str]:
         return sorted(run.id for run in reader.find(Query(identity=None, limit=100)).runs)
 
 
-async def test_lines_that_wait_together_are_one_part_and_nothing_is_between(tmp_path: Path) -> None:
-    async with opened(tmp_path / "j.db") as journal:
+async def test_lines_that_wait_together_are_one_part_and_nothing_is_between(opening: Opening) -> None:
+    async with opening() as journal:
         run = journal.begin(begun("a"))
         for number in range(9):
             run.lines([b"%d" % number] * 2)
@@ -191,8 +180,8 @@ async def test_what_was_written_is_synced_at_rest_and_in_time(
     assert len(synced) in ((1, 2) if pause < recorder.REST else (2, 3, 4))
 
 
-async def test_a_run_that_says_too_much_is_kept_up_to_there(tmp_path: Path) -> None:
-    async with opened(tmp_path / "j.db", limit=100) as journal:
+async def test_a_run_that_says_too_much_is_kept_up_to_there(opening: Opening) -> None:
+    async with opening(limit=100) as journal:
         run = journal.begin(begun("a"))
         for _ in range(5):
             run.lines([b"x" * 40])
@@ -205,8 +194,8 @@ async def test_a_run_that_says_too_much_is_kept_up_to_there(tmp_path: Path) -> N
         assert (found.lines, found.stored, found.whole) == (6, 2, False)
 
 
-async def test_without_content_only_facts_are_kept(tmp_path: Path) -> None:
-    async with open_journal(tmp_path / "j.db", "s", Retention(), 1000, content=False) as journal:
+async def test_without_content_only_facts_are_kept(opening: Opening, tmp_path: Path) -> None:
+    async with opening(1000, content=False) as journal:
         run = journal.begin(begun("a", prompt="secret", options={"system_prompt": "secret"}))
         run.lines([b"secret"])
         run.said(b"secret")
@@ -216,6 +205,18 @@ async def test_without_content_only_facts_are_kept(tmp_path: Path) -> None:
         assert found
         assert (found.prompt, found.options, found.whole, found.lines) == (None, {}, False, 1)
     assert not [path for path in tmp_path.iterdir() if b"secret" in path.read_bytes()]
+
+
+@pytest.mark.redis
+async def test_without_content_redis_is_told_none(redis_server: RedisServer) -> None:
+    async with on_redis(redis_server)(content=False) as journal:
+        run = journal.begin(begun("a", prompt="secret", options={"system_prompt": "secret"}))
+        run.lines([b"secret"])
+        run.end(ended("a", 1))
+        assert await journal.settle()
+    written = [path.read_bytes() for path in redis_server.folder.rglob("*.aof")]
+    assert any(b"receipt" in text for text in written)
+    assert not any(b"secret" in text for text in written)
 
 
 # -- faults ------------------------------------------------------------------------------------------------------------

@@ -87,7 +87,7 @@ async def open_engine(
         Workplace.open(config, os.environ if environ is None else environ) as workplace,
         open_containment(config.containment, observer, means(config, workplace.home.dead)) as containment,
         _opened_nodes(config, workplace, observer) as nodes,
-        _opened_journal(config, workplace, os.environ if environ is None else environ, observer) as journal,
+        _opened_journal(config, workplace, os.environ if environ is None else environ, observer, nodes) as journal,
         open_services() as services,
     ):
         runs = Runs(workplace, containment, observer, journal, batch, tracer, nodes)
@@ -125,9 +125,14 @@ async def _tidy(workplace: Workplace, runs: Runs) -> None:
 
 @asynccontextmanager
 async def _opened_journal(
-    config: Config, workplace: Workplace, environ: Mapping[str, str], observer: Observer
+    config: Config, workplace: Workplace, environ: Mapping[str, str], observer: Observer, nodes: Nodes | None
 ) -> AsyncIterator[Journal | None]:
     """Open the journal, if there is to be one and, with `auto`, if it can be had. Raises `ConfigError`."""
+    if nodes:
+        if nodes.journal:
+            observer(JournalReady(f"redis {nodes.redis.address}"))
+        yield nodes.journal
+        return
     async with contextlib.AsyncExitStack() as stack:
         journal = None
         if config.journal != "none":

@@ -83,7 +83,7 @@ class PoolReady:
 
 @attrs.frozen
 class JournalReady:
-    """Runs are kept in the file `path`; where it is empty they are not, and `detail` says why."""
+    """Runs are kept in the file, or the Redis, `path`; where it is empty they are not, and `detail` says why."""
 
     path: str
     detail: str = ""

@@ -19,6 +19,7 @@ import pytest
 import trio
 from harness import Backend, ask, descriptors, directive, until
 from journals import RECEIPT, Opening, begun, ended, on_redis, sqlite_in
+from redis_server import RedisServer
 
 from trio_claude.config import Config
 from trio_claude.embed import open_run

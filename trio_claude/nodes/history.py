@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import itertools
 import json
 import math
 from collections import deque
@@ -46,8 +47,12 @@ from .archive import GONE, RETRY, Archive, to_bytes
 from .redis import Redis, RedisBroken, RedisFault, Wire, Word, check
 from .scripts import load
 
-GATHER: Final = 0.002
-"""Seconds for which what has come waits for more, to be told with it; not where somebody waits for it."""
+GATHER: Final = 0.005
+"""Seconds since Redis was told something, within which what comes waits; not where somebody waits for it."""
+BURST: Final = 512 * 1024
+"""Bytes in such a time that are a burst, which no run says at the pace of a model."""
+BURST_PATIENCE: Final = 0.25
+"""Seconds for which what has come waits for the end of a burst, at most."""
 GROUP_BYTES: Final = 1024 * 1024
 """Bytes behind which what is told at a time takes no more: Redis has others to answer in between."""
 PAUSE: Final = 0.2
@@ -186,6 +191,8 @@ class RedisJournal(Backlog, Journal):
         self._kept: deque[tuple[float, Write]] = deque()
         self._kept_bytes = 0
         self._ended: deque[tuple[float, str]] = deque()
+        self._passed = -math.inf
+        self._wire: Wire | None = None
         self._come = trio.Event()
 
     def begin(self, run: Begun) -> Recorder:
@@ -248,10 +255,14 @@ class RedisJournal(Backlog, Journal):
             await self._redis.wait()
             try:
                 async with self._redis.open_wire(self._redis.patience) as wire:
+                    self._wire = wire
                     await self._greet(wire)
+                    while self._again:
+                        await self._pass_on(wire, self._again, len(self._again))
                     while True:
-                        await self._gather(wire)
-                        await self._pass_on(wire, self._again or self._waiting)
+                        there = await self._come_by(wire)
+                        while there > 0:
+                            there -= await self._pass_on(wire, self._waiting, there)
             except (RedisFault, ConfigError) as error:
                 self.fault = f"the journal can't be written: {error}"
                 self._faults += 1
@@ -277,9 +288,9 @@ class RedisJournal(Backlog, Journal):
             self._kept_bytes = 0
         self._incarnation = incarnation
 
-    async def _gather(self, wire: Wire) -> None:
-        """Wait for something to tell, and a moment for more. Raises `RedisGone`."""
-        while not self._again and not self._waiting:
+    async def _come_by(self, wire: Wire) -> int:
+        """Wait for something to tell; return how much there is by now. Raises `RedisGone`."""
+        while not self._waiting:
             self._idle, self._come = True, trio.Event()
             with trio.move_on_after(KEEP) as scope:
                 await self._come.wait()
@@ -288,13 +299,24 @@ class RedisJournal(Backlog, Journal):
                 self._forget(trio.current_time())
                 self.fault = ""
         self._idle, self._come = False, trio.Event()
-        if not self._hurry:
-            with trio.move_on_after(GATHER):
-                await self._come.wait()
+        await self._gather(self._passed + GATHER, trio.current_time() + BURST_PATIENCE)
+        return len(self._waiting)
 
-    async def _pass_on(self, wire: Wire, queue: deque[Write]) -> None:
-        """Tell the first of what is to be told, and take off what Redis takes, or never will. Raises `RedisFault`."""
-        writes = self._first(queue)
+    async def _gather(self, until: float, latest: float) -> None:
+        """Let what has come wait for more if something was told just now; in a burst longer, which is relayed first."""
+        before = -BURST
+        while not self._hurry and before + BURST <= self._bytes and trio.current_time() < latest:
+            before = self._bytes
+            with trio.move_on_at(until):
+                await self._come.wait()
+            until = trio.current_time() + GATHER
+
+    async def _pass_on(self, wire: Wire, queue: deque[Write], most: int) -> int:
+        """Tell the first of what is to be told, and take off what Redis takes, or never will; return how much.
+
+        Raises `RedisFault`.
+        """
+        writes = self._first(queue, most)
         asks = [self._asks.make(write) for write in writes]
         answers = iter(await wire.ask_all([ask.words for ask in asks if ask]))
         for write, ask in zip(writes, asks, strict=True):
@@ -307,13 +329,15 @@ class RedisJournal(Backlog, Journal):
             if write.tell:
                 write.tell()
         self.fault = ""
+        self._passed = trio.current_time()
+        return len(writes)
 
-    def _first(self, queue: deque[Write]) -> list[Write]:
+    def _first(self, queue: deque[Write], most: int) -> list[Write]:
         """Return what is told at a time."""
         writes, size = list[Write](), 0
-        for write in queue:
+        for write in itertools.islice(queue, most):
             if size > GROUP_BYTES:
-                return writes
+                break
             write.taken = True
             writes.append(write)
             size += write.size

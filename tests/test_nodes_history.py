@@ -1,0 +1,552 @@
+"""Rule: a journal in Redis does as one in SQLite; what Redis has is whole up to a line, and from its run's own server."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import trio
+from harness import Backend, ask, directive, until
+from journals import begun, ended, on_redis, open_history_of, sqlite_in
+from program import trio_claude
+from redis_server import RedisServer, open_redis_server
+
+from trio_claude.errors import JournalFault, Reason
+from trio_claude.journal import Deleted, Journal, PartKind, Query, Retention, UsageQuery, backlog
+from trio_claude.nodes import archive, history
+from trio_claude.nodes.history import RedisJournal
+from trio_claude.nodes.scripts import load
+
+pytestmark = pytest.mark.redis
+
+DAY = 86400.0
+REASONS = [reason for reason in Reason if reason is not Reason.NODE_LOST]
+"""What a server tells of itself."""
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(history, "PAUSE", 0.02)
+
+
+@pytest.fixture
+async def journal(redis_server: RedisServer) -> AsyncIterator[RedisJournal]:
+    async with open_history_of(redis_server) as opened:
+        yield opened
+
+
+async def lines_of(journal: Journal, run: str) -> list[bytes]:
+    """Return all lines of a run, page by page; what is no line of the CLI is left out."""
+    lines: list[bytes] = []
+    beyond = 0
+    while parts := await journal.parts(run, 0, beyond):
+        assert [part.number for part in parts] == list(range(beyond + 1, beyond + 1 + len(parts)))
+        beyond = parts[-1].number
+        for part in parts:
+            if part.kind is PartKind.LINES:
+                assert part.first == len(lines) + 1
+                lines += part.lines
+    return lines
+
+
+def numbered(first: int, count: int) -> list[bytes]:
+    return [b"%d" % number for number in range(first, first + count)]
+
+
+# -- as in SQLite ------------------------------------------------------------------------------------------------------
+
+QUERIES: tuple[dict[str, Any], ...] = (
+    {}, {"identity": "key:alice"}, {"identity": ""}, {"meta": "A-1"}, {"batch": "b1"}, {"batch": ""}, {"state": "live"},
+    {"state": "ended", "identity": "key:bob"}, {"since": 3.0}, {"until": 3.0}, {"since": 2.0, "until": 5.0, "meta": "A-2"},
+    {"limit": 3}, {"limit": 3, "before": "r05"}, {"before": "r05", "until": 3.0}, {"before": "nope"}, {"before": "r00"},
+    {"identity": "key:bob", "before": "r00"},
+)  # fmt: skip
+USES: tuple[dict[str, Any], ...] = (
+    {}, {"by": ("meta",)}, {"by": ("meta",), "separator": "-"}, {"by": ("model", "meta", "day")}, {"by": ("identity", "day")},
+    {"identity": "key:alice", "by": ("model",)}, {"since": "1970-01-02"}, {"until": "1970-01-02", "by": ("meta", "model")},
+    {"meta_prefix": "A-1"}, {"meta_prefix": ""}, {"by": ("day",), "meta_prefix": "B"}, {"limit": 2}, {"limit": -1},
+)  # fmt: skip
+
+
+async def fill(journal: Journal) -> None:
+    """Have twelve runs, of which one lives and two were deleted."""
+    for number in range(12):
+        run, who = f"r{number:02}", ("key:alice", "key:bob", "o\x00dd:é")[number % 3]
+        facts = {
+            "meta": f"{'AB'[number % 2]}-{number % 3}",
+            "model": ("", "opus")[number % 2],
+            "batch": ("", "b1")[number % 2],
+        }
+        recorder = journal.begin(begun(run, who, number // 2, session=f"s{number % 4}", options={"é": 1}, **facts))
+        recorder.lines([b"x" * number])
+        if number != 7:
+            at, reason = number * DAY / 4 + 0.25, REASONS[number % len(REASONS)]
+            recorder.end(
+                ended(run, 1, ended=at, reason=reason, tokens=number, dollars=0.125 * number, turns=number, error="é")
+            )
+    assert await journal.settle()
+    assert await journal.delete("key:alice", "r03") == [Deleted("r03", "key:alice", "s3")]
+    assert await journal.delete(None, "r04") == [Deleted("r04", "key:bob", "s0")]
+
+
+async def test_what_is_asked_is_answered_as_in_sqlite(redis_server: RedisServer, tmp_path: Path) -> None:
+    async with sqlite_in(tmp_path)() as one, on_redis(redis_server)() as other:
+        await fill(one)
+        await fill(other)
+        for query in QUERIES:
+            asked = Query(**{"identity": None, **query})
+            there, here = await one.find(asked), await other.find(asked)
+            assert [run.told(content=False) for run in here.runs] == [run.told(content=False) for run in there.runs], (
+                query
+            )
+            assert here.next == there.next, query
+        for number in range(12):
+            for whose in (None, "key:bob"):
+                assert await other.get(whose, f"r{number:02}") == await one.get(whose, f"r{number:02}")
+        for use in USES:
+            assert await other.usage(UsageQuery(**use)) == await one.usage(UsageQuery(**use)), use
+        for session in ("s0", "s1", "s2", "s3", "none"):
+            assert await other.unfinished("key:bob", session) == await one.unfinished("key:bob", session)
+        assert sorted(gone.run for gone in await other.delete("key:alice")) == ["r00", "r06", "r09"]
+        assert [run.id for run in (await other.find(Query(identity="key:alice"))).runs] == []
+
+
+async def test_a_page_begins_behind_any_line_and_part(
+    journal: RedisJournal, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As in SQLite, for each line and part, with pages of one part and of many."""
+
+    async def say(kept: Journal) -> None:
+        run = kept.begin(begun("a"))
+        for number in range(40):
+            run.lines([b"%d" % number] * (number % 4 + 1))
+            for _ in range(number % 3):
+                run.stderr(["oh"])
+            if number % 5 == 0:
+                run.said(b"{}")
+            await kept.settle()
+
+    async with sqlite_in(tmp_path)() as other:
+        await say(journal)
+        await say(other)
+        assert (await journal.parts("a"))[-1].last == 100
+        for size in (1, 2**20):
+            monkeypatch.setattr(archive, "PAGE_BYTES", size)
+            monkeypatch.setattr("trio_claude.journal.store.PAGE_BYTES", size)
+            for after in range(0, 103, 7):
+                for beyond in (0, 1, 2, 30, 77, 94, 200):
+                    assert await journal.parts("a", after, beyond) == await other.parts("a", after, beyond), (
+                        after,
+                        beyond,
+                    )
+
+
+async def test_a_page_has_a_size_and_a_part_is_whole(journal: RedisJournal) -> None:
+    run = journal.begin(begun("a"))
+    for _ in range(9):
+        run.lines([b"x" * 400_000])
+        await journal.settle()
+    run.lines([b"y" * 5_000_000])
+    await journal.settle()
+    assert [part.count for part in await journal.parts("a")] == [1] * 3
+    assert [len(part.data) for part in await journal.parts("a", 9)] == [5_000_000]
+    assert len(await lines_of(journal, "a")) == 10
+
+
+async def test_ten_thousand_runs_are_listed_in_pages(journal: RedisJournal) -> None:
+    for number in range(10_000):
+        run = journal.begin(
+            begun(f"{number:08x}", f"key:{number % 3}", float(number), meta="RARE" if number % 2000 == 9 else "T")
+        )
+        run.end(ended(f"{number:08x}"))
+    assert await journal.settle(20)
+    seen: list[str] = []
+    before = None
+    while True:
+        page = await journal.find(Query(identity=None, limit=500, before=before))
+        seen += [run.id for run in page.runs]
+        if (before := page.next) is None:
+            break
+    assert seen == [f"{number:08x}" for number in reversed(range(10_000))]
+    assert [run.started for run in (await journal.find(Query(identity=None, meta="RARE"))).runs] == [
+        8009,
+        6009,
+        4009,
+        2009,
+        9,
+    ]
+    assert [row.runs for row in (await journal.usage(UsageQuery(by=("meta",)))).rows] == [5, 9995]
+    assert len(await journal.delete("key:1")) == 3333
+    assert len((await journal.find(Query(identity="key:1"))).runs) == 0
+
+
+# -- only its own server tells of a run, and only what follows ---------------------------------------------------------
+
+
+async def test_what_was_begun_with_another_token_is_fenced(journal: RedisJournal) -> None:
+    run, other = journal.begin(begun("a")), journal.begin(begun("b"))
+    run.lines([b"one"])
+    assert await journal.settle()
+    await journal._redis.ask("HSET", journal._redis.key("run", "a"), "token", 99)
+    run.lines([b"two"])
+    other.lines([b"two"])
+    assert await journal.settle()
+    assert (run.stored, other.stored) == (False, True)
+    run.lines([b"three"])
+    run.end(ended("a", 3))
+    assert await journal.settle()
+    found = await journal.get(None, "a")
+    assert found
+    assert (found.state, found.stored) == ("live", 1)
+    assert "a" not in journal._asks.runs
+    assert journal.statistics().given_up == 1
+
+
+async def test_a_run_that_was_declared_lost_takes_nothing_more_and_is_counted_once(redis_server: RedisServer) -> None:
+    async with open_history_of(redis_server) as journal, open_history_of(redis_server, "t") as other:
+        run = journal.begin(begun("a", model="opus", session="s1"))
+        run.lines([b"one", b"two"])
+        assert await journal.settle()
+        await other._redis.run(load("leave"), (), other._redis.prefix, "s")
+        run.lines([b"three"])
+        assert await journal.settle()
+        assert not run.stored
+        run.end(ended("a", 3))
+        assert await journal.settle()
+        found = await other.get(None, "a")
+        assert found
+        assert (found.state, found.reason, found.lines, found.stored) == ("ended", "node-lost", 2, 2)
+        assert await lines_of(other, "a") == [b"one", b"two"]
+        (row,) = (await other.usage(UsageQuery(by=("model", "meta")))).rows
+        assert (row.group, row.runs, row.tokens, row.seconds, row.failed) == (
+            {"model": "opus", "meta": "T"},
+            1,
+            0,
+            0,
+            1,
+        )
+        late = journal.begin(begun("b"))
+        late.end(ended("b"))
+        assert await journal.settle()
+        assert late.stored, "it has a new token by now"
+
+
+async def test_nothing_is_stored_behind_a_hole_or_an_end(journal: RedisJournal) -> None:
+    run, over = journal.begin(begun("a")), journal.begin(begun("b"))
+    run.lines([b"one"])
+    assert await journal.settle()
+    run._lines = 2
+    run.lines([b"four"])
+    assert await journal.settle()
+    assert not run.stored
+    run.end(ended("a", 4))
+    over.end(ended("b"))
+    assert await journal.settle()
+    over.lines([b"late"])
+    assert await journal.settle()
+    assert not over.stored
+    found = await journal.get(None, "a")
+    assert found
+    assert (found.state, found.lines, found.stored, found.whole) == ("ended", 4, 1, False)
+    assert await lines_of(journal, "b") == []
+
+
+async def test_what_is_told_twice_is_stored_once(journal: RedisJournal) -> None:
+    run = journal.begin(begun("a", session="s"))
+    run.lines([b"one"])
+    run.stderr(["oh"])
+    run.lines([b"two"])
+    run.end(ended("a", 2))
+    assert await journal.settle()
+    before = await journal.parts("a"), await journal.get(None, "a"), await journal.usage(UsageQuery())
+    journal._again.extend(write for _, write in journal._kept)
+    journal._wire.cut()
+    assert await journal.settle()
+    assert (await journal.parts("a"), await journal.get(None, "a"), await journal.usage(UsageQuery())) == before
+    assert await journal.delete(None, "a")
+    journal._again.extend(write for _, write in journal._kept)
+    journal._wire.cut()
+    assert await journal.settle()
+    assert await journal.get(None, "a") is None, "what is deleted does not come back"
+
+
+async def test_what_redis_never_takes_holds_up_nothing_behind_it(journal: RedisJournal) -> None:
+    run, other = journal.begin(begun("a")), journal.begin(begun("b"))
+    run.lines([b"one"])
+    assert await journal.settle()
+    await journal._redis.ask("DEL", journal._redis.key("lines", "a"))
+    await journal._redis.ask("SET", journal._redis.key("lines", "a"), "of another kind")
+    run.lines([b"two"])
+    other.lines([b"x"])
+    assert await journal.settle()
+    assert (run.stored, other.stored) == (False, True)
+    assert await lines_of(journal, "b") == [b"x"]
+
+
+# -- Redis is away -----------------------------------------------------------------------------------------------------
+
+
+@asynccontextmanager
+async def speaking(run: Any, pause: float = 0.005) -> AsyncIterator[list[int]]:
+    """Have a run say a line now and again; yield how many they are."""
+    said = [0]
+
+    async def speak() -> None:
+        while True:
+            said[0] += 1
+            run.lines([b"%d" % said[0]])
+            await trio.sleep(pause)
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(speak)
+        yield said
+        nursery.cancel_scope.cancel()
+
+
+async def test_a_redis_that_crashes_and_comes_back_has_all(redis_server: RedisServer) -> None:
+    async with open_history_of(redis_server) as journal, AsyncExitStack() as stack:
+        runs = [journal.begin(begun(f"r{number}")) for number in range(50)]
+        said = [await stack.enter_async_context(speaking(run)) for run in runs]
+        for _ in range(3):
+            await trio.sleep(0.3)
+            redis_server.kill()
+            await until(lambda: "can't be written" in journal.fault)
+            with pytest.raises(JournalFault, match="does not answer"):
+                await journal.find(Query(identity=None))
+            redis_server.start()
+            began = trio.current_time()
+            assert await journal.settle()
+            assert trio.current_time() - began < 5
+        await stack.aclose()
+        assert await journal.settle()
+        for number, run in enumerate(runs):
+            assert run.stored
+            assert await lines_of(journal, f"r{number}") == numbered(1, said[number][0])
+
+
+def lose(server: RedisServer, before: Path) -> None:
+    """End it and have it forget what came after a copy of its file."""
+    server.kill()
+    shutil.rmtree(server.folder / "appendonlydir")
+    if before.exists():
+        shutil.copytree(before, server.folder / "appendonlydir")
+    server.start()
+
+
+async def test_a_redis_that_has_lost_its_last_moment_is_told_it_again(
+    redis_server: RedisServer, tmp_path: Path
+) -> None:
+    async with open_history_of(redis_server) as journal:
+        run = journal.begin(begun("a"))
+        run.lines(numbered(1, 5))
+        assert await journal.settle()
+        shutil.copytree(redis_server.folder / "appendonlydir", tmp_path / "copy")
+        run.lines(numbered(6, 5))
+        run.stderr(["oh"])
+        short = journal.begin(begun("b"))
+        short.lines([b"all"])
+        short.end(ended("b", 1))
+        gone = journal.begin(begun("c"))
+        gone.end(ended("c"))
+        assert await journal.settle()
+        assert await journal.delete(None, "c")
+        lose(redis_server, tmp_path / "copy")
+        run.lines(numbered(11, 5))
+        assert await journal.settle()
+        assert run.stored
+        assert await lines_of(journal, "a") == numbered(1, 15)
+        found = await journal.get(None, "b")
+        assert found
+        assert (found.state, found.whole) == ("ended", True)
+        assert await journal.get(None, "c") is None
+        assert sum(row.runs for row in (await journal.usage(UsageQuery())).rows) == 2
+
+
+@pytest.mark.parametrize("late", [False, True])
+async def test_a_redis_that_has_lost_all_is_told_what_is_kept(
+    redis_server: RedisServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, late: bool
+) -> None:
+    """Where that is not all, the history of the run ends there, but not what is told of its end."""
+    async with open_history_of(redis_server) as journal:
+        run = journal.begin(begun("a", meta="KEPT"))
+        run.lines(numbered(1, 5))
+        assert await journal.settle()
+        if late:
+            monkeypatch.setattr(history, "KEEP", 0.05)
+            await trio.sleep(0.2)
+        run.lines(numbered(6, 5))
+        assert await journal.settle()
+        lose(redis_server, tmp_path / "none")
+        run.lines(numbered(11, 5))
+        assert await journal.settle()
+        assert run.stored != late
+        run.end(ended("a", 15))
+        assert await journal.settle()
+        found = await journal.get(None, "a")
+        assert found
+        assert (found.state, found.meta, found.lines, found.whole) == ("ended", "KEPT", 15, not late)
+        assert await lines_of(journal, "a") == ([] if late else numbered(1, 15))
+
+
+async def test_a_redis_that_hangs_holds_up_nobody_and_loses_nothing(redis_server: RedisServer) -> None:
+    async with open_history_of(redis_server) as journal:
+        run = journal.begin(begun("a"))
+        async with speaking(run) as said:
+            await trio.sleep(0.2)
+            redis_server.stop()
+            await trio.sleep(3)
+            assert "can't be written" in journal.fault
+            assert not await journal.settle(0.1)
+            redis_server.go_on()
+            began = trio.current_time()
+            await until(lambda: not journal.fault)
+            assert await journal.settle()
+            assert trio.current_time() - began < 5
+        assert await journal.settle()
+        assert run.stored
+        assert said[0] > 100
+        assert await lines_of(journal, "a") == numbered(1, said[0])
+
+
+async def test_what_waits_is_bounded_and_what_is_kept_too(
+    redis_server: RedisServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """64 MiB wait while Redis is away; behind that a run's history ends, and its end is told all the same."""
+    async with open_history_of(redis_server) as journal:
+        run, other = journal.begin(begun("a")), journal.begin(begun("b"))
+        assert await journal.settle()
+        redis_server.kill()
+        megabyte = b"x" * (2**20 - 100)
+        for _ in range(80):
+            run.lines([megabyte])
+        assert not run.stored
+        assert other.stored
+        other.lines([b"one"])
+        assert 0.98 * backlog.QUEUE_BYTES < journal.waiting <= backlog.QUEUE_BYTES
+        run.end(ended("a", 80))
+        redis_server.start()
+        assert await journal.settle(20)
+        assert journal._kept_bytes <= history.KEEP_BYTES
+        found = await journal.get(None, "a")
+        assert found
+        assert (found.state, found.lines, found.stored, found.whole) == ("ended", 80, 64, False)
+        assert other.stored
+
+
+async def test_a_redis_without_memory_left_is_told_again_when_it_has_some() -> None:
+    with open_redis_server("--maxmemory", "6mb") as server:
+        async with open_history_of(server) as journal:
+            run = journal.begin(begun("a"))
+            for _ in range(12):
+                run.lines([b"x" * 500_000])
+            await until(lambda: "maxmemory" in journal.fault)
+            assert run.stored
+            server.call("CONFIG", "SET", "maxmemory", "0")
+            assert await journal.settle()
+            assert len(await lines_of(journal, "a")) == 12
+            assert not journal.fault
+
+
+async def test_a_server_that_ends_has_told_all(redis_server: RedisServer) -> None:
+    with trio.CancelScope() as scope:
+        async with open_history_of(redis_server) as journal:
+            run = journal.begin(begun("a"))
+            run.lines(numbered(1, 5))
+            run.end(ended("a", 5))
+            scope.cancel()
+    async with open_history_of(redis_server, "t") as other:
+        found = await other.get(None, "a")
+        assert found
+        assert (found.state, found.whole) == ("ended", True)
+
+
+# -- what stays --------------------------------------------------------------------------------------------------------
+
+
+async def test_what_is_too_old_or_too_much_goes_first_the_oldest(redis_server: RedisServer) -> None:
+    async with open_history_of(redis_server) as journal:
+        now = (await journal._redis.ask("TIME"))[0]
+        for number in range(10):
+            run = journal.begin(begun(f"r{number}", started=float(now) - 1000 + number))
+            run.lines([b"x" * 100])
+            run.end(ended(f"r{number}", 1, ended=float(now) - DAY * (10 - number) - 60))
+        journal.begin(begun("live", started=0.0))
+        assert await journal.settle()
+
+        async def kept(retention: Retention) -> list[str]:
+            redis_server.call("DEL", "trio-claude:tidy")  # it is nobody's turn
+            await journal._archive.tidy(retention, 60)
+            await journal._archive.tidy(Retention(runs=1), 60)  # it was somebody's turn
+            return sorted(run.id for run in (await journal.find(Query(identity=None, limit=100))).runs)
+
+        every = ["live", *(f"r{number}" for number in range(10))]
+        assert await kept(Retention()) == every
+        assert await kept(Retention(days=7)) == ["live", *every[5:]]
+        assert await kept(Retention(runs=4)) == ["live", "r7", "r8", "r9"]
+        assert await kept(Retention(size=250)) == ["live", "r8", "r9"]
+        assert sum(row.runs for row in (await journal.usage(UsageQuery())).rows) == 10, "what was used stays"
+        keys = redis_server.call("KEYS", "*").decode()
+        assert "run:r7" not in keys
+        assert "lines:r7" not in keys
+
+
+async def test_what_ended_goes_by_itself_though_no_server_lives(redis_server: RedisServer) -> None:
+    async with open_history_of(redis_server, retention=Retention(days=2)) as journal:
+        run = journal.begin(begun("a"))
+        run.lines([b"one"])
+        assert await journal.settle()
+        assert redis_server.call("TTL", "trio-claude:run:a") == b"-1", "not while it lives"
+        run.end(ended("a", 1))
+        assert await journal.settle()
+        for key in ("run", "lines"):
+            assert 2 * DAY - 60 < int(redis_server.call("TTL", f"trio-claude:{key}:a")) <= 2 * DAY
+            redis_server.call("DEL", f"trio-claude:{key}:a")  # as time does
+        assert await journal.get(None, "a") is None
+        assert (await journal.find(Query(identity=None))).runs == []
+        assert [row.group for row in (await journal.usage(UsageQuery(by=("meta",)))).rows] == [{"meta": ""}]
+        assert await journal.delete(None) == [Deleted("a", "local", None)]
+        assert redis_server.call("GET", "trio-claude:bytes") == b"0"
+
+
+async def test_no_client_makes_the_sums_grow_without_end(journal: RedisJournal) -> None:
+    for number in range(240):
+        run = journal.begin(begun(f"{number:x}", ("alice", "bob")[number % 2], model=f"m{number // 2:03}"))
+        run.end(ended(f"{number:x}", tokens=2**70))
+    assert await journal.settle()
+    rows = (await journal.usage(UsageQuery(identity="alice", by=("model",)))).rows
+    assert [row.group["model"] for row in rows] == ["", *(f"m{number:03}" for number in range(100))]
+    assert (rows[0].runs, rows[1].tokens) == (20, 10**15)
+    await journal._redis.ask("HSET", journal._redis.key("usage", "1970-01-01"), "u3:bobm000", f"1 1 {10**18} 0 0 0")
+    assert (await journal.usage(UsageQuery(identity="bob"))).rows[0].tokens == 10**18
+
+
+# -- with a server -----------------------------------------------------------------------------------------------------
+
+
+async def test_servers_tell_of_each_others_runs_and_the_commands_ask_any(
+    fake: Backend, redis_server: RedisServer
+) -> None:
+    async with fake.serve(journal="auto", redis=redis_server.url) as one, fake.serve(redis=redis_server.url) as none:
+        async with fake.serve(journal="auto", redis=redis_server.url) as other:
+            assert none.runs.journal is None
+            said = await ask(one, directive("lines", n=500, size=100), "?frames=verbatim")
+            assert one.runs.journal
+            await until(lambda: len(fake.ended) == 1)
+            assert await one.runs.journal.settle()
+            assert other.runs.journal
+            (run,) = (await other.runs.journal.find(Query(identity="local"))).runs
+            lines = [frame.encode() for frame in said.frames if '"info"' not in frame]
+            assert await lines_of(other.runs.journal, run.id) == lines
+            assert (run.reason, run.lines, run.stored, run.whole) == ("exit", len(lines), len(lines), True)
+            listed = await trio_claude("runs", "list", "--url", other.url)
+            assert run.id[:8].encode() in listed.stdout
+            tail = await trio_claude("runs", "tail", run.id, "--url", other.url)
+            assert tail.stdout.splitlines() == lines
+            used = await trio_claude("usage", "--json", "--url", other.url)
+            assert b'"runs": 1' in used.stdout
+            assert (await trio_claude("runs", "delete", run.id, "--yes", "--url", other.url)).returncode == 0
+            assert await one.runs.journal.get(None, run.id) is None

@@ -255,7 +255,18 @@ async def test_nothing_is_stored_behind_a_hole_or_an_end(journal: RedisJournal) 
     assert await lines_of(journal, "b") == []
 
 
-async def test_what_is_told_twice_is_stored_once(journal: RedisJournal) -> None:
+async def tell_again(journal: RedisJournal, server: RedisServer) -> None:
+    """Have all connections break, and what was told just now told again."""
+    journal._again.extend(write for _, write in journal._kept)
+    before = journal._redis.since
+    server.call("CLIENT", "KILL", "TYPE", "normal")
+    await until(lambda: journal._redis.connected and journal._redis.since > before)
+    journal.begin(begun("another"))
+    assert await journal.settle()
+    assert not journal._again
+
+
+async def test_what_is_told_twice_is_stored_once(journal: RedisJournal, redis_server: RedisServer) -> None:
     run = journal.begin(begun("a", session="s"))
     run.lines([b"one"])
     run.stderr(["oh"])
@@ -263,14 +274,10 @@ async def test_what_is_told_twice_is_stored_once(journal: RedisJournal) -> None:
     run.end(ended("a", 2))
     assert await journal.settle()
     before = await journal.parts("a"), await journal.get(None, "a"), await journal.usage(UsageQuery())
-    journal._again.extend(write for _, write in journal._kept)
-    journal._wire.cut()
-    assert await journal.settle()
+    await tell_again(journal, redis_server)
     assert (await journal.parts("a"), await journal.get(None, "a"), await journal.usage(UsageQuery())) == before
     assert await journal.delete(None, "a")
-    journal._again.extend(write for _, write in journal._kept)
-    journal._wire.cut()
-    assert await journal.settle()
+    await tell_again(journal, redis_server)
     assert await journal.get(None, "a") is None, "what is deleted does not come back"
 
 
@@ -285,6 +292,26 @@ async def test_what_redis_never_takes_holds_up_nothing_behind_it(journal: RedisJ
     assert await journal.settle()
     assert (run.stored, other.stored) == (False, True)
     assert await lines_of(journal, "b") == [b"x"]
+
+
+async def test_what_can_not_be_told_is_given_up(journal: RedisJournal) -> None:
+    """Odd words hold up nobody, and are what they can be in UTF-8."""
+    bad, odd = (
+        journal.begin(begun("a", options={"x": object()})),
+        journal.begin(begun("b", prompt="\ud800", meta="\x00")),
+    )
+    bad.lines([b"one"])
+    odd.end(ended("b", error="\udfff"))
+    assert await journal.settle()
+    assert not bad.stored
+    found = await journal.get(None, "b")
+    assert found
+    assert (found.prompt, found.meta, found.error) == ("?", "\x00", "?")
+    for name in ("\ud800", "a b", "", "\x00"):
+        assert await journal.get(None, name) is None
+        assert await journal.parts(name) == []
+        assert await journal.delete(name, name) == []
+        assert (await journal.find(Query(identity=name, before=name))).runs == []
 
 
 # -- Redis is away -----------------------------------------------------------------------------------------------------

@@ -163,6 +163,9 @@ class Backlog(ABC):
     What writes takes `_waiting` from its front, takes off `_bytes` what it took, and says by `_idle` that it waits.
     """
 
+    enough: int = GATHER_BYTES
+    """Bytes that wait for no more."""
+
     def __init__(self, run_limit: int, *, content: bool) -> None:
         self._run_limit = run_limit
         self._content = content
@@ -211,7 +214,7 @@ class Backlog(ABC):
     def _count(self, size: int, *, hurry: bool = False) -> None:
         """Count what has come, and wake what writes where it must know."""
         self._bytes += size
-        hurry = not self._hurry and (hurry or self._bytes > GATHER_BYTES)
+        hurry = not self._hurry and (hurry or self._bytes > self.enough)
         self._hurry = self._hurry or hurry
         if self._idle or hurry:
             self._idle = False

@@ -46,7 +46,7 @@ class Journal(ABC):
 
     @abstractmethod
     async def find(self, query: Query) -> Page:
-        """Return runs, newest first."""
+        """Return runs, newest first; their prompts and options, which may be long, need not be there."""
 
     @abstractmethod
     async def get(self, identity: str | None, run: str) -> RunRow | None:

@@ -38,6 +38,10 @@ def to_bytes(text: str) -> bytes:
     return text.encode("utf-8", "replace")
 
 
+def _word(word: Word) -> Word:
+    return to_bytes(word) if isinstance(word, str) else word
+
+
 def _text(value: bytes) -> str:
     return value.decode("utf-8", "replace")
 
@@ -153,11 +157,11 @@ class Archive:
             over, due = await self._run("tidy", *words)
 
     def _key(self, *words: str) -> bytes:
-        return self._redis.key(*words).encode()
+        return to_bytes(self._redis.key(*words))
 
     async def _run(self, script: str, *words: Word) -> Any:
         with _faults():
-            return await self._redis.run(load(script), (), self._redis.prefix, *words)
+            return await self._redis.run(load(script), (), self._redis.prefix, *map(_word, words))
 
     async def _ask(self, *words: Word) -> Any:
         with _faults():

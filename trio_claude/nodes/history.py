@@ -38,7 +38,7 @@ from ..journal import (
     Usage,
     UsageQuery,
 )
-from ..journal.backlog import PATIENCE, Backlog, Write, Writer
+from ..journal.backlog import PATIENCE, QUEUE_BYTES, Backlog, Write, Writer
 from ..journal.base import SOON, TAIL
 from ..journal.facts import Text
 from ..journal.unfinished import find_unfinished
@@ -49,10 +49,12 @@ from .scripts import load
 
 GATHER: Final = 0.005
 """Seconds since Redis was told something, within which what comes waits; not where somebody waits for it."""
-BURST: Final = 512 * 1024
+BURST: Final = 256 * 1024
 """Bytes in such a time that are a burst, which no run says at the pace of a model."""
-BURST_PATIENCE: Final = 0.25
+BURST_PATIENCE: Final = 0.5
 """Seconds for which what has come waits for the end of a burst, at most."""
+BURST_BYTES: Final = QUEUE_BYTES * 3 // 4
+"""Bytes that wait no longer: Redis, which takes a core for what it takes, gets them while more is relayed."""
 GROUP_BYTES: Final = 1024 * 1024
 """Bytes behind which what is told at a time takes no more: Redis has others to answer in between."""
 PAUSE: Final = 0.2
@@ -179,6 +181,8 @@ class RedisJournal(Backlog, Journal):
     told again; what it never will ends that run's history, as its recorder says then.
     """
 
+    enough = BURST_BYTES
+
     def __init__(self, redis: Redis, lease: Lease, retention: Retention, run_limit: int, *, content: bool) -> None:
         super().__init__(run_limit, content=content)
         self.fault: str = ""
@@ -192,7 +196,6 @@ class RedisJournal(Backlog, Journal):
         self._kept_bytes = 0
         self._ended: deque[tuple[float, str]] = deque()
         self._passed = -math.inf
-        self._wire: Wire | None = None
         self._come = trio.Event()
 
     def begin(self, run: Begun) -> Recorder:
@@ -255,7 +258,6 @@ class RedisJournal(Backlog, Journal):
             await self._redis.wait()
             try:
                 async with self._redis.open_wire(self._redis.patience) as wire:
-                    self._wire = wire
                     await self._greet(wire)
                     while self._again:
                         await self._pass_on(wire, self._again, len(self._again))
@@ -317,7 +319,7 @@ class RedisJournal(Backlog, Journal):
         Raises `RedisFault`.
         """
         writes = self._first(queue, most)
-        asks = [self._asks.make(write) for write in writes]
+        asks = [self._ask_for(write) for write in writes]
         answers = iter(await wire.ask_all([ask.words for ask in asks if ask]))
         for write, ask in zip(writes, asks, strict=True):
             if ask:
@@ -331,6 +333,14 @@ class RedisJournal(Backlog, Journal):
         self.fault = ""
         self._passed = trio.current_time()
         return len(writes)
+
+    def _ask_for(self, write: Write) -> _Ask | None:
+        """Return what Redis is asked to have something written, None where that can't be said, or need not be."""
+        try:
+            return self._asks.make(write)
+        except Exception:  # what it is told can't be told on: trying again would not help
+            self._given_up += 1
+            return None
 
     def _first(self, queue: deque[Write], most: int) -> list[Write]:
         """Return what is told at a time."""

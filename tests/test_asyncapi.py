@@ -319,6 +319,13 @@ async def test_each_event_of_the_table_is_said(fake: Backend) -> None:
             await fifth.say({"type": "gateway", "op": "attach", "run": run})
             await fifth.end()
         talks.append(fifth)
+    async with fake.serve(journal="memory", journal_run_bytes=1024) as server, open_talk(server) as sixth:
+        await sixth.start()
+        await sixth.user(directive("lines", n=10, size=1000))
+        assert (await sixth.event("history"))["state"] == "ended"
+        await sixth.stop("kill")
+        await sixth.end()
+        talks.append(sixth)
     assert {frame["event"] for talk in talks for frame in talk.frames if "event" in frame} == set(
         sayings.event_schemas()
     )

@@ -10,6 +10,7 @@ import ipaddress
 import re
 import time
 from collections.abc import Collection, Mapping
+from typing import Any, Protocol
 
 import attrs
 import trio
@@ -33,6 +34,20 @@ RELOADED = (
 """The settings that a reload can change."""
 
 
+class Door(Protocol):
+    """What knows how it stands with a client now."""
+
+    @property
+    def config(self) -> Config:
+        """The configuration that is in force."""
+
+    def knows(self, identity: Identity) -> bool:
+        """Return whether an identity's credential is still good."""
+
+    def current(self, identity: Identity) -> Identity:
+        """Return an identity with the role and limits that it has now."""
+
+
 @attrs.frozen
 class Guest:
     """Who a client is, for as long as it stays."""
@@ -41,7 +56,7 @@ class Guest:
     address: str
     forwarded: bool
     """Whether the address is what a proxy says; then it is counted here, else it was when the client connected."""
-    _entrance: Entrance
+    _door: Door
     context: Mapping[str, str] = attrs.field(factory=dict)
     """The trace of which it says that it is part."""
 
@@ -53,18 +68,23 @@ class Guest:
     @property
     def member(self) -> Member:
         """Its name and its limits as they are now."""
-        return Member(self.name, own_limits(self._entrance.config, self._entrance.current(self.identity).limits))
+        return Member(self.name, own_limits(self._door.config, self._door.current(self.identity).limits))
 
     def check(self) -> None:
         """Raise `NotKnown` where its credential has ended, or was taken back, since it came."""
-        if not self._entrance.knows(self.identity):
+        if not self._door.knows(self.identity):
             raise NotKnown("your key or token is not valid any more")
 
     def check_may_run(self) -> None:
         """Raise `NotKnown`, as `check` does, and `NotAllowed` for who may only watch, or no more than that now."""
         self.check()
-        if not self._entrance.current(self.identity).may_run:
+        if not self._door.current(self.identity).may_run:
             raise NotAllowed("a viewer starts no runs")
+
+    def facts(self) -> dict[str, Any]:
+        """Return what another node is told of it: how it stands with it now."""
+        now = self._door.current(self.identity)
+        return {"name": now.name, "role": now.role, "limits": dict(now.limits), "good": self._door.knows(self.identity)}
 
 
 class Entrance:

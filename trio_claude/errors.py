@@ -141,6 +141,12 @@ class JournalFault(Busy):
     code = "journal"
 
 
+class NoAnswer(Busy):
+    """The node that has a run does not answer just now."""
+
+    code = "no-answer"
+
+
 class QueueFull(Busy):
     """Too many wait already."""
 

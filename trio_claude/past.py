@@ -15,13 +15,13 @@ from .errors import Reason
 from .events import Outcome, Receipt
 from .journal import Journal, Part, PartKind, RunRow
 from .messages import Closing
-from .peer import Peer
+from .peer import Client
 
 PIECE_BYTES: Final = 256 * 1024
 """Bytes that are told at a time: between two pieces others have their turn."""
 
 
-async def retell(journal: Journal, run: RunRow, peer: Peer, after: int) -> Closing:
+async def retell(journal: Journal, run: RunRow, peer: Client, after: int) -> Closing:
     """Give a peer all behind line `after`; return how to close. Raises `PeerGone`."""
     beyond = 0
     while parts := await journal.parts(run.id, after, beyond):
@@ -32,7 +32,7 @@ async def retell(journal: Journal, run: RunRow, peer: Peer, after: int) -> Closi
     return closing(outcome(run))
 
 
-async def tell(peer: Peer, parts: list[Part], after: int, upto: int) -> int:
+async def tell(peer: Client, parts: list[Part], after: int, upto: int) -> int:
     """Give a peer what is behind line `after` in stored parts, and lines up to `upto`; return the last of them.
 
     Raises `PeerGone`.
@@ -88,6 +88,11 @@ def closing(ended: Outcome) -> Closing:
 def render_gap(first: int, last: int) -> str:
     """Return the frame that says which lines nobody has any more."""
     return messages.render_event("gap", **{"from": first, "to": last})
+
+
+def render_history(state: str) -> str:
+    """Return the frame that says how it stands with the journal: it is `waiting` for it, `back`, or has `ended`."""
+    return messages.render_event("history", state=state)
 
 
 def render_stderr(line: str, after: int) -> bytes:

@@ -32,6 +32,7 @@ RUN: Final = Text(RUN_ID).schema
 LIMITS: Final = (
     "message", "line", "timeout", "idle_timeout", "session_timeout", "approval_timeout", "grace",
 )  # fmt: skip
+HISTORY: Final = ("waiting", "back", "ended")
 PHASES: Final = ("first-output", "between-lines", "after-result")
 
 
@@ -166,6 +167,7 @@ def _events() -> dict[str, tuple[Mapping[str, Any], Mapping[str, Any]]]:
         }, {"heard": COUNT}),
         "unfinished": (schema_of(Unfinished)["properties"], {}),
         "gap": ({"from": NUMBER, "to": NUMBER}, {}),
+        "history": ({"state": _words(HISTORY)}, {}),
         "stopping": ({"mode": _words(ops.MODES)}, {}),
         "refused": (
             {"code": _words(refusal_codes()), "error": str},

@@ -2,7 +2,8 @@
 
 Rule 1: the owner gets each line exactly once, in order, however often it comes back; what can't be given any more is
 said (`gap`), never skipped. Rule 2: only the owner holds the CLI back, and nobody does while it is away, but for what
-has to be kept for it; a viewer that lags gets a gap. Rule 3: what is kept is bounded.
+has to be kept for it; a viewer that lags gets a gap. Rule 3: what is kept is bounded. Rule 4: a client of another node
+is told here only what the gateway says; its lines it has from the journal, all of them.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from . import messages, past
 from .errors import JournalFault, PeerGone, Reason
 from .journal import Journal, Part
 from .messages import Closing
-from .peer import Peer
+from .peer import Client
 from .session_run import SessionRun
 
 KEPT = 64 * 1024
@@ -131,7 +132,7 @@ class Stage:
     def __init__(
         self,
         run: SessionRun,
-        peer: Peer,
+        peer: Client,
         out: Callable[[], None],
         grace: float,
         kept: int,
@@ -141,15 +142,18 @@ class Stage:
         self.grace: float = grace
         self.over: trio.Event = trio.Event()
         self.closing: Closing | None = None
+        self.stored: int | None = None
+        """The last line that the journal took, once it takes no more of the run."""
+        self._recorded = False
         self._kept = kept if grace else KEPT
         self._journal = journal
         self._replay = Replay()
-        self._owner: Peer | None = peer
-        self._coming: Peer | None = None
+        self._owner: Client | None = peer
+        self._coming: Client | None = None
         self._out = out
         self._giving = False
         self._cursor = 0
-        self._viewers: set[Peer] = set()
+        self._viewers: set[Client] = set()
         self._stir = trio.Event()
         self._orphaned = math.inf
 
@@ -165,7 +169,7 @@ class Stage:
         """The number of the last line."""
         return self._replay.number
 
-    def leave(self, peer: Peer) -> bool:
+    def leave(self, peer: Client) -> bool:
         """Take that a listener is gone; return whether the run goes on without it, else it is ended."""
         self._viewers.discard(peer)
         if peer is self._coming:
@@ -194,7 +198,7 @@ class Stage:
             with trio.move_on_after(left):
                 await stir.wait()
 
-    async def own(self, peer: Peer, out: Callable[[], None], after: int) -> None:
+    async def own(self, peer: Client, out: Callable[[], None], after: int) -> None:
         """Give a peer all behind line `after`, and make it the owner in place of one there is.
 
         `out` shows it out where another takes its place. Raises `PeerGone`.
@@ -207,23 +211,27 @@ class Stage:
             if self._giving:
                 former.drop()
         try:
-            await self._catch_up(peer, after)
+            if not peer.far:
+                await self._catch_up(peer, after)
             self._seat(peer)
         finally:
             if self._coming is peer:
                 self.leave(peer)
             self._wake()
 
-    def _seat(self, peer: Peer) -> None:
+    def _seat(self, peer: Client) -> None:
         """Make a peer that has everything the owner, unless it has left meanwhile. Raises `PeerGone`."""
         if self._coming is not peer:
             raise PeerGone("left")
         self._owner, self._coming, self._cursor = peer, None, self._replay.end
 
-    async def view(self, peer: Peer, after: int) -> None:
+    async def view(self, peer: Client, after: int) -> None:
         """Give a peer all behind line `after`, and what is said from then on, to the end. Raises `PeerGone`."""
         self._viewers.add(peer)
         try:
+            if peer.far:
+                await self.over.wait()
+                return
             place = await self._catch_up(peer, after)
             while not (self.over.is_set() and place.index >= self._replay.end):
                 stir = self._stir
@@ -236,7 +244,7 @@ class Stage:
         finally:
             self._viewers.discard(peer)
 
-    async def _catch_up(self, peer: Peer, after: int) -> Place:
+    async def _catch_up(self, peer: Client, after: int) -> Place:
         """Give a peer all behind line `after` that there is, from the journal where it is not kept here.
 
         Return where it is then; at that very moment there is nothing behind it.
@@ -250,7 +258,7 @@ class Stage:
                 place = await self._hand_over(peer, place)
         return place
 
-    async def _hand_over(self, peer: Peer, place: Place) -> Place:
+    async def _hand_over(self, peer: Client, place: Place) -> Place:
         """Give a peer what is kept behind its place; return where it is then."""
         lines: list[bytes] = []
         there = Place(self._replay.end, self._replay.number)
@@ -259,14 +267,14 @@ class Stage:
         await peer.send(lines)
         return there
 
-    def _skip(self, peer: Peer, place: Place) -> Place:
+    def _skip(self, peer: Client, place: Place) -> Place:
         """Tell a viewer that lags what it does not get; return where it goes on."""
         to = self._replay.first - 1
         if to > place.number:
             peer.post(past.render_gap(place.number + 1, to))
         return Place(self._replay.begin, max(to, place.number))
 
-    async def _read_back(self, peer: Peer, after: int) -> int:
+    async def _read_back(self, peer: Client, after: int) -> int:
         """Give a peer from the journal what is not kept here any more; say what nobody has. Return the last line."""
         beyond = 0
         while after + 1 < self._replay.first:
@@ -303,6 +311,7 @@ class Stage:
         await self._say([past.render_stderr(line, self._replay.number) for line in lines], numbered=False)
 
     async def _say(self, lines: list[bytes], *, numbered: bool) -> None:
+        self.check_history()
         self._replay.add(lines, numbered=numbered)
         index = self._replay.end
         if self._viewers:
@@ -330,13 +339,20 @@ class Stage:
                 self._giving = False
         self._replay.forget(self._kept, self._cursor)
 
+    def check_history(self) -> None:
+        """Say it, if the journal takes no more of the run."""
+        if self._recorded and not self.run.recorded:
+            self._recorded, self.stored = False, self.number
+            self.post(past.render_history("ended"))
+
     def denied(self, tool: str) -> None:
         """Nothing: who holds a session is asked, and sees each denial among the lines."""
 
     def started(self) -> None:
         """Say that the CLI runs, and under which ids."""
         ids = {"run": self.run.id, "session": self.run.start.session}
-        self.post(messages.render_event("started", **ids, warm=False, history=self.run.recorded))
+        self._recorded = self.run.recorded
+        self.post(messages.render_event("started", **ids, warm=False, history=self._recorded))
 
     def stalled(self, phase: str, seconds: float) -> None:
         """Say that the CLI is silent."""
@@ -352,6 +368,12 @@ class Stage:
         for peer in (self._owner, self._coming, *self._viewers):
             if peer is not None:
                 peer.post(text)
+
+    def tell_history(self, state: str) -> None:
+        """Say how it stands with the journal of this node, to those whose socket it has."""
+        for peer in (self._owner, self._coming, *self._viewers):
+            if self._recorded and peer is not None and not peer.far:
+                peer.post(past.render_history(state))
 
     def finish(self, closing: Closing) -> None:
         """Say that the run is over, and how its listeners are to be shown out."""

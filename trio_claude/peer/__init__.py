@@ -11,7 +11,7 @@ import contextlib
 import socket
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
-from typing import Final, cast
+from typing import Final, Protocol, cast
 
 import trio
 from trio_websocket import ConnectionClosed, WebSocketConnection, wrap_server_stream
@@ -29,9 +29,35 @@ from .wire import RECEIVE_SIZE, Closed, Wire
 NOTSENT_LOWAT: Final = 128 * 1024
 """Unsent bytes that the kernel holds for us before a write waits (TCP_NOTSENT_LOWAT)."""
 
-__all__ = ["NOTSENT_LOWAT", "Closed", "Heart", "Peer", "accept"]
+__all__ = ["NOTSENT_LOWAT", "Client", "Closed", "Heart", "Listener", "Peer", "accept"]
 
 Listener = Callable[[str | bytes], None]
+
+
+class Client(Protocol):
+    """Whoever is at the other end of a conversation: a `Peer`, or one whose socket another node has."""
+
+    @property
+    def far(self) -> bool:
+        """Whether another node has its socket, and gives it its lines."""
+
+    def listen(self, on_message: Listener, on_left: Callable[[], None]) -> None:
+        """Hear each message, and that the client left. Neither may wait."""
+
+    async def send(self, lines: list[bytes]) -> None:
+        """Send each line as a text frame; waits while the client does not take it. Raises `PeerGone`."""
+
+    def post(self, text: str) -> None:
+        """Say something that must not wait behind data."""
+
+    async def close(self, code: CloseCode, reason: str) -> None:
+        """Close with a code."""
+
+    def allow(self, limit: int) -> None:
+        """Let a message have so many bytes from now on."""
+
+    def drop(self) -> None:
+        """Give the client up; who waits in `send` waits no longer."""
 
 
 class Peer:
@@ -40,6 +66,8 @@ class Peer:
     Resource handling: lives in the context that `accept` gives, which owns the connection and its tasks. Error
     handling: `send` raises `PeerGone`; all else that goes wrong with the client is told by `on_left`, once.
     """
+
+    far: bool = False
 
     def __init__(self, wire: Wire, socket_: WebSocketConnection, config: Config) -> None:
         self._wire = wire

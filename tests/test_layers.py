@@ -66,12 +66,20 @@ TABLE: dict[str, set[str]] = {
     "history": {"errors", "identity", "queries", "upgrade", "journal", "runs"},
     "openapi": {"errors", "events", "identity", "queries", "upgrade", "journal", "history", "__init__"},
     "past": {"errors", "events", "messages", "journal", "peer"},
+    "link": {"nodes"},
+    "far": {"errors", "messages", "services", "session", "journal", "nodes", "peer", "entrance", "past", "link"},
     "stage": {"errors", "messages", "journal", "peer", "session_run", "past"},
     "conversation": {
         "errors", "events", "config", "messages", "services", "session", "peer", "session_run", "runs", "entrance", "past", "journal",
-        "stage",
+        "stage", "far",
     },
-    "connection": {"context", "errors", "events", "faults", "config", "messages", "peer", "upgrade", "run", "runs", "entrance", "stage", "conversation"},
+    "guests": {
+        "context", "errors", "events", "faults", "config", "messages", "identity", "nodes", "peer", "entrance", "link",
+        "stage", "conversation",
+    },
+    "connection": {
+        "context", "errors", "events", "faults", "config", "messages", "peer", "upgrade", "run", "runs", "entrance", "far", "stage", "conversation",
+    },
     "sayings": {
         "errors", "events", "config", "messages", "session", "queries", "journal", "history", "openapi", "conversation",
     },
@@ -83,7 +91,7 @@ TABLE: dict[str, set[str]] = {
     },
     "server": {
         "errors", "events", "config", "admission", "peer", "runs", "services", "engine", "metrics", "entrance", "api", "stage",
-        "conversation", "connection", "telling", "__init__",
+        "conversation", "connection", "far", "guests", "telling", "__init__",
     },
     # faces
     "embed": {"errors", "events", "config", "messages", "services", "run", "engine"},

@@ -18,7 +18,7 @@ from . import asyncapi, openapi
 from .containment import Containment
 from .entrance import Entrance, is_preflight
 from .errors import HttpRefusal
-from .history import History, check_method
+from .history import History, StopElsewhere, check_method
 from .identity.tickets import LIFETIME
 from .runs import Runs
 from .upgrade import Request, Response, json_response
@@ -61,12 +61,13 @@ class Api:
         *,
         demo: bool = False,
         metrics: Callable[[str], tuple[bytes, str]] | None = None,
+        stop_elsewhere: StopElsewhere | None = None,
     ) -> None:
         self._workplace = workplace
         self._containment = containment
         self._runs = runs
         self._entrance = entrance
-        self._history = History(runs)
+        self._history = History(runs, stop_elsewhere)
         self._notice = notice
         self._demo = demo
         self._metrics = metrics

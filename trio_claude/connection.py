@@ -19,6 +19,7 @@ from .conversation import Conversation, Room
 from .entrance import SESSION_DOOR, Entrance, Guest
 from .errors import Busy, ClientError, CloseCode, Draining, NoMessage, NotWanted, PeerGone, Reason
 from .events import PATH_LIMIT, Answered, ConnectionClosed, ConnectionOpened, Crashed, Observer, Refused
+from .far import Far
 from .faults import run_of
 from .messages import Closing, Prompt
 from .peer import Heart, Peer, accept
@@ -47,6 +48,20 @@ class Household:
     """Returns what a session of an identity is greeted with."""
     stages: dict[str, Stage] = attrs.Factory(dict)
     """The sessions that go on, by their runs' ids."""
+    far: Far | None = None
+    """The way to the runs of other nodes, if there are any."""
+
+    def room(self, greeting: str) -> Room:
+        """Return what its sessions share, and what one of them is greeted with."""
+        return Room(self.runs, self.config, self.observer, self.stages, greeting, self.far)
+
+    def tell_history(self, connected: bool) -> None:
+        """Tell the clients of all sessions whether the journal that nodes share can be reached."""
+        state = "back" if connected else "waiting"
+        for stage in self.stages.values():
+            stage.tell_history(state)
+        if self.far:
+            self.far.tell_history(state)
 
     def site(self, address: str) -> Site:
         """Return what is served to a client at an address."""
@@ -124,9 +139,7 @@ async def _serve_guest(
 def _door(path: str, peer: Peer, handshake: Handshake, guest: Guest, household: Household) -> OneShot | Conversation:
     """Return what serves a client behind the door that it took."""
     if path == SESSION_DOOR:
-        greeting = household.greet(guest.name)
-        room = Room(household.runs, household.config, household.observer, household.stages, greeting)
-        return Conversation(peer, guest, room)
+        return Conversation(peer, guest, household.room(household.greet(guest.name)))
     return OneShot(peer, handshake, guest, household)
 
 

@@ -31,9 +31,10 @@ from .errors import (
     Reason,
 )  # fmt: skip
 from .events import Observer, Outcome, Refused
+from .far import Far, Relay
 from .journal import Unfinished
 from .messages import Closing
-from .peer import Peer
+from .peer import Client
 from .runs import Runs
 from .services import open_services
 from .session import Attach, ClientLine, Detach, Kind, Start
@@ -61,6 +62,9 @@ class Room:
     observer: Observer
     stages: dict[str, Stage]
     greeting: str
+    """Empty where another node has greeted the client."""
+    far: Far | None = None
+    """The way to the runs of other nodes, if there are any."""
 
     @contextmanager
     def on_stage(self, stage: Stage) -> Iterator[None]:
@@ -75,7 +79,7 @@ class Room:
 class Conversation:
     """One client on `/ws/session`. Each step of `serve` returns how to close, None where nobody is left to hear it."""
 
-    def __init__(self, peer: Peer, guest: Guest, house: Room) -> None:
+    def __init__(self, peer: Client, guest: Guest, house: Room) -> None:
         self._peer = peer
         self._guest = guest
         self._house = house
@@ -93,10 +97,12 @@ class Conversation:
         self._has_turned = False
         self._client = ""
         self._is_deaf = False
+        self._relay: Relay | None = None
 
     async def serve(self) -> Closing | None:
         """Serve the client; return how to close."""
-        self._peer.post(self._house.greeting)
+        if self._house.greeting:
+            self._peer.post(self._house.greeting)
         self._peer.listen(self._hear, self._leave)
         try:
             first = await self._read_first()
@@ -190,9 +196,11 @@ class Conversation:
         """Come back to a run, or watch it, to its end or the client's; return how to close."""
         stage = self._house.stages.get(attach.run)
         if stage is None:
-            return await self._serve_ended(attach)
+            return await self._serve_elsewhere(attach)
         if self._guest.name != stage.run.account.name and not self._guest.identity.sees_all:
             raise _unknown(attach)
+        if self._peer.far and not (stage.run.recorded and self._house.config.journal_content):
+            raise unkept()
         if attach.after > stage.number:
             return self._refuse_ahead(stage.number)
         self._stage, self._run, self._begun = stage, stage.run, True
@@ -225,6 +233,25 @@ class Conversation:
         while True:
             await trio.sleep(CREDENTIAL_PERIOD)
             self._guest.check()
+
+    async def _serve_elsewhere(self, attach: Attach) -> Closing | None:
+        """Come back to a run of another node, or watch it; to one that has ended there too."""
+        far = self._house.far
+        node = await far.look_for(attach.run) if far else None
+        if self._left:
+            return None
+        if far and node:
+            self._relay = relay = far.relay(node, self._peer, self._guest, attach)
+            try:
+                with self._house.runs.until_drain(), self._waiting:
+                    if await relay.serve([one for one in (self._first, *self._early) if one is not None]):
+                        return None if self._left else relay.closing
+            finally:
+                relay.leave()
+            if self._left:
+                return None
+            await far.settle(attach.run)
+        return await self._serve_ended(attach)
 
     async def _serve_ended(self, attach: Attach) -> Closing | None:
         """Tell again what a run said that has ended; return how to close."""
@@ -268,6 +295,8 @@ class Conversation:
             return
         if self._run:
             self._take(message, self._run)
+        elif self._relay:
+            self._relay.say(message)
         elif not self._arrived.is_set():
             self._first = message
             self._arrived.set()
@@ -370,6 +399,11 @@ def _named(said: dict[str, object]) -> dict[str, object]:
 
 def _unknown(attach: Attach) -> NotOpen:
     return NotOpen(f"there is no run {attach.run} to come back to")
+
+
+def unkept() -> JournalFault:
+    """Return the error for a client of another node on a run of which the journal does not take what it says."""
+    return JournalFault("the journal does not take what the run says; only the server that runs it can tell it", 1.0)
 
 
 def greeting(config: Config, version: str, containment: str, identity: str) -> str:

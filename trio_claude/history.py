@@ -14,7 +14,7 @@ from typing import Final
 
 import trio
 
-from .errors import HttpRefusal, JournalFault
+from .errors import HttpRefusal, JournalFault, NoAnswer
 from .identity import Identity
 from .journal import GROUPS, Journal, Query, UsageQuery
 from .queries import Choice, Names, Number, Parameters, Text, read_query
@@ -52,12 +52,16 @@ USAGE: Final[Parameters] = {
 Route = Callable[[Request, str], Awaitable[Response]]
 """Answers a request that names a run, or the empty text."""
 
+StopElsewhere = Callable[[str, str | None], Awaitable[bool]]
+"""Ends a live run of an identity (None: of anybody) on another node; returns whether there was one."""
+
 
 class History:
     """The routes below /api/runs, and /api/usage."""
 
-    def __init__(self, runs: Runs) -> None:
+    def __init__(self, runs: Runs, stop_elsewhere: StopElsewhere | None = None) -> None:
         self._runs = runs
+        self._stop_elsewhere = stop_elsewhere
         self.routes: Mapping[str, Mapping[str, Route]] = {
             "/api/runs": {"GET": self._list, "DELETE": self._delete_all},
             "/api/runs/{id}": {"GET": self._show, "DELETE": self._delete},
@@ -77,9 +81,9 @@ class History:
         check_method(request, self.routes[route])
         try:
             return await self.routes[route]["GET" if request.method == "HEAD" else request.method](request, run)
-        except JournalFault as error:
+        except (JournalFault, NoAnswer) as error:
             retry = (("Retry-After", str(math.ceil(error.retry_after))),)
-            raise HttpRefusal(503, "journal", str(error), retry) from error
+            raise HttpRefusal(503, error.code, str(error), retry) from error
 
     def _find(self, path: str) -> tuple[str, str] | None:
         """Return the route of a path and the run that it names, None where it is none of these."""
@@ -132,7 +136,7 @@ class History:
         """End a live run now; delete one that has ended; with `state` only a run that is in it."""
         whose = _may_delete(request)
         state = read_query(request.query, DELETION).get("state")
-        if state != ENDED and self._runs.stop(run, whose):
+        if state != ENDED and await self._stop(run, whose):
             return json_response(202, {"stopping": True})
         if state == LIVE:
             raise _unknown() if await self._journal().get(whose, run) is None else _not_live()
@@ -141,6 +145,12 @@ class History:
             raise _unknown()
         await self._runs.forget(deleted)
         return json_response(200, {"deleted": 1})
+
+    async def _stop(self, run: str, whose: str | None) -> bool:
+        """End a live run, wherever it is; return whether there was one."""
+        if self._runs.stop(run, whose):
+            return True
+        return self._stop_elsewhere is not None and await self._stop_elsewhere(run, whose)
 
 
 def check_method(request: Request, methods: Collection[str]) -> None:

@@ -29,6 +29,8 @@ from .engine import Engine, open_engine
 from .entrance import Entrance, changed, is_loopback
 from .errors import ConfigError
 from .events import Listening, Observer, Refused, Reloaded, Strained, Weak
+from .far import Far
+from .guests import Guests
 from .peer import NOTSENT_LOWAT, Heart
 from .runs import Runs
 from .services import keep_going, open_services
@@ -176,6 +178,7 @@ async def open_server(
         )  # fmt: skip
         async with open_services() as services:
             services.start_soon(keep_going, "heart", household.heart.serve, engine.observer)
+            _join_others(engine, household, services)
             await services.start(_accept_all, server, listening, household)
             engine.observer(Listening(server.url))
             yield server
@@ -187,11 +190,26 @@ def _furnish(
 ) -> Household:
     """Return what the server's connections share."""
     scrape = metrics.render if metrics else None
-    api = Api(engine.workplace, engine.containment, engine.runs, entrance, notice, demo=demo, metrics=scrape)
+    nodes = engine.nodes
+    far = Far(nodes, nodes.journal, config.max_session_message) if nodes and nodes.journal else None
+    api = Api(
+        engine.workplace, engine.containment, engine.runs, entrance, notice, demo=demo, metrics=scrape,
+        stop_elsewhere=far.stop if far else None,
+    )  # fmt: skip
     greet = functools.partial(greeting, config, __version__, engine.containment.mode)
     if entrance.asks and engine.containment.mode != "sandbox":
         engine.observer(Weak(f"containment {engine.containment.mode}: {NOT_APART}"))
-    return Household(config, engine.runs, entrance, api.answer, Heart(config), engine.observer, greet)
+    return Household(config, engine.runs, entrance, api.answer, Heart(config), engine.observer, greet, far=far)
+
+
+def _join_others(engine: Engine, household: Household, services: trio.Nursery) -> None:
+    """Have clients of other nodes served, and tell this one's how it stands with what all share."""
+    if household.far is None or engine.nodes is None:
+        return
+    guests = Guests(engine.nodes.control, household.room(""), household.entrance, services)
+    services.start_soon(keep_going, "far clients", guests.serve, engine.observer)
+    services.start_soon(keep_going, "links", household.far.serve, engine.observer)
+    engine.nodes.redis.on_change(household.tell_history)
 
 
 async def serve(

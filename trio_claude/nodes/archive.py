@@ -16,7 +16,7 @@ import attrs
 
 from ..errors import JournalFault
 from ..journal import UNLISTED, Deleted, Page, Part, PartKind, Query, Retention, RunRow, Usage, UsageQuery
-from ..journal.facts import ENDED
+from ..journal.facts import ENDED, LIVE
 from .redis import Redis, RedisFault, Word
 from .scripts import load
 from .sums import Sums
@@ -88,6 +88,11 @@ class Archive:
             return None
         row = _row(run, {_text(name): value for name, value in told.items()})
         return row if identity in (None, row.identity) else None
+
+    async def holder(self, run: str) -> str | None:
+        """Return the node on which a run lives, None where it does not live."""
+        node, state = await self._ask("HMGET", self._key("run", run), "node", "state")
+        return _text(node) if state == LIVE.encode() else None
 
     async def parts(self, run: str, after: int, beyond: int) -> list[Part]:
         """Return a page of a run's history behind line `after` and part `beyond`, whole parts."""

@@ -216,6 +216,10 @@ class RedisJournal(Backlog, Journal):
         """Return one run, if it is that identity's (None: anybody's)."""
         return await self._archive.get(identity, run)
 
+    async def holder(self, run: str) -> str | None:
+        """Return the node on which a run lives, None where it does not live."""
+        return await self._archive.holder(run)
+
     async def parts(self, run: str, after: int = 0, beyond: int = 0) -> list[Part]:
         """Return a page of a run's history behind line `after` and part `beyond`, empty at its end."""
         return await self._archive.parts(run, after, beyond)

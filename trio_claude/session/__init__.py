@@ -5,11 +5,12 @@ each line is built anew from what is allowed.
 """
 
 from .lines import CONTROLS, OWN_REQUEST, ClientLine, Kind, denial, rebuild
-from .ops import Attach, Detach, Start, Stop, parse_op, parse_start, recalling
+from .ops import LINES_LIMIT, Attach, Detach, Start, Stop, parse_op, parse_start, recalling
 from .states import TABLE, Asked, Clock, Due, Happening, Patience, Session, Settled, State
 
 __all__ = [
     "CONTROLS",
+    "LINES_LIMIT",
     "OWN_REQUEST",
     "TABLE",
     "Asked",

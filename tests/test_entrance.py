@@ -84,32 +84,33 @@ class Table:
             "loopback with a tail": "127.0.0.1.evil.example", "none": None,
         }[what]  # fmt: skip
 
-    def ticket(self, origin: str | None) -> str:
+    async def ticket(self, origin: str | None) -> str:
         alice = self.entrance._gatekeeper._find(self.keys["alice"], trio.current_time(), time.time())
         headers = {} if origin is None else {"origin": origin}
-        return self.entrance.ticket(Request("POST", "/api/ticket", {}, headers, identity=alice))
+        return await self.entrance.ticket(Request("POST", "/api/ticket", {}, headers, identity=alice))
 
-    def credential(self, what: str, origin: str | None) -> dict[str, str]:
+    async def credential(self, what: str, origin: str | None) -> dict[str, str]:
         key, wrong = self.keys["alice"], new_secret()
-        spent = self.ticket(origin)
+        spent = await self.ticket(origin)
         self.entrance._tickets.spend(spent, origin, trio.current_time())
         return {
             "none": {}, "key": auth(key), "key in a subprotocol": protocol("bearer", key), "viewer": auth(self.keys["vera"]),
             "wrong key": auth(wrong), "token": auth(token(600)), "expired token": auth(token(-600)),
-            "ticket": protocol("ticket", self.ticket(origin)),
-            "ticket of another origin": protocol("ticket", self.ticket("https://elsewhere.example")),
+            "ticket": protocol("ticket", await self.ticket(origin)),
+            "ticket of another origin": protocol("ticket", await self.ticket("https://elsewhere.example")),
             "spent ticket": protocol("ticket", spent), "key in the query": {},
             "two": {**auth(key), **protocol("bearer", key)},
         }[what]  # fmt: skip
 
-    def request(self, origin: str, host: str, credential: str, door: str) -> bytes:
+    async def request(self, origin: str, host: str, credential: str, door: str) -> bytes:
         named = self.host(host)
         from_where = self.origin(origin, named or "")
-        path = f"{door}?token={self.keys['alice']}&ticket={self.ticket(from_where)}" if "query" in credential else door
+        ticket = await self.ticket(from_where)
+        path = f"{door}?token={self.keys['alice']}&ticket={ticket}" if "query" in credential else door
         headers: dict[str, str | None] = {
             "host": named,
             "origin": from_where,
-            **self.credential(credential, from_where),
+            **await self.credential(credential, from_where),
         }
         if DOORS[door] == "socket" or door.startswith("/ws/"):
             return head(path, **headers)
@@ -175,10 +176,10 @@ async def test_every_combination_has_its_answer(fake: Backend, tmp_path: Path, a
 
         async def look(share: list[tuple[str, str, str, str]]) -> None:
             for cell in share:
-                answer = await exchange(server.port, table.request(*cell))
+                answer = await exchange(server.port, await table.request(*cell))
                 if told(answer) != expected(*cell, asks=asks):
                     wrong.append((cell, expected(*cell, asks=asks), answer[:200]))
-                if told(answer) == 101 and b"protocol" in table.request(*cell):
+                if told(answer) == 101 and b"protocol" in await table.request(*cell):
                     assert b"bearer." not in answer
                     assert b"ticket." not in answer
 
@@ -210,10 +211,10 @@ async def test_an_address_that_others_reach_takes_keys(fake: Backend, tmp_path: 
     for name, allowed in (("127.0.0.1", True), (f"[{host}]" if ":" in host else host, True), ("evil.example", False)):
         request = Request("GET", "/healthz", {}, {"host": name})
         if allowed:
-            entrance.check(request, "192.0.2.7")
+            await entrance.check(request, "192.0.2.7")
         else:
             with pytest.raises(HttpRefusal):
-                entrance.check(request, "192.0.2.7")
+                await entrance.check(request, "192.0.2.7")
 
 
 # -- addresses ---------------------------------------------------------------------------------------------------------
@@ -237,7 +238,8 @@ async def test_an_address_is_believed_from_trusted_proxies(
 ) -> None:
     entrance = Entrance(Config(trusted_proxies=proxies))
     headers = {"host": "localhost", **({"x-forwarded-for": forwarded} if forwarded else {})}
-    assert entrance.check(Request("GET", "/", {}, headers), "127.0.0.1").address == seen
+    seen_as = await entrance.check(Request("GET", "/", {}, headers), "127.0.0.1")
+    assert seen_as.address == seen
 
 
 @given(st.text(max_size=80))

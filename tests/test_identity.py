@@ -67,7 +67,7 @@ def part(value: Any) -> str:
 
 
 def identify(gatekeeper: Gatekeeper, secret: str, wall: float = NOW) -> Identity | None:
-    return gatekeeper.identify({"authorization": f"Bearer {secret}"}, Tickets(), 0.0, wall)
+    return gatekeeper.identify({"authorization": f"Bearer {secret}"}, None, 0.0, wall)
 
 
 def refused(gatekeeper: Gatekeeper, secret: str, wall: float = NOW) -> str:
@@ -291,7 +291,7 @@ def test_any_text_is_refused_or_nothing(said: str) -> None:
         gatekeeper = Gatekeeper(Config(jwt_keys=str(path), jwt_issuer=(ISSUER,), jwt_audience=AUDIENCE))
         for headers in ({"authorization": said}, {"sec-websocket-protocol": said}, {"authorization": f"Bearer {said}"}):
             try:
-                assert gatekeeper.identify(headers, Tickets(), 0, NOW) is None
+                assert gatekeeper.identify(headers, None, 0, NOW) is None
             except HttpRefusal as error:
                 assert error.status in (400, 401)
     finally:
@@ -344,7 +344,7 @@ def test_no_two_identities_have_one_name(tmp_path: Path, gatekeeper: Gatekeeper,
 
 def test_nobody_is_asked_where_there_are_no_keys() -> None:
     gatekeeper = Gatekeeper(Config())
-    assert gatekeeper.identify({"authorization": "Bearer x"}, Tickets(), 0, 0) is LOCAL
+    assert gatekeeper.identify({"authorization": "Bearer x"}, None, 0, 0) is LOCAL
     assert gatekeeper.knows(LOCAL, 0, 0)
 
 
@@ -353,17 +353,17 @@ def test_a_credential_stands_in_a_header_or_a_subprotocol(tmp_path: Path) -> Non
     gatekeeper = Gatekeeper(Config(keys=str(keys_file(tmp_path, a=Key(digest(secret))))))
     protocol = f"trio-claude.v1, bearer.{part(secret.encode())}"
     for headers in ({"authorization": f"bearer {secret}"}, {"sec-websocket-protocol": protocol}):
-        found = gatekeeper.identify(headers, Tickets(), 0, 0)
+        found = gatekeeper.identify(headers, None, 0, 0)
         assert found
         assert found.name == "key:a"
-    assert gatekeeper.identify({}, Tickets(), 0, 0) is None
+    assert gatekeeper.identify({}, None, 0, 0) is None
     assert not gatekeeper.knows(LOCAL, 0, 0)
     with pytest.raises(HttpRefusal) as two:
-        gatekeeper.identify({"authorization": f"Bearer {secret}", "sec-websocket-protocol": protocol}, Tickets(), 0, 0)
+        gatekeeper.identify({"authorization": f"Bearer {secret}", "sec-websocket-protocol": protocol}, None, 0, 0)
     assert two.value.status == 400
     for wrong in (f"Basic {secret}", secret, "Bearer", f"Bearer {secret} x"):
         with pytest.raises(HttpRefusal) as error:
-            gatekeeper.identify({"authorization": wrong}, Tickets(), 0, 0)
+            gatekeeper.identify({"authorization": wrong}, None, 0, 0)
         assert error.value.status == 401
 
 
@@ -385,23 +385,26 @@ def test_a_ticket_is_good_once_in_time_and_from_its_origin() -> None:
 def test_a_ticket_opens_a_socket(tmp_path: Path) -> None:
     secret = new_secret()
     gatekeeper, tickets = Gatekeeper(Config(keys=str(keys_file(tmp_path, a=Key(digest(secret)))))), Tickets()
-    found = gatekeeper.identify({"authorization": f"Bearer {secret}"}, tickets, 0, 0)
+    found = identify(gatekeeper, secret)
     assert found
     headers = {"sec-websocket-protocol": f"ticket.{part(tickets.issue(found, None, 0).encode())}"}
-    assert gatekeeper.identify(headers, tickets, 1, 0) == found
+    ticket = gatekeeper.ticket(headers)
+    assert ticket
+    assert gatekeeper.ticket({"authorization": f"Bearer {secret}", **headers}) is None
+    assert gatekeeper.identify(headers, tickets.spend(ticket, None, 1), 1, 0) == found
     with pytest.raises(HttpRefusal):
-        gatekeeper.identify(headers, tickets, 1, 0)
+        gatekeeper.identify(headers, tickets.spend(ticket, None, 1), 1, 0)
 
 
 def test_a_ticket_of_a_key_that_was_taken_back_is_worth_nothing(tmp_path: Path) -> None:
     secret = new_secret()
-    gatekeeper, tickets = Gatekeeper(Config(keys=str(keys_file(tmp_path, a=Key(digest(secret)))))), Tickets()
-    found = gatekeeper.identify({"authorization": f"Bearer {secret}"}, tickets, 0, 0)
+    gatekeeper = Gatekeeper(Config(keys=str(keys_file(tmp_path, a=Key(digest(secret))))))
+    found = identify(gatekeeper, secret)
     assert found
-    headers = {"sec-websocket-protocol": f"ticket.{part(tickets.issue(found, None, 0).encode())}"}
+    headers = {"sec-websocket-protocol": f"ticket.{part(b'any')}"}
     keys_file(tmp_path, b=Key(hashlib.sha256(b"x").hexdigest()))
     with pytest.raises(HttpRefusal):
-        gatekeeper.identify(headers, tickets, 2, 0)
+        gatekeeper.identify(headers, found, 2, 0)
 
 
 def test_tickets_are_bounded() -> None:

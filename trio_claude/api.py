@@ -144,8 +144,8 @@ class Api:
     def _describe_sockets(self, _request: Request) -> Response:
         return _description_of_sockets(self._entrance.asks)
 
-    def _ticket(self, request: Request) -> Response:
-        return json_response(200, {"ticket": self._entrance.ticket(request), "seconds": LIFETIME})
+    async def _ticket(self, request: Request) -> Response:
+        return json_response(200, {"ticket": await self._entrance.ticket(request), "seconds": LIFETIME})
 
 
 def takes_gzip(accepted: str) -> bool:

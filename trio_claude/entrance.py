@@ -7,20 +7,24 @@ about a credential. Rule 3: what is counted when a client comes in is counted of
 from __future__ import annotations
 
 import ipaddress
+import math
 import re
 import time
 from collections.abc import Collection, Mapping
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import attrs
 import trio
 
 from .admission import Crowd, Member, own_limits
 from .config import IDENTITY_LIMITS, Config
-from .errors import ConfigError, HttpRefusal, NotAllowed, NotKnown
+from .errors import Busy, ConfigError, HttpRefusal, NotAllowed, NotKnown
 from .identity import Gatekeeper, Identity, Tickets
 from .identity.gatekeeper import unauthorized
 from .upgrade import Request
+
+if TYPE_CHECKING:
+    from .nodes.shared import Shared
 
 SESSION_DOOR = "/ws/session"
 """The door of sessions, through which a viewer may come too: to watch."""
@@ -96,6 +100,7 @@ class Entrance:
         self._gatekeeper = _gatekeeper(config)
         self._proxies = [ipaddress.ip_network(network) for network in config.trusted_proxies]
         self._tickets = Tickets()
+        self._shared: Shared | None = None
         self._addresses = Crowd()
         self._identities = Crowd()
 
@@ -104,6 +109,10 @@ class Entrance:
         gatekeeper = _gatekeeper(config)
         self.config, self._gatekeeper = config, gatekeeper
         self._proxies = [ipaddress.ip_network(network) for network in config.trusted_proxies]
+
+    def join(self, shared: Shared | None) -> None:
+        """Have one stock of tickets with the other servers, if there are any."""
+        self._shared = shared
 
     @property
     def asks(self) -> bool:
@@ -128,18 +137,31 @@ class Entrance:
         """Count a connection off."""
         self._addresses.leave(address)
 
-    def check(self, request: Request, address: str) -> Request:
+    async def check(self, request: Request, address: str) -> Request:
         """Return the request with who sent it, nobody on an open path. Raises `HttpRefusal`."""
         self._check_crowd(address)
         check_host(request, self.config)
         check_origin(request, self.config)
         if is_preflight(request):
             return request
-        identity = self._gatekeeper.identify(request.headers, self._tickets, trio.current_time(), time.time())
+        holder = await self._spend_ticket(request)
+        identity = self._gatekeeper.identify(request.headers, holder, trio.current_time(), time.time())
         if identity is None and request.path not in self._open_paths:
             raise unauthorized()
         seen = self._forwarded(request, address)
         return attrs.evolve(request, identity=identity, address=seen, forwarded=seen != address)
+
+    async def _spend_ticket(self, request: Request) -> Identity | None:
+        """Return whose ticket a request carries; waits only where it is other servers' too. Raises `HttpRefusal`."""
+        secret, origin = self._gatekeeper.ticket(request.headers), request.headers.get("origin")
+        if secret is None:
+            return None
+        if self._shared is None:
+            return self._tickets.spend(secret, origin, trio.current_time())
+        try:
+            return await self._shared.take_ticket(secret, origin)
+        except Busy as error:
+            raise _not_now(error) from error
 
     def _check_crowd(self, address: str) -> None:
         """Refuse an address with too many connections, before anything else is looked at. Raises `HttpRefusal`."""
@@ -179,10 +201,16 @@ class Entrance:
         if guest.forwarded:
             self._addresses.leave(guest.address)
 
-    def ticket(self, request: Request) -> str:
-        """Return a ticket for whoever sent a request."""
+    async def ticket(self, request: Request) -> str:
+        """Return a ticket for whoever sent a request. Raises `HttpRefusal`."""
         assert request.identity
-        return self._tickets.issue(request.identity, request.headers.get("origin"), trio.current_time())
+        origin = request.headers.get("origin")
+        if self._shared is None:
+            return self._tickets.issue(request.identity, origin, trio.current_time())
+        try:
+            return await self._shared.put_ticket(request.identity, origin)
+        except Busy as error:
+            raise _not_now(error) from error
 
     def knows(self, identity: Identity) -> bool:
         """Return whether an identity's credential is still good."""
@@ -240,6 +268,10 @@ def is_preflight(request: Request) -> bool:
 
 def _too_many(whose: str) -> HttpRefusal:
     return HttpRefusal(429, "connections", f"too many connections {whose}", (("Retry-After", "1"),))
+
+
+def _not_now(error: Busy) -> HttpRefusal:
+    return HttpRefusal(503, error.code, str(error), (("Retry-After", str(math.ceil(error.retry_after))),))
 
 
 def _is_address(text: str) -> bool:

@@ -91,6 +91,11 @@ class Handshake:
 Routes = Callable[[Request], Awaitable[Response]]
 
 
+async def _let_in(request: Request) -> Request:
+    """Let everybody in."""
+    return request
+
+
 def json_response(status: int, value: object, headers: tuple[tuple[str, str], ...] = ()) -> Response:
     """Return an answer in JSON."""
     return Response(status, json.dumps(value).encode() + b"\n", headers=(("Cache-Control", "no-store"), *headers))
@@ -128,7 +133,7 @@ class Site:
 
     routes: Routes
     doors: frozenset[str]
-    check: Callable[[Request], Request] = lambda request: request
+    check: Callable[[Request], Awaitable[Request]] = _let_in
     enter: Callable[[Request], None] = lambda _request: None
     share: Callable[[Request], tuple[tuple[str, str], ...]] = lambda _request: ()
     on_refusal: Callable[[HttpRefusal], None] = lambda _refusal: None
@@ -171,7 +176,7 @@ async def _serve_request(sock: socket.socket, conn: _Http, site: Site, config: C
             return False
         began = trio.current_time()
         shared = site.share(request)
-        request = site.check(request)
+        request = await site.check(request)
         if handshake := check_upgrade(request, bytes(conn.trailing_data[0])):
             if request.path in site.doors:
                 site.enter(request)

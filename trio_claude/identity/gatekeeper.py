@@ -15,7 +15,6 @@ from ..config import Config
 from ..errors import ConfigError, HttpRefusal
 from .keys import PREFIX, TOGETHER, Keyring
 from .people import LOCAL, Identity
-from .tickets import Tickets
 from .tokens import Terms, Tokens
 
 BEARER, TICKET = "bearer.", "ticket."
@@ -43,8 +42,16 @@ class Gatekeeper:
         """What is wrong with the file of keys as it is now, empty where nothing is."""
         return self._keyring.fault if self._keyring else ""
 
-    def identify(self, headers: Mapping[str, str], tickets: Tickets, now: float, wall: float) -> Identity | None:
-        """Return who sent a request, None where it carries no credential. Raises `HttpRefusal`."""
+    def ticket(self, headers: Mapping[str, str]) -> str | None:
+        """Return the ticket that a request carries, None where it carries another credential, several or none."""
+        found = _credentials(headers) if self.asks else []
+        return found[0][1] if len(found) == 1 and found[0][0] == TICKET else None
+
+    def identify(self, headers: Mapping[str, str], holder: Identity | None, now: float, wall: float) -> Identity | None:
+        """Return who sent a request, None where it carries no credential. Raises `HttpRefusal`.
+
+        `holder` is whose its ticket is, None where it has none that is good.
+        """
         if not self.asks:
             return LOCAL
         found = _credentials(headers)
@@ -53,10 +60,7 @@ class Gatekeeper:
         if len(found) > 1:
             raise HttpRefusal(400, "credentials", "one credential, not several")
         kind, secret = found[0]
-        if kind == TICKET:
-            identity = tickets.spend(secret, headers.get("origin"), now)
-        else:
-            identity = self._find(secret, now, wall)
+        identity = holder if kind == TICKET else self._find(secret, now, wall)
         if identity is None or not self.knows(identity, now, wall):
             raise unauthorized()
         return identity

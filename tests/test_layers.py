@@ -30,6 +30,7 @@ TABLE: dict[str, set[str]] = {
     # hands: each owns exactly one outside thing
     "services": {"events"},
     "turns": set(),
+    "inbox": {"errors"},
     "containment": {"errors", "events", "services"},
     "quarters": set(),
     "leftovers": {"containment"},
@@ -62,15 +63,15 @@ TABLE: dict[str, set[str]] = {
         "tracing",
     },
     "metrics": {"errors", "events", "journal", "run", "session_run", "runs", "__init__"},
-    "entrance": {"errors", "config", "admission", "identity", "upgrade"},
+    "entrance": {"errors", "config", "admission", "identity", "nodes", "upgrade"},
     "history": {"errors", "identity", "queries", "upgrade", "journal", "runs"},
     "openapi": {"errors", "events", "identity", "queries", "upgrade", "journal", "history", "__init__"},
     "past": {"errors", "events", "messages", "journal", "peer"},
     "link": {"nodes"},
     "far": {"errors", "messages", "services", "session", "journal", "nodes", "peer", "entrance", "past", "link"},
-    "stage": {"errors", "messages", "journal", "peer", "session_run", "past"},
+    "stage": {"errors", "messages", "inbox", "journal", "peer", "session_run", "past"},
     "conversation": {
-        "errors", "events", "config", "messages", "services", "session", "peer", "session_run", "runs", "entrance", "past", "journal",
+        "errors", "events", "config", "messages", "services", "inbox", "session", "peer", "session_run", "runs", "entrance", "past", "journal",
         "stage", "far",
     },
     "guests": {

@@ -1,13 +1,15 @@
 """One client on `/ws/session`: a CLI's lines out, verbatim; a client's lines in, built anew.
 
 Rule 1: nothing that a client says reaches the CLI but through `session.rebuild`. Rule 2: what the reader hears is dealt
-with at once and never waits, so that a stop is acted on whatever the client reads. Rule 3: a run is over, its tree
-dealt with, before its client is told so.
+with at once and never waits, so that a stop is acted on whatever the client reads; where a turn takes a decision that
+several servers share, lines wait in the stage's inbox, and a stop does not. Rule 3: a run is over, its tree dealt with,
+before its client is told so.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import functools
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import attrs
@@ -32,6 +34,7 @@ from .errors import (
 )  # fmt: skip
 from .events import Observer, Outcome, Refused
 from .far import Far, Relay
+from .inbox import Inbox
 from .journal import Unfinished
 from .messages import Closing
 from .peer import Client
@@ -90,6 +93,7 @@ class Conversation:
         self._parting = ""
         self._run: SessionRun | None = None
         self._stage: Stage | None = None
+        self._inbox: Inbox | None = None
         self._owns = True
         self._waiting = trio.CancelScope()
         self._nursery: trio.Nursery | None = None
@@ -140,12 +144,14 @@ class Conversation:
         """Wait for a slot, run the CLI, and return what its client is told."""
         self._guest.check_may_run()
         runs, member = self._house.runs, self._guest.member
-        runs.ask(member)
+        await runs.ask(member)
         recalled = await self._recall(start)
         self._run = run = runs.session(start, member)
         run.recalled, self._client, run.teller.context = recalled, start.client, self._guest.context
         kept = self._house.config.replay_bytes
-        stage = Stage(run, self._peer, self._make_way, start.grace, kept, runs.journal)
+        inbox = None if runs.alone else Inbox(self._house.config.max_session_message)
+        stage = Stage(run, self._peer, self._make_way, start.grace, kept, runs.journal, inbox)
+        self._inbox = inbox
         for message in self._early:
             self._take(message, run)
         self._early.clear()
@@ -181,6 +187,8 @@ class Conversation:
             self._nursery = services
             if stage.grace:
                 services.start_soon(stage.watch_grace)
+            if stage.inbox:
+                services.start_soon(stage.inbox.serve)
             closing = BROKEN
             try:
                 outcome = await run.execute(stage)
@@ -203,7 +211,7 @@ class Conversation:
             raise unkept()
         if attach.after > stage.number:
             return self._refuse_ahead(stage.number)
-        self._stage, self._run, self._begun = stage, stage.run, True
+        self._stage, self._run, self._inbox, self._begun = stage, stage.run, stage.inbox, True
         self._owns, self._has_turned, self._client = self._may_own(stage, attach), True, attach.client
         self._peer.allow(self._house.config.max_session_message)
         self._peer.post(self._attached(stage, attach.after))
@@ -319,26 +327,50 @@ class Conversation:
                 raise NotAllowed("a viewer only watches")
             elif op is not None:
                 self._stop(op.mode, run)
+            elif self._inbox:
+                self._inbox.put(len(message), functools.partial(self._say_behind, said, run))
             else:
-                line = session.rebuild(said, run.session.asked, self._house.config.controls)
+                line = self._rebuild(said, run)
+                if self._takes_prompt(line):
+                    self._house.runs.ask_now(self._guest.member)
                 self._say(line, said, run)
-        except ClientError as error:
-            self._peer.post(messages.render_refused(error.code, str(error), **_named(said)))
-        except Busy as error:
-            more = {"retry_after": error.retry_after, **_named(said)}
-            self._peer.post(messages.render_refused(error.code, str(error), **more))
+        except (ClientError, Busy) as error:
+            self._post_refused(error, said)
+
+    async def _say_behind(self, said: dict[str, object], run: SessionRun) -> None:
+        """Do what a client said, once all is done that was said before."""
+        try:
+            line = self._rebuild(said, run)
+            if self._takes_prompt(line):
+                await self._house.runs.ask(self._guest.member)
+            self._say(line, said, run)
+        except (ClientError, Busy) as error:
+            self._post_refused(error, said)
+
+    def _post_refused(self, error: ClientError | Busy, said: dict[str, object]) -> None:
+        retry = {"retry_after": error.retry_after} if isinstance(error, Busy) else {}
+        self._peer.post(messages.render_refused(error.code, str(error), **retry, **_named(said)))
+
+    def _rebuild(self, said: dict[str, object], run: SessionRun) -> ClientLine:
+        return session.rebuild(said, run.session.asked, self._house.config.controls)
+
+    def _takes_prompt(self, line: ClientLine) -> bool:
+        """Return whether a line takes something of the limits: a turn, but not the first, which is the start's.
+
+        Raises `NotKnown` and `NotAllowed` where the credential is not good for a turn any more.
+        """
+        if line.kind is not Kind.USER:
+            return False
+        self._guest.check_may_run()
+        return self._has_turned
 
     def _say(self, line: ClientLine, said: dict[str, object], run: SessionRun) -> None:
-        """Hand a line to the run; a turn takes a credential that is still good, and something left of the limits."""
-        if line.kind is Kind.USER:
-            self._guest.check_may_run()
-            if self._has_turned:  # the first turn is the start's
-                self._house.runs.ask(self._guest.member)
-            self._has_turned = True
+        """Hand a line to the run."""
+        self._has_turned = self._has_turned or line.kind is Kind.USER
         lost, told = run.recalled, None
         if lost and line.kind is Kind.USER:
             more = session.recalling(said, lost.prompt, lost.text)
-            told = session.rebuild(more, run.session.asked, self._house.config.controls)
+            told = self._rebuild(more, run)
         run.say(line, told)
         run.recalled = None if told else lost
 
@@ -346,12 +378,19 @@ class Conversation:
         self._peer.post(messages.render_event("stopping", mode=mode))
         if not self._begun:
             self._waiting.cancel()
-        elif mode == "interrupt":
-            run.interrupt()
-        elif mode == "end":
-            run.finish()
-        else:
+        elif mode == "kill":
             run.stop(Reason.STOPPED, now=True)
+        else:
+            self._end_turn_or_run(mode, run)
+
+    def _end_turn_or_run(self, mode: str, run: SessionRun) -> None:
+        """Interrupt at once, and again behind what waits in the inbox, which was said before; end behind that only."""
+        act = run.interrupt if mode == "interrupt" else run.finish
+        waits = self._inbox is not None and self._inbox.busy
+        if mode == "interrupt" or not waits:
+            act()
+        if self._inbox and waits:
+            self._inbox.put(0, functools.partial(_do, act))
 
     def _detach(self) -> None:
         """Leave, and let the run go on. Raises `NotAllowed` where the client did not say at the start that it may."""
@@ -388,6 +427,10 @@ class Conversation:
 
     def _queue(self, place: int) -> None:
         self._peer.post(messages.render_event("queued", position=place, wait_s=self._house.runs.patience))
+
+
+async def _do(act: Callable[[], None]) -> None:
+    act()
 
 
 def _named(said: dict[str, object]) -> dict[str, object]:

@@ -5,6 +5,7 @@ A run never leaves the nursery of its connection; this module knows of it and ma
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import math
 import time
@@ -59,7 +60,7 @@ class Statistics:
 
 
 class Runs:
-    """Every live run of one server.
+    """Every live run of one server. What limits count is its own, or, with `shared`, all servers' that share a Redis.
 
     Error handling: `open` raises `Busy` where no slot comes free in `queue_timeout` seconds, `TooFast` and `OverBudget`
     where the member has used what it may, `Draining` once the server goes down and `SessionBusy` where another run
@@ -78,10 +79,12 @@ class Runs:
     ) -> None:
         self._workplace = workplace
         self.nodes: Nodes | None = nodes
+        shared = self._shared = nodes.shared if nodes else None
         self.journal: Journal | None = journal
         total = total_limits(workplace.config)
         self._slots = Slots(total.runs, total.waiting)
-        self._allowance = Allowance(total)
+        self._allowance = Allowance(total, shared.spent if shared else None)
+        self._wall = shared.wall if shared else time.time
         self._patience = workplace.config.queue_timeout
         self._sessions = SessionLocks()
         self._sums: OrderedDict[tuple[str, str], Spent] = OrderedDict()
@@ -96,8 +99,11 @@ class Runs:
         self._empty.set()
 
     async def recall(self) -> None:
-        """Count what the journal knows of this day; without one the day begins with the server."""
-        if self.journal is None:
+        """Count what the journal knows of this day; without one the day begins with the server.
+
+        Where servers share what is spent, it is known already.
+        """
+        if self.journal is None or self._shared:
             return
         now = time.time()
         used = await self.journal.usage(UsageQuery(since=day_of(now), by=("identity",), limit=-1))
@@ -116,9 +122,22 @@ class Runs:
         """Seconds for which a run waits for a slot."""
         return self._patience
 
-    def ask(self, member: Member) -> None:
-        """Count a prompt. Raises `TooFast` and `OverBudget`."""
-        self._allowance.ask(member, trio.current_time(), time.time())
+    @property
+    def alone(self) -> bool:
+        """Whether no other server has a say in what a member may do; then `ask_now` will do."""
+        return self._shared is None
+
+    async def ask(self, member: Member) -> None:
+        """Count a prompt; waits only where other servers count too. Raises `TooFast`, `OverBudget` and `Busy`."""
+        if self._shared:
+            await self._shared.ask(member, self._allowance.total)
+        else:
+            self.ask_now(member)
+
+    def ask_now(self, member: Member) -> None:
+        """Count a prompt of a server that is alone. Raises `TooFast` and `OverBudget`."""
+        assert self.alone
+        self._allowance.ask(member, trio.current_time(), self._wall())
 
     @asynccontextmanager
     async def open(
@@ -133,25 +152,23 @@ class Runs:
 
         Cancelling `waiting` ends the wait with `NotWanted`.
         """
-        self.ask(member)
+        await self.ask(member)
         options = self._bounded(prompt.options, member)
-        warm = self._take_warm(options, member)
-        holder = warm or object()
-        with self._sessions.hold(options.resume, member.name):
+        async with contextlib.AsyncExitStack() as stack:
             began = trio.current_time()
-            if warm is None:
-                await self._wait_slot(holder, member, waiting or trio.CancelScope(), on_wait)
-            try:
-                run = self._run(attrs.evolve(prompt, options=options), member, warm)
-                run.teller.waited = trio.current_time() - began
-                with self._registered(run):
-                    yield run
-            finally:
-                try:
-                    if warm:
-                        await warm.aclose()
-                finally:
-                    self._slots.free(holder)
+            with self._patient(waiting or trio.CancelScope()):
+                await self._hold(stack, options.resume, member, on_wait)
+                warm = self._take_warm(options, member)
+                holder = warm or object()
+                if warm is None:
+                    await self._wait_slot(holder, member, on_wait)
+                stack.callback(self._slots.free, holder)
+                if warm:
+                    stack.push_async_callback(warm.aclose)
+            run = self._run(attrs.evolve(prompt, options=options), member, warm)
+            run.teller.waited = trio.current_time() - began
+            with self._registered(run):
+                yield run
 
     def _run(self, prompt: Prompt, member: Member, warm: Warm | None) -> Run:
         timeout = prompt.options.timeout or self._workplace.config.timeout
@@ -168,7 +185,7 @@ class Runs:
 
     def _bounded(self, options: Options, member: Member) -> Options:
         """Let a run spend no more than its member has left of the day."""
-        left = self._allowance.left(member, time.time())
+        left = self._allowance.left(member, self._wall())
         if left is None:
             return options
         left = min(max(left, BUDGET_LEAST), BUDGET_MOST)
@@ -192,11 +209,13 @@ class Runs:
             self._sums.popitem(last=False)
 
     def _spend(self, member: Member, tokens: int, dollars: float) -> str:
-        return self._allowance.spend(member, tokens, dollars, time.time())
+        if self._shared:
+            self._shared.spend(member, tokens, dollars)
+        return self._allowance.spend(member, tokens, dollars, self._wall())
 
     def session(self, start: Start, member: Member = LOCAL) -> SessionRun:
         """Return the run of a session; `admit` lets it begin. Raises `OverBudget`."""
-        self._allowance.check_budget(member, time.time())
+        self._allowance.check_budget(member, self._wall())
         bounded = attrs.evolve(start, options=self._bounded(start.options, member))
         account = self._account(member, bounded.options)
         return SessionRun(bounded, self._kit, account)
@@ -209,22 +228,40 @@ class Runs:
 
         Raises what `open` raises.
         """
-        with self._sessions.hold(run.start.session, member.name):
+        async with contextlib.AsyncExitStack() as stack:
             began = trio.current_time()
-            await self._wait_slot(run, member, waiting, on_wait)
+            with self._patient(waiting):
+                await self._hold(stack, run.start.session, member, on_wait)
+                await self._wait_slot(run, member, on_wait)
+                stack.callback(self._slots.free, run)
             run.teller.waited = trio.current_time() - began
-            try:
-                with self._registered(run):
-                    yield
-            finally:
-                self._slots.free(run)
+            with self._registered(run):
+                yield
 
-    async def _wait_slot(
-        self, holder: object, member: Member, waiting: trio.CancelScope, on_wait: Callable[[int], None]
+    async def _hold(
+        self, stack: contextlib.AsyncExitStack, session: str | None, member: Member, on_wait: Callable[[int], None]
     ) -> None:
-        """Take a slot for `holder`, waiting for it in the queue if need be."""
+        """Hold a session, and one of the runs that its member may have at once, which `Slots` counts for one server."""
+        stack.enter_context(self._sessions.hold(session, member.name))
         if self._draining:
             raise Draining("server shutting down")
+        if self._shared:
+            await stack.enter_async_context(self._shared.hold(member.name, session))
+            await stack.enter_async_context(self._shared.place(member, self._allowance.total, on_wait))
+
+    @contextmanager
+    def _patient(self, waiting: trio.CancelScope) -> Iterator[None]:
+        """Wait inside for `queue_timeout` seconds at most. Raises `NotWanted`, `Busy` and `Draining`."""
+        patience = self._patience
+        with self.until_drain(patience) as late, waiting:
+            yield
+        if waiting.cancelled_caught:
+            raise NotWanted("gave up before a slot came free")
+        if late.cancelled_caught:
+            raise Busy(f"no slot came free within {patience:g} s", retry_after=patience)
+
+    async def _wait_slot(self, holder: object, member: Member, on_wait: Callable[[int], None]) -> None:
+        """Take a slot for `holder`, waiting for it in the queue if need be."""
         if self._slots.take(holder, member.name, member.limits.runs):
             return
         granted = trio.Event()
@@ -232,30 +269,23 @@ class Runs:
         self._slots.queue(waiter, member.limits.waiting)
         has_slot = False
         try:
-            await self._queue_up(waiter, granted, waiting, on_wait)
+            await self._queue_up(waiter, granted, on_wait)
             has_slot = True
         finally:
             if not has_slot:
                 self._slots.leave(waiter)
 
-    async def _queue_up(
-        self, waiter: Waiter, granted: trio.Event, waiting: trio.CancelScope, on_wait: Callable[[int], None]
-    ) -> None:
-        """Wait for a slot for `queue_timeout` seconds. Raises `NotWanted`, `Busy` and `Draining`."""
-        patience, told = self._patience, 0
-        with self.until_drain(patience) as late, waiting:
-            while not waiter.granted:
-                if self._slots.short:
-                    self.pool.evict()  # also one that was still being made ready when the wait began
-                if (place := self._slots.place(waiter)) != told:
-                    told = place
-                    on_wait(place)
-                with trio.move_on_after(PLACE_PERIOD):
-                    await granted.wait()
-        if waiting.cancelled_caught:
-            raise NotWanted("gave up before a slot came free")
-        if late.cancelled_caught:
-            raise Busy(f"no slot came free within {patience:g} s", retry_after=patience)
+    async def _queue_up(self, waiter: Waiter, granted: trio.Event, on_wait: Callable[[int], None]) -> None:
+        """Wait until a slot is granted."""
+        told = 0
+        while not waiter.granted:
+            if self._slots.short:
+                self.pool.evict()  # also one that was still being made ready when the wait began
+            if (place := self._slots.place(waiter)) != told:
+                told = place
+                on_wait(place)
+            with trio.move_on_after(PLACE_PERIOD):
+                await granted.wait()
 
     def _spare_slot(self, holder: object) -> bool:
         """Take a slot that no run waits for; return whether there was one."""

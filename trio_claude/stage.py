@@ -18,6 +18,7 @@ import trio
 
 from . import messages, past
 from .errors import JournalFault, PeerGone, Reason
+from .inbox import Inbox
 from .journal import Journal, Part
 from .messages import Closing
 from .peer import Client
@@ -137,8 +138,11 @@ class Stage:
         grace: float,
         kept: int,
         journal: Journal | None,
+        inbox: Inbox | None = None,
     ) -> None:
         self.run: SessionRun = run
+        self.inbox: Inbox | None = inbox
+        """What owners have said that must wait for a decision which several servers share."""
         self.grace: float = grace
         self.over: trio.Event = trio.Event()
         self.closing: Closing | None = None

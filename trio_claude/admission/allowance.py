@@ -14,10 +14,10 @@ ALL = ""
 class Allowance:
     """The use of one server by all. `now` never goes back; `wall` is the wall clock, as days are its."""
 
-    def __init__(self, total: Limits) -> None:
+    def __init__(self, total: Limits, ledger: Ledger | None = None) -> None:
         self.total: Limits = total
         self._rates = Rates()
-        self._ledger = Ledger()
+        self._ledger = Ledger() if ledger is None else ledger
 
     def ask(self, member: Member, now: float, wall: float) -> None:
         """Count a prompt. Raises `TooFast` and `OverBudget`, and counts nothing then."""

@@ -60,7 +60,7 @@ class Statistics:
 
 
 class Runs:
-    """Every live run of one server. What limits count is its own, or, with `shared`, all servers' that share a Redis.
+    """Every live run of one server. What limits count is its own, or that of all `nodes`.
 
     Error handling: `open` raises `Busy` where no slot comes free in `queue_timeout` seconds, `TooFast` and `OverBudget`
     where the member has used what it may, `Draining` once the server goes down and `SessionBusy` where another run

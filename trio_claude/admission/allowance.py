@@ -23,17 +23,14 @@ class Allowance:
         """Count a prompt. Raises `TooFast` and `OverBudget`, and counts nothing then."""
         self.check_budget(member, wall)
         own, every = member.limits.prompts_per_minute, self.total.prompts_per_minute
-        if wait := self._rates.wait(member.name, own, now):
-            raise TooFast(f"more than {own:g} prompts a minute", retry_after=wait)
-        if wait := self._rates.wait(ALL, every, now):
-            raise TooFast(f"more than {every:g} prompts a minute on this server", retry_after=wait)
+        waits = self._rates.wait(member.name, own, now), self._rates.wait(ALL, every, now)
+        check_rates(member, self.total, *waits)
         self._rates.take(member.name, own, now)
         self._rates.take(ALL, every, now)
 
     def check_budget(self, member: Member, wall: float) -> None:
         """Raise `OverBudget` where the day's tokens or dollars are used up, the member's or those of all."""
-        self._ledger.check(member.name, member.limits, wall)
-        self._ledger.check(ALL, self.total, wall, "the server's")
+        check_budgets(self._ledger, member, self.total, wall)
 
     def spend(self, member: Member, tokens: int, dollars: float, wall: float) -> str:
         """Count what a run has used; return what is over now, empty where nothing is."""
@@ -56,3 +53,17 @@ class Allowance:
             self._ledger.left(ALL, self.total, wall),
         )
         return min((one for one in sums if one is not None), default=None)
+
+
+def check_rates(member: Member, total: Limits, own: float, every: float) -> None:
+    """Raise `TooFast` where there are seconds to wait: `own` of the member, `every` of all together."""
+    if own:
+        raise TooFast(f"more than {member.limits.prompts_per_minute:g} prompts a minute", retry_after=own)
+    if every:
+        raise TooFast(f"more than {total.prompts_per_minute:g} prompts a minute on this server", retry_after=every)
+
+
+def check_budgets(ledger: Ledger, member: Member, total: Limits, wall: float) -> None:
+    """Raise `OverBudget` where a ledger says that a day's tokens or dollars are used up."""
+    ledger.check(member.name, member.limits, wall)
+    ledger.check(ALL, total, wall, "the server's")

@@ -34,12 +34,20 @@ class Ledger:
 
     def spend(self, name: str, tokens: int, dollars: float, now: float) -> None:
         """Add to what `name` has used today."""
+        spent = self._line(name, now)
+        spent.tokens += tokens
+        spent.dollars += dollars
+
+    def learn(self, name: str, tokens: int, dollars: float, now: float) -> None:
+        """Take it that `name` has used at least so much today: others count too."""
+        spent = self._line(name, now)
+        spent.tokens, spent.dollars = max(spent.tokens, tokens), max(spent.dollars, dollars)
+
+    def _line(self, name: str, now: float) -> Spent:
         self._turn_page(now)
         if name not in self._spent and len(self._spent) >= KEPT:
             del self._spent[min(self._spent, key=lambda one: self._spent[one].dollars)]
-        spent = self._spent.setdefault(name, Spent())
-        spent.tokens += tokens
-        spent.dollars += dollars
+        return self._spent.setdefault(name, Spent())
 
     def check(self, name: str, limits: Limits, now: float, whose: str = "your") -> None:
         """Raise `OverBudget` where `name` has used up its day; it says when the next begins."""

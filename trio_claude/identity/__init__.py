@@ -5,7 +5,7 @@ what is wrong with it.
 """
 
 from .gatekeeper import Gatekeeper
-from .people import LOCAL, ROLES, Identity
+from .people import LOCAL, ROLES, Identity, packed, unpacked
 from .tickets import Tickets
 
-__all__ = ["LOCAL", "ROLES", "Gatekeeper", "Identity", "Tickets"]
+__all__ = ["LOCAL", "ROLES", "Gatekeeper", "Identity", "Tickets", "packed", "unpacked"]

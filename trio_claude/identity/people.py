@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from typing import Any
 
 import attrs
 
@@ -35,6 +36,17 @@ class Identity:
     def may_run(self) -> bool:
         """Whether it may start runs."""
         return self.role != "viewer"
+
+
+def packed(identity: Identity) -> dict[str, Any]:
+    """Return an identity as JSON can have it, for another server that it comes to."""
+    until = None if math.isinf(identity.until) else identity.until
+    return {**attrs.asdict(identity), "limits": dict(identity.limits), "until": until}
+
+
+def unpacked(said: Mapping[str, Any]) -> Identity:
+    """Return the identity that another server has packed."""
+    return Identity(**{**said, "until": math.inf if said["until"] is None else said["until"]})
 
 
 LOCAL = Identity("local", "admin")

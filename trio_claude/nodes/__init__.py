@@ -23,6 +23,7 @@ from .control import Control
 from .history import RedisJournal, open_history
 from .membership import Membership
 from .redis import Redis, RedisFault, open_redis
+from .shared import Shared, open_shared
 from .tail import Tail, Watch
 
 LEAVING: Final = 1.0
@@ -38,6 +39,7 @@ class Nodes:
     control: Control
     tail: Tail
     journal: RedisJournal | None
+    shared: Shared
 
     @property
     def name(self) -> str:
@@ -83,8 +85,11 @@ async def open_nodes(config: Config, server: str, observer: Observer) -> AsyncIt
                 services.start_soon(keep_going, "control", control.serve, observer)
                 services.start_soon(keep_going, "tail", tail.serve, observer)
                 services.start_soon(keep_going, "tail", tail.wake, observer)
-                async with _opened_history(config, redis, membership, observer) as journal:
-                    yield Nodes(redis, membership, control, tail, journal)
+                async with (
+                    open_shared(redis, membership, control, observer) as shared,
+                    _opened_history(config, redis, membership, observer) as journal,
+                ):
+                    yield Nodes(redis, membership, control, tail, journal, shared)
         finally:
             with trio.move_on_after(LEAVING, shield=True), suppress(RedisFault):
                 await membership.leave()

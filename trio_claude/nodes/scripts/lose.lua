@@ -1,5 +1,6 @@
--- Ends what a node has, because it is lost or leaves: its live runs, and all that is sent to it.
+-- Ends what a node has, because it is lost or leaves: its live runs, what it holds, and all that is sent to it.
 --: use finish
+--: use held
 local function lose_run(prefix, node, run, at)
   local owner, state, stored = unpack(redis.call('HMGET', prefix .. ':run:' .. run, 'node', 'state', 'stored'))
   if owner ~= node or state ~= 'live' then
@@ -15,6 +16,7 @@ local function lose(prefix, node, at)
   for _, run in ipairs(redis.call('SMEMBERS', live)) do
     lose_run(prefix, node, run, at)
   end
+  drop_all(prefix, node)
   redis.call('DEL', live, prefix .. ':control:' .. node)
   redis.call('HDEL', prefix .. ':nodes', node)
 end

@@ -12,14 +12,13 @@ from pathlib import Path
 import pytest
 import trio
 from harness import until
+from nodes import open_node
 from redis_server import RedisServer
 
 from trio_claude.admission import Limits, Member
-from trio_claude.config import Config
 from trio_claude.errors import Busy, OverBudget, QueueFull, SessionBusy, TooFast
-from trio_claude.events import Event
 from trio_claude.identity import Identity
-from trio_claude.nodes import Nodes, open_nodes
+from trio_claude.nodes import Nodes
 from trio_claude.nodes.scripts import load
 
 pytestmark = pytest.mark.redis
@@ -31,14 +30,8 @@ NAMES = ("first", "second", "third")
 @asynccontextmanager
 async def nodes(server: RedisServer, count: int = 3) -> AsyncIterator[list[Nodes]]:
     """Open so many nodes in this process, each with connections of its own."""
-    events: list[Event] = []
     async with contextlib.AsyncExitStack() as stack:
-        yield [
-            await stack.enter_async_context(
-                open_nodes(Config(redis=server.url, node_lease=2.0), f"node{number}", events.append)
-            )
-            for number in range(count)
-        ]
+        yield [await stack.enter_async_context(open_node(server, f"node{number}")) for number in range(count)]
 
 
 async def test_prompts_of_a_minute_are_counted_over_all_nodes(redis_server: RedisServer) -> None:

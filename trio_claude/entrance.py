@@ -24,6 +24,7 @@ from .identity.gatekeeper import unauthorized
 from .upgrade import Request
 
 if TYPE_CHECKING:
+    from .nodes import Nodes
     from .nodes.shared import Shared
 
 SESSION_DOOR = "/ws/session"
@@ -110,9 +111,9 @@ class Entrance:
         self.config, self._gatekeeper = config, gatekeeper
         self._proxies = [ipaddress.ip_network(network) for network in config.trusted_proxies]
 
-    def join(self, shared: Shared | None) -> None:
+    def join(self, nodes: Nodes | None) -> None:
         """Have one stock of tickets with the other servers, if there are any."""
-        self._shared = shared
+        self._shared = nodes.shared if nodes else None
 
     @property
     def asks(self) -> bool:

@@ -168,6 +168,7 @@ async def open_server(
         told: list[Observer] = [*observers, metrics] if metrics else [*observers]
         opened = open_engine(config, told, environ=environ, tracer_provider=tracer_provider)
         engine = await stack.enter_async_context(opened)
+        entrance.join(engine.nodes)
         if metrics:
             stack.enter_context(metrics.watching(engine.runs))
         household = _furnish(config, engine, entrance, notice, metrics, demo=demo)

@@ -153,6 +153,14 @@ async def exchange(port: int, data: bytes) -> bytes:
         return bytes(await stream.receive_some(65536))
 
 
+@pytest.fixture(params=["alone", pytest.param("shared", marks=pytest.mark.redis)])
+def sharing(request: pytest.FixtureRequest) -> dict[str, Any]:
+    """The settings of a server that is alone, and of one that shares what it counts: both do the same."""
+    if request.param == "alone":
+        return {}
+    return {"redis": request.getfixturevalue("redis_server").url, "node_lease": 2.0}
+
+
 def told(answer: bytes) -> int:
     return int(answer.split(b" ", 2)[1])
 
@@ -348,8 +356,8 @@ async def test_a_key_that_is_taken_back_starts_nothing_new(fake: Backend) -> Non
         assert (await ask(server, "hello", key=keys["bob"])).code == 1000
 
 
-async def test_prompts_over_the_rate_are_told_when_to_come_back(fake: Backend) -> None:
-    async with fake.serve_known("alice", "bob", prompts_per_minute=1.0) as (server, keys):
+async def test_prompts_over_the_rate_are_told_when_to_come_back(fake: Backend, sharing: dict[str, Any]) -> None:
+    async with fake.serve_known("alice", "bob", prompts_per_minute=1.0, **sharing) as (server, keys):
         assert (await ask(server, "hello", key=keys["alice"])).code == 1000
         said = await ask(server, "hello", key=keys["alice"])
         assert said.code == 1013
@@ -357,8 +365,8 @@ async def test_prompts_over_the_rate_are_told_when_to_come_back(fake: Backend) -
         assert (await ask(server, "hello", key=keys["bob"])).code == 1000
 
 
-async def test_a_run_that_passes_the_day_ends_over_budget(fake: Backend) -> None:
-    async with fake.serve_known("alice", "bob", dollars_per_day=0.0001) as (server, keys):
+async def test_a_run_that_passes_the_day_ends_over_budget(fake: Backend, sharing: dict[str, Any]) -> None:
+    async with fake.serve_known("alice", "bob", dollars_per_day=0.0001, **sharing) as (server, keys):
         said = await ask(server, "hello", key=keys["alice"])
         assert said.of_type("result")
         assert said.code == 1011
@@ -373,8 +381,8 @@ async def test_a_run_that_passes_the_day_ends_over_budget(fake: Backend) -> None
     assert ended.outcome.receipt.survivors == 0
 
 
-async def test_who_leaves_before_the_result_is_charged_all_the_same(fake: Backend) -> None:
-    async with fake.serve_known("alice", tokens_per_day=5) as (server, keys):
+async def test_who_leaves_before_the_result_is_charged_all_the_same(fake: Backend, sharing: dict[str, Any]) -> None:
+    async with fake.serve_known("alice", tokens_per_day=5, **sharing) as (server, keys):
         async with connect(server, key=keys["alice"]) as socket:
             prompt = directive("slow", n=200, ms=20)
             await socket.send_message(json.dumps({"prompt": prompt, "meta": "T", "partial": True}))
@@ -478,8 +486,8 @@ async def test_a_page_of_a_named_origin_may_read_answers(fake: Backend) -> None:
         assert told(await exchange(server.port, request("OPTIONS", "/api/ticket", host="localhost"))) == 401
 
 
-async def test_a_ticket_is_bought_and_spent_over_the_wire(fake: Backend) -> None:
-    async with fake.serve_known("alice") as (server, keys):
+async def test_a_ticket_is_bought_and_spent_over_the_wire(fake: Backend, sharing: dict[str, Any]) -> None:
+    async with fake.serve_known("alice", **sharing) as (server, keys):
         answer = await exchange(server.port, request("POST", "/api/ticket", host="localhost", **auth(keys["alice"])))
         said = json.loads(answer.partition(b"\r\n\r\n")[2])
         assert said["seconds"] == 30
@@ -525,8 +533,8 @@ async def test_a_session_that_passes_the_day_ends_over_budget(name: str, folder:
         assert (await ask(server, "hello", key=keys["bob"])).code == 1000
 
 
-async def test_turns_over_the_rate_are_refused_and_the_session_goes_on(fake: Backend) -> None:
-    async with fake.serve_known("alice", prompts_per_minute=2.0) as (server, keys):
+async def test_turns_over_the_rate_are_refused_and_the_session_goes_on(fake: Backend, sharing: dict[str, Any]) -> None:
+    async with fake.serve_known("alice", prompts_per_minute=2.0, **sharing) as (server, keys):
         async with open_talk(server, keys["alice"]) as talk:
             await talk.start()
             for _ in range(2):
@@ -541,9 +549,11 @@ async def test_turns_over_the_rate_are_refused_and_the_session_goes_on(fake: Bac
             assert (await talk.event("ended"))["reason"] == "exit"
 
 
-async def test_a_turn_takes_a_credential_that_is_still_good(fake: Backend, tmp_path: Path) -> None:
+async def test_a_turn_takes_a_credential_that_is_still_good(
+    fake: Backend, tmp_path: Path, sharing: dict[str, Any]
+) -> None:
     """A token that has expired ends nothing, and begins nothing."""
-    async with fake.serve_known("alice", jwt_leeway=0.0, **jwt_settings(tmp_path)) as (server, _):
+    async with fake.serve_known("alice", jwt_leeway=0.0, **jwt_settings(tmp_path), **sharing) as (server, _):
         async with open_talk(server, token(2)) as talk:
             await talk.start()
             await talk.user("hello")
@@ -572,8 +582,8 @@ async def test_a_session_that_waits_is_told_its_place_as_it_changes(fake: Backen
         await until(lambda: talks[2].code is not None)
 
 
-async def test_what_was_spent_outlives_the_server(fake: Backend) -> None:
-    kept = {"journal": f"sqlite:{fake.cwd.parent}/j.db", "dollars_per_day": 0.0001}
+async def test_what_was_spent_outlives_the_server(fake: Backend, sharing: dict[str, Any]) -> None:
+    kept = {**(sharing or {"journal": f"sqlite:{fake.cwd.parent}/j.db"}), "dollars_per_day": 0.0001}
     async with fake.serve_known("alice", **kept) as (server, keys):
         assert (await ask(server, "hello", key=keys["alice"])).reason.startswith("over-budget")
     async with fake.serve_known("alice", "bob", **kept) as (server, keys):

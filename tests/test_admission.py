@@ -273,6 +273,17 @@ def test_the_dollars_of_all_together() -> None:
         allowance.ask(Member("c"), 0, 0)
 
 
+def test_a_ledger_takes_what_others_know_but_never_less_and_never_of_another_day() -> None:
+    ledger = Ledger()
+    ledger.spend("a", 5, 0.5, DAY)
+    ledger.learn("a", 3, 0.75, DAY)
+    assert (ledger.of("a", DAY).tokens, ledger.of("a", DAY).dollars) == (5, 0.75)
+    ledger.learn("a", 100, 100, DAY - 1)
+    assert ledger.of("a", DAY).tokens == 5
+    ledger.learn("a", 1, 0.25, 2 * DAY)
+    assert (ledger.of("a", 2 * DAY).tokens, ledger.of("a", 2 * DAY).dollars) == (1, 0.25)
+
+
 def test_a_ledger_forgets_who_spent_least(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("trio_claude.admission.budgets.KEPT", 3)
     ledger = Ledger()

@@ -339,6 +339,22 @@ async def test_a_redis_that_has_lost_its_last_moments_is_told_again(redis_server
         assert spent(redis_server, "key:alice") == spent(redis_server, "") == (515, 2_375_000)
 
 
+async def test_a_redis_without_memory_refuses_and_is_told_later(redis_server: RedisServer) -> None:
+    alice = Member("key:alice", Limits(tokens_per_day=1000))
+    async with nodes(redis_server, 1) as (a,):
+        redis_server.call("CONFIG", "SET", "maxmemory", "1")
+        try:
+            a.shared.spend(alice, 10, 0.5)
+            for _ in range(2):
+                with pytest.raises(Busy, match="not at hand"), trio.fail_after(1):
+                    await a.shared.ask(alice, NONE)
+        finally:
+            redis_server.call("CONFIG", "SET", "maxmemory", "0")
+        await ready(a)
+        await a.shared.ask(alice, NONE)
+        assert spent(redis_server, "key:alice") == (10, 500_000)
+
+
 async def test_who_gave_up_while_redis_hung_has_taken_nothing(redis_server: RedisServer) -> None:
     """What lies in a connection that was given up is read by Redis when it goes on; it is too late then."""
     alice = Member("key:alice", Limits(runs=1))

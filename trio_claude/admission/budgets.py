@@ -39,7 +39,9 @@ class Ledger:
         spent.dollars += dollars
 
     def learn(self, name: str, tokens: int, dollars: float, now: float) -> None:
-        """Take it that `name` has used at least so much today: others count too."""
+        """Take it that `name` has used at least so much on the day of `now`, unless that is over: others count too."""
+        if now // DAY < self._day:
+            return
         spent = self._line(name, now)
         spent.tokens, spent.dollars = max(spent.tokens, tokens), max(spent.dollars, dollars)
 

@@ -8,8 +8,9 @@ then on nothing counts that an older one had still to say. This module must neve
 from __future__ import annotations
 
 import itertools
+import math
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Final
 
 import attrs
@@ -98,10 +99,15 @@ class Desk:
         """Return the time by Redis' clock, in seconds since 1970."""
         return trio.current_time() + self._ahead
 
-    def learn(self, milliseconds: int) -> float:
-        """Take what Redis' clock says; return it in seconds."""
+    def learn(self, milliseconds: int, sums: Iterable[tuple[str, int, int]] = ()) -> float:
+        """Take what Redis' clock says, and what was spent by then: names, tokens, millionths. Return the seconds.
+
+        An answer that took its time says less than the one before; so the clock never goes back on one connection.
+        """
         wall = milliseconds / 1000
-        self._ahead = wall - trio.current_time()
+        self._ahead = max(self._ahead, wall - trio.current_time())
+        for name, tokens, millionths in sums:
+            self.spent.learn(name, tokens, millionths / MILLIONTHS, wall)
         return wall
 
     def spend(self, name: str, tokens: int, dollars: float) -> None:
@@ -186,7 +192,10 @@ class Desk:
                     await self._tell()
                 else:
                     await trio.sleep(PAUSE)
-            except RedisGone:
+            except RedisFault as error:
+                self._change(connected=False)
+                if not isinstance(error, RedisGone):
+                    raise
                 await self._redis.wait()
 
     async def _meet(self) -> bool:
@@ -198,6 +207,7 @@ class Desk:
         answer = await self._redis.run(load("meet"), [], *self._introduction(), *said)
         if answer[0] != b"ok" or not self._redis.connected:
             return False
+        self._ahead = -math.inf
         now = self.learn(answer[1])
         for sums in self._messages:
             sums.told = (sums.told or now) if sums.number <= answer[2] else None
@@ -217,15 +227,18 @@ class Desk:
             self._put_together()
             await self._tell_sums()
             for first in range(0, len(going), NAMES):
-                some = going[first : first + NAMES]
-                _, *told = await self._redis.run(load("free"), [], *self._introduction(), *some)
-                for node, name in zip(told[::2], told[1::2], strict=True):
-                    self._call_next(node.decode(), name.decode())
+                await self._free(going[first : first + NAMES])
             self._done = upto
             self._wake()
             if self._ready and self._asked == self._done:
                 self._stir = trio.Event()
                 await self._stir.wait()
+
+    async def _free(self, entries: list[str]) -> None:
+        """Let go of entries, and have it known who is next where a place is free by that."""
+        _, *told = await self._redis.run(load("free"), [], *self._introduction(), *entries)
+        for node, name in zip(told[::2], told[1::2], strict=True):
+            self._call_next(node.decode(), name.decode())
 
     def _put_together(self) -> None:
         """Make messages of the sums that wait."""
@@ -240,15 +253,14 @@ class Desk:
 
     async def _tell_sums(self) -> None:
         """Tell the sums that Redis has not, in their order, and forget those that it has had for long enough."""
-        for sums in [one for one in self._messages if one.told is None]:
+        untold = list(itertools.takewhile(lambda sums: sums.told is None, reversed(self._messages)))
+        for sums in reversed(untold):
             words = [word for name, used in sums.used.items() for word in (name, *used)]
             answer = await self._redis.run(load("spend"), [], *self._introduction(), sums.number, *words)
             if answer[0] != b"ok":
                 self._change(connected=False)
                 return
-            sums.told = self.learn(answer[1])
-            for name, tokens, millionths in zip(sums.used, answer[2::2], answer[3::2], strict=True):
-                self.spent.learn(name, tokens, millionths / MILLIONTHS, sums.told)
+            sums.told = self.learn(answer[1], zip(sums.used, answer[2::2], answer[3::2], strict=True))
         while self._messages and self._is_old(self._messages[0]):
             self._messages.popleft()
 

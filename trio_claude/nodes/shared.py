@@ -81,10 +81,8 @@ class Shared:
         if not any(limits):
             return
         answer = await self._desk.decide("ask", member.name, *limits)
-        now = self._desk.learn(answer[1])
-        for name, tokens, millionths in ((member.name, *answer[2:4]), (ALL, *answer[4:6])):
-            self.spent.learn(name, tokens, millionths / MILLIONTHS, now)
-        check_budgets(self.spent, member, total, now)
+        self._desk.learn(answer[1], ((member.name, *answer[2:4]), (ALL, *answer[4:6])))
+        check_budgets(self.spent, member, total, self.wall())
         check_rates(member, total, answer[6] / MILLIONTHS, answer[7] / MILLIONTHS)
 
     def spend(self, member: Member, tokens: int, dollars: float) -> None:

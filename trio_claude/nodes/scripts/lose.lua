@@ -17,6 +17,7 @@ local function lose(prefix, node, at)
     lose_run(prefix, node, run, at)
   end
   drop_all(prefix, node)
+  redis.call('EXPIRE', prefix .. ':desk:' .. node, 172800) -- it may come back, and must not be counted twice then
   redis.call('DEL', live, prefix .. ':control:' .. node)
   redis.call('HDEL', prefix .. ':nodes', node)
 end

@@ -28,5 +28,5 @@ for entry, how in pairs(wanted) do
   end
 end
 redis.call('HSET', desk, 'visit', visit)
-redis.call('EXPIRE', desk, 172800)
+redis.call('PERSIST', desk)
 return {'ok', now(), tonumber(found[2]) or 0}

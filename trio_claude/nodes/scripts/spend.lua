@@ -21,5 +21,4 @@ if is_new then
   redis.call('HSET', desk, 'told', number)
   redis.call('EXPIRE', key, KEPT)
 end
-redis.call('EXPIRE', desk, KEPT)
 return {'ok', now(), unpack(sums)}

@@ -1,6 +1,6 @@
 -- What was used on a day of UTC, by Redis' clock: for each name tokens and millionths of a dollar; all together is ''.
 local MOST = 2 ^ 53
-local KEPT = 172800
+local KEPT = 172800 -- seconds
 
 local function spent_key(prefix)
   return prefix .. ':spent:' .. math.floor(redis.call('TIME')[1] / 86400)

@@ -45,7 +45,7 @@ REFUSALS: Final = {
     426: "a WebSocket handshake of another version",
     429: "too many connections",
     431: "a head that is too large",
-    503: "a journal, or what servers share, that is not at hand just now, or a server that has the run and does not answer",
+    503: "a journal or what servers share is not at hand just now, or the server that has the run does not answer",
     501: "a transfer encoding that is not spoken here",
 }
 """Every status by which a request is refused that is at the right path with the right method."""

@@ -221,8 +221,9 @@ async def test_what_is_said_stays_in_order_and_what_redis_can_not_count_is_refus
         await talk.user("hello")
         refused = await talk.event("refused")
         assert (refused["code"], refused["retry_after"]) == ("busy", 1)
-        redis_server.start()
         assert server.runs.nodes
+        await until(lambda: not server.runs.nodes.shared._desk._ready)
+        redis_server.start()
         await until(lambda: server.runs.nodes.shared._desk._ready)
         await talk.user("hello")
         await talk.result()

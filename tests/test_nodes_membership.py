@@ -142,6 +142,18 @@ async def test_a_redis_that_has_forgotten_all_makes_no_token_twice(redis_server:
             assert {nodes.token, other.token, late.token} == {*(await tokens(nodes.redis))}
 
 
+async def test_a_redis_that_comes_back_without_a_node_hears_of_it_at_once(redis_server: RedisServer) -> None:
+    """Not with the next regular sign of life: until then this node could take no decision with the others."""
+    async with open_node(redis_server, "a", lease=60.0) as nodes:
+        redis_server.call("FLUSHALL")
+        redis_server.call("CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes")
+        await nodes.redis.wait(connected=False)
+        await until(lambda: nodes.connected)
+        with trio.fail_after(2):
+            while await nodes_in(nodes.redis) != {b"a"}:
+                await trio.sleep(0.01)
+
+
 async def tokens(redis: Redis) -> list[int]:
     return [int(value.split(b":")[0]) for value in (await redis.ask("HGETALL", redis.key("nodes"))).values()]
 

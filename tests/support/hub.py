@@ -191,6 +191,7 @@ class Node:
     address = "the hub"
     connected = True
     token = 1
+    shared = None  # each decides for itself
 
     def __init__(self, hub: Hub, name: str) -> None:
         self.name = name

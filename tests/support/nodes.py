@@ -18,8 +18,10 @@ LEASE = 2.0
 
 
 @asynccontextmanager
-async def open_node(server: RedisServer, name: str = "here", observer: Observer | None = None) -> AsyncIterator[Nodes]:
-    config = Config(redis=server.url, node_lease=LEASE, journal="none")
+async def open_node(
+    server: RedisServer, name: str = "here", observer: Observer | None = None, *, lease: float = LEASE
+) -> AsyncIterator[Nodes]:
+    config = Config(redis=server.url, node_lease=lease, journal="none")
     events: list[Event] = []
     async with open_nodes(config, name, observer or events.append) as nodes:
         yield nodes

@@ -38,6 +38,7 @@ class Membership:
         self._observer = observer
         self._handlers: list[Callable[[str], None]] = []
         self._refusal = ""
+        self._came = trio.Event()
         redis.on_change(self._tell)
 
     def on_lost(self, handler: Callable[[str], None]) -> None:
@@ -61,6 +62,7 @@ class Membership:
     async def serve(self) -> None:
         """Give signs of life, and look for lost nodes, until cancelled."""
         while True:
+            self._came = trio.Event()
             try:
                 await self._beat()
             except RedisGone:
@@ -70,7 +72,8 @@ class Membership:
                 self._refuse(str(error))
             else:
                 self._refuse("")
-            await trio.sleep(self.lease / BEATS)
+            with trio.move_on_after(self.lease / BEATS):
+                await self._came.wait()
 
     @property
     def _lease_ms(self) -> int:
@@ -104,5 +107,7 @@ class Membership:
             self._observer(NodeState(self.name, DISCONNECTED if why else CONNECTED, why))
 
     def _tell(self, connected: bool) -> None:
+        if connected:  # it may have forgotten this node
+            self._came.set()
         detail = "" if connected else self._redis.fault
         self._observer(NodeState(self.name, CONNECTED if connected else DISCONNECTED, detail))

@@ -464,6 +464,19 @@ async def test_what_waits_is_bounded_and_what_is_kept_too(
         assert other.stored
 
 
+async def test_a_burst_is_told_when_it_is_over(
+    journal: RedisJournal, redis_server: RedisServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(history, "BURST_PATIENCE", 5)
+    run = journal.begin(begun("a"))
+    for _ in range(30):
+        run.lines([b"x" * 400_000])
+        await trio.sleep(0.002)
+    assert journal.waiting > 8_000_000
+    await until(lambda: not journal.waiting, 2)
+    assert redis_server.call("HGET", "trio-claude:run:a", "stored") == b"30"
+
+
 async def test_a_redis_without_memory_left_is_told_again_when_it_has_some() -> None:
     with open_redis_server("--maxmemory", "6mb") as server:
         async with open_history_of(server) as journal:

@@ -51,10 +51,12 @@ GATHER: Final = 0.005
 """Seconds since Redis was told something, within which what comes waits; not where somebody waits for it."""
 BURST: Final = 256 * 1024
 """Bytes in such a time that are a burst, which no run says at the pace of a model."""
+BURST_GATHER: Final = 0.02
+"""Seconds in which so many must come for the burst to go on."""
 BURST_PATIENCE: Final = 0.5
 """Seconds for which what has come waits for the end of a burst, at most."""
 BURST_BYTES: Final = QUEUE_BYTES * 3 // 4
-"""Bytes that wait no longer: Redis, which takes a core for what it takes, gets them while more is relayed."""
+"""Bytes over which Redis gets some in a burst too, though it takes a core for it."""
 GROUP_BYTES: Final = 1024 * 1024
 """Bytes behind which what is told at a time takes no more: Redis has others to answer in between."""
 PAUSE: Final = 0.2
@@ -295,7 +297,10 @@ class RedisJournal(Backlog, Journal):
         self._incarnation = incarnation
 
     async def _come_by(self, wire: Wire) -> int:
-        """Wait for something to tell; return how much there is by now. Raises `RedisGone`."""
+        """Wait for something to tell; return how much of it is to be told by now: in a burst no more than must be.
+
+        Raises `RedisGone`.
+        """
         while not self._waiting:
             self._idle, self._come = True, trio.Event()
             with trio.move_on_after(KEEP) as scope:
@@ -306,7 +311,7 @@ class RedisJournal(Backlog, Journal):
                 self.fault = ""
         self._idle, self._come = False, trio.Event()
         await self._gather(self._passed + GATHER, trio.current_time() + BURST_PATIENCE)
-        return len(self._waiting)
+        return 1 if self._bytes > self.enough else len(self._waiting)
 
     async def _gather(self, until: float, latest: float) -> None:
         """Let what has come wait for more if something was told just now; in a burst longer, which is relayed first."""
@@ -315,7 +320,7 @@ class RedisJournal(Backlog, Journal):
             before = self._bytes
             with trio.move_on_at(until):
                 await self._come.wait()
-            until = trio.current_time() + GATHER
+            until = trio.current_time() + BURST_GATHER
 
     async def _pass_on(self, wire: Wire, queue: deque[Write], most: int) -> int:
         """Tell the first of what is to be told, and take off what Redis takes, or never will; return how much.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime
 import ipaddress
 import logging
+import time
 from pathlib import Path
 
 import pytest
@@ -116,6 +117,21 @@ async def test_an_answer_that_takes_long_is_waited_for_while_others_come(redis_s
     async with open_redis(config(redis_server)) as redis:
         await redis.ask("SET", "big", b"x" * 32 * 1024 * 1024)
         assert len(await redis.ask("GET", "big")) == 32 * 1024 * 1024
+
+
+async def test_a_process_that_stood_still_does_not_take_redis_for_gone(redis_server: RedisServer) -> None:
+    async with open_redis(config(redis_server)) as redis:
+        told: list[bool] = []
+        redis.on_change(told.append)
+        async with trio.open_nursery() as nursery:
+            for number in range(5):
+                nursery.start_soon(redis.ask, "ECHO", number)
+            await trio.lowlevel.checkpoint()
+            for _ in range(4):
+                time.sleep(0.7)  # noqa: ASYNC251 - the whole loop is to stand still
+                await trio.lowlevel.checkpoint()
+        assert await redis.ask("PING") == b"PONG"
+        assert told == []
 
 
 async def test_what_cannot_be_reached_is_told_at_the_start(folder: Path, caplog: pytest.LogCaptureFixture) -> None:

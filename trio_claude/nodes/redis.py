@@ -38,6 +38,8 @@ PATIENCE: Final = 2.0
 """Seconds at most without a byte from Redis while something is asked; then it is gone."""
 PATIENCE_SHARE: Final = 4
 """Of a lease the patience is no more than one part in so many, so that a Redis that hangs loses no node its lease."""
+LOOKS: Final = 8
+"""Looks in such a time whether a byte has come."""
 GONE: Final = "Redis does not answer"
 BACKOFF: Final = (0.05, 1.0)
 """Seconds between two tries to connect: at first, and at most."""
@@ -191,14 +193,17 @@ class Wire:
             self.lost.set()
 
     async def watch(self, patience: float) -> None:
-        """End it where something is asked and no byte comes for `patience` seconds."""
-        told, counted = trio.current_time(), -1
+        """End it where something is asked and no byte comes for `patience` seconds.
+
+        Looks are counted, not seconds: while this process stood still it read nothing, and that is not Redis' fault.
+        """
+        silent, counted = 0, -1
         while not self.lost.is_set():
-            await trio.sleep(patience / 8)
+            await trio.sleep(patience / LOOKS)
             figures = self._connection.statistics
-            if not figures.requests_pending or figures.bytes_read != counted:
-                told, counted = trio.current_time(), figures.bytes_read
-            elif trio.current_time() - told > patience:
+            silent = silent + 1 if figures.requests_pending and figures.bytes_read == counted else 0
+            counted = figures.bytes_read
+            if silent >= LOOKS:
                 self.cut()
 
 

@@ -70,19 +70,19 @@ TABLE: dict[str, set[str]] = {
     "link": {"nodes"},
     "far": {"errors", "messages", "services", "session", "journal", "nodes", "peer", "entrance", "past", "link"},
     "stage": {"errors", "messages", "inbox", "journal", "peer", "session_run", "past"},
+    "room": {"events", "config", "messages", "runs", "stage", "far"},
     "conversation": {
-        "errors", "events", "config", "messages", "services", "inbox", "session", "peer", "session_run", "runs", "entrance", "past", "journal",
-        "stage", "far",
+        "errors", "events", "messages", "services", "inbox", "session", "peer", "session_run", "entrance", "past", "journal", "stage", "far", "room",
     },
     "guests": {
-        "context", "errors", "events", "faults", "config", "messages", "identity", "nodes", "peer", "entrance", "link",
+        "room", "context", "errors", "events", "faults", "config", "messages", "identity", "nodes", "peer", "entrance", "link",
         "stage", "conversation",
     },
     "connection": {
-        "context", "errors", "events", "faults", "config", "messages", "peer", "upgrade", "run", "runs", "entrance", "far", "stage", "conversation",
+        "room", "context", "errors", "events", "faults", "config", "messages", "peer", "upgrade", "run", "runs", "entrance", "far", "stage", "conversation",
     },
     "sayings": {
-        "errors", "events", "config", "messages", "session", "queries", "journal", "history", "openapi", "conversation",
+        "room", "errors", "events", "config", "messages", "session", "queries", "journal", "history", "openapi", "conversation",
     },
     "asyncapi": {
         "errors", "events", "config", "messages", "session", "entrance", "openapi", "connection", "sayings", "__init__",
@@ -91,7 +91,7 @@ TABLE: dict[str, set[str]] = {
         "errors", "containment", "identity", "upgrade", "workplace", "runs", "entrance", "history", "openapi", "asyncapi",
     },
     "server": {
-        "errors", "events", "config", "admission", "peer", "runs", "services", "engine", "metrics", "entrance", "api", "stage",
+        "room", "errors", "events", "config", "admission", "peer", "runs", "services", "engine", "metrics", "entrance", "api", "stage",
         "conversation", "connection", "far", "guests", "telling", "__init__",
     },
     # faces

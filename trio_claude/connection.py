@@ -15,7 +15,7 @@ import trio
 
 from . import context, messages
 from .config import Config
-from .conversation import Conversation, Room
+from .conversation import Conversation
 from .entrance import SESSION_DOOR, Entrance, Guest
 from .errors import Busy, ClientError, CloseCode, Draining, NoMessage, NotWanted, PeerGone, Reason
 from .events import PATH_LIMIT, Answered, ConnectionClosed, ConnectionOpened, Crashed, Observer, Refused
@@ -23,6 +23,7 @@ from .far import Far
 from .faults import run_of
 from .messages import Closing, Prompt
 from .peer import Heart, Peer, accept
+from .room import Room
 from .run import Run
 from .runs import Runs
 from .stage import Stage

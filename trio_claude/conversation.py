@@ -9,14 +9,12 @@ before its client is told so.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 
 import attrs
 import trio
 
 from . import messages, past, session
-from .config import Config
 from .entrance import Guest
 from .errors import (
     Ahead,
@@ -32,20 +30,18 @@ from .errors import (
     PeerGone,
     Reason,
 )  # fmt: skip
-from .events import Observer, Outcome, Refused
-from .far import Far, Relay
+from .events import Outcome, Refused
+from .far import Relay
 from .inbox import Inbox
 from .journal import Unfinished
 from .messages import Closing
 from .peer import Client
-from .runs import Runs
+from .room import Room
 from .services import open_services
 from .session import Attach, ClientLine, Detach, Kind, Start
 from .session_run import SessionRun
 from .stage import Stage
 
-PROTOCOL = 1
-"""The version of the contract of `/ws/session`."""
 ID_LIMIT = 128
 """Characters of a request's id that a refusal repeats."""
 CREDENTIAL_PERIOD = 2.0
@@ -54,29 +50,6 @@ BROKEN = Closing(None, CloseCode.FAILED, "a fault of the server")
 """What those hear who have attached to a run that a bug has ended."""
 EARLY_LIMIT = 8
 """Messages that a client may send while its first is not dealt with yet."""
-
-
-@attrs.frozen
-class Room:
-    """What all sessions of one server share, and what one of them is greeted with."""
-
-    runs: Runs
-    config: Config
-    observer: Observer
-    stages: dict[str, Stage]
-    greeting: str
-    """Empty where another node has greeted the client."""
-    far: Far | None = None
-    """The way to the runs of other nodes, if there are any."""
-
-    @contextmanager
-    def on_stage(self, stage: Stage) -> Iterator[None]:
-        """Let others find a run while it lives."""
-        self.stages[stage.run.id] = stage
-        try:
-            yield
-        finally:
-            del self.stages[stage.run.id]
 
 
 class Conversation:
@@ -447,26 +420,3 @@ def _unknown(attach: Attach) -> NotOpen:
 def unkept() -> JournalFault:
     """Return the error for a client of another node on a run of which the journal does not take what it says."""
     return JournalFault("the journal does not take what the run says; only the server that runs it can tell it", 1.0)
-
-
-def greeting(config: Config, version: str, containment: str, identity: str) -> str:
-    """Return the first frame of a session."""
-    limits = {
-        "message": config.max_session_message,
-        "line": config.max_line,
-        "timeout": config.timeout,
-        "idle_timeout": config.session_idle_timeout,
-        "session_timeout": config.session_timeout,
-        "approval_timeout": config.approval_timeout,
-        "grace": config.grace_max,
-    }
-    return messages.render_event(
-        "hello",
-        protocol=PROTOCOL,
-        version=version,
-        containment=containment,
-        limits=limits,
-        options=list(config.session_offered),
-        control=list(config.controls),
-        identity=identity,
-    )

@@ -16,7 +16,7 @@ import trio
 
 from . import context, messages
 from .config import Config
-from .conversation import EARLY_LIMIT, Conversation, Room, unkept
+from .conversation import EARLY_LIMIT, Conversation, unkept
 from .entrance import Entrance, Guest
 from .errors import CloseCode, PeerGone
 from .events import Crashed
@@ -25,6 +25,7 @@ from .identity import Identity
 from .link import Link, LinkBroken
 from .messages import Closing
 from .peer import Listener
+from .room import Room
 from .stage import Stage
 
 if TYPE_CHECKING:

@@ -13,7 +13,7 @@ import attrs
 
 from . import errors
 from .config import CONTROLS, GRANTS, OPTIONS
-from .conversation import ID_LIMIT, PROTOCOL
+from .conversation import ID_LIMIT
 from .errors import Busy, ClientError, Draining, Reason
 from .events import Receipt
 from .history import RUN_ID
@@ -21,6 +21,7 @@ from .journal import Unfinished
 from .messages import Options, Prompt
 from .openapi import Json, record, schema_of
 from .queries import Text
+from .room import PROTOCOL
 from .session import lines, ops
 
 ONCE: Final = "fork"

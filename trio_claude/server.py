@@ -24,7 +24,6 @@ from .admission import Doorstep
 from .api import OPEN_PATHS, Api
 from .config import Config
 from .connection import Household, serve_connection
-from .conversation import greeting
 from .engine import Engine, open_engine
 from .entrance import Entrance, changed, is_loopback
 from .errors import ConfigError
@@ -32,6 +31,7 @@ from .events import Listening, Observer, Refused, Reloaded, Strained, Weak
 from .far import Far
 from .guests import Guests
 from .peer import NOTSENT_LOWAT, Heart
+from .room import greeting
 from .runs import Runs
 from .services import keep_going, open_services
 from .stage import Stage
@@ -168,7 +168,6 @@ async def open_server(
         told: list[Observer] = [*observers, metrics] if metrics else [*observers]
         opened = open_engine(config, told, environ=environ, tracer_provider=tracer_provider)
         engine = await stack.enter_async_context(opened)
-        entrance.join(engine.nodes)
         if metrics:
             stack.enter_context(metrics.watching(engine.runs))
         household = _furnish(config, engine, entrance, notice, metrics, demo=demo)
@@ -192,6 +191,7 @@ def _furnish(
     """Return what the server's connections share."""
     scrape = metrics.render if metrics else None
     nodes = engine.nodes
+    entrance.join(nodes)
     far = Far(nodes, nodes.journal, config.max_session_message) if nodes and nodes.journal else None
     api = Api(
         engine.workplace, engine.containment, engine.runs, entrance, notice, demo=demo, metrics=scrape,

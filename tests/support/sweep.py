@@ -19,10 +19,10 @@ from trio.testing import MemorySendStream
 from trio_claude.api import OPEN_PATHS, Api
 from trio_claude.config import Config
 from trio_claude.connection import DOOR, SESSION_DOOR, Household, serve_connection
-from trio_claude.conversation import greeting
 from trio_claude.entrance import Entrance
 from trio_claude.events import Crashed, Event, RunEnded
 from trio_claude.peer import Heart
+from trio_claude.room import greeting
 from trio_claude.runs import Runs
 from trio_claude.workplace import Workplace
 

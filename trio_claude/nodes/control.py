@@ -89,7 +89,7 @@ class Control:
 
     def tell(self, node: str, packet: Packet) -> None:
         """Have a packet go to a node, behind those before. It may be lost: see above."""
-        text = json.dumps(packet, separators=(",", ":"))
+        text = json.dumps(packet, separators=(",", ":"), ensure_ascii=False)
         outbox = self._outboxes.setdefault(node, _Outbox())
         size = len(text) + PACKET_BYTES
         if self._waiting + size > WAITING_BYTES:

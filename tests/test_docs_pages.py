@@ -22,10 +22,14 @@ FOLLOWED = [
     for page in [DOCS / "tutorial.md", *sorted((DOCS / "howto").glob("*.md"))]
     if any(block.runs for block in blocks(page))
 ]
+NEEDS = {"nodes": (pytest.mark.redis, pytest.mark.nginx)}
+"""The real parts that a page takes beside the server."""
 READ = [*sorted(ROOT.glob("*.md")), *sorted(DOCS.rglob("*.md"))]
 
 
-@pytest.mark.parametrize("page", FOLLOWED, ids=lambda page: page.stem)
+@pytest.mark.parametrize(
+    "page", [pytest.param(page, marks=NEEDS.get(page.stem, ()), id=page.stem) for page in FOLLOWED]
+)
 async def test_a_page_can_be_followed(page: Path, folder: Path) -> None:
     await follow(page, folder)
 

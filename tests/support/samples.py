@@ -6,6 +6,7 @@ before a block says what else is to be done with it:
 
     <!-- save: NAME -->         it is a file, which a later block uses
     <!-- serve -->              it goes on beside the blocks behind it, once it says that it is listening
+    <!-- serve: TEXT -->        the same, once it says TEXT
     <!-- typed -->              (text) a conversation: what stands behind a prompt is typed when the prompt has come
     <!-- not here: WHY -->      it can't run on a machine of the tests, and is only parsed
 """
@@ -33,9 +34,12 @@ import trio
 
 import trio_claude.config
 
+ROOT = Path(__file__).parents[2]
 SECONDS = 60
 """For one page."""
 PORT, API_PORT = 3000, 8765
+LISTENING = "listening on"
+"""What a server says that is ready."""
 TYPIST = Path(__file__).with_name("typist.py")
 FENCE = re.compile(r"^(?:[ ]*<!-- ([^>]*) -->\n)?([ ]*)```([^\n`]*)\n(.*?)^\2```$", re.MULTILINE | re.DOTALL)
 WORLDS = (
@@ -160,8 +164,8 @@ def _one(block: Block, rest: list[Block], folder: Path, out: str) -> Iterator[st
     if block.language == "python":
         (folder / block.name).write_text(block.text)
         yield f"python {folder}/{block.name} > {out} 2>&1 < /dev/null"
-    elif block.mark == "serve":
-        yield from _serving(block.text, out)
+    elif block.mark.partition(": ")[0] == "serve":
+        yield from _serving(block.text, out, block.mark.partition(": ")[2] or LISTENING)
     elif rest and rest[0].mark == "typed":
         (folder / ".typed").write_text(rest[0].text)
         yield f"python {TYPIST} {folder}/.typed {block.text.strip()} > {out} 2>&1"
@@ -171,16 +175,17 @@ def _one(block: Block, rest: list[Block], folder: Path, out: str) -> Iterator[st
         yield "exec 1>&3 2>&4"
 
 
-def _serving(command: str, out: str) -> Iterator[str]:
+def _serving(command: str, out: str, ready: str = LISTENING) -> Iterator[str]:
     yield f"set -m\n{{ {command.rstrip()}\n}} > {shlex.quote(out)} 2>&1 &\nset +m"
     yield 'served+=("$!")'
-    yield f"until grep -qs 'listening on' {shlex.quote(out)}; do kill -0 $!; sleep 0.05; done"
+    yield f"until grep -qs {shlex.quote(ready)} {shlex.quote(out)}; do kill -0 $!; sleep 0.05; done"
 
 
 def _environ(folder: Path) -> dict[str, str]:
     """Return the environment of somebody with an account, which is a stub's; the programs are this virtual one's."""
     (folder / "bin").mkdir()
     (folder / ".venv").symlink_to(sys.prefix)
+    (folder / "docs").symlink_to(ROOT / "docs")  # of a checkout, which whoever follows a page may have
     if importlib.util.find_spec("claude_agent_sdk") is None:
         (folder / "bin" / "claude").symlink_to(f"{sys.prefix}/bin/fake-claude")
     return {

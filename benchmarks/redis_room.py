@@ -9,6 +9,7 @@ that of before a rewrite.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import resource
 import secrets
 import subprocess
@@ -30,12 +31,13 @@ LONE, BULK = 300, 200
 """Bytes of a line: of a token delta, and of what comes in bulk."""
 PROMPT = "x" * 200
 ROUND = 0.02
-"""Seconds between two lone lines of a run: 50 a second."""
+"""Seconds between two lone lines of a run: 50 a second, where the machine is as fast."""
 CHUNK, BULKS = 320, 1000
 """Lines of one read in bulk, 64 KiB, and how many of these."""
 PAUSE = 0.001
 """Seconds between two of them."""
-IDLE = 5.0
+IDLE, MORE = 5.0, 20
+"""Seconds for which nothing is done, and by how many nodes more."""
 SETTLE = 60.0
 SYNCED = 1.2
 """Seconds until all is in the file: it is written once a second."""
@@ -77,6 +79,11 @@ async def look(nodes: Nodes, folder: Path) -> Taken:
     )
 
 
+def config(folder: Path) -> Config:
+    """Return the settings of a node of the Redis in a folder."""
+    return Config(redis=f"unix://{folder}/redis.sock", journal="auto", journal_bytes=0)
+
+
 @asynccontextmanager
 async def open_one() -> AsyncIterator[tuple[Nodes, Path]]:
     """Start a Redis that keeps a file and never writes it anew, and open a node of it."""
@@ -89,8 +96,7 @@ async def open_one() -> AsyncIterator[tuple[Nodes, Path]]:
                 with trio.fail_after(START_TIMEOUT):
                     while not (folder / "redis.sock").exists():
                         await trio.sleep(0.05)
-                config = Config(redis=f"unix://{folder}/redis.sock", journal="auto", journal_bytes=0)
-                async with open_nodes(config, "node1", lambda _event: None) as nodes:
+                async with open_nodes(config(folder), "node0", lambda _event: None) as nodes:
                     yield nodes, folder
             finally:
                 redis.terminate()
@@ -124,6 +130,7 @@ async def end(nodes: Nodes, runs: list[tuple[str, Recorder]], lines: int) -> Non
 
 async def lone(nodes: Nodes, count: int, lines: int, *, watched: bool = False) -> None:
     """Have so many runs say lone lines, each one in turn."""
+    assert nodes.journal
     runs = [begin(nodes) for _ in range(count)]
     line = [b"x" * LONE]
     async with trio.open_nursery() as nursery:
@@ -133,6 +140,8 @@ async def lone(nodes: Nodes, count: int, lines: int, *, watched: bool = False) -
             for _, recorder in runs:
                 recorder.lines(line)
             await trio.sleep(ROUND)
+            while nodes.journal.waiting:  # else two lines could become one part
+                await trio.sleep(ROUND / 10)
         await end(nodes, runs, lines)
 
 
@@ -153,11 +162,20 @@ async def bulk(nodes: Nodes, lines: int) -> None:
     await end(nodes, runs, lines)
 
 
-async def measured(nodes: Nodes, folder: Path, what: str, count: int, done: Awaitable[None]) -> None:
-    """Tell what one of `count` things took that were done."""
+async def idling() -> None:
+    """Do nothing for a while."""
+    await trio.sleep(IDLE)
+
+
+async def measured(nodes: Nodes, folder: Path, done: Awaitable[None]) -> Taken:
+    """Return what it took that something was done."""
     before = await look(nodes, folder)
     await done
-    one = (await look(nodes, folder) - before).each(count)
+    return await look(nodes, folder) - before
+
+
+def tell(what: str, one: Taken) -> None:
+    """Tell what one of something took."""
     figures = (one.memory, one.file, one.received, one.sent, one.cpu * 1e6, one.own * 1e6)
     print(f"| {what} | {' | '.join(f'{figure:,.1f}' if figure < 100 else f'{figure:,.0f}' for figure in figures)} |")
 
@@ -168,22 +186,25 @@ async def main(count: int, lines: int) -> None:
     print("|---|---|---|---|---|---|---|")
     async with open_one() as (nodes, folder):
         await lone(nodes, 100, 1)  # what is made once
-        await measured(nodes, folder, "a run that says nothing", count, lone(nodes, count, 0))
+        silent = await measured(nodes, folder, lone(nodes, count, 0))
+        tell("a run that says nothing", silent.each(count))
         for watched in (False, True):
-            what = f"a lone line of {LONE} B" + (", watched" if watched else "")
-            await measured(nodes, folder, what, count * lines, lone(nodes, count, lines, watched=watched))
-        await measured(nodes, folder, f"a line of {BULK} B in bulk", BULKS * CHUNK, bulk(nodes, BULKS * CHUNK))
-        before, started = await look(nodes, folder), time.monotonic()
-        await trio.sleep(IDLE)
-        passed = time.monotonic() - started
-        one = await look(nodes, folder) - before
-        print(f"\nA node that does nothing: {one.received / passed:,.0f} and {one.sent / passed:,.0f} B a second, "
-              f"{one.cpu / passed:.2%} of a processor for Redis.")  # fmt: skip
+            said = await measured(nodes, folder, lone(nodes, count, lines, watched=watched))
+            tell(f"a lone line of {LONE} B{', watched' * watched}", (said - silent).each(count * lines))
+        said = await measured(nodes, folder, bulk(nodes, BULKS * CHUNK))
+        tell(f"a line of {BULK} B in bulk", said.each(BULKS * CHUNK))
+        idle = await measured(nodes, folder, idling())
+        async with contextlib.AsyncExitStack() as stack:
+            for number in range(MORE):
+                await stack.enter_async_context(open_nodes(config(folder), f"more{number}", lambda _event: None))
+            await idling()
+            more = await measured(nodes, folder, idling())
+            tell(f"a second of a node that is idle, of {MORE}", (more - idle).each(MORE * round(IDLE)))
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--runs", type=int, default=500)
-    parser.add_argument("--lines", type=int, default=200, help="of each")
+    parser.add_argument("--runs", type=int, default=200)
+    parser.add_argument("--lines", type=int, default=500, help="of each")
     arguments = parser.parse_args()
     trio.run(main, arguments.runs, arguments.lines)

@@ -1,7 +1,8 @@
 """What history takes of a Redis that servers share: memory, file, network and processor, a run and a line.
 
 One node in this process tells a Redis of its own of many runs at once, as a server does: lone lines of the size of a
-token delta, each run one in turn, without and with somebody who watches each run; then lines in bulk. Memory and file
+token delta, each run one in turn, without and with somebody who watches each run; then lines in bulk, and what servers
+decide together (a prompt by two rates and two budgets; a session and a place, each taken and let go). Memory and file
 are exact, and the same on each machine but for the allocator; the processor's share is of this machine. The file is
 that of before a rewrite.
 """
@@ -15,13 +16,14 @@ import secrets
 import subprocess
 import tempfile
 import time
-from collections.abc import AsyncIterator, Awaitable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 
 import attrs
 import trio
 from common import machine
+from deciding import ask, hold, place
 
 from trio_claude.config import Config
 from trio_claude.journal import Begun, End, Recorder
@@ -36,6 +38,7 @@ CHUNK, BULKS = 320, 1000
 """Lines of one read in bulk, 64 KiB, and how many of these."""
 PAUSE = 0.001
 """Seconds between two of them."""
+DECISIONS = 2000
 IDLE, MORE = 5.0, 20
 """Seconds for which nothing is done, and by how many nodes more."""
 SETTLE = 60.0
@@ -162,6 +165,12 @@ async def bulk(nodes: Nodes, lines: int) -> None:
     await end(nodes, runs, lines)
 
 
+async def often(nodes: Nodes, once: Callable[[Nodes], Awaitable[None]]) -> None:
+    """Have something decided again and again."""
+    for _ in range(DECISIONS):
+        await once(nodes)
+
+
 async def idling() -> None:
     """Do nothing for a while."""
     await trio.sleep(IDLE)
@@ -193,6 +202,9 @@ async def main(count: int, lines: int) -> None:
             tell(f"a lone line of {LONE} B{', watched' * watched}", (said - silent).each(count * lines))
         said = await measured(nodes, folder, bulk(nodes, BULKS * CHUNK))
         tell(f"a line of {BULK} B in bulk", said.each(BULKS * CHUNK))
+        for what, once in (("prompt", ask), ("session", hold), ("place", place)):
+            said = await measured(nodes, folder, often(nodes, once))
+            tell(f"a decision: a {what}", said.each(DECISIONS))
         idle = await measured(nodes, folder, idling())
         async with contextlib.AsyncExitStack() as stack:
             for number in range(MORE):

@@ -148,3 +148,15 @@ def test_every_setting_of_the_contract_has_the_value_that_is_written() -> None:
         f"`send_timeout` ({config.send_timeout:g} s)", f"a line over {config.max_line // 2**20} MiB",
     ):  # fmt: skip
         assert text in page, text
+
+
+def test_the_page_on_nodes_names_every_key() -> None:
+    nodes = ROOT / "trio_claude" / "nodes"
+    texts = [path.read_text() for path in (*nodes.glob("*.py"), *nodes.glob("scripts/*.lua"))]
+    used = {name for text in texts for name in re.findall(r"(?:\.\. ':|key\(\")([a-z]+)", text)}
+    page = (ROOT / "docs" / "nodes.md").read_text()
+    (table,) = re.findall(r"\| key in Redis .*?\n\n", page, re.DOTALL)
+    named = re.findall(
+        r"`(?:trio-claude)?:([a-z]+)", "".join(line.split("|")[1] for line in table.splitlines()[2:] if line)
+    )
+    assert used | {"running", "waiting"} == {*named}

@@ -22,7 +22,10 @@ PREFIX: Final = "trio_claude"
 """What the name of each metric begins with."""
 DOORS: Final = (Run.door, SessionRun.door)
 GOOD, BAD = OUTCOMES = ("good", "bad")
-BACKGROUND: Final = ("connection", "control", "heart", "membership", "pool", "tail", "transcripts")
+BACKGROUND: Final = (
+    "connection", "control", "far client", "far clients", "heart", "history", "links", "membership", "pool", "shared",
+    "tail", "tidy history", "transcripts",
+)  # fmt: skip
 """Where a crash may be caught."""
 HELPERS: Final = ("zygote",)
 """Helper processes that may be lost."""

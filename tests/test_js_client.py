@@ -14,26 +14,16 @@ from typing import Any
 
 import pytest
 import trio
-from browser import NODE, WEB, browse, node_environ, run_program, serve_page
+from browser import CLIENT, browse, play, serve_page
 from cutter import Cutter, open_cutter
-from harness import Backend, Listening, directive, open_backend, until
+from harness import Backend, directive, open_backend, until
 
 from trio_claude.errors import Reason
 from trio_claude.journal import PartKind
 
 pytestmark = pytest.mark.node
-CLIENT = WEB / "dist" / "client.js"
 ANSWER = "Hello from stub."
 SLOW = directive("slow", n=300, ms=50)
-
-
-async def play(server: Listening | str, folder: Path, scene: str, prompt: str = "hello", **more: object) -> Any:
-    """Play a scene of `js_client.mjs` in Node."""
-    url = server if isinstance(server, str) else f"http://127.0.0.1:{server.port}"
-    given = json.dumps({"url": url, "prompt": prompt, **more})
-    command: list[str | Path] = ["node", "--experimental-websocket", NODE / "js_client.mjs", CLIENT, scene, given]
-    seen, _ = await run_program(command, node_environ(folder))
-    return json.loads(seen)
 
 
 def script_cli(folder: Path, text: str) -> str:

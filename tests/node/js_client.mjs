@@ -248,6 +248,22 @@ const scenes = {
     return { run, gaps, texts, numbers, states, ended: await session.ended };
   },
 
+  /** Have one turn in a session that comes back, then end it. */
+  async returns() {
+    const states = [];
+    const refusals = [];
+    const numbers = [];
+    const onEvent = (said) => said.event === "refused" && refusals.push(said.code);
+    const session = await openSession({ url, grace: more.grace, onState: (state) => states.push(state), onEvent });
+    const failed = await failure(async () => {
+      for await (const { line } of session.turn(prompt)) if (line?.n) numbers.push(line.n);
+      session.stop("end");
+      await read(session);
+    });
+    const { code, reason } = await session.ended;
+    return { states, told: refusals, numbers, failed: failed.kind ? failed : {}, ended: { code, reason } };
+  },
+
   /** Cut at an open approval, by way of a file that tells the test. */
   async cut_for_good() {
     const states = [];

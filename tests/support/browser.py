@@ -14,9 +14,11 @@ from typing import Any
 
 import pytest
 import trio
+from harness import Listening
 
 NODE = Path(__file__).parents[1] / "node"
 WEB = Path(__file__).parents[2] / "trio_claude" / "web"
+CLIENT = WEB / "dist" / "client.js"
 PROGRAM_SECONDS = 90
 """More than the browser's own patience, so that it is the one to say what it waited for."""
 INSTALL_SECONDS = 300
@@ -72,6 +74,15 @@ async def run_program(command: list[str | Path], environ: Mapping[str, str]) -> 
         )
     assert done.returncode == 0, done.stderr.decode(errors="replace")
     return done.stdout.decode(), done.stderr.decode(errors="replace")
+
+
+async def play(server: Listening | str, folder: Path, scene: str, prompt: str = "hello", **more: object) -> Any:
+    """Play a scene of `js_client.mjs` in Node."""
+    url = server if isinstance(server, str) else f"http://127.0.0.1:{server.port}"
+    given = json.dumps({"url": url, "prompt": prompt, **more})
+    command: list[str | Path] = ["node", "--experimental-websocket", NODE / "js_client.mjs", CLIENT, scene, given]
+    seen, _ = await run_program(command, node_environ(folder))
+    return json.loads(seen)
 
 
 async def browse(modules: Path, home: Path, scene: str, url: str, given: object) -> dict[str, Any]:

@@ -12,7 +12,7 @@ import trio
 
 
 class Cutter:
-    """`url` leads to the server as long as `open`, and is `silent` or not; `cut` resets all. `up` and `down` cut the next one after so many bytes."""
+    """`url` leads to the server as long as `open`, and is `silent` or not; `cut` resets all; the next goes to `port`. `up` and `down` cut the next one after so many bytes."""
 
     def __init__(self, url: str, port: int) -> None:
         self.url = url
@@ -21,7 +21,7 @@ class Cutter:
         self.silent = False
         self.up: int | None = None
         self.down: int | None = None
-        self._port = port
+        self.port = port
         self._streams: set[trio.SocketStream] = set()
 
     def cut(self) -> None:
@@ -37,7 +37,7 @@ class Cutter:
         if not self.open:
             return
         self.made += 1
-        server = await trio.open_tcp_stream("127.0.0.1", self._port)
+        server = await trio.open_tcp_stream("127.0.0.1", self.port)
         self._streams |= {client, server}
         up, down, self.up, self.down = self.up, self.down, None, None
         async with trio.open_nursery() as nursery:

@@ -1,8 +1,9 @@
 """The way to one run: a connection, and after it another, where the first breaks and the program wants that.
 
 Rule 1: a message is said once. Who comes back is told how many were heard, and says only what was not. Rule 2: lines
-come once, in order. Rule 3: a server that says no is not asked again, but for one that knows less of the run than was
-heard: the last lines died with the server before it.
+come once, in order. Rule 3: a server that says no is not asked again. Two are: one that can't take this client to the
+run just now (another may, or the same one in a moment), and one that knows less of the run than was heard: the last
+lines died with the server before it.
 """
 
 from __future__ import annotations
@@ -28,6 +29,10 @@ OUTBOX_LIMIT: Final = 1024 * 1024
 """Bytes of what was said that are kept beside the last message, to be said again where it was not heard."""
 LOST: Final = (1001, BROKEN)
 """Close codes behind which the run may still be there: nobody said that it is over."""
+NOT_NOW: Final = (1012, 1013)
+"""Those of a server that goes down, or has no way to the run just now; without `ended` the run may still be there."""
+CLOSING: Final = ("draining", "journal", "no-answer")
+"""Codes of refusals that a close comes behind; behind `attached` all others are of one message, and the run goes on."""
 SILENCE: Final = 20.0
 """Seconds without a word of the server after which it is asked for a sign of life; as long again without one: gone."""
 FIRST_WAIT: Final = 0.05
@@ -84,7 +89,9 @@ class Link:
         self._is_ahead = False
         self._until = math.inf
         self._wait = FIRST_WAIT
+        self._asked = 0.0
         self._back = math.inf
+        self._refusal: tuple[Line, int] | None = None
 
     async def run(self, start: Json, take: Take) -> None:
         """Connect, say `start`, and have each frame taken, to the end. Raises `ConnectFailed` where it never began."""
@@ -92,6 +99,8 @@ class Link:
             await self._connect(start, take)
             while self._reconnect and self._run and not self._is_over:
                 await self._come_back(self._reconnect, take)
+            if self._refusal:
+                await take(*self._refusal)
         finally:
             self._is_over = True
 
@@ -144,8 +153,10 @@ class Link:
             with anyio.CancelScope(deadline=self._until) as self._waiting:
                 await self._hear(socket, take)
             self._socket = None
-        self.code, self.reason = socket.code or BROKEN, socket.reason
-        self._is_over = self._is_over or not (self._is_ahead or self.code in LOST)
+        code = socket.code or BROKEN
+        if not (self._refusal and code in LOST):  # the last refusal says more than that a try came to nothing
+            self.code, self.reason = code, socket.reason
+        self._is_over = self._is_over or not (self._is_ahead or code in (*LOST, *NOT_NOW))
         self._is_ahead = False
 
     async def _hear(self, socket: Socket, take: Take) -> None:
@@ -153,18 +164,29 @@ class Link:
             line = parse_line(text)
             if line.said.get("type") == "gateway":
                 await self._note(line.said, socket)
-                if self._is_ahead:
+                if self._is_ahead or self._keeps(line, len(text)):
                     continue
             else:
                 self._lines += 1
                 self._until, self._wait = math.inf, FIRST_WAIT
             await take(line, len(text))
 
+    def _keeps(self, line: Line, size: int) -> bool:
+        """Keep what may be a refusal for a moment: it is told only where it was the last word."""
+        said = line.said
+        if said.get("event") != "refused" or not (self._reconnect and self._run):
+            return False
+        if self._back < math.inf and said.get("code") not in CLOSING:
+            return False
+        self._refusal, asked = (line, size), said.get("retry_after")
+        self._asked = asked if isinstance(asked, int | float) and asked > 0 else 0.0
+        return True
+
     async def _note(self, said: Json, socket: Socket) -> None:
         """Take from what the server says what it takes to come back, and what was heard."""
         match said.get("event"):
             case "started":
-                self._run = str(said.get("run"))
+                self._run, self._back = str(said.get("run")), anyio.current_time()
             case "attached":
                 await self._attached(said, socket)
             case "gap":
@@ -176,7 +198,7 @@ class Link:
 
     async def _attached(self, said: Json, socket: Socket) -> None:
         """Be back; say what was not heard, unless the run is over, and only told again."""
-        self._waiting.deadline, self._back = math.inf, anyio.current_time()
+        self._waiting.deadline, self._back, self._refusal = math.inf, anyio.current_time(), None
         if not said.get("ended"):
             async with self._speaking:  # nobody is in the middle of a message on the connection before
                 self._said.rewind(int(said.get("heard") or 0))
@@ -186,7 +208,7 @@ class Link:
             self._reconnect.on_back(self._run)
 
     async def _come_back(self, reconnect: Reconnect, take: Take) -> None:
-        """Come back once, and hold that connection; give up where that lasts too long, or the server says no.
+        """Come back once, and hold that connection; give up where that lasts too long, or the server says no for good.
 
         A connection that breaks again at once, before a line, is none: time and pauses go on from the one before.
         """
@@ -195,17 +217,27 @@ class Link:
             reconnect.on_lost(self.reason)
         while not self._is_over and anyio.current_time() < self._until:
             with anyio.CancelScope() as self._waiting:
-                await anyio.sleep(self._wait * random.uniform(0.5, 1))  # noqa: S311 - no secret
-            self._wait = min(2 * self._wait, LONGEST_WAIT)
+                await anyio.sleep(min(self._pause(), self._until - anyio.current_time()))
+            if self._is_over or anyio.current_time() >= self._until:
+                break
             attach = {"type": "gateway", "op": "attach", "run": self._run, "after": self._lines, "as": "owner"}
             try:
                 await self._connect(attach, take)
             except ConnectFailed as error:
                 self.reason = str(error)
-                self._is_over = self._is_over or error.status in (401, 403)
+                if error.status in (401, 403):
+                    self._is_over, self._refusal = True, None
             else:
                 return
         self._is_over = True
+
+    def _pause(self) -> float:
+        """Return the seconds until the next try: a little more than a server has asked for, else longer each time."""
+        asked, self._asked = self._asked, 0.0
+        if asked:
+            return asked * random.uniform(1, 1.5)  # noqa: S311 - no secret
+        wait, self._wait = self._wait, min(2 * self._wait, LONGEST_WAIT)
+        return wait * random.uniform(0.5, 1)  # noqa: S311 - no secret
 
 
 class Said:

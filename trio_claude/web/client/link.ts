@@ -1,8 +1,9 @@
 // The way to one run: a connection, and after it another, where the first breaks and the program wants that.
 //
 // Rule 1: a message is said once. Who comes back is told how many were heard, and says only what was not. Rule 2: lines
-// come once, in order. Rule 3: a server that says no is not asked again, but for one that knows less of the run than was
-// heard: the last lines died with the server before it.
+// come once, in order. Rule 3: a server that says no is not asked again. Two are: one that can't take this client to the
+// run just now (another may, or the same one in a moment), and one that knows less of the run than was heard: the last
+// lines died with the server before it.
 
 import { errorOfClose, Refused, TrioClaudeError } from "./errors.js";
 import { OUTBOX_LIMIT, Said } from "./said.js";
@@ -20,6 +21,10 @@ export interface Listener {
 
 /** Close codes behind which the run may still be there: nobody said that it is over. */
 const LOST = new Set([1001, 1006]);
+/** Those of a server that goes down, or has no way to the run just now; without an `ended` the run may still be there. */
+const NOT_NOW = new Set([1012, 1013]);
+/** Codes of refusals that a close comes behind; behind `attached` all others are of one message, and the run goes on. */
+const CLOSING = new Set<unknown>(["draining", "journal", "no-answer"]);
 /** Milliseconds between two tries to come back; they double from the first to the longest, and vary by half. */
 const FIRST_WAIT = 50;
 const LONGEST_WAIT = 5_000;
@@ -33,13 +38,16 @@ export class Link {
   private isAttached = false;
   private isAhead = false;
   private refusal: Json | undefined;
+  /** A refusal that may be for a moment, and the close behind it. */
+  private kept: { said: Json; size: number; closed?: Closed } | undefined;
   private last: Json | undefined;
   private failure: TrioClaudeError | undefined;
   private socket: Socket | undefined;
   private current: Socket | undefined;
   private until = Infinity;
-  private back = -Infinity;
+  private back = Infinity;
   private wait = FIRST_WAIT;
+  private asked = 0;
   private state: State | undefined;
   private answerTimer: ReturnType<typeof setTimeout> | undefined;
   private wake = (): void => undefined;
@@ -71,6 +79,7 @@ export class Link {
       let closed = await this.connect(this.first);
       if (closed.error) this.isOver = true;
       while (this.grace && this.run && !this.isOver) closed = await this.comeBack(this.grace, closed);
+      if (this.kept) this.listener.event(this.kept.said, this.kept.size);
       return this.conclude(closed);
     } finally {
       this.isOver = true;
@@ -102,14 +111,16 @@ export class Link {
   /** Hold one connection from its first message to its end. */
   private async connect(first: Json): Promise<Closed> {
     this.isAttached = this.isAhead = false;
-    this.refusal = undefined;
+    this.back = Infinity;
     const ms = Math.min(CONNECT_MS, this.until - performance.now());
     const open = (socket: Socket): void => this.open(socket, first, ms);
     const handlers = { open, message: (text: string) => this.hear(text) };
     const closed = await hold(this.way, "/ws/session", handlers, this.leaving.signal, ms);
     clearTimeout(this.answerTimer);
     this.socket = this.current = undefined;
-    if (!closed.error) this.isOver ||= !(this.isAhead || LOST.has(closed.code));
+    if (closed.error) return closed;
+    this.isOver ||= !(this.isAhead || LOST.has(closed.code) || NOT_NOW.has(closed.code));
+    if (this.kept && !LOST.has(closed.code)) this.kept.closed = closed;
     return closed;
   }
 
@@ -125,7 +136,7 @@ export class Link {
     const said = parseObject(raw);
     if (said?.["type"] === "gateway") {
       this.note(said);
-      if (!this.isAhead) this.listener.event(said, raw.length);
+      if (!this.isAhead && !this.keeps(said, raw.length)) this.listener.event(said, raw.length);
       return;
     }
     this.lines += 1;
@@ -147,12 +158,22 @@ export class Link {
         this.lines = Math.max(this.lines, Number(said["to"]));
         return;
       case "refused":
-        if (!this.isAttached) this.refuse(said);
+        if (!this.isAttached || CLOSING.has(said["code"])) this.refuse(said);
         return;
       case "ended":
         this.last = said;
         this.run = "";
     }
+  }
+
+  /** Keep what may be a refusal for a moment: it is told only where it was the last word. */
+  private keeps(said: Json, size: number): boolean {
+    if (said["event"] !== "refused" || !this.grace || !this.run) return false;
+    if (this.isAttached && !CLOSING.has(said["code"])) return false;
+    const asked = said["retry_after"];
+    this.kept = { said, size };
+    this.asked = typeof asked === "number" && asked > 0 ? asked * 1000 : 0;
+    return true;
   }
 
   private refuse(said: Json): void {
@@ -162,6 +183,7 @@ export class Link {
     if (this.state !== "lost") return; // a first `after` that is ahead is the program's own mistake
     this.lines = last;
     this.isAhead = true;
+    this.refusal = undefined;
   }
 
   /** Be there; say what was not heard, unless the run is over, and only told again. */
@@ -171,6 +193,7 @@ export class Link {
     this.isAttached = true;
     this.role = said["role"];
     this.back = performance.now();
+    this.refusal = this.kept = undefined;
     if (!said["ended"]) {
       try {
         this.said.rewind(Number(said["heard"] ?? 0));
@@ -184,7 +207,7 @@ export class Link {
   }
 
   /**
-   * Come back once, and hold that connection; give up where that lasts too long, or the server says no.
+   * Come back once, and hold that connection; give up where that lasts too long, or the server says no for good.
    * A connection that breaks again at once, before a line, is none: time and pauses go on from the one before.
    */
   private async comeBack(grace: number, lost: Closed): Promise<Closed> {
@@ -195,16 +218,27 @@ export class Link {
     this.tell("lost");
     let closed = lost;
     while (!this.isOver && performance.now() < this.until) {
-      await this.pause(Math.min(this.wait * (0.5 + Math.random() / 2), this.until - performance.now()));
+      await this.pause(Math.min(this.nextPause(), this.until - performance.now()));
       if (this.isOver || performance.now() >= this.until) break;
-      this.wait = Math.min(2 * this.wait, LONGEST_WAIT);
       const attach = { type: "gateway", op: "attach", run: this.run, after: this.lines, as: this.role };
       closed = await this.connect(attach);
       if (!closed.error) return closed;
-      if (closed.error instanceof Refused) break;
+      if (!(closed.error instanceof Refused)) continue;
+      this.kept = undefined;
+      break;
     }
     this.isOver = true;
-    return closed;
+    return this.kept?.closed ?? closed;
+  }
+
+  /** Return the milliseconds until the next try: a little more than a server has asked for, else longer each time. */
+  private nextPause(): number {
+    const asked = this.asked;
+    this.asked = 0;
+    if (asked) return asked * (1 + Math.random() / 2);
+    const wait = this.wait;
+    this.wait = Math.min(2 * wait, LONGEST_WAIT);
+    return wait * (0.5 + Math.random() / 2);
   }
 
   private pause(ms: number): Promise<void> {

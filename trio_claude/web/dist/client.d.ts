@@ -284,6 +284,8 @@ declare class Link {
     private isAttached;
     private isAhead;
     private refusal;
+    /** A refusal that may be for a moment, and the close behind it. */
+    private kept;
     private last;
     private failure;
     private socket;
@@ -291,6 +293,7 @@ declare class Link {
     private until;
     private back;
     private wait;
+    private asked;
     private state;
     private answerTimer;
     private wake;
@@ -312,14 +315,18 @@ declare class Link {
     private hear;
     /** Take from what the server says what it takes to come back, and what was heard. */
     private note;
+    /** Keep what may be a refusal for a moment: it is told only where it was the last word. */
+    private keeps;
     private refuse;
     /** Be there; say what was not heard, unless the run is over, and only told again. */
     private attached;
     /**
-     * Come back once, and hold that connection; give up where that lasts too long, or the server says no.
+     * Come back once, and hold that connection; give up where that lasts too long, or the server says no for good.
      * A connection that breaks again at once, before a line, is none: time and pauses go on from the one before.
      */
     private comeBack;
+    /** Return the milliseconds until the next try: a little more than a server has asked for, else longer each time. */
+    private nextPause;
     private pause;
     /** The network is another one, maybe: a connection over the old one can be dead without a word. */
     private reconsider;

@@ -661,6 +661,14 @@ var Said = class {
 // client/link.ts
 /** Close codes behind which the run may still be there: nobody said that it is over. */
 var LOST = /* @__PURE__ */ new Set([1001, 1006]);
+/** Those of a server that goes down, or has no way to the run just now; without an `ended` the run may still be there. */
+var NOT_NOW = /* @__PURE__ */ new Set([1012, 1013]);
+/** Codes of refusals that a close comes behind; behind `attached` all others are of one message, and the run goes on. */
+var CLOSING = /* @__PURE__ */ new Set([
+	"draining",
+	"journal",
+	"no-answer"
+]);
 /** Milliseconds between two tries to come back; they double from the first to the longest, and vary by half. */
 var FIRST_WAIT = 50;
 var LONGEST_WAIT = 5e3;
@@ -677,13 +685,16 @@ var Link = class {
 	isAttached = false;
 	isAhead = false;
 	refusal;
+	/** A refusal that may be for a moment, and the close behind it. */
+	kept;
 	last;
 	failure;
 	socket;
 	current;
 	until = Infinity;
-	back = -Infinity;
+	back = Infinity;
 	wait = FIRST_WAIT;
+	asked = 0;
 	state;
 	answerTimer;
 	wake = () => void 0;
@@ -712,6 +723,7 @@ var Link = class {
 			let closed = await this.connect(this.first);
 			if (closed.error) this.isOver = true;
 			while (this.grace && this.run && !this.isOver) closed = await this.comeBack(this.grace, closed);
+			if (this.kept) this.listener.event(this.kept.said, this.kept.size);
 			return this.conclude(closed);
 		} finally {
 			this.isOver = true;
@@ -739,7 +751,7 @@ var Link = class {
 	/** Hold one connection from its first message to its end. */
 	async connect(first) {
 		this.isAttached = this.isAhead = false;
-		this.refusal = void 0;
+		this.back = Infinity;
 		const ms = Math.min(CONNECT_MS, this.until - performance.now());
 		const open = (socket) => this.open(socket, first, ms);
 		const handlers = {
@@ -749,7 +761,9 @@ var Link = class {
 		const closed = await hold(this.way, "/ws/session", handlers, this.leaving.signal, ms);
 		clearTimeout(this.answerTimer);
 		this.socket = this.current = void 0;
-		if (!closed.error) this.isOver ||= !(this.isAhead || LOST.has(closed.code));
+		if (closed.error) return closed;
+		this.isOver ||= !(this.isAhead || LOST.has(closed.code) || NOT_NOW.has(closed.code));
+		if (this.kept && !LOST.has(closed.code)) this.kept.closed = closed;
 		return closed;
 	}
 	open(socket, first, ms) {
@@ -766,7 +780,7 @@ var Link = class {
 		const said = parseObject(raw);
 		if (said?.["type"] === "gateway") {
 			this.note(said);
-			if (!this.isAhead) this.listener.event(said, raw.length);
+			if (!this.isAhead && !this.keeps(said, raw.length)) this.listener.event(said, raw.length);
 			return;
 		}
 		this.lines += 1;
@@ -786,12 +800,24 @@ var Link = class {
 				this.lines = Math.max(this.lines, Number(said["to"]));
 				return;
 			case "refused":
-				if (!this.isAttached) this.refuse(said);
+				if (!this.isAttached || CLOSING.has(said["code"])) this.refuse(said);
 				return;
 			case "ended":
 				this.last = said;
 				this.run = "";
 		}
+	}
+	/** Keep what may be a refusal for a moment: it is told only where it was the last word. */
+	keeps(said, size) {
+		if (said["event"] !== "refused" || !this.grace || !this.run) return false;
+		if (this.isAttached && !CLOSING.has(said["code"])) return false;
+		const asked = said["retry_after"];
+		this.kept = {
+			said,
+			size
+		};
+		this.asked = typeof asked === "number" && asked > 0 ? asked * 1e3 : 0;
+		return true;
 	}
 	refuse(said) {
 		this.refusal = said;
@@ -800,6 +826,7 @@ var Link = class {
 		if (this.state !== "lost") return;
 		this.lines = last;
 		this.isAhead = true;
+		this.refusal = void 0;
 	}
 	/** Be there; say what was not heard, unless the run is over, and only told again. */
 	attached(said) {
@@ -808,6 +835,7 @@ var Link = class {
 		this.isAttached = true;
 		this.role = said["role"];
 		this.back = performance.now();
+		this.refusal = this.kept = void 0;
 		if (!said["ended"]) {
 			try {
 				this.said.rewind(Number(said["heard"] ?? 0));
@@ -820,7 +848,7 @@ var Link = class {
 		this.tell(isBack ? "back" : "open");
 	}
 	/**
-	* Come back once, and hold that connection; give up where that lasts too long, or the server says no.
+	* Come back once, and hold that connection; give up where that lasts too long, or the server says no for good.
 	* A connection that breaks again at once, before a line, is none: time and pauses go on from the one before.
 	*/
 	async comeBack(grace, lost) {
@@ -831,9 +859,8 @@ var Link = class {
 		this.tell("lost");
 		let closed = lost;
 		while (!this.isOver && performance.now() < this.until) {
-			await this.pause(Math.min(this.wait * (.5 + Math.random() / 2), this.until - performance.now()));
+			await this.pause(Math.min(this.nextPause(), this.until - performance.now()));
 			if (this.isOver || performance.now() >= this.until) break;
-			this.wait = Math.min(2 * this.wait, LONGEST_WAIT);
 			const attach = {
 				type: "gateway",
 				op: "attach",
@@ -843,10 +870,21 @@ var Link = class {
 			};
 			closed = await this.connect(attach);
 			if (!closed.error) return closed;
-			if (closed.error instanceof Refused) break;
+			if (!(closed.error instanceof Refused)) continue;
+			this.kept = void 0;
+			break;
 		}
 		this.isOver = true;
-		return closed;
+		return this.kept?.closed ?? closed;
+	}
+	/** Return the milliseconds until the next try: a little more than a server has asked for, else longer each time. */
+	nextPause() {
+		const asked = this.asked;
+		this.asked = 0;
+		if (asked) return asked * (1 + Math.random() / 2);
+		const wait = this.wait;
+		this.wait = Math.min(2 * wait, LONGEST_WAIT);
+		return wait * (.5 + Math.random() / 2);
 	}
 	pause(ms) {
 		return new Promise((resolve) => {

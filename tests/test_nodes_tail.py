@@ -44,6 +44,24 @@ async def test_a_watch_begins_behind_any_line(redis_server: RedisServer, after: 
                 assert await watch.receive() == []
 
 
+@pytest.mark.parametrize("stored", [0, 2, 4])
+async def test_a_watch_begins_behind_a_line_that_is_not_stored_yet(redis_server: RedisServer, stored: int) -> None:
+    """Whoever had it from the run's own node may come here before it does; it then comes with those before it."""
+    async with open_node(redis_server) as nodes:
+        await begin(nodes.redis, "r")
+        if stored:
+            await append(nodes.redis, "r", lines(1, stored))
+        async with nodes.tail.watch("r", 6) as watch, nodes.tail.watch("r", stored) as other:
+            with trio.move_on_after(0.3):
+                await watch.receive()
+            with trio.move_on_after(0.3):
+                await other.receive()
+            await append(nodes.redis, "r", lines(stored + 1, 8 - stored))
+            await append(nodes.redis, "r", lines(9, 1))
+            assert await read(watch, 9) == [7, 8, 9]
+            assert await read(other, 9) == list(range(stored + 1, 10))
+
+
 async def test_what_stderr_and_the_client_said_stands_behind_its_line(redis_server: RedisServer) -> None:
     told = [
         (Part(PartKind.SAID, 0, 1, b"hello", 1), 1), (lines(1, 3), 0), (Part(PartKind.STDERR, 3, 2, b"a\nb", 3), 1),

@@ -153,15 +153,17 @@ class Watch:
             self._over = True
 
     async def _locate(self, key: str) -> Id:
-        """Return the entry behind which the next line is, or what comes with the last; by line, as ids may differ."""
-        behind = self._line, 0
+        """Return the entry behind which the next line is, or what comes with the last; by line, as ids may differ.
+
+        Where less is stored than the watcher has, that is the last entry: the next may begin with lines it has.
+        """
         found = await self._redis.ask("XREVRANGE", key, f"{self._line + 1}-0", "-", "COUNT", 1)
         if not found:
-            return behind
+            return 0, 0
         at, part = read_entry(found[0])
         if part and part.kind is PartKind.LINES and part.first <= self._line < part.last:
             return at[0] - 1, 2**64 - 1  # just before the part in which it is
-        return behind
+        return min((self._line, 0), at)
 
 
 class Tail:

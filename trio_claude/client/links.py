@@ -48,6 +48,7 @@ def _ignore(_said: str) -> None:
 class Reconnect:
     """Come back to the run where the connection breaks; the server lets it wait for `grace` seconds.
 
+    A server that goes down, or can't reach the run for a moment, is left or asked again too, for as long.
     `on_lost` hears why the connection broke, `on_back` the id of the run, each time; they must not wait.
     """
 

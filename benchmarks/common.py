@@ -105,16 +105,24 @@ def split_frames(data: bytes) -> tuple[list[tuple[int, bytes]], bytes]:
     return frames, data[at:]
 
 
-async def open_socket(port: int, path: str = "/ws/claude?frames=verbatim") -> tuple[trio.SocketStream, bytes]:
-    """Open a WebSocket by hand; return it and what came behind the head. Raises OSError."""
+async def open_socket(
+    port: int, path: str = "/ws/claude?frames=verbatim", headers: str = ""
+) -> tuple[trio.SocketStream, bytes]:
+    """Open a WebSocket by hand; return it and what came behind the head. Raises OSError.
+
+    `headers` are further ones, each with the end of its line.
+    """
     stream = await trio.open_tcp_stream("127.0.0.1", port)
     try:
-        await stream.send_all(HANDSHAKE.format(path=path, port=port).encode())
+        asked = HANDSHAKE.format(path=path, port=port).removesuffix("\r\n")
+        await stream.send_all(f"{asked}{headers}\r\n".encode())
         head = b""
         while b"\r\n\r\n" not in head:
             head += (chunk := await stream.receive_some())
             if not chunk:
                 raise ConnectionError("refused")
+        if not head.startswith(b"HTTP/1.1 101 "):
+            raise ConnectionError(head.partition(b"\r\n")[0].decode())
     except BaseException:  # cancelled too; raised again
         stream.socket.close()
         raise

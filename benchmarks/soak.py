@@ -50,7 +50,7 @@ from common import machine
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "support"))
 
 from harness import QUIET, fake_program, real_cli
-from soaking.house import GONE_BOUND, REST_BOUND, House, Sample, adopt_orphans, busy_seconds, cores
+from soaking.house import GONE_BOUND, JOURNAL, REST_BOUND, House, Sample, adopt_orphans, busy_seconds, cores
 from soaking.plays import PLAY_BOUND, PLAYS, REAL, REAL_AT_ONCE, Kind, Table, Wrong, visit
 from soaking.truth import INVARIANTS, Run, Truth, drift
 from soaking.wire import Gone
@@ -414,7 +414,7 @@ async def open_soak(options: argparse.Namespace) -> AsyncIterator[Soak]:
             }  # fmt: skip
             words = [f"--{name}={value}" for name, value in SERVER.items()]
             words += [f"--containment={options.containment}", f"--cli={either_cli(folder, real)}", f"--cwd={name}"]
-            words += [f"--max-runs={max(2, options.clients)}"]
+            words += [f"--max-runs={max(2, options.clients)}", f"--journal=sqlite:{folder / JOURNAL}"]
             house = House(folder, tuple(words), environ)
             slots = trio.CapacityLimiter(REAL_AT_ONCE) if real else None
             soak = Soak(options, house, Truth(house.journal), slots, api)

@@ -39,6 +39,8 @@ GONE_BOUND = 5.0
 REST_BOUND = 15.0
 """Seconds after the last client's leaving in which nothing of any run is left; a run's own clocks are shorter."""
 LOOK_PAUSE = 0.05
+JOURNAL = "journal.db"
+"""The name of the journal's file in the server's folder."""
 LOG_LINE = 1024 * 1024
 """Bytes of the server's log that are kept while a line is not whole."""
 PR_SET_CHILD_SUBREAPER = 36
@@ -96,13 +98,13 @@ class Family:
     others: list[int]
 
     @classmethod
-    def of(cls, server: int) -> Family:
+    def of(cls, *servers: int) -> Family:
         """Look at all processes below this one; those of no server are others too."""
         found = below(os.getpid())
-        zygotes = [pid for pid, parent in found.items() if parent == server]
+        zygotes = [pid for pid, parent in found.items() if parent in servers]
         parents = set(found.values())
         waiting = [pid for pid, parent in found.items() if parent in zygotes and pid not in parents]
-        known = {server, *zygotes, *waiting}
+        known = {*servers, *zygotes, *waiting}
         return cls(zygotes, waiting, [pid for pid in found if pid not in known])
 
 
@@ -118,6 +120,7 @@ class House:
     words: tuple[str, ...]
     environ: dict[str, str]
     hear: Hear = lambda _event: None
+    program: tuple[str, ...] = (sys.executable, "-P", str(Path(__file__).with_name("served.py")))
     port: int = 0
     life: int = 0
     falling: bool = False
@@ -131,7 +134,7 @@ class House:
     @property
     def journal(self) -> Path:
         """The journal's file."""
-        return self.folder / "journal.db"
+        return self.folder / JOURNAL
 
     @property
     def tmp(self) -> Path:
@@ -148,10 +151,8 @@ class House:
         self.tmp.mkdir(exist_ok=True)
         counted = self.folder / "tasks"
         counted.write_bytes(bytes(SIZE))
-        program = [sys.executable, "-P", str(Path(__file__).with_name("served.py")), "serve"]
-        more = ("--port", str(self.port), "--journal", f"sqlite:{self.journal}")
         self.process = await trio.lowlevel.open_process(
-            [*program, *self.words, *more], cwd=self.folder, stdin=subprocess.DEVNULL,
+            [*self.program, "serve", *self.words, "--port", str(self.port)], cwd=self.folder, stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE, stderr=subprocess.PIPE,
             env={**self.environ, "TMPDIR": str(self.tmp), "SOAK_TASKS": str(counted)},
         )  # fmt: skip

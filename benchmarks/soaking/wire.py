@@ -205,6 +205,14 @@ class Client:
         """Read up to an event of the gateway's."""
         return await self.until(*(b'{"type":"gateway","event":"%s"' % name.encode() for name in names))
 
+    async def past(self, line: int) -> None:
+        """Read until a line has come, with what came along. Raises `Gone`."""
+        while self.seen.last < line:
+            if not (frames := self._waiting or await self._receive()):
+                raise Gone(f"closed with {self.seen.code} ({self.seen.reason}) {self.seen.error} before line {line}")
+            self._waiting = []
+            self.seen.take(frames)
+
     async def read(self, *, slowly: float = 0.0) -> None:
         """Read to the end; with so many seconds between two reads."""
         while frames := self._waiting or await self._receive():
@@ -268,10 +276,10 @@ class Client:
 
 
 @asynccontextmanager
-async def connecting(port: int, door: str, seen: Seen) -> AsyncIterator[Client]:
-    """Connect a client. Raises `Gone` where nobody accepts."""
+async def connecting(port: int, door: str, seen: Seen, headers: str = "") -> AsyncIterator[Client]:
+    """Connect a client, with further headers. Raises `Gone` where nobody accepts."""
     try:
-        stream, rest = await open_socket(port, PATHS[door])
+        stream, rest = await open_socket(port, PATHS[door], headers)
     except (OSError, trio.BrokenResourceError) as error:
         raise Gone(f"could not connect: {error}") from error
     client = Client(stream, rest, seen)

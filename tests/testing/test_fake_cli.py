@@ -920,6 +920,15 @@ def test_numbered_lines(place: Place) -> None:
     assert [json.loads(line)["n"] for line in raw] == list(range(1, 3001))
 
 
+def test_lines_that_say_when_they_were_said(place: Place) -> None:
+    before = time.monotonic_ns()
+    done = place.run(say({"do": "lines", "n": 30, "rate": 100, "size": 100, "stamp": True}))
+    stamps = [line["t"] for line in done.lines if line["type"] == "fake"]
+    assert before < stamps[0] <= sorted(stamps)[-1] == stamps[-1] < time.monotonic_ns()
+    assert stamps[-1] - stamps[0] > 0.2e9
+    assert {len(line) for line in done.stdout.splitlines() if '"fake"' in line} == {100}
+
+
 def test_lines_at_a_rate(place: Place) -> None:
     started = time.monotonic()
     done = place.run(say({"do": "lines", "n": 20, "rate": 50}))

@@ -17,7 +17,8 @@ Its own, which say no `assistant` line; a turn that gets past them ends with a `
 =========  ============================================  ==========================================================
 do         other fields                                  the CLI
 =========  ============================================  ==========================================================
-lines      n (1), rate (0: as fast as read), size (0)    lines {"type":"fake","n":1…,"pad":"…"} of size bytes each
+lines      n (1), rate (0: as fast as read), size (0),   lines {"type":"fake","n":1…,"pad":"…"} of size bytes each;
+           stamp (false)                                 stamp: with "t", nanoseconds of CLOCK_MONOTONIC
 stderr     text ("fake stderr"), n (1)                   the text as n lines on stderr
 exit       status (0)                                    exits at once, without a result
 signal     n                                             dies by (or stops on) that signal

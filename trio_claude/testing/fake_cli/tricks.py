@@ -25,17 +25,19 @@ TREE_SECONDS = 300
 
 def _lines(session: Session, directive: Directive) -> None:
     count, size, rate = directive.get("n", int, 1), directive.get("size", int, 0), directive.seconds("rate", 0)
+    stamped = directive.get("stamp", bool, False)
     started, said = time.monotonic(), 0
     while said < count:
         due = 1 + int((time.monotonic() - started) * rate) if rate else count
         last = min(due, count, said + max(1, BATCH_BYTES // max(size, 40)))
-        write_all(b"".join(_numbered(number, size) for number in range(said + 1, last + 1)))
+        write_all(b"".join(_numbered(number, size, stamped=stamped) for number in range(said + 1, last + 1)))
         said = max(said, last)
         session.wire.wait(max(0.0, started + said / rate - time.monotonic()) if rate and said < count else 0.0)
 
 
-def _numbered(number: int, size: int) -> bytes:
-    head = b'{"type":"fake","n":%d,"pad":"' % number
+def _numbered(number: int, size: int, *, stamped: bool) -> bytes:
+    stamp = b'"t":%d,' % time.monotonic_ns() if stamped else b""
+    head = b'{"type":"fake","n":%d,%b"pad":"' % (number, stamp)
     return head + b"x" * (size - len(head) - 2) + b'"}\n'
 
 

@@ -266,6 +266,10 @@ class Client:
                 os.write(self._stream.socket.fileno(), masked(8, b"\x03\xe8"))
             self._stream.socket.shutdown(socket.SHUT_WR)
 
+    def keep(self) -> int:
+        """Return a descriptor that keeps the connection as it is when this client is closed."""
+        return os.dup(self._stream.socket.fileno())
+
     def narrow(self) -> None:
         """Let the kernel hold little for this client."""
         self._stream.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, RECEIVE_BUFFER)

@@ -24,6 +24,10 @@ class Cutter:
         self.port = port
         self._streams: set[trio.SocketStream] = set()
 
+    @property
+    def port(self) -> int:
+        return int(self.url.rpartition(":")[2])
+
     def cut(self) -> None:
         """Reset each connection, at both ends."""
         for stream in self._streams:

@@ -924,9 +924,9 @@ def test_lines_that_say_when_they_were_said(place: Place) -> None:
     before = time.monotonic_ns()
     done = place.run(say({"do": "lines", "n": 30, "rate": 100, "size": 100, "stamp": True}))
     stamps = [line["t"] for line in done.lines if line["type"] == "fake"]
-    assert before < stamps[0] <= sorted(stamps)[-1] == stamps[-1] < time.monotonic_ns()
+    assert before < stamps[0] <= max(stamps) == stamps[-1] < time.monotonic_ns()
     assert stamps[-1] - stamps[0] > 0.2e9
-    assert {len(line) for line in done.stdout.splitlines() if '"fake"' in line} == {100}
+    assert {len(line) for line in done.stdout.splitlines()[1:-1]} == {100}
 
 
 def test_lines_at_a_rate(place: Place) -> None:

@@ -1,0 +1,1 @@
+"""Several servers that share a Redis, put to the test: what `nodes.py` is made of."""

@@ -1,11 +1,119 @@
 """Several servers that share a Redis: what must hold of them, shown by cutting, killing and asking.
 
-    python benchmarks/nodes.py [drops [N]] [pace [N]] [kills [N]] [outages [N]] [limits [N]] [rolling [N]]
-                               [--seed N] [--json FILE] [--markdown FILE]
+    python benchmarks/nodes.py [PART [NUMBER]] ... [--seed N] [--json FILE] [--markdown FILE]
 
 A Redis and three servers (`trio-claude serve … --redis …`), each a process of its own, all on loopback. Without a word
-all parts go, with the numbers below; each part starts its own.
+all parts go, with the numbers that stand behind them; each part has a Redis and servers of its own.
 
 * `drops` (1,000 connections): sessions lose their connections at random lines and in the middle of frames, by resets,
-  half closes and silence, and come back at another server as owners: no line of the numbered ones is lost, comes twice
-  or in another order, and the journal has the same. Then how long lines take to watchers elsewhere.
+  half closes and silence, and come back at another server as owners. No numbered line is lost, comes twice or in another
+  order, and the journal has the same. Then how long a line takes to who watches at another server.
+
+A violation is told the moment it is seen; the exit status is 1 then, and the servers' logs are kept. The seed decides
+what is done, not when: processes keep their own time. The CLI is the fake one in all of it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+import secrets
+import sys
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from pathlib import Path
+
+import attrs
+import trio
+from chaos import until_signal
+from common import machine
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "support"))
+
+from sharing.book import Book, leaves
+from sharing.drops import drops
+
+Play = Callable[[Book, int, random.Random], Awaitable[None]]
+
+
+@attrs.frozen
+class Box:
+    """A part: its title, how it is played, how often by default, and how many seconds one of those may take."""
+
+    title: str
+    play: Play
+    count: int
+    each: float
+
+
+SPARE = 120.0
+"""Seconds that a part may take beside."""
+BOXES = {
+    "drops": Box("Connections that are cut, and come back at another server", drops, 1000, 1.0),
+}
+
+
+def chosen(words: Sequence[str]) -> dict[str, int]:
+    """Return which parts are to be played, and how often. Raises ValueError."""
+    found: dict[str, int] = {}
+    name = ""
+    for word in words:
+        if word in BOXES:
+            name = word
+            found[name] = BOXES[name].count
+        elif name and word.isdigit() and int(word):
+            found[name] = int(word)
+        else:
+            raise ValueError(f"{word}: neither a part ({', '.join(BOXES)}) nor a number behind one")
+    return found or {name: box.count for name, box in BOXES.items()}
+
+
+async def play(book: Book, name: str, count: int) -> None:
+    """Play one part, for so long at most."""
+    box = BOXES[name]
+    part = book.begin(name, box.title)
+    began = time.monotonic()
+    try:
+        async with until_signal():
+            with trio.fail_after(SPARE + count * box.each):
+                await box.play(book, count, random.Random(f"{book.seed}-{name}"))
+    except Exception as error:  # whatever befalls one part is judged, and the others are played
+        book.violate("the part comes to its end", repr(leaves(error)))
+    part.seconds = time.monotonic() - began
+
+
+def report(book: Book, began: str) -> str:
+    """Return all of it in Markdown."""
+    head = f"# Several servers that share a Redis\n\nseed {book.seed}; {began}; {book.wrong} violations"
+    return "\n\n".join([head, *(part.report() for part in book.parts)]) + "\n"
+
+
+def main() -> int:
+    """Run the command line; return 1 where something did not hold."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("parts", nargs="*", metavar="PART [NUMBER]")
+    parser.add_argument("--seed", default=secrets.token_hex(4))
+    parser.add_argument("--json", type=Path, metavar="FILE")
+    parser.add_argument("--markdown", type=Path, metavar="FILE")
+    parser.add_argument("--quiet", action="store_true", help="say nothing of how far it is")
+    words = parser.parse_args()
+    try:
+        parts = chosen(words.parts)
+    except ValueError as error:
+        parser.error(str(error))
+    book, began = Book(words.seed, words.quiet), machine()
+    print(f"nodes: seed {book.seed}, {parts}; {began}", flush=True)
+    for name, count in parts.items():
+        trio.run(play, book, name, count)
+    print(report(book, began))
+    if words.markdown:
+        words.markdown.write_text(report(book, began))
+    if words.json:
+        told = {"seed": book.seed, "machine": began, "wrong": book.wrong, "parts": book.as_json()}
+        words.json.write_text(json.dumps(told, indent=1) + "\n")
+    return 1 if book.wrong else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -130,3 +130,10 @@ class Book:
             }
             for part in self.parts
         ]  # fmt: skip
+
+
+def leaves(error: BaseException) -> list[BaseException]:
+    """Return the exceptions of a group, however deep."""
+    if isinstance(error, BaseExceptionGroup):
+        return [leaf for part in error.exceptions for leaf in leaves(part)]
+    return [error]

@@ -34,6 +34,10 @@ class RedisServer:
         assert self._process, "Redis does not run"
         return self._process.pid
 
+    @property
+    def running(self) -> bool:
+        return self._process is not None
+
     def start(self) -> None:
         """Start it, with what its folder holds, and wait until it answers. Raises `TimeoutError`."""
         with (self.folder / "log").open("ab") as log:

@@ -6,8 +6,11 @@ A Redis and three servers (`trio-claude serve … --redis …`), each a process 
 all parts go, with the numbers that stand behind them; each part has a Redis and servers of its own.
 
 * `drops` (1,000 connections): sessions lose their connections at random lines and in the middle of frames, by resets,
-  half closes and silence, and come back at another server as owners. No numbered line is lost, comes twice or in another
-  order, and the journal has the same. Then how long a line takes to who watches at another server.
+  half closes and silence, and come back at another server as owners. No numbered line is lost, comes twice or in
+  another order, and the journal has the same. Then how long a line takes to who watches at another server.
+* `kills` (100 servers): a server is killed amid runs that have left daemons, hidden in sessions and environments of
+  their own, while others watch at the other servers. No process is left, each run is `node-lost` within the lease,
+  who watches has all that is stored and is told, and nothing is appended any more, whoever tries.
 
 A violation is told the moment it is seen; the exit status is 1 then, and the servers' logs are kept. The seed decides
 what is done, not when: processes keep their own time. The CLI is the fake one in all of it.
@@ -33,6 +36,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "support"))
 
 from sharing.book import Book, leaves
 from sharing.drops import drops
+from sharing.kills import kills
 
 Play = Callable[[Book, int, random.Random], Awaitable[None]]
 
@@ -51,6 +55,7 @@ SPARE = 120.0
 """Seconds that a part may take beside."""
 BOXES = {
     "drops": Box("Connections that are cut, and come back at another server", drops, 1000, 1.0),
+    "kills": Box("Servers that are killed with their runs", kills, 100, 20.0),
 }
 
 

@@ -15,6 +15,7 @@ import shutil
 import signal
 import sys
 import tempfile
+import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -141,20 +142,23 @@ class Cluster:
                 with contextlib.suppress(ChildProcessError):
                     os.waitpid(pid, os.WNOHANG)
 
-    async def wait_none(self, bound: float, look: Callable[[], list[int]]) -> list[int]:
-        """Wait until `look` finds no process; return what it finds after `bound` seconds."""
-        still = 0
+    async def wait_none(self, bound: float, look: Callable[[], list[int]]) -> tuple[list[int], float]:
+        """Wait until `look` finds no process; return what it finds after `bound` seconds, and since when it is so."""
+        still, since = 0, time.monotonic()
         with trio.move_on_after(bound):
             while still < STILL:
                 self.reap()
-                still = 0 if look() else still + 1
+                if look():
+                    still, since = 0, time.monotonic()
+                else:
+                    still += 1
                 await trio.sleep(LOOK_PAUSE)
-            return []
-        return look()
+            return [], since
+        return look(), since
 
     async def check_rest(self, bound: float) -> None:
         """Check that nothing of any run is left, all clients being gone."""
-        left = await self.wait_none(bound, self._others)
+        left, _ = await self.wait_none(bound, self._others)
         named = self.nodes[0].names(left)
         self.book.check("processes: none when all clients are gone", holds=not left, seen=f"left: {named}")
 

@@ -5,16 +5,19 @@ from __future__ import annotations
 import contextlib
 import socket as sockets
 import struct
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from typing import TypeAlias
 
 import trio
+
+Connect: TypeAlias = Callable[[str, int], Awaitable[trio.SocketStream]]
 
 
 class Cutter:
     """`url` leads to the server as long as `open`, and is `silent` or not; `cut` resets all; the next goes to `port`. `up` and `down` cut the next one after so many bytes."""
 
-    def __init__(self, url: str, port: int) -> None:
+    def __init__(self, url: str, port: int, connect: Connect) -> None:
         self.url = url
         self.open = True
         self.made = 0
@@ -22,6 +25,7 @@ class Cutter:
         self.up: int | None = None
         self.down: int | None = None
         self.port = port
+        self._connect = connect
         self._streams: set[trio.SocketStream] = set()
 
     @property
@@ -41,7 +45,7 @@ class Cutter:
         if not self.open:
             return
         self.made += 1
-        server = await trio.open_tcp_stream("127.0.0.1", self.port)
+        server = await self._connect("127.0.0.1", self.port)
         self._streams |= {client, server}
         up, down, self.up, self.down = self.up, self.down, None, None
         async with trio.open_nursery() as nursery:
@@ -66,11 +70,11 @@ class Cutter:
 
 
 @asynccontextmanager
-async def open_cutter(port: int) -> AsyncIterator[Cutter]:
-    """Listen on loopback, in front of a server's port."""
+async def open_cutter(port: int, connect: Connect = trio.open_tcp_stream) -> AsyncIterator[Cutter]:
+    """Listen on loopback, in front of a server's port; `connect` leads there."""
     async with trio.open_nursery() as nursery:
         (listener,) = await trio.open_tcp_listeners(0, host="127.0.0.1")
-        cutter = Cutter(f"http://127.0.0.1:{listener.socket.getsockname()[1]}", port)
+        cutter = Cutter(f"http://127.0.0.1:{listener.socket.getsockname()[1]}", port, connect)
         nursery.start_soon(trio.serve_listeners, cutter.serve, [listener])
         yield cutter
         cutter.cut()

@@ -87,7 +87,9 @@ class Run:
     def told(self, seen: Heard) -> str:
         """Return who a client is, and what it was told."""
         who = f"owner at {self.at.name}" if seen is self.owner else f"viewer at {self.viewed.name}"
-        return f"{who}, run at {self.home.name}; {seen.history}, {seen.ended}, {seen.code} {seen.reason}"
+        return (
+            f"{who}, run at {self.home.name}; line {seen.last}, {seen.history}, {seen.ended}, {seen.code} {seen.reason}"
+        )
 
 
 Outage: TypeAlias = Callable[[float], AsyncIterator[None]]
@@ -322,7 +324,7 @@ class Outages:
                 self._check("runs: go on meanwhile", holds=came >= least, seen=said, run=run)
 
     async def _recover(self, kind: str, live: list[Run], heard: Marks, up: float) -> None:
-        """Wait until what was heard by the end of an outage is stored, and clients are told that the history is back."""
+        """Wait until what was said by the end of an outage is stored, and heard by all, and the history is back."""
         waits = list(live)
         with trio.move_on_after(RECOVERY):
             await self.cluster.redis.wait()
@@ -341,7 +343,9 @@ class Outages:
 
     async def _is_back(self, run: Run, heard: int) -> bool:
         stored, state, _ = await self.cluster.stored(run.id)
-        return stored >= heard and state == "live" and all(seen.history[-1:] != ["waiting"] for seen in run.clients)
+        if stored < heard or state != "live":
+            return False
+        return all(seen.last >= heard and seen.history[-1:] != ["waiting"] for seen in run.clients)
 
     async def _fares(self, run: Run, heard: int) -> str:
         stored = await self.cluster.stored(run.id)

@@ -14,7 +14,7 @@ import time
 from collections import Counter
 from collections.abc import AsyncIterator, Callable
 from itertools import pairwise
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import attrs
 import trio
@@ -119,20 +119,23 @@ class Outages:
         """The server that is parted from Redis, or stands still."""
         return self.cluster.nodes[-1]
 
-    async def play(self) -> None:
-        """Have runs, and let all befall them; what loses runs comes last."""
+    async def play(self, number: int) -> None:
+        """Have runs, and let all befall them; what loses runs comes last: a cut and a freeze in turn."""
         self.runs, lease = [], self.cluster.lease
         pick = self.cluster.rng.uniform
         async with trio.open_nursery() as nursery:
             with trio.fail_after(SETTLE + self.count):
-                for number in range(self.count):
-                    await self._begin(number, nursery)
+                for one in range(self.count):
+                    await self._begin(one, nursery)
             await self._outage("crash", self._crash, pick(0.1, 2.0))
             await self._outage("hang", self._hang, pick(0.5, 2 * lease))
             if self.island:
                 await self._outage("cut", self._cut, pick(0.2, 0.5) * lease)
-                await self._lose("cut, longer than the lease", self._cut, lease + MARGIN + pick(0, 1.5))
-            await self._lose("freeze", self._freeze, lease + MARGIN + pick(0, 1.5))
+            away = lease + MARGIN + pick(0, 1.5)
+            if self.island and number % 2 == 0:
+                await self._lose("cut, longer than the lease", self._cut, away)
+            else:
+                await self._lose("freeze", self._freeze, away)
             await self._end()
             nursery.cancel_scope.deadline = trio.current_time() + SETTLE
         for run in self.runs:
@@ -299,18 +302,23 @@ class Outages:
                 self._check("clients elsewhere: told of node-lost", holds=good, seen=seen.ended, run=run)
 
     async def _try_anew(self, up: float) -> None:
-        """Have a run at the server that was lost, which is to be kept as any other."""
-        seen = Heard(owner=True)
-        async with connecting(self.parted.port, "session", seen) as client:
-            await client.op("start", meta="NODES-ANEW")
-            started = await client.event("started", "refused")
-            self._check("servers: one that was lost takes runs again", holds=started.get("history"), seen=started)
-            await client.user(directive("lines", n=BEGUN))
-            await client.past(BEGUN)
-            while (await self.cluster.stored(started["run"]))[0] < BEGUN:
-                await trio.sleep(LOOK)
-            await client.op("stop", mode="kill")
-            await client.read()
+        """Have a run at the server that was lost, which is to be kept as any other; it may be told to ask again."""
+        started: dict[str, Any] = {}
+        while started.get("event") != "started":
+            async with connecting(self.parted.port, "session", Heard(owner=True)) as client:
+                await client.op("start", meta="NODES-ANEW")
+                started = await client.event("started", "refused")
+                if started["event"] == "refused":
+                    self._check("servers: refuse by a word", holds=started["code"] == "busy", seen=started)
+                    await trio.sleep(started["retry_after"])
+                    continue
+                self._check("servers: one that was lost takes runs again", holds=started["history"], seen=started)
+                await client.user(directive("lines", n=BEGUN))
+                await client.past(BEGUN)
+                while (await self.cluster.stored(started["run"]))[0] < BEGUN:
+                    await trio.sleep(LOOK)
+                await client.op("stop", mode="kill")
+                await client.read()
         self.recovered.setdefault("a lost server's next run is stored", []).append(time.monotonic() - up)
 
     # how they fare
@@ -419,7 +427,7 @@ async def outages(book: Book, count: int, rng: random.Random, runs: int = RUNS) 
             part = Outages(cluster, island, runs)
             for number in range(count):
                 book.where = f"round {number + 1}"
-                await part.play()
+                await part.play(number)
             book.where = ""
             await part.judge_streams()
             await cluster.check_rest(REST_BOUND)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import socket as sockets
 import struct
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -34,10 +33,7 @@ class Cutter:
 
     def cut(self) -> None:
         """Reset each connection, at both ends."""
-        for stream in self._streams:
-            if stream.socket.fileno() != -1:
-                stream.setsockopt(sockets.SOL_SOCKET, sockets.SO_LINGER, struct.pack("ii", 1, 0))
-                stream.socket.close()
+        _reset(*self._streams)
         self._streams.clear()
 
     async def serve(self, client: trio.SocketStream) -> None:
@@ -56,7 +52,7 @@ class Cutter:
             stream.socket.close()
 
     async def _pump(self, source: trio.SocketStream, sink: trio.SocketStream, left: int | None) -> None:
-        with contextlib.suppress(trio.BrokenResourceError, trio.ClosedResourceError, OSError):
+        try:
             while data := await source.receive_some(65536):
                 while self.silent:
                     await trio.sleep(0.02)
@@ -67,6 +63,15 @@ class Cutter:
                 left = None if left is None else left - len(data)
                 await sink.send_all(data)
             await sink.send_eof()
+        except (trio.BrokenResourceError, trio.ClosedResourceError, OSError):
+            _reset(source, sink)
+
+
+def _reset(*streams: trio.SocketStream) -> None:
+    for stream in streams:
+        if stream.socket.fileno() != -1:
+            stream.setsockopt(sockets.SOL_SOCKET, sockets.SO_LINGER, struct.pack("ii", 1, 0))
+            stream.socket.close()
 
 
 @asynccontextmanager

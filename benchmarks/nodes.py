@@ -15,6 +15,8 @@ all parts go, with the numbers that stand behind them; each part has a Redis and
   namespaces of this program's own, which needs root), under 50 runs that go on saying lines; a server stands still.
   Clients are told, everything is stored once and in order behind it, all is as before within 5 seconds, and runs of a
   server that was away for longer than the lease are lost to the others: nothing is appended to them any more.
+* `limits` (1,000 asks): as many asks at once, over all servers, for prompts a minute and runs at once; then dollars of
+  a day, tickets, and sessions that are resumed at all servers at once. The counts are exact.
 
 A violation is told the moment it is seen; the exit status is 1 then, and the servers' logs are kept. The seed decides
 what is done, not when: processes keep their own time. The CLI is the fake one in all of it.
@@ -41,6 +43,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "support"))
 from sharing.book import Book, leaves
 from sharing.drops import drops
 from sharing.kills import kills
+from sharing.limits import limits
 from sharing.outages import outages
 
 Play = Callable[[Book, int, random.Random], Awaitable[None]]
@@ -61,6 +64,7 @@ SPARE = 120.0
 BOXES = {
     "drops": Box("Connections that are cut, and come back at another server", drops, 1000, 1.0),
     "kills": Box("Servers that are killed with their runs", kills, 100, 20.0),
+    "limits": Box("Limits that are asked for at all servers at once", limits, 1000, 1.0),
     "outages": Box("Redis that dies, hangs or can't be reached", outages, 5, 150.0),
 }
 

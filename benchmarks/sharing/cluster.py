@@ -89,6 +89,7 @@ class Cluster:
 
     book: Book
     rng: random.Random
+    folder: Path
     server: RedisServer
     redis: Redis
     """This program's own connection, which comes back by itself."""
@@ -220,7 +221,7 @@ async def open_cluster(
     server.start()
     try:
         async with open_redis(Config(redis=server.url)) as own, trio.open_nursery() as lives:
-            cluster = Cluster(book, rng, server, own, _nodes(book, folder, server, lease, words), lives, lease)
+            cluster = Cluster(book, rng, folder, server, own, _nodes(book, folder, server, lease, words), lives, lease)
             try:
                 yield cluster
             finally:

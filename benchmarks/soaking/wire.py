@@ -225,12 +225,14 @@ class Client:
         """Return the next text frames, none at the end."""
         texts: list[bytes] = []
         while not texts and not self.over:
-            try:
-                chunk = await self._stream.receive_some(CHUNK)
-            except (OSError, trio.BrokenResourceError, trio.ClosedResourceError):
-                chunk = b""
-            frames, self._rest = split_frames(self._rest + chunk)
-            self.over = not chunk
+            frames, self._rest = split_frames(self._rest)  # some may have come with the head
+            if not frames:
+                try:
+                    chunk = await self._stream.receive_some(CHUNK)
+                except (OSError, trio.BrokenResourceError, trio.ClosedResourceError):
+                    chunk = b""
+                frames, self._rest = split_frames(self._rest + chunk)
+                self.over = not chunk
             for opcode, payload in frames:
                 if opcode == 1:
                     texts.append(payload)

@@ -46,6 +46,10 @@ SPREAD = 0.1
 """Seconds after a run's end in which all servers know what it has cost."""
 PATIENCE = 100.0
 """Seconds in which all asks of one kind are answered."""
+LEASE = 5.0
+"""The default: on a shorter one a busy Redis is sooner taken for gone."""
+NOT_NOW = "1013 what the servers share is not at hand just now"
+RETRY_AFTER = 1.0
 MILLION = 1_000_000
 OWN_LIMITS: dict[str, dict[str, float]] = {
     "places": {"runs_per_identity": PLACES, "waiting_per_identity": WAITING},
@@ -84,6 +88,8 @@ class Limited:
 
     cluster: Cluster
     keys: dict[str, str]
+    again: int = 0
+    """How often a server could not decide just now, and was asked again."""
     _turn: Any = attrs.Factory(itertools.count)
 
     @property
@@ -117,6 +123,16 @@ class Limited:
 
     async def prompt(self, name: str, text: str) -> tuple[str, float]:
         """Have a prompt answered at the next server; return how it was, and what it cost."""
+        while (answered := await self._prompt(name, text))[0] == NOT_NOW:
+            await self.wait()
+        return answered
+
+    async def wait(self) -> None:
+        """Wait as long as a server says that can't decide just now; `at_once` bounds it."""
+        self.again += 1
+        await trio.sleep(RETRY_AFTER)
+
+    async def _prompt(self, name: str, text: str) -> tuple[str, float]:
         seen, cost = Seen("claude"), 0.0
         async with connecting(self.next_node().port, "claude", seen, bearer(self.keys[name])) as client:
             await client.until(b'{"info":"send ')
@@ -177,10 +193,17 @@ class Limited:
 
     async def _place(self, race: Race) -> str:
         """Ask for a run, wait for it if need be, and hold it until all others are answered."""
+        while (answered := await self._try_place(race)) == "busy":
+            await self.wait()
+        return answered
+
+    async def _try_place(self, race: Race) -> str:
         seen = Seen("session")
         async with connecting(self.next_node().port, "session", seen, bearer(self.keys["places"])) as client:
             await client.op("start", meta="NODES-PLACE")
             said = await client.event("queued", "started", "refused")
+            if said.get("code") == "busy":
+                return "busy"
             race.answer(said.get("code", said["event"]))
             if said["event"] == "refused":
                 return str(said["code"])
@@ -321,7 +344,7 @@ async def limits(book: Book, count: int, rng: random.Random) -> None:
     """Ask so often at once, for each kind of thing."""
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-    async with open_cluster(book, rng, "--cwd=") as cluster:
+    async with open_cluster(book, rng, "--cwd=", lease=LEASE) as cluster:
         keys = make_keys(cluster.folder, max(1, count // EACH))
         for node in cluster.nodes:
             node.words = (*node.words, f"--keys={cluster.folder / 'keys.json'}")
@@ -339,4 +362,5 @@ async def limits(book: Book, count: int, rng: random.Random) -> None:
             await play(often)
             book.tell(f"{book.wrong} violations")
         book.where = ""
+        book.figure("asks that were told to come again, as Redis did not answer just then", part.again)
         await cluster.check_rest(REST_BOUND)

@@ -8,6 +8,8 @@ all parts go, with the numbers that stand behind them; each part has a Redis and
 * `drops` (1,000 connections): sessions lose their connections at random lines and in the middle of frames, by resets,
   half closes and silence, and come back at another server as owners. No numbered line is lost, comes twice or in
   another order, and the journal has the same. Then how long a line takes to who watches at another server.
+* `pace` (5 rounds): the relay's throughput at the run's own server with a Redis, at least 0.7 times that without. It
+  needs a C compiler.
 * `kills` (100 servers): a server is killed amid runs that have left daemons, hidden in sessions and environments of
   their own, while others watch at the other servers. No process is left, each run is `node-lost` within the lease,
   who watches has all that is stored and is told, and nothing is appended any more, whoever tries.
@@ -17,6 +19,9 @@ all parts go, with the numbers that stand behind them; each part has a Redis and
   server that was away for longer than the lease are lost to the others: nothing is appended to them any more.
 * `limits` (1,000 asks): as many asks at once, over all servers, for prompts a minute and runs at once; then dollars of
   a day, tickets, and sessions that are resumed at all servers at once. The counts are exact.
+* `rolling` (3 rounds): the servers are restarted one after the other, on sockets that are held, with nginx in front,
+  under load: no attempt to come in is refused, every run ends or is told, and sessions of the client library go on at
+  another server where their run still lives.
 
 A violation is told the moment it is seen; the exit status is 1 then, and the servers' logs are kept. The seed decides
 what is done, not when: processes keep their own time. The CLI is the fake one in all of it.
@@ -45,6 +50,8 @@ from sharing.drops import drops
 from sharing.kills import kills
 from sharing.limits import limits
 from sharing.outages import outages
+from sharing.pace import pace
+from sharing.rolling import rolling
 
 Play = Callable[[Book, int, random.Random], Awaitable[None]]
 
@@ -63,9 +70,11 @@ SPARE = 120.0
 """Seconds that a part may take beside."""
 BOXES = {
     "drops": Box("Connections that are cut, and come back at another server", drops, 1000, 1.0),
+    "pace": Box("The relay with a Redis, against without", pace, 5, 120.0),
     "kills": Box("Servers that are killed with their runs", kills, 100, 20.0),
-    "limits": Box("Limits that are asked for at all servers at once", limits, 1000, 1.0),
     "outages": Box("Redis that dies, hangs or can't be reached", outages, 5, 150.0),
+    "limits": Box("Limits that are asked for at all servers at once", limits, 1000, 1.0),
+    "rolling": Box("Servers that are restarted one after the other", rolling, 3, 60.0),
 }
 
 

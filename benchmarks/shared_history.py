@@ -85,19 +85,7 @@ class Redis:
 def running_redis() -> Iterator[Redis]:
     """Run a Redis."""
     with tempfile.TemporaryDirectory(prefix="tcb-") as folder:
-        words = [
-            "--port",
-            "0",
-            "--unixsocket",
-            "redis.sock",
-            "--save",
-            "",
-            "--appendonly",
-            "yes",
-            "--appendfsync",
-            "everysec",
-        ]
-        process = subprocess.Popen(["redis-server", *words], cwd=folder, stdout=subprocess.DEVNULL)
+        process = subprocess.Popen(["redis-server", *SETTINGS], cwd=folder, stdout=subprocess.DEVNULL)
         redis = Redis(Path(folder), process)
         try:
             while True:
@@ -177,16 +165,32 @@ def _scenario(redis: Redis) -> Scenario:
     )
 
 
+RATES = ("rate_1", "rate_20")
+"""The figures of which so much is asked."""
+
+
+def kept(outcome: Outcome, name: str) -> float | None:
+    """Return how many times the rate without there is with Redis, None where figures are missing."""
+    without, shared = outcome.median(OURS, name), outcome.median(REDIS, name)
+    return shared / without if shared and without else None
+
+
 def _verdict(outcome: Outcome) -> str:
     """Say how much of the rate without there is with Redis, and whether that is as much as is asked."""
     told = []
-    for name in ("rate_1", "rate_20"):
-        without, shared = outcome.median(OURS, name), outcome.median(REDIS, name)
-        if not without or not shared:
+    for name in RATES:
+        share = kept(outcome, name)
+        if share is None:
             return "no verdict: figures are missing"
-        kept = shared / without
-        told.append(f"{name} {kept:.2f} of that without: {'met' if kept >= ASKED else 'NOT met'} (asked: {ASKED})")
+        told.append(f"{name} {share:.2f} of that without: {'met' if share >= ASKED else 'NOT met'} (asked: {ASKED})")
     return "\n".join(told)
+
+
+def measured(rounds: int, *, quick: bool = False) -> tuple[Outcome, dict[str, Peer]]:
+    """Take all figures; return them, and the peers."""
+    with compiled() as native, running_redis() as redis:
+        peers = _peers(redis)
+        return Runner(native, list(peers.values()), rounds, quick).run(_scenario(redis), peers), peers
 
 
 def main() -> int:
@@ -196,9 +200,8 @@ def main() -> int:
     parser.add_argument("--quick", action="store_true", help="a short look, whose figures are not worth keeping")
     words = parser.parse_args()
     print(machine())
-    with compiled() as native, running_redis() as redis:
-        peers, scenario = _peers(redis), _scenario(redis)
-        outcome = Runner(native, list(peers.values()), words.rounds, words.quick).run(scenario, peers)
+    outcome, peers = measured(words.rounds, quick=words.quick)
+    scenario = outcome.scenario
     print(f"\n{scenario.title} ({scenario.cli}); in brackets: how many times without; medians of {words.rounds} rounds")
     print(aligned(table(outcome, peers)), _verdict(outcome), *outcome.failures, sep="\n")
     return 1 if outcome.failures else 0

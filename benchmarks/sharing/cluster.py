@@ -19,7 +19,7 @@ import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 import attrs
 import trio
@@ -96,6 +96,8 @@ class Cluster:
     nodes: list[Node]
     lives: trio.Nursery
     lease: float
+    ever: list[Node] = attrs.Factory(list)
+    """All servers that there were, those that were followed by others too."""
     helpers: set[int] = attrs.Factory(set)
     """Processes of this program that are no server."""
 
@@ -111,6 +113,14 @@ class Cluster:
     async def start(self, node: Node) -> None:
         """Begin another life of a server."""
         await node.start(self.lives)
+
+    def succeed(self, node: Node) -> Node:
+        """Return the server that follows on another, which may live on for a while."""
+        more = {"name": node.name, "program": node.program, "sockets": node.sockets, "port": node.port}
+        new = Node(node.folder, node.words, node.environ, node.hear, **more)
+        new.hear = functools.partial(_hear, self.book, new)
+        self.ever.append(new)
+        return new
 
     async def start_all(self) -> None:
         """Begin the first life of each."""
@@ -137,7 +147,7 @@ class Cluster:
 
     def reap(self) -> None:
         """Take leave of the orphans that have ended here."""
-        own = {node.process.pid for node in self.nodes if node.life} | self._own()
+        own = {node.process.pid for node in self.ever if node.life} | self._own()
         for pid, parent in below(os.getpid()).items():
             if parent == os.getpid() and pid not in own:
                 with contextlib.suppress(ChildProcessError):
@@ -221,11 +231,12 @@ async def open_cluster(
     server.start()
     try:
         async with open_redis(Config(redis=server.url)) as own, trio.open_nursery() as lives:
-            cluster = Cluster(book, rng, folder, server, own, _nodes(book, folder, server, lease, words), lives, lease)
+            nodes = _nodes(book, folder, server, lease, words)
+            cluster = Cluster(book, rng, folder, server, own, nodes, lives, lease, [*nodes])
             try:
                 yield cluster
             finally:
-                for node in cluster.nodes:
+                for node in cluster.ever:
                     await node.close()
                 lives.cancel_scope.cancel()
     finally:
@@ -259,14 +270,15 @@ def _nodes(book: Book, folder: Path, server: RedisServer, lease: float, words: t
             place, (*always, f"--state={place / 'state'}", *words), dict(FAKE_ENV),
             program=(sys.executable, "-m", "trio_claude"), name=name,
         )  # fmt: skip
-        node.hear = functools.partial(_hear, book, node, (place / "log").open("a", buffering=1))
+        node.hear = functools.partial(_hear, book, node)
         nodes.append(node)
     return nodes
 
 
-def _hear(book: Book, node: Node, log: TextIO, said: dict[str, Any]) -> None:
+def _hear(book: Book, node: Node, said: dict[str, Any]) -> None:
     """Take an event of a server's log."""
-    log.write(json.dumps(said) + "\n")
+    with (node.folder / "log").open("a") as log:
+        log.write(json.dumps(said) + "\n")
     node.events.append(Told(said["time"], node.name, node.life, said))
     if said["event"] in ("Crashed", "LogDropped"):
         book.violate("servers: none crashes", f"{node.name}, life {node.life}: {said}")

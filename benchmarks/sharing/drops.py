@@ -267,6 +267,7 @@ class Watched:
     """Runs that are watched: what came to owners, to viewers at the run's own server, and at another one."""
 
     cluster: Cluster
+    lines: int
     own: list[float] = attrs.Factory(list)
     near: list[float] = attrs.Factory(list)
     far: list[float] = attrs.Factory(list)
@@ -281,14 +282,14 @@ class Watched:
             views = [Clock(owner=False) for _ in range(2)]
             for node, view in zip((home, self.cluster.other(home)), views, strict=True):
                 await nursery.start(self._view, node, run, view)
-            await client.user(directive("lines", n=WATCHED_LINES, rate=WATCHED_RATE, stamp=True, size=200))
+            await client.user(directive("lines", n=self.lines, rate=WATCHED_RATE, stamp=True, size=200))
             await client.until(*RESULT)
             await client.op("stop", mode="end")
             await client.read()
         for took, one in zip((self.own, self.near, self.far), (seen, *views), strict=True):
             took += one.took
-            whole = len(one.took) == WATCHED_LINES and not one.faults
-            said = f"{len(one.took)} of {WATCHED_LINES}, {one.faults}"
+            whole = len(one.took) == self.lines and not one.faults
+            said = f"{len(one.took)} of {self.lines}, {one.faults}"
             self.cluster.book.check("watchers: get each line once", holds=whole, seen=said, run=run)
 
     async def _view(self, node: Node, run: str, seen: Clock, *, task_status: trio.TaskStatus[None]) -> None:
@@ -314,7 +315,7 @@ async def drops(book: Book, count: int, rng: random.Random) -> None:
         book.figure("lines that were heard of", f"{part.lines:,}")
         book.figure("lost / twice / out of order", f"{part.lost} / {part.twice} / {part.disordered}", "0 / 0 / 0")
         book.times("from `attach` to `attached`", part.back)
-        watched = Watched(cluster)
+        watched = Watched(cluster, min(WATCHED_LINES, 5 * count))
         async with trio.open_nursery() as nursery:
             for number in range(min(WATCHED, count)):
                 nursery.start_soon(watched.play, number)

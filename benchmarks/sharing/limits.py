@@ -246,7 +246,8 @@ class Limited:
             return answer
 
         spent: list[float] = []
-        self.exact("dollars: all that may spend do", await self.at_once(SPENDERS, spend), {"1000": SPENDERS})
+        many = min(SPENDERS, count)
+        self.exact("dollars: all that may spend do", await self.at_once(many, spend), {"1000": many})
         await trio.sleep(SPREAD)
         await self._check_sum("spender", spent)
         self.book.figure(f"prompts for {costs[0]} dollars each, {DOLLARS} may be spent", len(costs), f"{wanted}")

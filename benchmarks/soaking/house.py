@@ -121,6 +121,8 @@ class House:
     environ: dict[str, str]
     hear: Hear = lambda _event: None
     program: tuple[str, ...] = (sys.executable, "-P", str(Path(__file__).with_name("served.py")))
+    sockets: tuple[int, ...] = ()
+    """Descriptors that the server gets."""
     port: int = 0
     life: int = 0
     falling: bool = False
@@ -153,7 +155,7 @@ class House:
         counted.write_bytes(bytes(SIZE))
         self.process = await trio.lowlevel.open_process(
             [*self.program, "serve", *self.words, "--port", str(self.port)], cwd=self.folder, stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE, pass_fds=self.sockets,
             env={**self.environ, "TMPDIR": str(self.tmp), "SOAK_TASKS": str(counted)},
         )  # fmt: skip
         self.life, self.falling, self.deaf = self.life + 1, False, trio.Event()

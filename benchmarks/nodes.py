@@ -35,7 +35,7 @@ import random
 import secrets
 import sys
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 import attrs
@@ -45,7 +45,7 @@ from common import machine
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "support"))
 
-from sharing.book import Book, leaves
+from sharing.book import Book, chosen, leaves
 from sharing.drops import drops
 from sharing.kills import kills
 from sharing.limits import limits
@@ -78,21 +78,6 @@ BOXES = {
 }
 
 
-def chosen(words: Sequence[str]) -> dict[str, int]:
-    """Return which parts are to be played, and how often. Raises ValueError."""
-    found: dict[str, int] = {}
-    name = ""
-    for word in words:
-        if word in BOXES:
-            name = word
-            found[name] = BOXES[name].count
-        elif name and word.isdigit() and int(word):
-            found[name] = int(word)
-        else:
-            raise ValueError(f"{word}: neither a part ({', '.join(BOXES)}) nor a number behind one")
-    return found or {name: box.count for name, box in BOXES.items()}
-
-
 async def play(book: Book, name: str, count: int) -> None:
     """Play one part, for so long at most."""
     box = BOXES[name]
@@ -123,7 +108,7 @@ def main() -> int:
     parser.add_argument("--quiet", action="store_true", help="say nothing of how far it is")
     words = parser.parse_args()
     try:
-        parts = chosen(words.parts)
+        parts = chosen(words.parts, {name: box.count for name, box in BOXES.items()})
     except ValueError as error:
         parser.error(str(error))
     book, began = Book(words.seed, words.quiet), machine()

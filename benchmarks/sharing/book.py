@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import sys
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import attrs
@@ -137,3 +137,21 @@ def leaves(error: BaseException) -> list[BaseException]:
     if isinstance(error, BaseExceptionGroup):
         return [leaf for part in error.exceptions for leaf in leaves(part)]
     return [error]
+
+
+def chosen(words: Sequence[str], counts: Mapping[str, int]) -> dict[str, int]:
+    """Return which parts are to be played, and how often; without words all, as often as `counts` has it.
+
+    Raises ValueError.
+    """
+    found: dict[str, int] = {}
+    name = ""
+    for word in words:
+        if word in counts:
+            name = word
+            found[name] = counts[name]
+        elif name and word.isdigit() and int(word):
+            found[name] = int(word)
+        else:
+            raise ValueError(f"{word}: neither a part ({', '.join(counts)}) nor a number behind one")
+    return found or dict(counts)

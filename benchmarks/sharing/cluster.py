@@ -25,7 +25,7 @@ import attrs
 import trio
 from harness import FAKE_ENV, call, fake_program
 from redis_server import RedisServer
-from soaking.house import LOOK_PAUSE, Family, House, adopt_orphans, below
+from soaking.house import GONE_BOUND, LOOK_PAUSE, Family, House, adopt_orphans, below
 from soaking.plays import expect
 
 from trio_claude.config import Config
@@ -248,14 +248,17 @@ async def open_cluster(
 
 
 def _end_all(server: RedisServer) -> None:
-    """End whatever is below this process."""
+    """End whatever is below this process, and reap it."""
     server.end()
-    for pid in below(os.getpid()):
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(pid, signal.SIGKILL)
-    with contextlib.suppress(ChildProcessError):
-        while os.waitpid(-1, os.WNOHANG)[0]:
-            pass
+    until = time.monotonic() + GONE_BOUND
+    while (left := below(os.getpid())) and time.monotonic() < until:
+        for pid in left:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        with contextlib.suppress(ChildProcessError):
+            while os.waitpid(-1, os.WNOHANG)[0]:
+                pass
+        time.sleep(LOOK_PAUSE)
 
 
 def _nodes(book: Book, folder: Path, server: RedisServer, lease: float, words: tuple[str, ...]) -> list[Node]:

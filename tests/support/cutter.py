@@ -31,6 +31,10 @@ class Cutter:
     def port(self) -> int:
         return int(self.url.rpartition(":")[2])
 
+    def lead(self, port: int) -> None:
+        """Have the next connections go to another server."""
+        self._port = port
+
     def cut(self) -> None:
         """Reset each connection, at both ends."""
         _reset(*self._streams)

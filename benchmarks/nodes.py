@@ -47,6 +47,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "support"))
 
 from sharing.book import Book, chosen, leaves
 from sharing.drops import drops
+from sharing.island import move_apart
 from sharing.kills import kills
 from sharing.limits import limits
 from sharing.outages import outages
@@ -112,6 +113,11 @@ def main() -> int:
     except ValueError as error:
         parser.error(str(error))
     book, began = Book(words.seed, words.quiet), machine()
+    if "outages" in parts:
+        try:
+            move_apart()  # before there is a thread, which would stay behind, and what it starts
+        except OSError as error:
+            book.together = str(error)
     print(f"nodes: seed {book.seed}, {parts}; {began}", flush=True)
     for name, count in parts.items():
         trio.run(play, book, name, count)

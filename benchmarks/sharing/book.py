@@ -62,6 +62,8 @@ class Book:
 
     seed: str
     quiet: bool = False
+    together: str = ""
+    """Why this program has no network namespace of its own, where it has none."""
     parts: list[Part] = attrs.Factory(list)
     where: str = ""
     """What goes on just now: the round."""

@@ -36,6 +36,7 @@ HELD = 1.5
 """Seconds for which a connection that is silent, or half closed, stays as it is, while its client is back elsewhere."""
 PATIENCE = 0.5
 """Seconds for which the bytes behind which a connection is cut are waited for."""
+ODD = 4
 TORN = (200, 60_000)
 """Bytes from the server behind which a connection is cut, somewhere in a frame."""
 WATCHED = 6
@@ -51,9 +52,17 @@ class Tally(Seen):
         super().__init__("session")
         self.numbers: Counter[int] = Counter()
         self.disordered: int = 0
+        self.place: int = 0
+        """Which connection it is, the first being 0."""
+        self.odd: list[str] = []
+        """The first lines that came out of turn: which connection, the line, and the one before it."""
         self._latest = 0
+        self._before = 0
 
     def _count(self, number: int) -> None:
+        if number != self._before + 1 and len(self.odd) < ODD:
+            self.odd.append(f"connection {self.place}: {number} behind {self._before}")
+        self._before = number
         self.numbers[number] += 1
         self.disordered += number < self._latest
         self._latest = max(self._latest, number)
@@ -107,7 +116,7 @@ class Dropped:
     @property
     def told(self) -> str:
         """What it takes to find it."""
-        return f"session {self.seed}, {' '.join(self.way)}, at line {self.seen.last}"
+        return f"session {self.seed}, {' '.join(self.way)}, at line {self.seen.last}, {self.seen.odd}"
 
     async def play(self) -> None:
         """Have a turn, lose the connection again and again while it goes on, and compare."""
@@ -177,6 +186,7 @@ class Dropped:
         began, after = trio.current_time(), self.seen.last
         await client.op("attach", run=self.run, after=after, **{"as": "owner"})
         said = await client.event("attached", "refused")
+        self.seen.place += 1
         good = said["event"] == "attached" and said["from"] == after + 1 and said["role"] == "owner"
         expect(good, f"asked for what is behind line {after}, got {said}")
         self.drops.back.append(trio.current_time() - began)

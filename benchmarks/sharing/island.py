@@ -116,11 +116,15 @@ def _namespace(pid: int) -> Path:
     return Path(f"/proc/{pid}/ns/net").readlink()
 
 
-@contextmanager
-def open_island() -> Iterator[Island]:
-    """Move this program into a namespace of its own, and make another beside it. Raises OSError where it may not."""
+def move_apart() -> None:
+    """Move this program into a namespace of its own; threads that there are stay behind. Raises OSError."""
     _call("unshare", CLONE_NEWNET)
     ip("link", "set", "lo", "up")
+
+
+@contextmanager
+def open_island() -> Iterator[Island]:
+    """Make a namespace beside that of this program, which has moved to one of its own. Raises OSError."""
     holder = subprocess.Popen(["unshare", "--net", "sleep", "infinity"])
     try:
         island = Island(holder.pid)

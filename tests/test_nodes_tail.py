@@ -44,22 +44,32 @@ async def test_a_watch_begins_behind_any_line(redis_server: RedisServer, after: 
                 assert await watch.receive() == []
 
 
-@pytest.mark.parametrize("stored", [0, 2, 4])
-async def test_a_watch_begins_behind_a_line_that_is_not_stored_yet(redis_server: RedisServer, stored: int) -> None:
-    """Whoever had it from the run's own node may come here before it does; it then comes with those before it."""
+@pytest.mark.parametrize("stored", [0, 2])
+@pytest.mark.parametrize("after", [3, 5, 8])
+async def test_a_watch_may_begin_behind_a_line_that_is_not_stored_yet(
+    redis_server: RedisServer, stored: int, after: int
+) -> None:
     async with open_node(redis_server) as nodes:
         await begin(nodes.redis, "r")
         if stored:
             await append(nodes.redis, "r", lines(1, stored))
-        async with nodes.tail.watch("r", 6) as watch, nodes.tail.watch("r", stored) as other:
-            with trio.move_on_after(0.3):
-                await watch.receive()
-            with trio.move_on_after(0.3):
-                await other.receive()
-            await append(nodes.redis, "r", lines(stored + 1, 8 - stored))
-            await append(nodes.redis, "r", lines(9, 1))
-            assert await read(watch, 9) == [7, 8, 9]
-            assert await read(other, 9) == list(range(stored + 1, 10))
+            await append(nodes.redis, "r", Part(PartKind.STDERR, stored, 1, b"oh"), 1)
+        async with nodes.tail.watch("r", after) as watch, trio.open_nursery() as nursery:
+            got: list[int] = []
+            nursery.start_soon(read, watch, 12, got)
+            await trio.sleep(0.05)
+            for part in (lines(stored + 1, 10 - stored), lines(11, 2)):
+                await append(nodes.redis, "r", part)
+        assert got == list(range(after + 1, 13))
+
+
+async def test_who_comes_later_takes_nothing_from_others(redis_server: RedisServer) -> None:
+    async with open_node(redis_server) as nodes:
+        watches = [Watch(nodes.tail, nodes.redis, "r", after) for after in (1, 9, 5)]
+        for watch, at in zip(watches, ((1, 0), (9, 0), (0, 1)), strict=True):
+            nodes.tail.add("r", watch, at)
+        feed = nodes.tail._feeds["r"]
+        assert (feed.at, feed.watches) == ((1, 0), watches[:2])
 
 
 async def test_what_stderr_and_the_client_said_stands_behind_its_line(redis_server: RedisServer) -> None:

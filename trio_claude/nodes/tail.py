@@ -155,7 +155,7 @@ class Watch:
     async def _locate(self, key: str) -> Id:
         """Return the entry behind which the next line is, or what comes with the last; by line, as ids may differ.
 
-        Where less is stored than the watcher has, that is the last entry: the next may begin with lines it has.
+        A client may have lines that are not stored yet: the part in which the next one is may begin before it.
         """
         found = await self._redis.ask("XREVRANGE", key, f"{self._line + 1}-0", "-", "COUNT", 1)
         if not found:
@@ -163,7 +163,7 @@ class Watch:
         at, part = read_entry(found[0])
         if part and part.kind is PartKind.LINES and part.first <= self._line < part.last:
             return at[0] - 1, 2**64 - 1  # just before the part in which it is
-        return min((self._line, 0), at)
+        return at if part and part.last < self._line else (self._line, 0)
 
 
 class Tail:
@@ -195,11 +195,13 @@ class Tail:
         return run in self._feeds and watch in self._feeds[run].watches
 
     def add(self, run: str, watch: Watch, at: Id) -> None:
-        """Have the connection give a watcher what comes behind an entry, unless it has given others more already."""
+        """Have the connection give a watcher what comes behind an entry, unless it has given others more already.
+
+        Others may not have what is before that yet, so they go on from where they are.
+        """
         feed = self._feeds.setdefault(run, _Feed(at))
         if feed.at > at:
             return
-        feed.at = at
         feed.watches.append(watch)
         if self._asked is not None and run not in self._asked:
             self._stir.set()

@@ -9,10 +9,12 @@ import pytest
 import trio
 from harness import Backend, ask, call, directive, until
 from redis_server import RedisServer
+from returns import attach
+from talk import open_talk
 
 from trio_claude import Config, open_engine
 from trio_claude.errors import ConfigError
-from trio_claude.events import Event, NodeState
+from trio_claude.events import Crashed, Event, NodeState
 from trio_claude.nodes.redis import open_redis
 
 
@@ -48,6 +50,47 @@ async def scrape(server: object) -> str:
     status, _, body = await call(server, "/metrics")  # type: ignore[arg-type] - a server
     assert status == 200
     return body.decode()
+
+
+@pytest.mark.redis
+async def test_clients_are_told_that_redis_takes_nothing_and_when_it_does_again(
+    fake: Backend, redis_server: RedisServer
+) -> None:
+    config = {"journal": "auto", "redis": redis_server.url, "node_lease": 2.0}
+    async with fake.serve(**config) as one, fake.serve(**config) as other:
+        async with open_talk(one) as owner, open_talk(other) as viewer:
+            run = (await owner.start())["run"]
+            await attach(viewer, run)
+            redis_server.call("CONFIG", "SET", "maxmemory", "1")
+            try:
+                for talk in (owner, viewer):
+                    assert (await talk.event("history"))["state"] == "waiting"
+                await owner.user("hello")
+                await owner.result()
+            finally:
+                redis_server.call("CONFIG", "SET", "maxmemory", "0")
+            for talk in (owner, viewer):
+                assert (await talk.event("history"))["state"] == "back"
+            await until(lambda: viewer.lines() == owner.lines())
+            await owner.stop("end")
+            await owner.end()
+    assert not [event for event in fake.events if isinstance(event, Crashed)]
+
+
+@pytest.mark.redis
+async def test_no_client_learns_where_redis_is(fake: Backend, redis_server: RedisServer) -> None:
+    port = redis_server.listen()
+    async with fake.serve(journal="auto", redis=f"redis://127.0.0.1:{port}", node_lease=2.0) as server:
+        assert server.runs.nodes
+        redis = server.runs.nodes.redis
+        redis_server.kill()
+        await until(lambda: str(port) in redis.fault)
+        status, _, body = await call(server, "/api/runs")
+        assert (status, b"Redis does not answer" in body) == (503, True)
+        await until(lambda: bool(server.runs.journal.fault))  # type: ignore[union-attr] - it has one
+        for said in (body, str((await call(server, "/readyz"))[2]).encode()):
+            assert str(port).encode() not in said
+            assert b"127.0.0.1" not in said
 
 
 @pytest.mark.redis

@@ -10,6 +10,7 @@ from harness import until
 from nodes import open_node
 from redis_server import RedisServer
 
+from trio_claude.config import Config
 from trio_claude.events import Crashed, Event, Strained
 from trio_claude.nodes import control
 
@@ -128,7 +129,7 @@ async def test_what_waits_is_bounded_and_that_it_is_full_is_told_once(
         await a.redis.wait(connected=False)
         for number in range(2000):
             a.control.tell("b", {"op": "count", "n": number, "text": "x" * 100})
-        assert a.control._waiting <= 100_000
+        assert a.control._waiting < 100_000 + 300, "one may pass it"
         redis_server.start()
         await until(lambda: len([one for one in events if isinstance(one, Strained)]) == 2, 10)
         assert await a.control.ask("b", {"op": "behind them"}) is None
@@ -149,6 +150,36 @@ async def test_a_node_that_does_not_read_has_a_stream_that_is_bounded(
             nodes.control.tell("deaf", {"op": "x", "n": number})
         await until(lambda: not nodes.control._waiting)
         assert await nodes.redis.ask("XLEN", nodes.redis.key("control", "deaf")) < 400
+
+
+async def test_a_packet_that_is_longer_than_what_may_wait_goes_through(
+    redis_server: RedisServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As the longest message of a client may be; what Redis would end the connection for is dropped."""
+    monkeypatch.setattr(control, "WAITING_BYTES", 100_000)
+    monkeypatch.setattr(control, "PACKET_LIMIT", 1_000_000)
+    events: list[Event] = []
+    async with open_node(redis_server, "a", events.append) as a, open_node(redis_server, "b") as b:
+        heard: list[str] = []
+        b.control.on("said", lambda _node, packet: heard.append(packet["text"]))
+        for text in ('"' * 400_000, "dropped", "é" * 600_000, "x"):
+            a.control.tell("b", {"op": "said", "text": text})
+            if text == "dropped":
+                await until(lambda: bool(heard))
+                assert not a.control._waiting
+        await until(lambda: len(heard) == 2)
+        assert heard == ['"' * 400_000, "x"]
+        assert a.redis.connected
+        await until(lambda: [event.over for event in events if isinstance(event, Strained)] == [False, True] * 2)
+
+
+async def test_the_longest_message_of_a_client_goes_through(redis_server: RedisServer) -> None:
+    async with open_node(redis_server, "a", lease=10) as a, open_node(redis_server, "b", lease=10) as b:
+        sizes: list[int] = []
+        b.control.on("said", lambda _node, packet: sizes.append(len(packet["text"])))
+        a.control.tell("b", {"op": "said", "text": '"' * Config().max_session_message})
+        await until(lambda: bool(sizes), 20)
+        assert sizes == [Config().max_session_message]
 
 
 async def test_any_text_goes_through(redis_server: RedisServer) -> None:

@@ -491,6 +491,37 @@ async def test_a_redis_without_memory_left_is_told_again_when_it_has_some() -> N
             assert not journal.fault
 
 
+async def test_of_a_redis_without_memory_left_runs_are_deleted_and_tidied() -> None:
+    """Also while something waits that it does not take; what it does not know to have ended is told so."""
+    with open_redis_server("--maxmemory", "8mb") as server:
+        async with open_history_of(server) as journal:
+            for name in ("a", "b", "c", "d", "e"):
+                run = journal.begin(begun(name, "alice" if name < "d" else "bob", started=float(ord(name))))
+                run.lines([b"x" * 500_000])
+                if name != "e":
+                    run.end(ended(name, 1))
+            assert await journal.settle()
+            server.call("CONFIG", "SET", "maxmemory", "1")
+            run.lines([b"one more"])
+            run.end(ended("e", 2))
+            await until(lambda: "maxmemory" in journal.fault)
+            assert "script" not in journal.fault
+            began = trio.current_time()
+            assert await journal.delete("alice", "a") == [Deleted("a", "alice", None)]
+            assert await journal.delete("alice", "nope") == []
+            with pytest.raises(JournalFault, match=r"Redis refuses: .*maxmemory"):
+                await journal.delete("bob", "e")
+            assert await journal.delete("alice") == [Deleted(name, "alice", None) for name in "bc"]
+            assert trio.current_time() - began < 4 * (history.SOON + 0.5)
+            server.call("DEL", "trio-claude:tidy")
+            await journal._archive.tidy(Retention(runs=1), 60)
+            assert 50_000 < int(server.call("PTTL", "trio-claude:tidy")) <= 60_000
+            assert server.call("ZRANGE", "trio-claude:runs", "0", "-1") == b"e"
+            server.call("CONFIG", "SET", "maxmemory", "0")
+            assert await journal.settle()
+            assert await journal.delete("bob") == [Deleted("e", "bob", None)]
+
+
 async def test_a_server_that_ends_has_told_all(redis_server: RedisServer) -> None:
     with trio.CancelScope() as scope:
         async with open_history_of(redis_server) as journal:

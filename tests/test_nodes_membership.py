@@ -183,15 +183,21 @@ async def shift(redis: Redis, name: str, by: int, since: int = 0) -> None:
 
 async def test_that_redis_takes_no_writes_is_told_once(redis_server: RedisServer) -> None:
     events: list[Event] = []
-    async with open_node(redis_server, "a", events.append):
+    told: list[bool] = []
+    async with open_node(redis_server, "a", events.append) as nodes:
+        nodes.membership.on_change(told.append)
         redis_server.call("CONFIG", "SET", "maxmemory", "1")
         try:
             await until(lambda: len(events) > 1)
+            nodes.redis._wire.cut()  # type: ignore[union-attr] - it is connected
+            await nodes.redis.wait(connected=False)
+            await nodes.redis.wait()
             await trio.sleep(LEASE / 2)
         finally:
             redis_server.call("CONFIG", "SET", "maxmemory", "0")
         await until(lambda: len(events) > 2)
         await trio.sleep(LEASE / 2)
+    assert told == [False, True]
     assert states(events) == [("a", "connected"), ("a", "disconnected"), ("a", "connected")]
 
 

@@ -6,19 +6,20 @@ import contextlib
 import shutil
 from collections import Counter
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 
 import pytest
 import trio
 from harness import until
-from nodes import open_node
+from nodes import begin, open_node
 from redis_server import RedisServer
 
 from trio_claude.admission import Limits, Member
 from trio_claude.errors import Busy, OverBudget, QueueFull, SessionBusy, TooFast
+from trio_claude.events import Event, NodeState
 from trio_claude.identity import Identity
-from trio_claude.nodes import Nodes
+from trio_claude.nodes import Nodes, desk
 from trio_claude.nodes.scripts import load
 
 pytestmark = pytest.mark.redis
@@ -340,19 +341,54 @@ async def test_a_redis_that_has_lost_its_last_moments_is_told_again(redis_server
 
 
 async def test_a_redis_without_memory_refuses_and_is_told_later(redis_server: RedisServer) -> None:
-    alice = Member("key:alice", Limits(tokens_per_day=1000))
-    async with nodes(redis_server, 1) as (a,):
+    """It is no crash, and told once."""
+    alice, events = Member("key:alice", Limits(tokens_per_day=1000)), list[Event]()
+    async with open_node(redis_server, "a", events.append) as a, AsyncExitStack() as stack:
+        await stack.enter_async_context(a.shared.hold("key:alice", "s"))
         redis_server.call("CONFIG", "SET", "maxmemory", "1")
         try:
             a.shared.spend(alice, 10, 0.5)
             for _ in range(2):
                 with pytest.raises(Busy, match="not at hand"), trio.fail_after(1):
                     await a.shared.ask(alice, NONE)
+            await stack.aclose()
+            await until(lambda: len(events) > 1)
+            await trio.sleep(3 * desk.PAUSE)
         finally:
             redis_server.call("CONFIG", "SET", "maxmemory", "0")
         await ready(a)
         await a.shared.ask(alice, NONE)
         assert spent(redis_server, "key:alice") == (10, 500_000)
+        async with a.shared.hold("key:alice", "s"):
+            await until(lambda: len(events) > 2)
+    assert [event.state for event in events if isinstance(event, NodeState)] == [
+        "connected", "disconnected", "connected"
+    ]  # fmt: skip
+    assert len(events) == 3
+
+
+async def test_a_session_in_use_on_any_node_is_known_at_each(redis_server: RedisServer) -> None:
+    asked = {(who, session) for who in ("é", "bob") for session in ("s", "t", "lives", None)}
+    async with nodes(redis_server, 2) as (a, b):
+        assert await a.shared.in_use(asked) == set()
+        await begin(b.redis, "run", "node1")
+        await b.redis.ask("HSET", b.redis.key("run", "run"), "identity", "bob", "session", "lives")
+        async with b.shared.hold("é", "s"):
+            redis_server.call("CONFIG", "SET", "maxmemory", "1")
+            try:
+                assert await a.shared.in_use(asked) == {("é", "s"), ("é", None), ("bob", "lives"), ("bob", None)}
+            finally:
+                redis_server.call("CONFIG", "SET", "maxmemory", "0")
+            await ready(a, b)
+        assert await a.shared.in_use(asked) == {("bob", "lives"), ("bob", None)}
+        many = [("é", str(number)) for number in range(1200)]
+        async with b.shared.hold("é", "1100"):
+            assert await a.shared.in_use(many) == {("é", "1100")}
+        redis_server.stop()
+        await gone(a)
+        with pytest.raises(Busy):
+            await a.shared.in_use(asked)
+        redis_server.go_on()
 
 
 async def test_who_gave_up_while_redis_hung_has_taken_nothing(redis_server: RedisServer) -> None:

@@ -15,6 +15,8 @@ import httpx
 import pytest
 import trio
 from harness import Backend, ask, open_backend, until
+from journals import begun, ended
+from redis_server import RedisServer
 from talk import open_talk
 
 from trio_claude.journal import Deleted
@@ -260,6 +262,44 @@ async def test_of_an_identity_that_is_deleted_as_a_whole_all_goes_but_what_may_b
             deleted = [Deleted("r1", "key:alice", named("named")), Deleted("r2", "key:alice", named("held"))]
             await server.runs.forget(deleted, whole="key:alice")
         assert sessions(homes) == some("held", "new", "theirs")
+
+
+@pytest.mark.redis
+async def test_what_another_server_uses_stays_where_homes_are_shared(
+    fake: Backend, redis_server: RedisServer, aged: Callable[[Path, float], None]
+) -> None:
+    """And where what servers share does not answer all stays."""
+    homes = fake.cwd.parent / "state" / "homes"
+    for session in ("locked", "live", "named", "old"):
+        aged(write(homes, session, home=HOME), 5)
+    settings = {
+        "journal": "auto",
+        "isolation": "identity",
+        "session_timeout": DAY,
+        "redis": redis_server.url,
+        "node_lease": 2.0,
+    }
+    deleted = [Deleted(name, "key:alice", named(name)) for name in ("locked", "live", "named")]
+    async with fake.serve_known("alice", **settings) as (a, _), fake.serve_known("alice", **settings) as (b, _):
+        assert b.runs.nodes
+        assert b.runs.journal
+        recorder = b.runs.journal.begin(begun("run", "key:alice", session=named("live")))
+        assert await b.runs.journal.settle()
+        redis_server.stop()
+        try:
+            await a.runs.forget(deleted, whole="key:alice")
+        finally:
+            redis_server.go_on()
+        assert sessions(homes) == some("locked", "live", "named", "old")
+        for server in (a, b):
+            await until(lambda server=server: server.runs.nodes.shared._desk._ready)
+        async with b.runs.nodes.shared.hold("key:alice", named("locked")):
+            await a.runs.forget(deleted, whole="key:alice")
+            assert sessions(homes) == some("locked", "live", "old"), "it has a run that lives"
+        recorder.end(ended("run"))
+        assert await b.runs.journal.settle()
+        await a.runs.forget(deleted, whole="key:alice")
+        assert not sessions(homes)
 
 
 async def test_a_session_that_is_resumed_is_used_again(fake: Backend) -> None:

@@ -350,12 +350,18 @@ class Runs:
         """Remove the transcripts of sessions whose runs were deleted, but of those that are in use.
 
         Of an identity that is deleted as a `whole`, and has no live run, all go that no other server can have in use:
-        none that has changed within the time that a session may last.
+        none that has changed within the time that a session may last. What servers share says what the others use;
+        where that is not at hand none goes.
         """
         gone = {(one.identity, one.session) for one in deleted if one.session is not None}
         unused: set[tuple[str, str | None]] = set(gone)
         if whole is not None and all(run.account.name != whole for run in self._live.values()):
             unused.add((whole, None))
+        if self._shared:
+            try:
+                unused -= await self._shared.in_use(unused)
+            except Busy:
+                return
         await trio.to_thread.run_sync(self._workplace.forget_transcripts, unused, self.held)
 
     def stop_all(self, reason: Reason, error: str, *, now: bool) -> None:

@@ -210,7 +210,7 @@ def _join_others(engine: Engine, household: Household, services: trio.Nursery) -
     guests = Guests(engine.nodes.control, household.room(""), household.entrance, services)
     services.start_soon(keep_going, "far clients", guests.serve, engine.observer)
     services.start_soon(keep_going, "links", household.far.serve, engine.observer)
-    engine.nodes.redis.on_change(household.tell_history)
+    engine.nodes.membership.on_change(household.tell_history)
 
 
 async def serve(

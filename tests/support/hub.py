@@ -213,7 +213,7 @@ class Node:
         return self
 
     @property
-    def redis(self) -> Node:
+    def membership(self) -> Node:
         return self
 
     def on(self, op: str, handler: Callable[[str, Packet], Packet | None]) -> None:

@@ -154,12 +154,11 @@ class Archive:
 
     async def tidy(self, retention: Retention, turn: float) -> None:
         """Delete what is not to be kept any more, the oldest first; once in `turn` seconds, whoever asks."""
-        if not await self._ask("SET", self._key("tidy"), "", "NX", "PX", int(turn * 1000)):
-            return
-        over, due = 0, 1
+        over, due, turn_ms = 0, 1, int(turn * 1000)
         while due:
-            words = (retention.days, retention.runs, retention.size, over, DROP)
+            words = (retention.days, retention.runs, retention.size, over, DROP, turn_ms)
             over, due = await self._run("tidy", *words)
+            turn_ms = 0
 
     def _key(self, *words: str) -> bytes:
         return to_bytes(self._redis.key(*words))

@@ -25,7 +25,13 @@ from .scripts import load
 KEPT: Final = 10_000
 """Packets to a node that Redis keeps, about, of those that it has not read."""
 WAITING_BYTES: Final = 64 * 1024 * 1024
-"""Bytes of packets to all nodes that wait for Redis; what would be more is dropped."""
+"""Bytes of packets to all nodes that wait for Redis; where so much waits, what comes is dropped.
+
+The packet that passes this is still taken: a client's message may be as long, and would be dropped each time it comes
+again. Of 32 MiB of JSON, in which each quote and backslash becomes two bytes, a packet has 64 MiB at the most.
+"""
+PACKET_LIMIT: Final = 500 * 1024 * 1024
+"""Bytes of one packet; Redis ends a connection on which a text has more than 512 MiB, and this one all share."""
 PACKET_BYTES: Final = 64
 """What a packet is reckoned as, beside its text."""
 BATCH_BYTES: Final = 1024 * 1024
@@ -47,7 +53,7 @@ class _Outbox:
 
     series: str = attrs.Factory(lambda: secrets.token_hex(8))
     numbers: itertools.count[int] = attrs.Factory(lambda: itertools.count(1))
-    packets: deque[tuple[int, str]] = attrs.Factory(deque)
+    packets: deque[tuple[int, bytes]] = attrs.Factory(deque)
 
 
 @attrs.define
@@ -89,10 +95,10 @@ class Control:
 
     def tell(self, node: str, packet: Packet) -> None:
         """Have a packet go to a node, behind those before. It may be lost: see above."""
-        text = json.dumps(packet, separators=(",", ":"), ensure_ascii=False)
+        text = json.dumps(packet, separators=(",", ":"), ensure_ascii=False).encode("utf-8", "surrogatepass")
         outbox = self._outboxes.setdefault(node, _Outbox())
         size = len(text) + PACKET_BYTES
-        if self._waiting + size > WAITING_BYTES:
+        if self._waiting >= WAITING_BYTES or size > PACKET_LIMIT:
             self._strain(True)
             return
         outbox.packets.append((next(outbox.numbers), text))
@@ -171,7 +177,7 @@ class Control:
 
     async def _send(self, node: str, outbox: _Outbox) -> None:
         """Send the first of what waits for a node."""
-        words: list[str | int] = []
+        words: list[bytes | int] = []
         size = 0
         for number, text in itertools.islice(outbox.packets, BATCH_PACKETS):
             words += [number, text]

@@ -21,7 +21,7 @@ from ..errors import Busy
 from ..events import Observer
 from ..services import keep_going
 from .membership import Membership
-from .redis import Redis, RedisFault, RedisGone, Word
+from .redis import Redis, RedisBroken, RedisFault, RedisGone, Word
 from .scripts import load
 
 KEPT: Final = 3.0
@@ -37,7 +37,7 @@ DOLLARS_MOST: Final = 10**9
 """What a CLI may say at once that it has used; more is counted as so much."""
 MILLIONTHS: Final = 1_000_000
 PAUSE: Final = 0.2
-"""Seconds between two tries to be known to Redis again, after another node has declared this one lost."""
+"""Seconds between two tries to be known to Redis again, where it refused or another node has declared this one lost."""
 RETRY: Final = 1.0
 """Seconds after which who is refused may come again."""
 LAST_WORDS: Final = 2.0
@@ -192,10 +192,12 @@ class Desk:
                     await self._tell()
                 else:
                     await trio.sleep(PAUSE)
-            except RedisFault as error:
+            except RedisFault as error:  # membership tells why, and when that is over
                 self._change(connected=False)
-                if not isinstance(error, RedisGone):
+                if isinstance(error, RedisBroken):
                     raise
+                if not isinstance(error, RedisGone):
+                    await trio.sleep(PAUSE)
                 await self._redis.wait()
 
     async def _meet(self) -> bool:

@@ -241,12 +241,15 @@ class RedisJournal(Backlog, Journal):
     async def delete(self, identity: str | None, run: str | None = None) -> list[Deleted]:
         """Delete one ended run, or all of an identity; return what was deleted.
 
-        Raises `JournalFault` where Redis does not answer; some may be deleted then.
+        While Redis takes nothing new what it has can be deleted: that makes room. Raises `JournalFault` where it does
+        not answer, when some may be deleted; and where it has the one run, and may still have to be told that it ended.
         """
-        if not await self.settle():
-            raise JournalFault(self.fault or "the journal can't be written just now", RETRY)
+        settled = await self.settle(SOON if self.fault else PATIENCE)
         if run is not None:
-            return self._deleted(await self._archive.delete(identity, [run]))
+            gone = self._deleted(await self._archive.delete(identity, [run]))
+            if not gone and not settled and await self._archive.get(identity, run):
+                raise JournalFault(self.fault or "the journal can't be written just now", RETRY)
+            return gone
         return [one async for gone in self._archive.delete_all(identity) for one in self._deleted(gone)]
 
     def _deleted(self, gone: list[Deleted]) -> list[Deleted]:

@@ -14,7 +14,7 @@ from typing import Final
 import trio
 
 from ..events import CONNECTED, DISCONNECTED, LOST, REJOINED, NodeState, Observer
-from .redis import Redis, RedisFault, RedisGone
+from .redis import GONE, Redis, RedisFault, RedisGone
 from .scripts import load
 
 BEATS: Final = 5
@@ -37,13 +37,19 @@ class Membership:
         self._redis = redis
         self._observer = observer
         self._handlers: list[Callable[[str], None]] = []
+        self._listeners: list[Callable[[bool], None]] = []
         self._refusal = ""
+        self._takes = True
         self._came = trio.Event()
-        redis.on_change(self._tell)
+        redis.on_change(self._hear)
 
     def on_lost(self, handler: Callable[[str], None]) -> None:
         """Have `handler` told the name of each node that is gone, lost or left; it must not wait."""
         self._handlers.append(handler)
+
+    def on_change(self, listener: Callable[[bool], None]) -> None:
+        """Have `listener` told where Redis begins to take what it is told (True), or ends to; it must not wait."""
+        self._listeners.append(listener)
 
     async def join(self) -> None:
         """Become a node, under a new token. Raises `RedisFault`."""
@@ -69,9 +75,10 @@ class Membership:
                 await self._redis.wait()
                 continue
             except RedisFault as error:  # it has no memory left, or may not write: the others see no sign of life
-                self._refuse(str(error))
+                self._refusal = error.detail
             else:
-                self._refuse("")
+                self._refusal = ""
+            self._tell()
             with trio.move_on_after(self.lease / BEATS):
                 await self._came.wait()
 
@@ -100,14 +107,18 @@ class Membership:
                 for handler in self._handlers:
                     handler(name)
 
-    def _refuse(self, why: str) -> None:
-        """Take why Redis takes no sign of life though it answers, empty where it does; tell it where that changes."""
-        before, self._refusal = self._refusal, why
-        if bool(before) != bool(why):
-            self._observer(NodeState(self.name, DISCONNECTED if why else CONNECTED, why))
-
-    def _tell(self, connected: bool) -> None:
+    def _hear(self, connected: bool) -> None:
+        """Take that Redis has come or gone."""
         if connected:  # it may have forgotten this node
             self._came.set()
-        detail = "" if connected else self._redis.fault
-        self._observer(NodeState(self.name, CONNECTED if connected else DISCONNECTED, detail))
+        self._tell()
+
+    def _tell(self) -> None:
+        """Tell where it changes whether Redis takes what it is told; one that refused has still to take something."""
+        why = self._refusal if self._redis.connected else self._redis.fault or GONE
+        if self._takes == (not why):
+            return
+        self._takes = not why
+        self._observer(NodeState(self.name, CONNECTED if self._takes else DISCONNECTED, why))
+        for listener in self._listeners:
+            listener(self._takes)

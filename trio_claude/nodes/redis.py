@@ -52,7 +52,11 @@ Word: TypeAlias = str | bytes | int | float
 
 
 class RedisFault(TrioClaudeError):
-    """Redis did not do what it was asked; the text is what it says."""
+    """Redis did not do what it was asked. The text, which clients may see, names no address; `detail` is for logs."""
+
+    def __init__(self, text: str, detail: str = "") -> None:
+        super().__init__(text)
+        self.detail: str = detail or text
 
 
 class RedisBroken(RedisFault):
@@ -162,7 +166,7 @@ class Wire:
             self.cut()
             raise RedisGone(GONE) from None
         except coredis.exceptions.RedisError as error:
-            raise RedisFault(str(error)) from None
+            raise _fault(error) from None
 
     async def ask_all(self, asked: Iterable[Sequence[Word]]) -> list[Any]:
         """Ask several commands at once; return the answers, a `RedisFault` in the place of each that is refused.
@@ -223,7 +227,7 @@ class Redis:
     since: float = 0.0
     """Trio's time since when the connection is whole."""
     fault: str = ""
-    """Why there is no connection."""
+    """Why there is no connection, for logs: it may name an address."""
     _wire: Wire | None = None
     _changed: trio.Event = attrs.Factory(trio.Event)
     _listeners: list[Callable[[bool], None]] = attrs.Factory(list)
@@ -285,16 +289,16 @@ class Redis:
                     await wire.lost.wait()
                     self.fault = GONE
             except (RedisFault, ConfigError) as error:
-                self.fault = str(error)
+                self.fault = error.detail if isinstance(error, RedisFault) else str(error)
                 if not begun:
-                    raise ConfigError(f"redis: {self.address}: {error}") from None
+                    raise ConfigError(f"redis: {self.address}: {self.fault}") from None
             self._went()
             await trio.sleep(pause)
             pause = min(pause * 2, BACKOFF[1])
 
     def _usable(self) -> Wire:
         if self._wire is None:
-            raise RedisGone(self.fault or GONE)
+            raise RedisGone(GONE)
         return self._wire
 
     def _came(self, wire: Wire, incarnation: str) -> None:
@@ -342,7 +346,13 @@ def _fault(error: coredis.exceptions.RedisError) -> RedisFault:
     """Return what an error is here; those with a code at the front that the library does not know may pass."""
     of_script = isinstance(error, coredis.exceptions.ResponseError) and "user_script" in str(error)
     known = isinstance(error, coredis.exceptions.ReadOnlyError) or re.match("[A-Z]+ ", str(error))
-    return RedisBroken(str(error)) if of_script and not known else RedisFault(str(error))
+    kind = RedisBroken if of_script and not known else RedisFault
+    return kind(f"Redis refuses: {_ADDRESS.sub('…', _SCRIPT.sub('', str(error)))}", str(error))
+
+
+_SCRIPT: Final = re.compile(r",? script: .*", re.DOTALL)
+"""Where in a script it was, which Redis says behind what it was."""
+_ADDRESS: Final = re.compile(r"\S*[\w\]]:\d+\S*|\b\d+(?:\.\d+){3}\b")
 
 
 async def _begin(nursery: trio.Nursery, address: Address) -> Wire:
@@ -354,15 +364,15 @@ async def _begin(nursery: trio.Nursery, address: Address) -> Wire:
             return wire
     except OSError as error:
         cause = error.__cause__ if isinstance(error.__cause__, OSError) else error  # that of one address says more
-        raise RedisGone(cause.strerror or str(cause)) from None
+        raise RedisGone(GONE, cause.strerror or str(cause)) from None
     except (anyio.BrokenResourceError, anyio.EndOfStream):
-        raise RedisGone("the connection ended before TLS was agreed on") from None
+        raise RedisGone(GONE, "the connection ended before TLS was agreed on") from None
     except trio.TooSlowError:
-        raise RedisGone(f"no answer within {CONNECT_TIMEOUT:g} s") from None
+        raise RedisGone(GONE, f"no answer within {CONNECT_TIMEOUT:g} s") from None
     except coredis.exceptions.ConnectionError:
         raise RedisGone(GONE) from None
     except coredis.exceptions.RedisError as error:
-        raise RedisFault(str(error)) from None
+        raise _fault(error) from None
 
 
 _ours: ContextVar[bool] = ContextVar("ours", default=False)

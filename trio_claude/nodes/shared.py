@@ -10,7 +10,7 @@ import contextlib
 import hashlib
 import json
 import secrets
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from typing import Any, Final
 
@@ -33,6 +33,8 @@ PLACE_PERIOD: Final = 0.5
 """Seconds after which a node asks again for the first of those that wait for a place, if nobody tells it of one."""
 PLACE_PERIOD_OTHERS: Final = 2.0
 """Seconds after which the others ask again, to be told their place."""
+USED: Final = 500
+"""Sessions of which is asked at a time whether they are in use."""
 FREED_PATIENCE: Final = 0.5
 """Seconds at most that the end of a run waits until others know that its session is free."""
 
@@ -95,7 +97,7 @@ class Shared:
         if session is None:
             yield
             return
-        key = self._redis.key("lock", str(len(who)), who, session)
+        key = self._lock(who, session)
         held = self._desk.hold(("lock", key))
         try:
             answer = await self._desk.decide("lock", self._desk.owner(held), key)
@@ -111,6 +113,25 @@ class Shared:
         """Have others know what is free before whoever had it is told so."""
         with trio.move_on_after(FREED_PATIENCE, shield=True), contextlib.suppress(Busy):
             await self._desk.settled()
+
+    async def in_use(self, sessions: Iterable[tuple[str, str | None]]) -> set[tuple[str, str | None]]:
+        """Return which of some sessions, each of an identity (None: any of its), are in use on any node. Raises `Busy`.
+
+        Redis is asked, and takes no memory for it.
+        """
+        with contextlib.suppress(Busy):  # then Redis may take it that this node holds what it has let go
+            await self._desk.settled()
+        asked, used = list(sessions), set[tuple[str, str | None]]()
+        for first in range(0, len(asked), USED):
+            some = asked[first : first + USED]
+            words = [word for who, session in some for word in (who, session or "", self._lock(who, session or ""))]
+            told = await self._ask("used", *words)
+            used |= {one for one, is_used in zip(some, told, strict=True) if is_used}
+        return used
+
+    def _lock(self, who: str, session: str) -> str:
+        """Return the name of a session's lock."""
+        return self._redis.key("lock", str(len(who)), who, session)
 
     @asynccontextmanager
     async def place(self, member: Member, total: Limits, on_wait: Callable[[int], None]) -> AsyncIterator[None]:

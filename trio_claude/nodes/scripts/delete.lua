@@ -1,3 +1,4 @@
+#!lua flags=allow-oom
 -- Deletes runs that have ended. ARGV: prefix, seconds, whose (with a = in front; empty: anybody's), and runs. For so many
 -- seconds nobody can begin them anew: their server may still have to tell of them what it does not know to be told.
 -- Answers what is deleted: run, identity, session (empty: none) of each.

@@ -1,3 +1,4 @@
+#!lua flags=allow-oom
 -- Let go of what a node holds. Returns who is next where a place may have come free: nodes, each with the name that waits.
 -- ARGV: prefix, node, token, visit, and entries
 --: use held

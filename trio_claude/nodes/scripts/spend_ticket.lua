@@ -1,3 +1,4 @@
+#!lua flags=allow-oom
 -- Take a ticket, which nobody can take again.
 -- ARGV: prefix, digest
 local said = redis.call('GETDEL', ARGV[1] .. ':ticket:' .. ARGV[2])

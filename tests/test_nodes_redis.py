@@ -18,7 +18,7 @@ from redis_server import RedisServer, open_redis_server
 
 from trio_claude.config import Config
 from trio_claude.errors import ConfigError
-from trio_claude.nodes.redis import RedisFault, RedisGone, check, open_redis
+from trio_claude.nodes.redis import RedisBroken, RedisFault, RedisGone, check, open_redis
 from trio_claude.nodes.scripts import Script, load
 
 pytestmark = pytest.mark.redis
@@ -192,6 +192,25 @@ def write_certificate(folder: Path) -> tuple[str, str]:
         key.private_bytes(pem, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
     )
     return str(folder / "redis.crt"), str(folder / "redis.key")
+
+
+async def test_what_redis_refuses_is_told_without_an_address(redis_server: RedisServer) -> None:
+    said = "MASTERDOWN at 127.0.0.1:7001 or [::1]:70, r.example:6379; 10.0.0.1 at 12:30"
+    async with open_redis(config(redis_server)) as redis:
+        with pytest.raises(RedisFault) as told:
+            await redis.ask("EVAL", "return redis.error_reply(ARGV[1])", 0, said)
+        assert str(told.value) == "Redis refuses: MASTERDOWN at … or … … … at …"
+        assert said in told.value.detail
+        with pytest.raises(RedisBroken) as broken:
+            await redis.ask("EVAL", "return nothing.there", 0)
+        assert "user_script:1:" in str(broken.value)
+        assert "on @user_script" not in str(broken.value)
+        redis_server.call("CONFIG", "SET", "maxmemory", "1")
+        try:
+            with pytest.raises(RedisFault, match=r"^Redis refuses: OOM command not allowed [^@]*'maxmemory'\.$"):
+                await redis.ask("EVAL", "return redis.call('SET', 'a', 'b')", 0)
+        finally:
+            redis_server.call("CONFIG", "SET", "maxmemory", "0")
 
 
 @pytest.mark.parametrize(

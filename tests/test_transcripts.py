@@ -288,6 +288,8 @@ async def test_what_another_server_uses_stays_where_homes_are_shared(
         redis_server.stop()
         try:
             await a.runs.forget(deleted, whole="key:alice")
+            for server in (a, b):
+                await until(lambda server=server: not server.runs.nodes.shared._desk._ready)
         finally:
             redis_server.go_on()
         assert sessions(homes) == some("locked", "live", "named", "old")

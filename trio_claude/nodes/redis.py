@@ -352,7 +352,8 @@ def _fault(error: coredis.exceptions.RedisError) -> RedisFault:
 
 _SCRIPT: Final = re.compile(r",? script: .*", re.DOTALL)
 """Where in a script it was, which Redis says behind what it was."""
-_ADDRESS: Final = re.compile(r"\S*[\w\]]:\d+\S*|\b\d+(?:\.\d+){3}\b")
+_ADDRESS: Final = re.compile(r"(?<!\S)(?!user_script:)\S*[\w\]]:\d+\S*|\b\d+(?:\.\d+){3}\b")
+"""What may be a host with its port, or one by its number."""
 
 
 async def _begin(nursery: trio.Nursery, address: Address) -> Wire:

@@ -174,7 +174,7 @@ async def test_a_packet_that_is_longer_than_what_may_wait_goes_through(
 
 
 async def test_the_longest_message_of_a_client_goes_through(redis_server: RedisServer) -> None:
-    async with open_node(redis_server, "a", lease=10) as a, open_node(redis_server, "b", lease=10) as b:
+    async with open_node(redis_server, "a", lease=5) as a, open_node(redis_server, "b", lease=5) as b:
         sizes: list[int] = []
         b.control.on("said", lambda _node, packet: sizes.append(len(packet["text"])))
         a.control.tell("b", {"op": "said", "text": '"' * Config().max_session_message})

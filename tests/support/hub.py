@@ -213,6 +213,10 @@ class Node:
         return self
 
     @property
+    def redis(self) -> Node:
+        return self
+
+    @property
     def membership(self) -> Node:
         return self
 

@@ -242,12 +242,12 @@ class RedisJournal(Backlog, Journal):
         """Delete one ended run, or all of an identity; return what was deleted.
 
         While Redis takes nothing new what it has can be deleted: that makes room. Raises `JournalFault` where it does
-        not answer, when some may be deleted; and where it has the one run, and may still have to be told that it ended.
+        not answer, when some may be deleted; and where it may still have to be told that the one run ended.
         """
         settled = await self.settle(SOON if self.fault else PATIENCE)
         if run is not None:
             gone = self._deleted(await self._archive.delete(identity, [run]))
-            if not gone and not settled and await self._archive.get(identity, run):
+            if not gone and not settled:
                 raise JournalFault(self.fault or "the journal can't be written just now", RETRY)
             return gone
         return [one async for gone in self._archive.delete_all(identity) for one in self._deleted(gone)]

@@ -144,11 +144,11 @@ async def test_a_server_between_that_goes_down_is_left_for_another(
 ) -> None:
     async with two(fake, redis_server) as (a, b, cutter), talking(client, cutter.url, folder) as seen:
         await under_way(a)
-        cutter.port = b.port
+        cutter.lead(b.port)
         cutter.cut()
         await until(lambda: cutter.made == 2 and next(iter(a.stages.values())).owned)
         await under_way(a, 600)
-        cutter.port = a.port
+        cutter.lead(a.port)
         await b.drain(0)
     check_whole(seen, 2)
     assert cutter.made == 3
@@ -163,7 +163,7 @@ async def test_a_redis_that_is_away_is_waited_for(
     async with two(fake, redis_server) as (a, b, cutter), talking(client, cutter.url, folder) as seen:
         await under_way(a)
         redis_server.stop() if how == "hangs" else redis_server.kill()
-        cutter.port = b.port
+        cutter.lead(b.port)
         cutter.cut()
         await until(lambda: cutter.made >= 3, 15)
         redis_server.go_on() if how == "hangs" else redis_server.start()
@@ -191,7 +191,7 @@ async def test_the_server_of_the_run_that_is_killed(
                 await trio.sleep(0.05)
         await attach(viewer, runs[0])
         await until(lambda: len(numbered(viewer)) > 500, 20)
-        cutter.port = b.port
+        cutter.lead(b.port)
         process.kill()
         ended = await viewer.end(10)
     assert cutter.made >= 3, "it was refused at least once"

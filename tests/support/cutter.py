@@ -14,7 +14,7 @@ Connect: TypeAlias = Callable[[str, int], Awaitable[trio.SocketStream]]
 
 
 class Cutter:
-    """`url` leads to the server as long as `open`, and is `silent` or not; `cut` resets all; the next goes to `port`. `up` and `down` cut the next one after so many bytes."""
+    """`url` leads to the server as long as `open`, and is `silent` or not; `cut` resets all; `up` and `down` cut the next one after so many bytes."""
 
     def __init__(self, url: str, port: int, connect: Connect) -> None:
         self.url = url
@@ -23,7 +23,7 @@ class Cutter:
         self.silent = False
         self.up: int | None = None
         self.down: int | None = None
-        self.port = port
+        self._port = port
         self._connect = connect
         self._streams: set[trio.SocketStream] = set()
 
@@ -45,7 +45,7 @@ class Cutter:
         if not self.open:
             return
         self.made += 1
-        server = await self._connect("127.0.0.1", self.port)
+        server = await self._connect("127.0.0.1", self._port)
         self._streams |= {client, server}
         up, down, self.up, self.down = self.up, self.down, None, None
         async with trio.open_nursery() as nursery:

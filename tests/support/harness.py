@@ -123,7 +123,7 @@ async def open_backend(name: str, folder: Path) -> AsyncIterator[Backend]:
     cwd = folder / "work"
     cwd.mkdir()
     if name == "fake":
-        yield Backend("fake", str(fake_program(folder)), FAKE_ENV, cwd)
+        yield Backend("fake", str(fake_program(folder)), dict(FAKE_ENV), cwd)
         return
     async with open_messages_api() as api:
         environ = {

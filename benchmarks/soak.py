@@ -306,8 +306,8 @@ class Soak:
             await trio.sleep(SAMPLE_PAUSE)
 
 
-EXPECTED = (Wrong, Gone, OSError, trio.BrokenResourceError, trio.TooSlowError)
-"""What a play may raise whose server has gone down."""
+EXPECTED = (Wrong, Gone, OSError, IndexError, trio.BrokenResourceError, trio.TooSlowError)
+"""What a play may raise whose server has gone down; `IndexError` is of an answer without a head."""
 
 
 def leaves(error: BaseException) -> list[BaseException]:

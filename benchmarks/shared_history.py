@@ -78,7 +78,7 @@ class Redis:
         while (stored := int(self.call("EVAL", STORED, "0", str(runs)))) != lines:
             if time.monotonic() > until:
                 raise Lost(f"void: {stored} of {lines} lines stored")
-            time.sleep(0.02)
+            time.sleep(0.02)  # nothing tells; its bound is above
 
 
 @contextmanager
@@ -88,11 +88,14 @@ def running_redis() -> Iterator[Redis]:
         process = subprocess.Popen(["redis-server", *SETTINGS], cwd=folder, stdout=subprocess.DEVNULL)
         redis = Redis(Path(folder), process)
         try:
+            until = time.monotonic() + STORE_BOUND
             while True:
                 with contextlib.suppress(subprocess.CalledProcessError):
                     redis.call("PING")
                     break
-                time.sleep(0.02)
+                if time.monotonic() > until:
+                    raise Lost("void: Redis does not answer")
+                time.sleep(0.02)  # nothing tells; its bound is above
             yield redis
         finally:
             process.kill()

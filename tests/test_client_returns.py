@@ -32,7 +32,11 @@ async def in_python(url: str, _folder: Path, prompt: str, grace: float) -> dict[
     numbers: list[int] = []
     failed: dict[str, Any] = {}
     reconnect = Reconnect(grace=grace, on_lost=lambda _: states.append("lost"), on_back=lambda _: states.append("back"))
-    hear = lambda said: told.append(said["code"]) if said["event"] == "refused" else None  # noqa: E731
+
+    def hear(said: dict[str, object]) -> None:
+        if said["event"] == "refused":
+            told.append(said["code"])
+
     async with open_session(meta="T", url=url, reconnect=reconnect, on_event=hear) as session:
         try:
             async for line in session.ask(prompt):

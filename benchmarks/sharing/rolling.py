@@ -248,7 +248,7 @@ def _await_port(port: int) -> None:
         except ConnectionRefusedError:
             if time.monotonic() > until:
                 raise
-            time.sleep(0.02)
+            time.sleep(0.02)  # nothing tells; its bound is above
         else:
             return
 

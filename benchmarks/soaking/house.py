@@ -70,9 +70,10 @@ def below(root: int) -> dict[int, int]:
     return found
 
 
-def resident(pid: int) -> int:
-    """Return a process's resident memory in KiB. Raises OSError."""
-    return int(Path(f"/proc/{pid}/status").read_text().partition("VmRSS:")[2].split()[0])
+def memory_of(pid: int, *names: str) -> int:
+    """Return the sum of these fields of a process's status, in KiB. Raises OSError; IndexError for an ended one."""
+    status = Path(f"/proc/{pid}/status").read_text()
+    return sum(int(status.partition(f"{name}:")[2].split()[0]) for name in names)
 
 
 @attrs.frozen
@@ -81,7 +82,7 @@ class Sample:
 
     server: int
     guardians: float
-    """The mean of its zygote and the supervisors that wait."""
+    """The mean of its zygote and the supervisors that wait; without the pages of files, of which each has others."""
     waiting: int
     """Supervisors that wait."""
     descriptors: float
@@ -269,8 +270,8 @@ class House:
         family = Family.of(self.process.pid)
         guardians = [*family.zygotes, *family.waiting]
         try:
-            each = [resident(pid) for pid in guardians]
-            memory = resident(self.process.pid)
+            each = [memory_of(pid, "RssAnon", "VmSwap") for pid in guardians]
+            memory = memory_of(self.process.pid, "VmRSS")
         except (OSError, IndexError):
             return None
         mean = sum(each) / len(each) if each else math.nan

@@ -39,6 +39,8 @@ STAY = 60
 """Seconds for which daemons stay, unless they are ended."""
 GRACE = 8.0
 """Seconds for which a run waits for a client that means to come back."""
+WAY = 20
+"""Losses and returns of a connection that are told where the client library gives up."""
 SHORT_GRACE = 0.6
 REAL_DAEMON = "(setsid sleep 60 >/dev/null 2>&1 &); touch ready"
 DAEMONS = "sleep 60 & setsid sleep 60 & setsid sh -c 'setsid sleep 60 & exit 0'; echo ready"
@@ -656,8 +658,9 @@ async def hurry(table: Table) -> None:
         await client.user(directive("lines", n=5))
         await client.op("stop", mode=mode)
         if mode == "interrupt":
-            await client.event("started", "refused")
-            await client.op("stop", mode="kill")
+            with contextlib.suppress(Gone):  # stopped while it waited for a slot: the close says so
+                await client.event("started", "refused")
+                await client.op("stop", mode="kill")
         await client.read()
         expect(client.seen.code == 1000, f"closed with {client.seen.code} ({client.seen.reason}) {client.seen.error}")
 
@@ -701,10 +704,12 @@ async def library(table: Table) -> None:
     async with open_cutter(table.port) as cutter, trio.open_nursery() as nursery:
         nursery.start_soon(break_network, table.rng, cutter.cut)
         opened: list[Session] = []
+        way: list[str] = []
         try:
-            await use_library(table, cutter.url, opened)
+            await use_library(table, cutter.url, opened, way)
         except (ConnectFailed, ConnectionError) as error:  # before it has heard which run is its own it can't come back
-            expect(table.fell or not opened, f"the library gave up: {error!r} {[one.ended for one in opened]}")
+            told = f"the library gave up: {error!r} {[one.ended for one in opened]} after {way[-WAY:]}"
+            expect(table.fell or not opened, told)
         except Refused as error:
             expect(table.fell and error.code == Draining.code, repr(error))
         nursery.cancel_scope.cancel()
@@ -717,13 +722,17 @@ async def break_network(rng: Random, cut: Callable[[], None]) -> None:
         cut()
 
 
-async def use_library(table: Table, url: str, opened: list[Session]) -> None:
-    """Have turns, each line of which must come once and in order."""
+async def use_library(table: Table, url: str, opened: list[Session], way: list[str]) -> None:
+    """Have turns, each line of which must come once and in order; note when the connection was lost, and was back."""
+    began = trio.current_time()
 
     async def decide(_approval: Approval) -> Allow | Deny:
         return table.rng.choice((Allow(), Deny()))
 
-    reconnect = Reconnect(grace=GRACE)
+    def note(what: str) -> None:
+        way.append(f"{trio.current_time() - began:.2f} {what}")
+
+    reconnect = Reconnect(grace=GRACE, on_lost=lambda why: note(f"lost {why}"), on_back=lambda _: note("back"))
     async with open_session(meta=table.run.meta, url=url, on_approval=decide, reconnect=reconnect) as session:
         opened.append(session)
         for _ in range(table.rng.randint(1, 3)):

@@ -35,6 +35,8 @@ CLOSING: Final = ("draining", "journal", "no-answer")
 """Codes of refusals that a close comes behind; behind `attached` all others are of one message, and the run goes on."""
 SILENCE: Final = 20.0
 """Seconds without a word of the server after which it is asked for a sign of life; as long again without one: gone."""
+STEADY: Final = 0.1
+"""Seconds for which a connection to the run holds that is one, though no line comes; a failing server is quicker."""
 FIRST_WAIT: Final = 0.05
 LONGEST_WAIT: Final = 5.0
 """Seconds between two tries to come back; they double from the first to the longest, and vary by half."""
@@ -213,7 +215,7 @@ class Link:
 
         A connection that breaks again at once, before a line, is none: time and pauses go on from the one before.
         """
-        if self._until == math.inf or anyio.current_time() > self._back + LONGEST_WAIT:
+        if self._until == math.inf or anyio.current_time() > self._back + STEADY:
             self._until, self._wait = anyio.current_time() + reconnect.grace, FIRST_WAIT
             reconnect.on_lost(self.reason)
         while not self._is_over and anyio.current_time() < self._until:

@@ -25,6 +25,8 @@ const LOST = new Set([1001, 1006]);
 const NOT_NOW = new Set([1012, 1013]);
 /** Codes of refusals that a close comes behind; behind `attached` all others are of one message, and the run goes on. */
 const CLOSING = new Set<unknown>(["draining", "journal", "no-answer"]);
+/** Milliseconds for which a connection to the run holds that is one, though no line comes; a failing server is quicker. */
+const STEADY = 100;
 /** Milliseconds between two tries to come back; they double from the first to the longest, and vary by half. */
 const FIRST_WAIT = 50;
 const LONGEST_WAIT = 5_000;
@@ -211,7 +213,7 @@ export class Link {
    * A connection that breaks again at once, before a line, is none: time and pauses go on from the one before.
    */
   private async comeBack(grace: number, lost: Closed): Promise<Closed> {
-    if (this.until === Infinity || performance.now() > this.back + LONGEST_WAIT) {
+    if (this.until === Infinity || performance.now() > this.back + STEADY) {
       this.until = performance.now() + grace * 1000;
       this.wait = FIRST_WAIT;
     }

@@ -33,6 +33,7 @@ WELL = {
     'first_line_seconds_bucket{door="claude",le="30"}': "0+10x40", 'first_line_seconds_bucket{door="claude",le="+Inf"}': "0+10x40",
     'strained{what="descriptors"}': "1 1 0x38", 'reloads_total{outcome="bad"}': "1x40", 'reloads_total{outcome="good"}': "0+1x40",
     'build_info{version="1",containment="namespace"}': "1x40", "process_open_fds": "500x40", "process_max_fds": "1000x40",
+    "redis_connected": "1 0 1x38", 'node_states_total{state="lost"}': "1x40", 'node_states_total{state="connected"}': "0+1x40",
 }  # fmt: skip
 """The series of a server that is well, a value a minute; what is old, or is no fault in mode group, is no alert."""
 ONCE = "0x25 1x15"
@@ -61,6 +62,8 @@ ILL = {
     "TrioClaudeStrained": {'strained{what="descriptors"}': "0x10 1x30"},
     "TrioClaudeDescriptors": {"process_open_fds": "500x10 900x30"},
     "TrioClaudeReloadFailed": {'reloads_total{outcome="bad"}': "1x25 2x15"},
+    "TrioClaudeRedisAway": {"redis_connected": "1x25 0x15"},
+    "TrioClaudeNodeLost": {'node_states_total{state="lost"}': "1x25 2x15"},
 }
 
 

@@ -114,6 +114,15 @@ async def test_a_chat(cli: Backend, folder: Path) -> None:
 
 
 @pytest.mark.tmux
+async def test_a_chat_whose_history_ends(fake: Backend, folder: Path) -> None:
+    async with fake.serve(journal="memory", journal_run_bytes=1024) as server:
+        with chatting(folder, server.url) as terminal:
+            await terminal.shows("session ")
+            terminal.type(directive("lines", n=10, size=1000))
+            await terminal.shows("from here on nothing is kept of this session")
+
+
+@pytest.mark.tmux
 async def test_a_chat_whose_cli_dies(fake: Backend, folder: Path) -> None:
     async with fake.serve() as server:
         with chatting(folder, server.url) as terminal:

@@ -97,6 +97,25 @@ async def test_what_was_refused_last_is_told_when_the_grace_is_over(client: Clie
 
 
 @BOTH
+async def test_a_network_that_breaks_more_often_than_lines_come(client: Client, fake: Backend, folder: Path) -> None:
+    """The grace is counted anew from each connection that held, though nothing was said on it."""
+    seen: dict[str, Any] = {}
+    async with fake.serve() as server, open_cutter(server.port) as cutter, trio.open_nursery() as nursery:
+
+        async def talk() -> None:
+            seen.update(await client(cutter.url, folder, directive("lines", n=2, rate=0.25), 1.5))
+            nursery.cancel_scope.cancel()
+
+        nursery.start_soon(talk)
+        await until(lambda: server.runs.statistics().live == 1)
+        while True:
+            await trio.sleep(0.5)  # longer than it takes to come back, shorter than the grace
+            cutter.cut()
+    assert (seen["numbers"], seen["failed"], seen["ended"]["reason"]) == ([1, 2], {}, "exit")
+    assert seen["states"].count("lost") == seen["states"].count("back") > 4
+
+
+@BOTH
 @pytest.mark.parametrize(("code", "close"), [("not-open", 1008), ("credentials", 1008), ("replaced", 1000)])
 async def test_a_refusal_for_good_is_not_tried_again(client: Client, folder: Path, code: str, close: int) -> None:
     async with scripted("draining", code) as server:

@@ -416,19 +416,3 @@ async def test_a_server_that_fails_behind_attached_is_not_asked_for_ever(fake: B
                     assert [line async for line in session] == []
                 nursery.cancel_scope.cancel()
         assert cutter.made < 20
-
-
-async def test_a_network_that_breaks_more_often_than_lines_come_is_come_back_to(fake: Backend) -> None:
-    async with fake.serve() as server, open_cutter(server.port) as cutter, trio.open_nursery() as nursery:
-
-        async def cut_often() -> None:
-            while True:
-                await trio.sleep(0.5)
-                cutter.cut()
-
-        async with open_session(meta="T", url=cutter.url, reconnect=Reconnect(grace=1.5)) as session:
-            nursery.start_soon(cut_often)
-            lines = [line async for line in session.ask(directive("slow", n=50, ms=100))]
-            nursery.cancel_scope.cancel()
-        assert isinstance(lines[-1], Result)
-        assert cutter.made > 6

@@ -432,6 +432,13 @@ async def test_what_is_said_beside_the_answer_is_text(fake: Backend, browser: Br
         await make_nothing(page, "#talk")
 
 
+async def test_a_history_that_ends_is_told(fake: Backend, browser: Browser) -> None:
+    async with fake.serve(journal="memory", journal_run_bytes=1024) as server, looking(browser, server.url) as page:
+        await page.say(directive("lines", n=10, size=1000))
+        await turns(page, 1)
+        assert "From here on nothing is kept of this run." in await page.texts("#transcript .note")
+
+
 async def make_nothing(page: Page, panel: str) -> None:
     assert await page.evaluate("globalThis.hacked") is None
     made = f"{panel} :is(script, style, iframe, svg, form form, img, object, embed, [onerror], [onload], [onfocus], [style])"

@@ -23,6 +23,12 @@ from .words import clean
 SHOWN_INPUT = 500
 SHOWN_RESULT = 600
 """Characters of a tool's input and of its result that are shown."""
+HISTORY = {
+    "waiting": "what is said can't be kept just now: it waits, and the session goes on",
+    "back": "what is said is kept again",
+    "ended": "from here on nothing is kept of this session",
+}
+"""What is shown of a `history` frame, by its state."""
 HELP = "/model NAME changes the model, /quit ends; Ctrl-C interrupts a turn"
 
 
@@ -141,6 +147,9 @@ class Chat:
                 self._note(str(said.get("line")))
             case "stalled":
                 self._note(f"silent for {said.get('seconds')} s ({said.get('phase')})")
+            case "history":
+                state = str(said.get("state"))
+                self._note(HISTORY.get(state, state))
             case "queued":
                 self._note(f"waiting for a slot, place {said.get('position')}")
             case "ended":

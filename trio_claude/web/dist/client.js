@@ -669,6 +669,8 @@ var CLOSING = /* @__PURE__ */ new Set([
 	"journal",
 	"no-answer"
 ]);
+/** Milliseconds for which a connection to the run holds that is one, though no line comes; a failing server is quicker. */
+var STEADY = 100;
 /** Milliseconds between two tries to come back; they double from the first to the longest, and vary by half. */
 var FIRST_WAIT = 50;
 var LONGEST_WAIT = 5e3;
@@ -852,7 +854,7 @@ var Link = class {
 	* A connection that breaks again at once, before a line, is none: time and pauses go on from the one before.
 	*/
 	async comeBack(grace, lost) {
-		if (this.until === Infinity || performance.now() > this.back + LONGEST_WAIT) {
+		if (this.until === Infinity || performance.now() > this.back + STEADY) {
 			this.until = performance.now() + grace * 1e3;
 			this.wait = FIRST_WAIT;
 		}

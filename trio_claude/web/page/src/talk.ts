@@ -22,6 +22,11 @@ const STATES: Record<State | "idle", string> = {
   back: "connected",
   closed: "not connected",
 };
+const HISTORY: Record<string, string> = {
+  waiting: "What is said can't be kept just now: it waits, and the run goes on.",
+  back: "What is said is kept again.",
+  ended: "From here on nothing is kept of this run.",
+};
 const SETTLED: Record<string, string> = {
   cancelled: "no longer asked",
   timeout: "nobody answered in time: denied",
@@ -212,6 +217,7 @@ export class Talk {
     if (said.event === "gap") this.transcript.note(`Lines ${said.from} to ${said.to} can't be shown: nobody has them any more.`);
     if (said.event === "unfinished") this.transcript.note(`The last turn was cut off. What there was of its answer: ${said.text || "nothing"}`);
     if (said.event === "refused") this.transcript.note(`Refused: ${said.error}`, "note fault");
+    if (said.event === "history") this.transcript.note(HISTORY[said.state] ?? said.state);
     if (said.event === "stderr") this.transcript.note(String(said.line), "note stderr");
     if (said.event === "stalled") this.meters.state(`nothing has come for ${seconds(said.seconds * 1000)}`);
     if (said.event === "ended") this.takeEnd(said);

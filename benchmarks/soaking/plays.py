@@ -24,7 +24,7 @@ from harness import call, directive
 from trio_claude.client import Allow, Approval, ConnectFailed, Deny, Reconnect, Refused, Result, Session, open_session
 from trio_claude.errors import Draining
 
-from .house import House
+from .house import LOOK_PAUSE, House
 from .truth import Run, Told, Truth
 from .wire import RESULT, Client, Gone, Seen, connecting
 
@@ -702,9 +702,9 @@ async def refused_lines(table: Table) -> None:
 async def library(table: Table) -> None:
     """Use the client library over a network that breaks; hear each numbered line once."""
     async with open_cutter(table.port) as cutter, trio.open_nursery() as nursery:
-        nursery.start_soon(break_network, table.rng, cutter.cut)
         opened: list[Session] = []
         way: list[str] = []
+        nursery.start_soon(break_network, table.rng, cutter.cut, way)
         try:
             await use_library(table, cutter.url, opened, way)
         except (ConnectFailed, ConnectionError) as error:  # before it has heard which run is its own it can't come back
@@ -715,11 +715,15 @@ async def library(table: Table) -> None:
         nursery.cancel_scope.cancel()
 
 
-async def break_network(rng: Random, cut: Callable[[], None]) -> None:
-    """Cut every connection now and then."""
+async def break_network(rng: Random, cut: Callable[[], None], way: list[str]) -> None:
+    """Cut every connection now and then, wherever the client is; each second time once it is back, or nobody would be."""
     while True:
-        await trio.sleep(rng.uniform(0.2, 0.8))
-        cut()
+        before = len(way)
+        for _ in range(2):
+            await trio.sleep(rng.uniform(0.2, 0.8))
+            cut()
+        while not any(one.endswith("back") for one in way[before:]):
+            await trio.sleep(LOOK_PAUSE)
 
 
 async def use_library(table: Table, url: str, opened: list[Session], way: list[str]) -> None:

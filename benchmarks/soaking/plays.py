@@ -716,7 +716,7 @@ async def library(table: Table) -> None:
 
 
 async def break_network(rng: Random, cut: Callable[[], None], way: list[str]) -> None:
-    """Cut every connection now and then, wherever the client is; each second time once it is back, or nobody would be."""
+    """Cut each connection now and then, wherever the client is; each second time once it is back, or nobody was."""
     while True:
         before = len(way)
         for _ in range(2):

@@ -8,12 +8,14 @@ import shlex
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
 import trio
 from harness import Backend, directive, open_backend, until
 from rich.console import Console
+from talk import open_talk
 
 from trio_claude.commands.talking import _content, _tool
 from trio_claude.commands.terminal import MarkdownStream, _whole_part
@@ -144,6 +146,17 @@ async def test_a_chat_that_can_not_begin(fake: Backend) -> None:
     assert b"meta must match" in wrong.stderr
     assert quit_.returncode == 0
     assert b"Hello from stub." in quit_.stdout
+
+
+async def test_a_chat_whose_server_goes_down_before_it_begins(fake: Backend) -> None:
+    words = [sys.executable, "-m", "trio_claude", "chat"]
+    async with fake.serve(max_runs=1) as server, open_talk(server) as first, trio.open_nursery() as nursery:
+        await first.start()
+        chat = partial(trio.run_process, [*words, "--url", server.url], check=False, capture_stderr=True)
+        process: trio.Process = await nursery.start(chat)
+        await until(lambda: server.runs.statistics().waiting == 1)
+        await server.drain(0)
+        assert await process.wait() == 75
 
 
 # -- what is shown ----------------------------------------------------------------------------------------------------

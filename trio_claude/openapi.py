@@ -156,7 +156,7 @@ def _routes() -> dict[str, dict[str, Json]]:
         },
         "/api/runs": {
             "get": _list(),
-            "delete": _read("deleteRuns", "Deletes all of your runs that have ended.", "Deleted", _in_query(DELETIONS)),
+            "delete": _read("deleteRuns", "Deletes your runs that have ended.", "Deleted", _in_query(DELETIONS)),
         },
         "/api/runs/{id}": {"get": _read("getRun", "One run.", "Run", [RUN]), "delete": _deletion()},
         "/api/runs/{id}/lines": {"get": _lines()},

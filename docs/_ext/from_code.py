@@ -44,8 +44,8 @@ REASONS = {
     Reason.EXIT: "the CLI exited with status 0, or was ended after its result",
     Reason.FAILED: "the CLI exited with another status, died of a signal, or said a line over `max_line`",
     Reason.DEADLINE: "`timeout`, or a limit of the session's time, was over",
-    Reason.STALLED: "the CLI said nothing for `stall_timeout`, or did not obey an interrupt",
-    Reason.STOPPED: "somebody stopped it: the client, `DELETE /api/runs/ID`, or `run.stop()`",
+    Reason.STALLED: "the CLI said nothing for `stall_timeout`",
+    Reason.STOPPED: "somebody stopped it: the client, `DELETE /api/runs/ID`, `run.stop()`; or it obeyed no interrupt",
     Reason.DISCONNECTED: "the client left, or answered no ping",
     Reason.DRAINED: "the server went down",
     Reason.SPAWN_FAILED: "the CLI could not be started",
@@ -176,15 +176,14 @@ def _said(yes: bool) -> str:
 
 def _closes(reason: Reason) -> str:
     """Return the close code of a reason, as the server finds it."""
-    if reason is Reason.NODE_LOST:
-        return "–"
     outcome = events.Outcome(reason, 0, None, 0, 0, events.Receipt(1, 0, 0, 0.0, "namespace"))
     return f"{messages.closing(outcome).code:d}"
 
 
 def refusals() -> Iterator[str]:
     """Yield the codes with which a message is refused."""
-    classes = sorted((*_below(errors.ClientError), *_below(errors.Busy)), key=lambda one: one.code)
+    bases = errors.ClientError, errors.Busy, errors.Draining
+    classes = sorted((one for base in bases for one in _below(base)), key=lambda one: one.code)
     yield from table(
         ("code", "close code of a first message", "what it says"),
         ((f"`{one.code}`", f"{one.close_code:d}", escaped(inspect.getdoc(one) or "")) for one in classes),

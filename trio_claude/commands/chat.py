@@ -10,6 +10,7 @@ import click
 import trio
 
 from ..client import ConnectFailed, Refused, open_session
+from ..errors import Draining
 from .complaints import complain, painted, unreached
 from .credentials import find_key, key_option
 from .examples import examples
@@ -46,7 +47,8 @@ async def _chat(meta: str, url: str, options: dict[str, Any]) -> int:
         return unreached(error, error.status, with_key=bool(options.get("key")))
     except (Refused, ConnectionError) as error:
         complain(error)
-        return Status.LATER if isinstance(error, Refused) and error.retry_after is not None else Status.REFUSED
+        later = isinstance(error, Refused) and (error.retry_after is not None or error.code == Draining.code)
+        return Status.LATER if later else Status.REFUSED
     ended = session.ended
     if ended is None or ended.reason == "stopped":
         return Status.OK

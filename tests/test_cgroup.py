@@ -29,7 +29,8 @@ def delegated() -> Iterator[Path]:
 
 @pytest.mark.parametrize("mode", MODES)
 async def test_a_run_is_in_its_group_and_the_group_is_gone_with_it(delegated: Path, mode: str) -> None:
-    job = Job(argv=("/bin/sh", "-c", "cat /proc/self/cgroup; setsid sleep 60 & sleep 60"), env=ENV, cwd="/")
+    own = f"mkdir -p {delegated}/trio-claude-server-run/own/deeper"
+    job = Job(argv=("/bin/sh", "-c", f"{own}; cat /proc/self/cgroup; setsid sleep 60 & sleep 60"), env=ENV, cwd="/")
     async with open_containment(mode, lambda _: None, Means(cgroup=str(delegated))) as containment:
         async with containment.start(job) as process:
             assert b"trio-claude-server-run" in await process.stdout.receive_some()

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
 import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Any
 
+import attrs
 import pytest
 import trio
 from harness import MODES, alive, bearing, descriptors, until
 
-from trio_claude.containment import Contained, Containment, Job, open_containment
+from trio_claude.containment import Contained, Containment, Job, Means, open_containment
 from trio_claude.containment.supervisor import SPARE_LIMIT, SupervisorContainment
 from trio_claude.errors import ContainmentUnavailable, SpawnFailed
 from trio_claude.events import Event, GuardianLost, Receipt
@@ -349,6 +352,55 @@ async def test_a_group_says_that_it_can_prove_nothing() -> None:
             receipt = await process.wait_gone()
     assert (receipt.survivors, receipt.containment) == (None, "group")
     assert not alive(child)
+
+
+async def test_what_stays_in_a_group_is_ended_with_the_cli() -> None:
+    """Also where it has cleared its environment, and the CLI has ended by itself."""
+    async with open_containment("group", lambda _: None) as containment:
+        async with containment.start(shell("env -i sleep 60 & echo $!; read _; exit 3")) as process:
+            child = int(await process.stdout.receive_some())
+            await process.stdin.send_all(b"\n")
+            assert await process.wait_exit() == 3
+            await until(lambda: not alive(child))
+
+
+@pytest.mark.root
+async def test_a_cli_in_a_group_is_the_user_that_it_is_to_be() -> None:
+    async with open_containment("group", lambda _: None) as containment:
+        async with containment.start(attrs.evolve(shell("id -u; id -G"), user=(65534, 65534))) as process:
+            await process.wait_exit()
+            assert await process.stdout.receive_some() == b"65534\n65534\n"
+
+
+@pytest.mark.parametrize("wanted", [{"cgroup": "auto"}, {"limits": ("limit_cpu",)}])
+async def test_a_group_refuses_what_needs_a_guardian(wanted: dict[str, Any]) -> None:
+    with pytest.raises(ContainmentUnavailable, match="has no guardian"):
+        async with open_containment("group", lambda _: None, Means(**wanted)):
+            pytest.fail("opened")  # pragma: no cover
+
+
+BADNESS = """
+import sys, trio
+from trio_claude.containment import Job, open_containment
+async def main():
+    async with open_containment("supervisor", lambda _: None) as containment:
+        for _ in range(2):
+            job = Job(argv=("/bin/sh", "-c", "cat /proc/self/oom_score_adj /proc/$PPID/oom_score_adj"), env={}, cwd="/")
+            async with containment.start(job) as process:
+                await process.wait_exit()
+                sys.stdout.write((await process.stdout.receive_some()).decode())
+trio.run(main)
+"""
+
+
+@pytest.mark.root
+@pytest.mark.parametrize("own", [100, 900])
+def test_a_machine_that_has_raised_our_badness_lets_runs_start(own: int) -> None:
+    """As a user's manager does, and a cluster; without a capability nobody goes below what was set for him."""
+    words = ["setpriv", "--bounding-set", "-sys_resource", sys.executable, "-c", BADNESS]
+    script = f'echo {own} > /proc/self/oom_score_adj; exec "$@"'
+    told = subprocess.run(["/bin/sh", "-c", script, "sh", *words], capture_output=True, text=True, check=True)
+    assert told.stdout.split() == [str(min(own + 500, 1000)), str(own)] * 2
 
 
 async def test_a_named_mode_that_can_not_be_had_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,6 +14,7 @@ from talk import Talk, open_talk
 
 from trio_claude.errors import Reason
 from trio_claude.events import ApprovalSettled, Interrupted, RunEnded, TurnEnded
+from trio_claude.journal import PartKind
 
 BOTH = [pytest.param("fake"), pytest.param("real", marks=pytest.mark.real_cli)]
 ASKS = directive("bash", cmd="touch made-by-tool; ls")
@@ -420,6 +421,27 @@ async def test_what_a_queued_session_is_told(fake: Backend) -> None:
         assert (await second.result())["result"]
         await second.stop("end")
         await second.end()
+
+
+async def test_what_is_said_before_a_run_begins_is_in_its_history(fake: Backend) -> None:
+    async with (
+        fake.serve(max_runs=1, journal="memory") as server,
+        open_talk(server) as first,
+        open_talk(server) as second,
+    ):
+        await first.start()
+        await second.say({"type": "gateway", "op": "start", "meta": "SECOND"})
+        await second.event("queued")
+        await second.user(directive("text", text="said early"))
+        await first.stop("kill")
+        run = (await second.event("started"))["run"]
+        await second.result()
+        assert server.runs.journal
+        await server.runs.journal.settle()
+        parts = await server.runs.journal.parts(run)
+    said = [part for part in parts if part.kind is PartKind.SAID]
+    assert [part.first for part in said] == [0]
+    assert b"said early" in said[0].data
 
 
 async def test_no_slot(fake: Backend) -> None:

@@ -233,6 +233,16 @@ def test_what_may_be_said_again_is_bounded() -> None:
     assert not nothing._texts
 
 
+def test_what_was_said_takes_no_room_from_what_waits() -> None:
+    said = Said(OUTBOX_LIMIT)
+    said.add("x" * OUTBOX_LIMIT)
+    said.advance()
+    said.forget()
+    for text in ("one", "two"):
+        said.add(text)
+    assert said.next == "one"
+
+
 def test_a_message_that_was_not_begun_can_be_taken_back() -> None:
     said = Said(OUTBOX_LIMIT)
     first, second, third = "one", "two", "three"

@@ -76,6 +76,13 @@ REDIS_URL = re.compile(
     r"rediss?://([^\s@/:]*(:[^\s@/]*)?@)?([A-Za-z0-9_.-]+|\[[0-9A-Fa-f:.]+\])(:\d{1,5})?(/\d{0,9})?|unix:///[^\s?#]+"
 )
 """What `redis` takes."""
+LIMITS = {
+    "limit_open_files": "RLIMIT_NOFILE",
+    "limit_processes": "RLIMIT_NPROC",
+    "limit_file_size": "RLIMIT_FSIZE",
+    "limit_cpu": "RLIMIT_CPU",
+}
+"""The settings that are limits of a run's processes, with their names in `resource`."""
 LOG_LEVELS = ("debug", "info", "warning", "error")
 LOG_FORMATS = ("auto", "json", "console")
 Check: TypeAlias = "Callable[[object, attrs.Attribute[Any], Any], None]"
@@ -397,12 +404,7 @@ class Config:
     @property
     def limits(self) -> dict[str, int]:
         """Return the resource limits of a run's processes, by their names in `resource`; never a core dump."""
-        named = {
-            "RLIMIT_NOFILE": self.limit_open_files,
-            "RLIMIT_NPROC": self.limit_processes,
-            "RLIMIT_FSIZE": self.limit_file_size,
-            "RLIMIT_CPU": self.limit_cpu,
-        }
+        named = {name: getattr(self, field) for field, name in LIMITS.items()}
         return {"RLIMIT_CORE": 0, **{name: value for name, value in named.items() if value}}
 
     @property

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Final
 import attrs
 import trio
 
-from .config import Config
+from .config import LIMITS, Config
 from .containment import Containment, Means, open_containment
 from .errors import ConfigError
 from .events import JournalReady, Observer, PoolReady, fan_out
@@ -57,6 +57,7 @@ def means(config: Config, dead: tuple[str, ...] = ()) -> Means:
         memory_max=config.memory_max,
         pids_max=config.pids_max,
         dead=dead,
+        limits=tuple(name for name in LIMITS if getattr(config, name)),
     )
 
 

@@ -17,7 +17,7 @@ import attrs
 import trio
 
 from . import context, stream_json
-from .containment import Contained, Containment, Job
+from .containment import BrokenStart, Contained, Containment, Job
 from .endings import LADDERS, Decision, exit_decision
 from .errors import PeerGone, Reason, SpawnFailed
 from .events import Observer, Outcome, Receipt
@@ -158,7 +158,7 @@ class Run:
 
     async def _execute(self, sink: Sink) -> Outcome:
         if self._journal:
-            self._recorder = self._journal.begin(self._begun())
+            self._record(self._journal)
         outcome: Outcome | None = None
         unfinished = Decision(Reason.STOPPED, "cancelled")
         self.teller.begin()
@@ -167,7 +167,8 @@ class Run:
                 self.teller.started(process.pid, warm=bool(self._warm))
                 outcome = await self._live(process, sink)
         except SpawnFailed as error:
-            outcome = self._outcome(Decision(Reason.SPAWN_FAILED, str(error)), self._receipt(survivors=0))
+            receipt = error.receipt if isinstance(error, BrokenStart) else self._receipt(survivors=0)
+            outcome = self._outcome(Decision(Reason.SPAWN_FAILED, str(error)), receipt)
         except (Exception, BaseExceptionGroup) as error:
             if is_fault(error):
                 note_run(error, self.id)
@@ -176,6 +177,10 @@ class Run:
         finally:
             self._close_books(outcome or self._outcome(unfinished, self._receipt(survivors=None)))
         return outcome
+
+    def _record(self, journal: Journal) -> None:
+        """Begin the run's history."""
+        self._recorder = journal.begin(self._begun())
 
     def _receipt(self, *, survivors: int | None) -> Receipt:
         """Return a receipt where nothing was counted."""

@@ -375,17 +375,20 @@ class Gate:
         entrance.arrive(host)
         try:
             sock.setblocking(False)
-            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            if sys.platform == "linux":
-                sock.setsockopt(socket.IPPROTO_TCP, _TCP_NOTSENT_LOWAT, NOTSENT_LOWAT)
-                sock.setsockopt(
-                    socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, int(self._household.config.send_timeout * 1000)
-                )
+            with contextlib.suppress(OSError):  # some systems refuse it once the client has left
+                self._set_options(sock)
             await serve_connection(sock, host, port, self._household, standing.close)
         finally:
             entrance.depart(host)
             standing.close()
             self._slots.release()
+
+    def _set_options(self, sock: socket.socket) -> None:
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        if sys.platform == "linux":
+            patience = int(self._household.config.send_timeout * 1000)
+            sock.setsockopt(socket.IPPROTO_TCP, _TCP_NOTSENT_LOWAT, NOTSENT_LOWAT)
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, patience)
 
     def _leave_doorstep(self, host: str) -> None:
         self._doorstep.leave(host)

@@ -20,7 +20,7 @@ from .containment import Contained, Job
 from .endings import Decision
 from .errors import Backlog, Ending, Reason
 from .events import Outcome
-from .journal import Unfinished
+from .journal import Journal, Unfinished
 from .messages import Options
 from .run import Account, Kit, Run, Sink
 from .session import OWN_REQUEST, ClientLine, Clock, Due, Happening, Kind, Patience, Session, Start, State, denial
@@ -107,6 +107,7 @@ class SessionRun(Run):
         """A turn that was cut off, of which the model is to be told before the next message."""
         self.session: Session = Session(_patience(config, start.options), trio.current_time())
         self._outbox = Outbox(config.max_message)
+        self._said_early: list[bytes] = []
         self._talking = trio.CancelScope()
         self._stir = trio.Event()
 
@@ -125,6 +126,8 @@ class SessionRun(Run):
         self._outbox.put((told or line).data, urgent=line.kind is Kind.RESPONSE or (interrupt and self.session.begun))
         if self._recorder:
             self._recorder.said(line.data)
+        elif self._journal:  # the run waits for a slot, and the outbox bounds what is said meanwhile
+            self._said_early.append(line.data)
         if line.kind is Kind.USER:
             self.teller.begin_turn()
             self.session.prompt(now)
@@ -173,6 +176,11 @@ class SessionRun(Run):
         self.session.settled.clear()
 
     # what differs from a run of one prompt
+
+    def _record(self, journal: Journal) -> None:
+        super()._record(journal)
+        while self._recorder and self._said_early:
+            self._recorder.said(self._said_early.pop(0))
 
     def _job(self) -> AbstractAsyncContextManager[Job]:
         binds, session = self._containment.binds, self.start.session

@@ -15,6 +15,7 @@ import random
 import secrets
 from collections import deque
 from collections.abc import Awaitable, Callable, Mapping
+from itertools import islice
 from typing import Any, Final, TypeAlias
 
 import anyio
@@ -255,7 +256,8 @@ class Said:
 
     def add(self, text: str) -> None:
         """Take a message. Raises `ConnectionError` where too much was not said yet."""
-        if self._limit and self._next < self._first + len(self._texts) and self._size + len(text) > self._limit:
+        waiting = sum(map(len, islice(self._texts, self._next - self._first, None)))
+        if self._limit and waiting and waiting + len(text) > self._limit:
             raise ConnectionError("the connection is broken, and too much waits for the next one")
         self._texts.append(text)
         self._size += len(text)

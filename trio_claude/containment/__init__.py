@@ -16,14 +16,14 @@ import attrs
 
 from ..errors import ContainmentUnavailable
 from ..events import ContainmentReady, Observer
-from .base import MARK, Contained, Containment, Job
+from .base import MARK, BrokenStart, Contained, Containment, Job
 from .cgroup import Cgroups
 from .marks import kill as kill_marked
 
 if TYPE_CHECKING:
     from .sandbox import Sandbox
 
-__all__ = ["MARK", "Contained", "Containment", "Job", "Means", "kill_marked", "open_containment"]
+__all__ = ["MARK", "BrokenStart", "Contained", "Containment", "Job", "Means", "kill_marked", "open_containment"]
 
 
 @attrs.frozen(kw_only=True)
@@ -32,6 +32,7 @@ class Means:
 
     `read` and `network` are for a sandbox. `cgroup` is a delegated folder of cgroup v2, "auto" for our own group, empty
     for none; `memory_max` (bytes) and `pids_max` (processes) need one. Groups of the servers in `dead` are removed.
+    `limits` names the settings that a job will ask for which only a guardian can set.
     """
 
     read: tuple[str, ...] = ()
@@ -40,6 +41,7 @@ class Means:
     memory_max: int = 0
     pids_max: int = 0
     dead: tuple[str, ...] = ()
+    limits: tuple[str, ...] = ()
 
 
 @asynccontextmanager
@@ -54,6 +56,7 @@ async def open_containment(mode: str, observer: Observer, means: Means | None = 
     if mode == "group" or (mode == "auto" and sys.platform != "linux"):
         from .group import GroupContainment
 
+        _check_group(means)
         observer(ContainmentReady(GroupContainment.mode, GroupContainment.detail))
         yield GroupContainment()
         return
@@ -73,6 +76,14 @@ async def open_containment(mode: str, observer: Observer, means: Means | None = 
             containment.weaken(why)
         observer(ContainmentReady(containment.mode, containment.detail))
         yield containment
+
+
+def _check_group(means: Means) -> None:
+    """Raise `ContainmentUnavailable` for what only a guardian can do for a run."""
+    if means.cgroup:
+        raise ContainmentUnavailable("cgroup: containment 'group' has no guardian that could put a run into one")
+    if means.limits:
+        raise ContainmentUnavailable(f"containment 'group' has no guardian that could set {', '.join(means.limits)}")
 
 
 def _sandbox(read: tuple[str, ...], *, network: bool) -> Sandbox:

@@ -12,6 +12,7 @@ from contextlib import AbstractAsyncContextManager
 import attrs
 import trio
 
+from ..errors import SpawnFailed
 from ..events import Receipt
 
 MARK = "TRIO_CLAUDE_RUN"
@@ -45,6 +46,14 @@ class Job:
     """By how much the run yields the processors to the server and its guardians, as in nice(1)."""
     depth: int = 0
     """How many processes of a wrapper stand between the one that is started and the CLI."""
+
+
+class BrokenStart(SpawnFailed):
+    """A CLI whose start was begun and came to nothing; `receipt` says what was counted when that was ended."""
+
+    def __init__(self, told: str, receipt: Receipt) -> None:
+        super().__init__(told)
+        self.receipt = receipt
 
 
 class Contained(abc.ABC):

@@ -7,6 +7,9 @@ server, is named for its run, and is removed when the run is over.
 from __future__ import annotations
 
 import contextlib
+import os
+import secrets
+import time
 from pathlib import Path
 
 import attrs
@@ -14,6 +17,9 @@ import attrs
 from ..errors import ContainmentUnavailable, SpawnFailed
 
 PREFIX = "trio-claude-"
+SWEEP = 1.0
+"""Seconds in which what a dead server left in its groups has to end once it is killed."""
+PAUSE = 0.01
 
 
 @attrs.frozen
@@ -32,7 +38,7 @@ class Cgroups:
         """
         groups = cls(_own() if place == "auto" else Path(place), memory_max, pids_max)
         try:
-            groups.remove(groups.make("probe"))
+            groups.remove(groups.make(f"probe-{secrets.token_hex(4)}"))
         except SpawnFailed as error:
             raise ContainmentUnavailable(f"cgroup {place!r} can't be had here: {error}") from error
         return groups
@@ -42,13 +48,16 @@ class Cgroups:
         group = self.root / f"{PREFIX}{name}"
         try:
             group.mkdir()
+        except OSError as error:
+            raise _unmade(error) from error
+        try:
             for file, limit in (("memory.max", self.memory_max), ("pids.max", self.pids_max)):
                 if limit:
                     (group / file).write_text(str(limit))
             (group / "cgroup.kill").stat()
         except OSError as error:
             self.remove(group)
-            raise SpawnFailed(f"the run's cgroup can't be made: {error.strerror}: {error.filename}") from error
+            raise _unmade(error) from error
         return group
 
     def kill(self, group: Path) -> None:
@@ -57,15 +66,26 @@ class Cgroups:
             (group / "cgroup.kill").write_text("1")
 
     def remove(self, group: Path) -> None:
-        """Remove a group that has no process left."""
-        with contextlib.suppress(OSError):
-            group.rmdir()
+        """Remove a group that has no process left, with those that its run has made in it."""
+        for place, _, _ in os.walk(group, topdown=False):
+            with contextlib.suppress(OSError):
+                Path(place).rmdir()
 
     def sweep(self, server: str) -> None:
-        """Kill and remove the groups of a server that is dead."""
-        for group in self.root.glob(f"{PREFIX}{server}-*"):
+        """Kill and remove the groups of a server that is dead; what takes longer to end is left. Blocks a moment."""
+        groups = list(self.root.glob(f"{PREFIX}{server}-*"))
+        for group in groups:
             self.kill(group)
-            self.remove(group)
+        until = time.monotonic() + SWEEP
+        while groups and time.monotonic() < until:
+            for group in groups:
+                self.remove(group)
+            groups = [group for group in groups if group.exists()]
+            time.sleep(PAUSE if groups else 0)
+
+
+def _unmade(error: OSError) -> SpawnFailed:
+    return SpawnFailed(f"the run's cgroup can't be made: {error.strerror}: {error.filename}")
 
 
 def _own() -> Path:

@@ -14,6 +14,7 @@ import subprocess
 from collections.abc import AsyncIterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from pathlib import Path
+from typing import Any
 
 import trio
 
@@ -57,9 +58,24 @@ class Grouped(Contained):
     async def wait_exit(self) -> int:
         """Wait for the CLI's own end."""
         own = trio.CapacityLimiter(1)  # not a thread of those that all share: it waits for as long as the run lives
-        self.status = await trio.to_thread.run_sync(self._process.wait, abandon_on_cancel=True, limiter=own)
+        self.status = await trio.to_thread.run_sync(self._wait, abandon_on_cancel=True, limiter=own)
         self._decided = min(self._decided, trio.current_time())
         return self.status
+
+    def _wait(self) -> int:
+        """Wait for the CLI's end in a thread, and kill its group while its pid, if that can be, is still its own."""
+        if hasattr(os, "waitid"):
+            with contextlib.suppress(ChildProcessError):
+                os.waitid(os.P_PID, self.pid, os.WEXITED | os.WNOWAIT)
+            self._kill_group()
+        status = self._process.wait()
+        if not hasattr(os, "waitid"):  # no pid is given anew that is still the name of a group
+            self._kill_group()
+        return status
+
+    def _kill_group(self) -> None:
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(self.pid, signal.SIGKILL)
 
     @property
     def alone(self) -> bool:
@@ -69,7 +85,16 @@ class Grouped(Contained):
     @property
     def quiet(self) -> bool:
         """Whether the CLI lives and has said nothing on stdout that was not read."""
-        return self._process.poll() is None and is_quiet(self.stdout.fileno())
+        return self._lives() and is_quiet(self.stdout.fileno())
+
+    def _lives(self) -> bool:
+        """Look whether the CLI lives, and leave it to `_wait` to reap it."""
+        if not hasattr(os, "waitid"):
+            return self._process.poll() is None
+        try:
+            return os.waitid(os.P_PID, self.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None
+        except ChildProcessError:
+            return False
 
     async def wait_stir(self) -> None:
         """Wait until the CLI says something on stdout or closes it."""
@@ -77,14 +102,15 @@ class Grouped(Contained):
 
     def send_signal(self, number: int) -> None:
         """Send a signal to the CLI alone."""
-        self._process.send_signal(number)
+        if self._process.returncode is None:  # it is not reaped, so its pid is its own
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(self.pid, number)
 
     def end(self) -> None:
         """Kill the group and whatever bears the mark."""
         self._decided = min(self._decided, trio.current_time())
         if self._process.returncode is None:
-            with contextlib.suppress(ProcessLookupError, PermissionError):
-                os.killpg(self.pid, signal.SIGKILL)
+            self._kill_group()
 
     async def wait_gone(self) -> Receipt:
         """End what is found, and say what was counted."""
@@ -112,6 +138,11 @@ class Grouped(Contained):
             end.close()
 
 
+def _as(user: tuple[int, int] | None) -> dict[str, Any]:
+    """Return what makes the CLI another user's, with no group but its own."""
+    return {"user": user[0], "group": user[1], "extra_groups": []} if user else {}
+
+
 class GroupContainment(Containment):
     """Containment by group and mark."""
 
@@ -137,6 +168,7 @@ class GroupContainment(Containment):
                 stderr=pipe,
                 start_new_session=True,
                 umask=0o077,
+                **_as(job.user),
             )
         except OSError as error:
             raise SpawnFailed(f"the CLI could not be started: {os.strerror(error.errno or 0)}") from error

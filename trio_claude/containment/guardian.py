@@ -66,6 +66,7 @@ UMOUNT_NOFOLLOW = 8
 FOLDER = os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 MSG_CMSG_CLOEXEC = 0x40000000
 OOM_SCORE = 500  # added to a CLI's badness: out of memory, the kernel ends a run before a guardian or the server
+OOM_MOST = 1000  # more the kernel does not take
 IGNORED = (signal.SIGPIPE, signal.SIGXFSZ, signal.SIGTERM, signal.SIGINT, signal.SIGHUP)  # and a CLI gets them back
 
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -270,15 +271,36 @@ def become_cli(job: dict[str, Any], pipes: list[int], report: int) -> NoReturn:
     os._exit(127)
 
 
-def open_badness(proc: int) -> int:
-    """Return a descriptor of the score by which the kernel, out of memory, chooses among processes: ours."""
-    prctl(PR_SET_DUMPABLE, 1)  # else the file is root's
-    try:
-        return os.open("self/oom_score_adj", os.O_WRONLY, dir_fd=proc)
-    except OSError:
-        return os.open(os.devnull, os.O_WRONLY)  # what lets us not say so does not keep us from running
-    finally:
-        prctl(PR_SET_DUMPABLE, 0)
+class Badness:
+    """The score by which the kernel, out of memory, chooses among processes: our own, which a fork inherits.
+
+    What does not let us set it (nobody may go below what the machine gave) does not keep us from running.
+    """
+
+    def __init__(self, proc: int) -> None:
+        prctl(PR_SET_DUMPABLE, 1)  # else the file is root's
+        try:
+            self.file: int = os.open("self/oom_score_adj", os.O_RDWR, dir_fd=proc)
+            self.own: int = int(os.pread(self.file, 16, 0))
+        except OSError:
+            self.file, self.own = os.open(os.devnull, os.O_RDWR), 0
+        finally:
+            prctl(PR_SET_DUMPABLE, 0)
+
+    def raise_it(self) -> None:
+        """Have what is forked now be taken before us and the server."""
+        self.write(min(max(self.own, 0) + OOM_SCORE, OOM_MOST))
+
+    def restore(self) -> None:
+        """Be again what we were."""
+        self.write(self.own)
+
+    def write(self, score: int) -> None:
+        """Set the score."""
+        try:
+            os.pwrite(self.file, b"%d" % score, 0)
+        except OSError:
+            pass
 
 
 def defer(pid: int, nice: int) -> None:
@@ -354,7 +376,7 @@ class Supervisor:
         wake, writer = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
         self.wake: int = wake
         signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
-        self.badness: int = open_badness(proc)
+        self.badness: Badness = Badness(proc)
 
     def serve(self, job: dict[str, Any], pipes: list[int]) -> None:
         """Hold run after run, until one can't be started or the server wants no more."""
@@ -407,9 +429,9 @@ class Supervisor:
             started = {"failed": errno.EINVAL, "what": f"{self.step}: {error}"}
         for pipe in self.pipes:
             os.close(pipe)
-        tell(self.lifeline, started)
         if "failed" in started:
             self.sweep()
+        tell(self.lifeline, started)
         return "started" in started
 
     def enter(self, binds: list[list[str]]) -> None:
@@ -429,11 +451,11 @@ class Supervisor:
 
     def start_cli(self) -> int:
         """Start the CLI, which is to be the first that the kernel takes when memory runs out; return its pid."""
-        os.pwrite(self.badness, b"%d" % OOM_SCORE, 0)
+        self.badness.raise_it()
         try:
             pid = self.start_plainly() if is_plain(self.job) else fork_cli(self.job, self.pipes)
         finally:
-            os.pwrite(self.badness, b"0", 0)
+            self.badness.restore()
         self.count.seen.add(pid)
         defer(pid, self.job["nice"])
         return pid
@@ -490,7 +512,10 @@ class Supervisor:
             return False
         order = json.loads(packet)
         if self.cli:
-            os.kill(self.target(), order["signal"])
+            try:
+                os.kill(self.target(), order["signal"])
+            except OSError:  # it has just ended, in a sandbox
+                pass
         return True
 
     def target(self) -> int:

@@ -45,7 +45,7 @@ class Guardian:
     def know(self, pid: int) -> None:
         """Hear the process's pid."""
         self.pid = pid
-        with contextlib.suppress(ProcessLookupError):
+        with contextlib.suppress(OSError):  # it is gone, or there is no descriptor for it just now
             self._pidfd = os.pidfd_open(pid)
 
     def signal(self, number: int) -> bool:
@@ -177,6 +177,7 @@ class Supervised(Contained):
         if packet is None:
             return False
         if "guardian" in packet:
+            self._zygote.forget(packet["guardian"])
             self.guardian.know(packet["guardian"])
         if "failed" in packet:
             self._failure = why(packet["failed"], packet["what"])
@@ -220,8 +221,8 @@ class Supervised(Contained):
 
     @property
     def clean(self) -> bool:
-        """Whether the supervisor itself has proven that nothing is left, so that it can hold the next run."""
-        return bool(self._gone and "gone" in self._gone)
+        """Whether a supervisor that we know has itself proven that nothing is left: it can hold the next run."""
+        return bool(self.guarded and self._gone and "gone" in self._gone)
 
     def close(self) -> None:
         """Give up the pipes."""

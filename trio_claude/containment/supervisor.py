@@ -7,6 +7,7 @@ between taking a descriptor and owning it.
 from __future__ import annotations
 
 import os
+import secrets
 import shutil
 import socket
 from collections.abc import AsyncIterator, Callable
@@ -19,7 +20,7 @@ import trio
 from ..errors import SpawnFailed
 from ..events import GuardianLost, Observer, Strained
 from ..services import open_services
-from .base import MARK, PROOF_TIMEOUT, START_TIMEOUT, Contained, Containment, Job
+from .base import MARK, PROOF_TIMEOUT, START_TIMEOUT, BrokenStart, Contained, Containment, Job
 from .cgroup import Cgroups
 from .guardian import PACKET_LIMIT
 from .pipes import is_quiet
@@ -135,7 +136,7 @@ class SupervisorContainment(Containment):
     @asynccontextmanager
     async def _start_grouped(self, job: Job, cgroups: Cgroups) -> AsyncIterator[Contained]:
         """Start `job` in a control group of its own."""
-        group = cgroups.make(job.env.get(MARK, "unmarked").replace(":", "-"))
+        group = cgroups.make(job.env.get(MARK, f"unmarked:{secrets.token_hex(8)}").replace(":", "-"))
         try:
             async with self._start(attrs.evolve(job, cgroup=str(group)), lambda: cgroups.kill(group)) as process:
                 yield process
@@ -173,12 +174,7 @@ class SupervisorContainment(Containment):
         theirs, process = _open_run(zygote, self._take_spare(), job, self.mode)
         process.kill = kill
         try:
-            try:
-                await _hand_over(zygote, process.guardian, packet, theirs)
-            finally:
-                for descriptor in theirs:
-                    os.close(descriptor)
-            await _wait_started(zygote, process)
+            await _begin(zygote, process, packet, theirs)
             yield process
         finally:
             try:
@@ -249,6 +245,27 @@ def _open_lifeline() -> tuple[Guardian, list[int]]:
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     ours.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 2 * PACKET_LIMIT)
     return Guardian(Packets(ours)), [theirs.detach()]
+
+
+async def _begin(zygote: Zygote, process: Supervised, packet: dict[str, Any], descriptors: list[int]) -> None:
+    """Give a job to a guardian, and wait until its CLI runs.
+
+    Raises `Unguarded` where nothing was begun, `BrokenStart` where what was begun has been ended.
+    """
+    try:
+        try:
+            await _hand_over(zygote, process.guardian, packet, descriptors)
+        finally:
+            for descriptor in descriptors:
+                os.close(descriptor)
+        await _wait_started(zygote, process)
+    except Unguarded:
+        raise
+    except SpawnFailed as error:
+        process.end()
+        with trio.CancelScope(shield=True):
+            receipt = await process.wait_gone()
+        raise BrokenStart(str(error), receipt) from error
 
 
 async def _hand_over(zygote: Zygote, guardian: Guardian, packet: dict[str, Any], descriptors: list[int]) -> None:

@@ -126,6 +126,10 @@ class Zygote:
                 await self._news.wait()
         return self._lost.pop(guardian)
 
+    def forget(self, guardian: int) -> None:
+        """Forget what was swept below a supervisor of old that had the pid of one that has just been forked."""
+        self._lost.pop(guardian, None)
+
     def wake(self) -> None:
         """Continue a zygote that a run may have stopped."""
         self.process.send_signal(signal.SIGCONT)

@@ -41,6 +41,8 @@ GRACE = 8.0
 """Seconds for which a run waits for a client that means to come back."""
 WAY = 20
 """Losses and returns of a connection that are told where the client library gives up."""
+LONG_GRACE = 20.0
+"""The same where the network breaks again and again, on a machine that has no time left."""
 SHORT_GRACE = 0.6
 REAL_DAEMON = "(setsid sleep 60 >/dev/null 2>&1 &); touch ready"
 DAEMONS = "sleep 60 & setsid sleep 60 & setsid sh -c 'setsid sleep 60 & exit 0'; echo ready"
@@ -736,7 +738,7 @@ async def use_library(table: Table, url: str, opened: list[Session], way: list[s
     def note(what: str) -> None:
         way.append(f"{trio.current_time() - began:.2f} {what}")
 
-    reconnect = Reconnect(grace=GRACE, on_lost=lambda why: note(f"lost {why}"), on_back=lambda _: note("back"))
+    reconnect = Reconnect(grace=LONG_GRACE, on_lost=lambda why: note(f"lost {why}"), on_back=lambda _: note("back"))
     async with open_session(meta=table.run.meta, url=url, on_approval=decide, reconnect=reconnect) as session:
         opened.append(session)
         for _ in range(table.rng.randint(1, 3)):

@@ -26,7 +26,7 @@ LATE = 2.0
 """Seconds before a server's SIGKILL in which what was said may be missing from the journal: it is busy then."""
 SETTLE = 15.0
 """Seconds in which the journal must have the end of every run that was told."""
-SHOWN = 300
+SHOWN = 1200
 """Characters of what was seen that a violation tells."""
 KEPT = 200
 """Violations that are kept in full; of more only the number."""

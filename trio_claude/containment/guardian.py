@@ -66,7 +66,6 @@ UMOUNT_NOFOLLOW = 8
 FOLDER = os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 MSG_CMSG_CLOEXEC = 0x40000000
 OOM_SCORE = 500  # added to a CLI's badness: out of memory, the kernel ends a run before a guardian or the server
-OOM_MOST = 1000  # more the kernel does not take
 IGNORED = (signal.SIGPIPE, signal.SIGXFSZ, signal.SIGTERM, signal.SIGINT, signal.SIGHUP)  # and a CLI gets them back
 
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -272,10 +271,7 @@ def become_cli(job: dict[str, Any], pipes: list[int], report: int) -> NoReturn:
 
 
 class Badness:
-    """The score by which the kernel, out of memory, chooses among processes: our own, which a fork inherits.
-
-    What does not let us set it (nobody may go below what the machine gave) does not keep us from running.
-    """
+    """The score by which the kernel, out of memory, chooses among processes: ours, which a fork inherits."""
 
     def __init__(self, proc: int) -> None:
         prctl(PR_SET_DUMPABLE, 1)  # else the file is root's
@@ -287,18 +283,10 @@ class Badness:
         finally:
             prctl(PR_SET_DUMPABLE, 0)
 
-    def raise_it(self) -> None:
-        """Have what is forked now be taken before us and the server."""
-        self.write(min(max(self.own, 0) + OOM_SCORE, OOM_MOST))
-
-    def restore(self) -> None:
-        """Be again what we were."""
-        self.write(self.own)
-
-    def write(self, score: int) -> None:
-        """Set the score."""
+    def add(self, score: int) -> None:
+        """Be by so much above what we were; what does not let us be so does not keep us from running."""
         try:
-            os.pwrite(self.file, b"%d" % score, 0)
+            os.pwrite(self.file, b"%d" % (min(max(self.own, 0) + score, 1000) if score else self.own), 0)
         except OSError:
             pass
 
@@ -451,11 +439,11 @@ class Supervisor:
 
     def start_cli(self) -> int:
         """Start the CLI, which is to be the first that the kernel takes when memory runs out; return its pid."""
-        self.badness.raise_it()
+        self.badness.add(OOM_SCORE)
         try:
             pid = self.start_plainly() if is_plain(self.job) else fork_cli(self.job, self.pipes)
         finally:
-            self.badness.restore()
+            self.badness.add(0)
         self.count.seen.add(pid)
         defer(pid, self.job["nice"])
         return pid

@@ -628,8 +628,8 @@ var Said = class {
 	}
 	/** Take a message. Throws where too much was not said yet. */
 	add(text) {
-		const waits = this.nextIndex < this.first + this.texts.length;
-		if (this.limit && waits && this.size + text.length > this.limit) throw new ConnectionLost("the connection is broken, and too much waits for the next one", { code: "lost" });
+		const waiting = this.texts.slice(this.nextIndex - this.first).reduce((size, one) => size + one.length, 0);
+		if (this.limit && waiting && waiting + text.length > this.limit) throw new ConnectionLost("the connection is broken, and too much waits for the next one", { code: "lost" });
 		this.texts.push(text);
 		this.size += text.length;
 	}

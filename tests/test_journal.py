@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import os
+import random
 import sqlite3
 import subprocess
 import sys
@@ -39,7 +41,8 @@ from trio_claude.journal import (
     recorder,
 )
 from trio_claude.journal.backlog import Backlog
-from trio_claude.journal.bulk import folder_of
+from trio_claude.journal.bulk import Bulk, folder_of
+from trio_claude.journal.facts import Text
 from trio_claude.journal.schema import VERSIONS
 from trio_claude.journal.store import BLOCK_BYTES, Reader, Store, _clean_lock, is_alive
 from trio_claude.server import Server
@@ -506,6 +509,44 @@ async def test_what_waits_for_the_disk_is_bounded(tmp_path: Path, monkeypatch: p
         assert found
         assert found.whole is False
         assert found.stored == sum(part.count for part in await journal.parts("a")) < 20
+
+
+async def test_a_burst_is_put_aside_piece_by_piece_on_a_disk_that_fails(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What runs say at once, in turn and with words of stderr between, comes back whole and in order."""
+    monkeypatch.setattr(recorder, "BURST", 1)
+    monkeypatch.setattr(recorder, "RETRY", 0.01)
+    write, calls = Bulk.write, list[bool]()
+
+    def fail_now_and_then(bulk: Bulk, run: str, texts: list[Text], *, follows: bool = False) -> int:
+        calls.append(follows)
+        if len(calls) % 5 == 0:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return write(bulk, run, texts, follows=follows)
+
+    monkeypatch.setattr(Bulk, "write", fail_now_and_then)
+    said: dict[str, list[bytes]] = {"a": [], "b": [], "c": []}
+    rng = random.Random(1)
+    async with opened(tmp_path / "j.db", 2**26) as journal:
+        runs = {name: journal.begin(begun(name)) for name in said}
+        for number in range(600):
+            name = rng.choice("abc")
+            lines = [b"%06d " % number + b"x" * rng.randrange(4000) for _ in range(rng.randrange(1, 20))]
+            said[name] += lines
+            runs[name].lines(lines, [b"\n".join(lines[:3]), b"\n".join(lines[3:])] if len(lines) > 3 else None)
+            if number % 97 == 0:
+                runs[name].stderr(["oh"])
+            await trio.sleep(0.001)
+        while not await journal.settle():
+            pass
+        for name, lines in said.items():
+            parts, whole = list[Part](), 0
+            while found := await journal.parts(name, whole, parts[-1].number if parts else 0):
+                parts += found
+                whole = parts[-1].last
+            assert [line for part in parts if part.kind is PartKind.LINES for line in part.lines] == lines
+    assert any(calls)
 
 
 WRITER = """

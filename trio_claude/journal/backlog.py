@@ -74,11 +74,19 @@ class Lines:
     first: int
     count: int = 0
     texts: list[Text] = attrs.Factory(list)
+    place: int = 0
+    aside: int = 0
+    """Where what was put aside of them begins, and how many bytes it has; `texts` come behind it."""
 
     def add(self, count: int, texts: list[Text]) -> None:
         """Take what follows."""
         self.count += count
         self.texts += texts
+
+    def take(self) -> list[Text]:
+        """Return what waits, and let go of it."""
+        texts, self.texts = self.texts, []
+        return texts
 
     def write(self, writer: Writer) -> None:
         """Write them."""

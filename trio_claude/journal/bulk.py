@@ -44,12 +44,12 @@ class Bulk:
         self._files: dict[str, int] = {}
         self._unsynced: set[str] = set()
 
-    def write(self, run: str, texts: list[Text]) -> int:
-        """Write a part, newlines between its texts; return where in the run's file it begins."""
+    def write(self, run: str, texts: list[Text], *, follows: bool = False) -> int:
+        """Write texts of a part, newlines between them and where it `follows` on what there is; return their place."""
         file = self._open(run)
         place = os.fstat(file).st_size
         self._unsynced.add(run)
-        pieces = [piece for text in texts for piece in (b"\n", text)][1:]
+        pieces = [piece for text in texts for piece in (b"\n", text)][0 if follows else 1 :]
         try:
             for first in range(0, len(pieces), AT_ONCE):
                 _write_all(file, pieces[first : first + AT_ONCE])

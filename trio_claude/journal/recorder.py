@@ -18,10 +18,10 @@ from typing import Final, TypeVar
 import trio
 
 from ..errors import JournalFault
-from .backlog import PATIENCE, Backlog, Write, Writer
+from .backlog import PATIENCE, Backlog, Lines, Write, Writer
 from .base import SOON, TAIL, Journal
 from .bulk import LEAST
-from .facts import Deleted, Page, Part, Query, Retention, RunRow, Usage, UsageQuery
+from .facts import Deleted, Page, Part, Query, Retention, RunRow, Text, Usage, UsageQuery
 from .store import Reader, Store
 from .unfinished import Unfinished, find_unfinished
 
@@ -33,8 +33,6 @@ BURST_STEP: Final = GATHER / 2
 """Seconds between two looks at a burst: what came between them is still in the processor's cache."""
 BURST_PATIENCE: Final = 0.25
 """Seconds for which what has come waits for the end of a burst, at most."""
-ASIDE: Final = 256 * 1024
-"""Bytes from which on lines go to their file while a burst lasts; their row follows at its end."""
 TRANSACTION_BYTES: Final = 8 * 1024 * 1024
 """Bytes behind which a transaction takes no more."""
 RETRY: Final = 1.0
@@ -175,30 +173,41 @@ class SqliteJournal(Backlog, Journal):
             patience = BURST_STEP
 
     def _relieve(self) -> None:
-        """Put many lines aside, without the lock, so that their memory is used again while the processor has it."""
-        writes = [write for write in self._waiting if write.size >= ASIDE and not write.taken]
-        for write in writes:
-            write.taken = True
+        """Put what waits of large parts aside, without the lock, so that its memory is used again while it is hot.
+
+        In the order in which it came: what follows on something of its run stands behind it in the file.
+        """
+        moved = [(write.lines, write.lines.take()) for write in self._waiting if write.lines and write.size >= LEAST]
         self._stir.release()
         try:
-            for write in writes:
-                self._put_aside(write)
+            while moved:
+                self._put_aside(*moved[0])
+                moved.pop(0)
         except OSError as error:  # it is tried again with the transaction
             self._fail(str(error))
         finally:
             self._stir.acquire()
+            for lines, texts in moved:
+                lines.texts[:0] = texts
 
-    def _put_aside(self, write: Write) -> None:
-        """Write large lines to their file, and let go of them. Raises OSError."""
+    def _put_aside(self, lines: Lines, texts: list[Text]) -> None:
+        """Write texts of a large part to their file. Raises OSError."""
+        if not texts:
+            return
+        place = self._store.put_aside(lines.run, texts, follows=lines.aside > 0)
+        lines.place = lines.place if lines.aside else place
+        lines.aside += sum(map(len, texts)) + len(texts) - (0 if lines.aside else 1)
+
+    def _put_rest_aside(self, write: Write) -> None:
+        """Write what is left of a large part to its file, and have the transaction name it. Raises OSError."""
         lines = write.lines
         if lines is None or write.size < LEAST:
             return
-        size = sum(map(len, lines.texts)) + len(lines.texts) - 1
-        place = self._store.put_aside(lines.run, lines.texts)
-        run, number, first, count = lines.run, lines.number, lines.first, lines.count
-        write.do = lambda _writer: self._store.add_aside(run, number, first, count, place, size)
-        write.lines = None
-        lines.texts.clear()
+        self._put_aside(lines, lines.texts)
+        lines.texts = []
+        write.do = lambda _: self._store.add_aside(
+            lines.run, lines.number, lines.first, lines.count, lines.place, lines.aside
+        )
 
     def _first(self) -> list[Write]:
         """Return what one transaction is to hold."""
@@ -219,7 +228,7 @@ class SqliteJournal(Backlog, Journal):
         """
         try:
             for write in writes:
-                self._put_aside(write)
+                self._put_rest_aside(write)
             with self._store.transaction():
                 for write in writes:
                     write.do(self._store)

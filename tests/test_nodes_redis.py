@@ -5,7 +5,11 @@ from __future__ import annotations
 import datetime
 import ipaddress
 import logging
+import math
+import socket as sockets
 import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -245,3 +249,52 @@ def test_an_old_one_is_refused_and_a_valkey_is_not() -> None:
     with pytest.raises(ConfigError, match="of no version is too old"):
         check(b"something else")
     assert check(b"redis_version:7.2.4\r\nserver_name:valkey\r\nvalkey_version:8.0.1\r\nrun_id:b\r\n") == "b"
+
+
+@asynccontextmanager
+async def open_slow_link(port: int, rate: int, upto: float = math.inf) -> AsyncIterator[int]:
+    """Lead to a port of loopback: so many bytes a second go there, up to so many; yield the port."""
+
+    async def pass_on(client: trio.SocketStream) -> None:
+        server = await trio.open_tcp_stream("127.0.0.1", port)
+        async with client, server, trio.open_nursery() as nursery:
+            nursery.start_soon(go, client, server)
+            with suppress(trio.BrokenResourceError):
+                async for data in server:
+                    await client.send_all(data)
+
+    async def go(client: trio.SocketStream, server: trio.SocketStream) -> None:
+        passed = 0
+        with suppress(trio.BrokenResourceError, trio.ClosedResourceError):
+            while passed < upto and (data := await client.receive_some(rate // 50)):
+                await server.send_all(data)
+                passed += len(data)
+                await trio.sleep(len(data) / rate)
+            await trio.sleep_forever() if passed >= upto else await server.send_eof()
+
+    async with trio.open_nursery() as nursery:
+        (listener,) = await trio.open_tcp_listeners(0, host="127.0.0.1")
+        listener.socket.setsockopt(sockets.SOL_SOCKET, sockets.SO_RCVBUF, 64 * 1024)
+        nursery.start_soon(trio.serve_listeners, pass_on, [listener])
+        yield listener.socket.getsockname()[1]
+        nursery.cancel_scope.cancel()
+
+
+async def test_a_text_that_takes_long_to_go_is_waited_for(redis_server: RedisServer) -> None:
+    """As one of 32 MiB does over a slow link: what comes back meanwhile is nothing."""
+    async with open_slow_link(redis_server.listen(), 4_000_000) as port:
+        async with open_redis(Config(redis=f"redis://127.0.0.1:{port}", node_lease=2.0)) as redis:
+            told: list[bool] = []
+            redis.on_change(told.append)
+            began = trio.current_time()
+            await redis.ask("SET", "big", b"x" * 8_000_000)
+            assert trio.current_time() - began > 3 * redis.patience
+            assert await redis.ask("STRLEN", "big") == 8_000_000
+            assert told == []
+
+
+async def test_one_that_takes_no_more_of_a_text_is_gone(redis_server: RedisServer) -> None:
+    async with open_slow_link(redis_server.listen(), 4_000_000, upto=2_000_000) as port:
+        async with open_redis(Config(redis=f"redis://127.0.0.1:{port}", node_lease=2.0)) as redis:
+            with pytest.raises(RedisGone), trio.fail_after(3):
+                await redis.ask("SET", "big", b"x" * 8_000_000)

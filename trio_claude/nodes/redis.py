@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 import os
 import re
+import socket
 import ssl
 import stat
 from collections.abc import AsyncIterator, Callable, Iterable, Sequence
@@ -23,7 +24,7 @@ import anyio
 import attrs
 import coredis.exceptions
 import trio
-from anyio.abc import ByteStream
+from anyio.abc import ByteStream, SocketAttribute
 from coredis.connection import BaseConnection, TCPLocation
 
 from ..config import Config
@@ -35,11 +36,13 @@ PORT: Final = 6379
 OLDEST: Final = (7, 0)
 """The first version of Redis that will do; Valkey says of itself that it is a later one."""
 PATIENCE: Final = 2.0
-"""Seconds at most without a byte from Redis while something is asked; then it is gone."""
+"""Seconds at most without a byte to or from Redis while something is asked; then it is gone."""
 PATIENCE_SHARE: Final = 4
 """Of a lease the patience is no more than one part in so many, so that a Redis that hangs loses no node its lease."""
 LOOKS: Final = 8
-"""Looks in such a time whether a byte has come."""
+"""Looks in such a time whether a byte has gone or come."""
+PIECE: Final = 64 * 1024
+"""Bytes that are sent at a time, and that the kernel holds before a write waits: each shows that Redis takes them."""
 GONE: Final = "Redis does not answer"
 BACKOFF: Final = (0.05, 1.0)
 """Seconds between two tries to connect: at first, and at most."""
@@ -101,7 +104,7 @@ class Address:
         host = f"[{self.host}]" if ":" in self.host else self.host
         return self.path or f"{host}:{self.port}"
 
-    async def connect(self) -> BaseConnection:
+    async def connect(self) -> _Connection:
         """Open a connection, on which nothing is said yet. Raises OSError, which TLS' own errors are too."""
         stream: ByteStream
         if self.path:
@@ -112,19 +115,50 @@ class Address:
             )
         else:
             stream = await anyio.connect_tcp(self.host, self.port)
-        return _Connection(stream, self)
+        if not self.path:
+            sock = stream.extra(SocketAttribute.raw_socket)  # noqa: S610 - of anyio, not of Django
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, PIECE)
+        return _Connection(_Pieces(stream), self)
+
+
+@attrs.define(eq=False)
+class _Pieces(ByteStream):
+    """A stream that sends in pieces; `sent` is how many bytes have gone."""
+
+    _stream: ByteStream
+    sent: int = 0
+
+    async def send(self, item: bytes) -> None:
+        for first in range(0, len(item), PIECE):
+            piece = item[first : first + PIECE]
+            await self._stream.send(piece)
+            self.sent += len(piece)
+
+    async def receive(self, max_bytes: int = PIECE) -> bytes:
+        return await self._stream.receive(max_bytes)
+
+    async def send_eof(self) -> None:
+        await self._stream.send_eof()
+
+    async def aclose(self) -> None:
+        await self._stream.aclose()
 
 
 class _Connection(BaseConnection):
     """The library's connection, on a stream that is open: its own leaves buffers open where it finds nobody."""
 
-    def __init__(self, stream: ByteStream, address: Address) -> None:
+    def __init__(self, stream: _Pieces, address: Address) -> None:
         location = TCPLocation(address.host, address.port)
         super().__init__(location, username=address.user, password=address.password, db=address.db)
         self._opened = stream
 
     async def _connect(self) -> ByteStream:
         return self._opened
+
+    @property
+    def moved(self) -> int:
+        """Bytes that have gone and come."""
+        return self._opened.sent + self.statistics.bytes_read
 
     def describe(self) -> str:
         return f"Connection<{self.location}>"
@@ -150,7 +184,7 @@ def read_password(path: Path) -> str:
 class Wire:
     """One connection; `lost` is set when it is over."""
 
-    _connection: BaseConnection
+    _connection: _Connection
     lost: trio.Event = attrs.Factory(trio.Event)
 
     async def ask(self, *words: Word) -> Any:
@@ -197,16 +231,16 @@ class Wire:
             self.lost.set()
 
     async def watch(self, patience: float) -> None:
-        """End it where something is asked and no byte comes for `patience` seconds.
+        """End it where something is asked and no byte goes or comes for `patience` seconds.
 
         Looks are counted, not seconds: while this process stood still it read nothing, and that is not Redis' fault.
         """
         silent, counted = 0, -1
         while not self.lost.is_set():
             await trio.sleep(patience / LOOKS)
-            figures = self._connection.statistics
-            silent = silent + 1 if figures.requests_pending and figures.bytes_read == counted else 0
-            counted = figures.bytes_read
+            moved, pending = self._connection.moved, self._connection.statistics.requests_pending
+            silent = silent + 1 if pending and moved == counted else 0
+            counted = moved
             if silent >= LOOKS:
                 self.cut()
 
@@ -267,9 +301,9 @@ class Redis:
 
     @asynccontextmanager
     async def open_wire(self, patience: float) -> AsyncIterator[Wire]:
-        """Open another connection, on which a command may block; it is lost after `patience` seconds without a byte.
+        """Open another connection, on which a command may block. Raises `RedisGone` and `RedisFault`.
 
-        Raises `RedisGone` and `RedisFault`.
+        It is lost where for `patience` seconds no byte goes or comes.
         """
         async with open_services() as services:
             wire = await _begin(services, self.address)

@@ -12,7 +12,7 @@ from redis_server import RedisServer
 
 from trio_claude.config import Config
 from trio_claude.events import Crashed, Event, Strained
-from trio_claude.nodes import control
+from trio_claude.nodes import Nodes, control
 
 pytestmark = pytest.mark.redis
 Packet = dict[str, Any]
@@ -188,3 +188,108 @@ async def test_any_text_goes_through(redis_server: RedisServer) -> None:
         b.control.on("echo", lambda _node, packet: {"text": packet["text"]})
         for text in texts:
             assert await a.control.ask("b", {"op": "echo", "text": text}) == {"text": text}
+
+
+async def kept(nodes: Nodes) -> int:
+    """Return how many packets to a node Redis has."""
+    return int(await nodes.redis.ask("XLEN", nodes.redis.key("control", nodes.name)))
+
+
+async def none_kept(nodes: Nodes) -> None:
+    with trio.fail_after(3):
+        while await kept(nodes):
+            await trio.sleep(0.01)
+
+
+async def test_what_was_heard_is_kept_no_longer(redis_server: RedisServer) -> None:
+    async with open_node(redis_server, "a") as a, open_node(redis_server, "b") as b:
+        heard: list[int] = []
+        b.control.on("count", lambda _node, packet: heard.append(packet["n"]))
+        for number in range(1000):
+            a.control.tell("b", {"op": "count", "n": number, "text": "x" * (10_000 if number % 100 else 1_000_000)})
+        await until(lambda: len(heard) == 1000)
+        await none_kept(b)
+        assert int(await b.redis.ask("MEMORY", "USAGE", b.redis.key("control", "b"))) < 5000
+        a.control.tell("b", {"op": "count", "n": 1000})
+        await until(lambda: heard == list(range(1001)))
+
+
+async def test_where_redis_cuts_nothing_it_is_asked_again_and_packets_come(redis_server: RedisServer) -> None:
+    async with open_node(redis_server, "a") as a, open_node(redis_server, "b") as b:
+        heard: list[int] = []
+        b.control.on("count", lambda _node, packet: heard.append(packet["n"]))
+        redis_server.call("ACL", "SETUSER", "default", "-xtrim")
+        try:
+            await until(lambda: b.tail._asked is not None)
+            wire = b.tail._wire
+            for number in range(10):
+                a.control.tell("b", {"op": "count", "n": number})
+                await until(lambda number=number: heard == list(range(number + 1)))  # type: ignore[misc] - its default
+            assert await kept(b) == 10
+            assert b.tail._wire is wire
+        finally:
+            redis_server.call("ACL", "SETUSER", "default", "+xtrim")
+        await none_kept(b)
+
+
+async def test_what_a_node_said_that_is_gone_is_not_heard_again(redis_server: RedisServer) -> None:
+    redis_server.call("ACL", "SETUSER", "default", "-xtrim")  # Redis may have lost that it was cut; a restart ends this
+    async with open_node(redis_server, "b") as b, open_node(redis_server, "c") as c:
+        heard: list[int] = []
+        b.control.on("count", lambda _node, packet: heard.append(packet["n"]))
+        async with open_node(redis_server, "a") as a:
+            await until(lambda: "a" in b.membership.others)
+            for number in range(10):
+                a.control.tell("b", {"op": "count", "n": number})
+            await until(lambda: len(heard) == 10)
+        await until(lambda: "a" not in b.membership.others)
+        await trio.sleep(1.2)  # until what was written is durable
+        redis_server.restart()
+        assert await kept_by(redis_server, "b") == 10
+        await c.redis.wait(connected=False)
+        await c.redis.wait()
+        c.control.tell("b", {"op": "count", "n": 10})
+        await until(lambda: 10 in heard)
+        assert heard == list(range(11))
+
+
+async def kept_by(server: RedisServer, node: str) -> int:
+    return int(server.call("XLEN", f"trio-claude:control:{node}"))
+
+
+def entry(node: str, series: str, number: int) -> dict[bytes, bytes]:
+    return {
+        b"from": node.encode(), b"series": series.encode(), b"number": b"%d" % number,
+        b"packet": b'{"op":"count","n":%d}' % number,
+    }  # fmt: skip
+
+
+async def test_a_packet_that_comes_after_its_node_is_gone_is_left_out(redis_server: RedisServer) -> None:
+    """One of a node that is not known yet is heard, and one of a node that is back."""
+    async with open_node(redis_server, "b") as b:
+        heard: list[tuple[str, int]] = []
+        b.control.on("count", lambda node, packet: heard.append((node, packet["n"])))
+        b.control.hear(entry("a", "s", 1))
+        async with open_node(redis_server, "a"):
+            await until(lambda: "a" in b.membership.others)
+        await until(lambda: "a" not in b.membership.others)
+        b.control.hear(entry("a", "s", 2))
+        async with open_node(redis_server, "a"):
+            await until(lambda: "a" in b.membership.others)
+            b.control.hear(entry("a", "s", 3))
+        assert heard == [("a", 1), ("a", 3)]
+
+
+async def test_what_is_known_of_others_is_bounded(redis_server: RedisServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(control, "HEARD", 3)
+    async with open_node(redis_server, "b") as b:
+        heard: list[int] = []
+        b.control.on("count", lambda _node, packet: heard.append(packet["n"]))
+        for number in range(1, 11):
+            b.control.hear(entry("a", f"s{number}", number))
+            b.control.hear(entry("a", "often", number + 100))
+            b.control._lose(f"n{number}")
+        for series, number in (("s10", 10), ("s9", 9), ("often", 110)):
+            b.control.hear(entry("a", series, number))
+        assert heard == [one for number in range(1, 11) for one in (number, number + 100)]
+        assert (len(b.control._heard), [*b.control._gone]) == (3, ["n8", "n9", "n10"])

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from unittest.mock import ANY
 
 import pytest
 import trio
+from harness import until
 from nodes import append, begin, end, lines, open_node
 from redis_server import RedisServer
 
+from trio_claude.config import Config
 from trio_claude.journal import Part, PartKind
 from trio_claude.nodes import Watch
-from trio_claude.nodes.tail import WATCH_BYTES
+from trio_claude.nodes.redis import open_redis
+from trio_claude.nodes.tail import WATCH_BYTES, Tail
 
 pytestmark = pytest.mark.redis
 
@@ -234,3 +238,32 @@ async def test_a_run_that_is_deleted_is_over(redis_server: RedisServer) -> None:
     async with open_node(redis_server) as nodes, nodes.tail.watch("nothing", 0) as watch:
         with trio.fail_after(2):
             assert await watch.receive() == []
+
+
+async def test_what_ends_a_read_cuts_nothing_that_is_not_read(redis_server: RedisServer) -> None:
+    async with open_redis(Config(redis=redis_server.url)) as redis:
+        heard: list[int] = []
+        tail, own = Tail(redis, "here", lambda packet: heard.append(int(packet[b"n"]))), redis.key("control", "here")
+        await redis.ask("EVAL", "for n = 1, 3000 do redis.call('XADD', KEYS[1], '*', 'n', n) end", 1, own)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(tail.wake)
+            tail._stir.set()
+            with trio.fail_after(2):
+                while await redis.ask("XREVRANGE", own, "+", "-", "COUNT", 1) != [[ANY, [b"wake", b""]]]:
+                    await trio.sleep(0.01)
+            nursery.start_soon(tail.serve)
+            await until(lambda: len(heard) == 3000)
+            nursery.cancel_scope.cancel()
+        assert heard == list(range(1, 3001))
+
+
+async def test_where_nothing_is_read_no_read_is_ended(redis_server: RedisServer) -> None:
+    async with open_node(redis_server) as nodes:
+        tail = nodes.tail
+        await until(lambda: tail._asked is not None)
+        redis_server.kill()
+        await nodes.redis.wait(connected=False)
+        await until(lambda: tail._asked is None)
+        tail.add("r", Watch(tail, nodes.redis, "r", 0), (0, 0))
+        assert not tail._stir.is_set()
+        redis_server.start()

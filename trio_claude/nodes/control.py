@@ -12,7 +12,7 @@ import json
 import secrets
 from collections import deque
 from collections.abc import Callable, Mapping
-from typing import Any, Final, TypeAlias
+from typing import Any, Final, TypeAlias, TypeVar
 
 import attrs
 import trio
@@ -38,13 +38,14 @@ BATCH_BYTES: Final = 1024 * 1024
 """Bytes behind which one script takes no more packets."""
 BATCH_PACKETS: Final = 500
 HEARD: Final = 1000
-"""Nodes of which it is known what came last; beyond it those are forgotten that are not there any more."""
+"""Series of which it is known what came last, and nodes that are known to be gone; beyond it the oldest goes."""
 RETRY: Final = 0.2
 """Seconds until what Redis refuses is tried again."""
 WHAT_WAITS: Final = "packets to other servers"
 
 Packet: TypeAlias = dict[str, Any]
 Handler: TypeAlias = Callable[[str, Packet], Packet | None]
+_Value = TypeVar("_Value")
 
 
 @attrs.define
@@ -77,10 +78,11 @@ class Control:
         self._waiting = 0
         self._full = False
         self._stir = trio.Event()
-        self._heard: dict[str, tuple[str, int]] = {}
+        self._heard: dict[str, int] = {}
+        self._gone: dict[str, None] = {}
         self._questions: dict[int, _Question] = {}
         self._numbers = itertools.count(1)
-        membership.on_lost(self._forget)
+        membership.on_lost(self._lose)
 
     def on(self, op: str, handler: Handler) -> None:
         """Have `handler` get all packets of an `op`: from whom, and the packet. What it returns answers a question.
@@ -118,14 +120,16 @@ class Control:
             del self._questions[number]
 
     def hear(self, entry: Mapping[bytes, bytes]) -> None:
-        """Take an entry of this node's stream; one that came before is left out."""
+        """Take an entry of this node's stream; one that came before, or is of a node that is gone, is left out.
+
+        After a restart of Redis the stream is read anew, and what was cut from it may be back.
+        """
         node, series, number = entry[b"from"].decode(), entry[b"series"].decode(), int(entry[b"number"])
-        known, last = self._heard.get(node, ("", 0))
-        if series == known and number <= last:
+        if number <= self._heard.get(series, 0):
             return
-        if len(self._heard) > HEARD:
-            self._heard = {one: said for one, said in self._heard.items() if one in self._membership.others}
-        self._heard[node] = series, number
+        _put_last(self._heard, series, number)
+        if node in self._gone and node not in self._membership.others:
+            return
         packet = json.loads(entry[b"packet"])
         answer = self._handle(node, packet)
         if "ask" in packet and packet["op"] != "answer":
@@ -145,9 +149,13 @@ class Control:
             question.answer = packet["answer"]
             question.over.set()
 
+    def _lose(self, node: str) -> None:
+        """Take that a node is gone: nothing that it has said is heard any more, unless it comes back."""
+        _put_last(self._gone, node, None)
+        self._forget(node)
+
     def _forget(self, node: str) -> None:
-        """Take that a node is gone: nothing goes to it any more, and it answers nothing."""
-        self._heard.pop(node, None)
+        """Take that a node is not there: nothing goes to it any more, and it answers nothing."""
         if outbox := self._outboxes.pop(node, None):
             self._count_off(outbox, len(outbox.packets))
         for question in self._questions.values():
@@ -201,3 +209,11 @@ class Control:
         if self._full != full:
             self._full = full
             self._observer(Strained(WHAT_WAITS, over=not full))
+
+
+def _put_last(kept: dict[str, _Value], name: str, value: _Value) -> None:
+    """Keep a value as the newest, and no more than `HEARD` of them."""
+    kept.pop(name, None)
+    kept[name] = value
+    if len(kept) > HEARD:
+        del kept[next(iter(kept))]

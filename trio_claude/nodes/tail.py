@@ -173,7 +173,7 @@ class Tail:
         self._redis = redis
         self._own = redis.key("control", name)
         self._hear = hear
-        self._heard = b"0-0"
+        self._heard = self._trimmed = b"0-0"
         self._incarnation = ""
         self._feeds: dict[str, _Feed] = {}
         self._asked: set[str] | None = None
@@ -224,18 +224,22 @@ class Tail:
             await trio.sleep(RETRY)
 
     async def wake(self) -> None:
-        """End a read that waits where there is another run to be watched, until cancelled."""
+        """End a read that waits where there is another run to be watched, until cancelled.
+
+        It cuts nothing from the stream, in which there may be what is not read yet: whoever has read it does.
+        """
         while True:
             await self._stir.wait()
             self._stir = trio.Event()
             with suppress(RedisFault):  # then the read ends too
-                await self._redis.ask("XADD", self._own, "MAXLEN", "~", 1000, "*", "wake", "")
+                await self._redis.ask("XADD", self._own, "*", "wake", "")
 
     def _begin(self, incarnation: str) -> None:
         """Begin with a Redis; another incarnation may have lost the last entries, so all look for their place."""
         if self._incarnation == incarnation:
             return
-        self._incarnation, self._heard = incarnation, b"0-0"
+        self._incarnation = incarnation
+        self._heard = self._trimmed = b"0-0"
         feeds, self._feeds = self._feeds, {}
         for feed in feeds.values():
             for watch in feed.watches:
@@ -248,8 +252,10 @@ class Tail:
         keys = [self._own, *(self._redis.key("lines", run) for run in runs)]
         ids: list[Word] = [self._heard, *("{}-{}".format(*self._feeds[run].at) for run in runs)]
         words: list[Word] = ["XREAD", "COUNT", READ_PARTS, "BLOCK", round(BLOCK * 1000), "STREAMS", *keys, *ids]
-        told = await wire.ask(*words) or {}
-        self._asked = None
+        try:
+            told = await wire.ask(*words) or {}
+        finally:
+            self._asked = None
         for key, run in zip(keys[1:], runs, strict=True):
             if entries := told.get(key.encode()):
                 self._give(run, [read_entry(entry) for entry in entries])
@@ -258,6 +264,7 @@ class Tail:
         if len(packets) == READ_PARTS:
             start = b"(" + self._heard
             self._tell(await wire.ask("XRANGE", self._own, start, "+", "COUNT", READ_PACKETS))
+        await self._trim(wire)
 
     def _tell(self, entries: Iterable[Any]) -> None:
         """Have entries of this node's own stream heard."""
@@ -265,6 +272,16 @@ class Tail:
             self._heard = name
             if fields[0] != b"wake":
                 self._hear(dict(zip(fields[::2], fields[1::2], strict=True)))
+
+    async def _trim(self, wire: Wire) -> None:
+        """Have Redis keep nothing that was heard: in it is what clients said. What it refuses is tried again."""
+        if self._trimmed == self._heard:
+            return
+        heard = self._heard
+        time, _, place = heard.partition(b"-")
+        with suppress(RedisFault):
+            await wire.ask("XTRIM", self._own, "MINID", b"%s-%d" % (time, int(place) + 1))
+            self._trimmed = heard
 
     def _give(self, run: str, entries: list[Entry]) -> None:
         if not (feed := self._feeds.get(run)):

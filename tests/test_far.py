@@ -7,12 +7,13 @@ import random
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any
+from unittest.mock import Mock
 
 import attrs
 import pytest
 import trio
 from harness import Backend, call, directive, until
-from hub import Hub, Packet, opened
+from hub import Hub, Node, Packet, opened
 from redis_server import RedisServer
 from returns import GRACE, attach, dropped, leave, numbered, orphaned, reset
 from talk import Talk, open_talk
@@ -20,8 +21,12 @@ from trio_websocket import ConnectionClosed, open_websocket_url
 
 from trio_claude import far, guests
 from trio_claude.errors import Reason
+from trio_claude.far import Far
+from trio_claude.guests import FarPeer
 from trio_claude.journal import Part, PartKind
+from trio_claude.link import HEARD_SIZE, PACKET_SIZE, Link
 from trio_claude.server import Server
+from trio_claude.session import Attach
 
 
 @attrs.frozen
@@ -541,7 +546,7 @@ async def test_what_is_lost_between_nodes_costs_a_connection_and_nothing_else(ap
         run = (await first.start(**GRACE))["run"]
         async with open_talk(b) as second:
             await attach(second, run, **{"as": "owner", "client": "c"})
-            await second.user("x" * guests.HEARD_SIZE)
+            await second.user("x" * HEARD_SIZE)
             await second.result()
             lost: list[Packet] = []
             apart.hub.loses = lambda packet: packet["op"] == op and not lost and not lost.append(packet)  # type: ignore[func-returns-value] - it appends
@@ -553,7 +558,7 @@ async def test_what_is_lost_between_nodes_costs_a_connection_and_nothing_else(ap
             elif op == "post":
                 await second.say("no JSON")
             else:
-                await second.user("x" * guests.HEARD_SIZE)
+                await second.user("x" * HEARD_SIZE)
             await until(lambda: bool(lost) and second.code is not None)
             await until(lambda: not a.stages[run].owned)
         async with open_talk(a) as last:
@@ -561,3 +566,60 @@ async def test_what_is_lost_between_nodes_costs_a_connection_and_nothing_else(ap
             assert (told["role"], told["heard"]) == ("owner", {"said": 1, "left": 1, "close": 1}.get(op, 2))
             await last.stop("kill")
             await last.end()
+
+
+async def test_a_node_that_is_lost_before_it_let_a_client_in_is_said(apart: Apart) -> None:
+    """Between its answer and `attached`: nothing else would end the wait."""
+    async with apart.serve() as (a, b), open_talk(a) as first:
+        run = (await first.start(**GRACE))["run"]
+        lost: list[Packet] = []
+        apart.hub.loses = lambda packet: packet["op"] in ("post", "links") and not lost.append(packet)  # type: ignore[func-returns-value] - it appends
+        async with open_talk(b) as second:
+            await second.say({"type": "gateway", "op": "attach", "run": run})
+            await until(lambda: "post" in [packet["op"] for packet in lost])
+            apart.hub.lose(a.runs._kit.workplace.home.server)
+            refused = await second.event("refused", 2)
+            assert (refused["code"], refused["retry_after"]) == ("no-answer", 1)
+            await until(lambda: second.code == 1013)
+        async with open_talk(b) as third:
+            assert (await attach(third, run))["ended"]
+            assert (await third.end())["reason"] == "node-lost"
+
+
+async def test_a_client_is_let_in_once(apart: Apart) -> None:
+    """Though the packet that asks for it should come again."""
+    async with apart.serve() as (a, b), open_talk(a) as first, open_talk(b) as second:
+        run = (await first.start(**GRACE))["run"]
+        asked: list[Packet] = []
+        apart.hub.loses = lambda packet: packet["op"] == "open" and asked.append(packet)  # type: ignore[func-returns-value, assignment] - it appends
+        await attach(second, run)
+        node = apart.hub.nodes[a.runs._kit.workplace.home.server]
+        assert node._handlers["open"](b.runs._kit.workplace.home.server, asked[0]) == {"found": False}
+        assert len(a.stages[run]._viewers) == 1
+        await first.stop("kill")
+        await second.end()
+
+
+@pytest.mark.parametrize("text", ["", "x" * 100, b"\0"])
+async def test_what_a_client_says_is_bounded_whatever_it_says(text: str | bytes) -> None:
+    """It may fill no node with packets; what was heard counts no more."""
+    hub = Hub()
+    relays = Far(Node(hub, "b"), Mock(), 1024)  # type: ignore[arg-type] - stand-ins
+    peer, guest = Mock(), Mock()
+    guest.facts.return_value = {}
+    relay = relays.relay("a", peer, guest, Attach("r", 0))
+    most = far.MESSAGES * HEARD_SIZE // (len(text if isinstance(text, str) else "") + PACKET_SIZE)
+    for _ in range(most):
+        relay.say(text)
+    peer.drop.assert_not_called()
+    there = FarPeer(Link(Mock(), "b", relay.link.name), [], lambda: 0)
+    for _ in range(most):
+        there.hear(text if isinstance(text, str) else None)
+    sizes = [call.args[1]["size"] for call in there.link._control.tell.call_args_list]
+    for number, size in enumerate(sizes, 1):
+        relay.hear({"op": "heard", "link": relay.link.name, "n": number, "size": size})
+    assert relay._said == there._heard
+    relay._said = 0
+    for _ in range(most + 1):
+        relay.say(text)
+    peer.drop.assert_called_once()

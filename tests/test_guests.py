@@ -12,7 +12,7 @@ from trio_claude import guests
 from trio_claude.conversation import EARLY_LIMIT
 from trio_claude.errors import CloseCode, PeerGone
 from trio_claude.guests import FarPeer
-from trio_claude.link import Link
+from trio_claude.link import HEARD_SIZE, PACKET_SIZE, Link
 from trio_claude.messages import Closing
 
 
@@ -113,7 +113,16 @@ def test_what_comes_before_anybody_listens_is_kept_for_a_while() -> None:
 def test_its_node_is_told_how_much_was_heard() -> None:
     run = Run()
     run.listen()
-    run.peer.hear("x" * (guests.HEARD_SIZE - 1))
+    run.peer.hear("x" * (HEARD_SIZE - PACKET_SIZE - 1))
     assert not run.told
     run.peer.hear("yz")
-    assert [(packet["op"], packet["size"]) for packet in run.told] == [("heard", guests.HEARD_SIZE + 1)]
+    assert [(packet["op"], packet["size"]) for packet in run.told] == [("heard", HEARD_SIZE + PACKET_SIZE + 1)]
+
+
+def test_a_message_with_nothing_in_it_counts_too() -> None:
+    run = Run()
+    run.listen()
+    for _ in range(HEARD_SIZE // PACKET_SIZE):
+        assert not run.told
+        run.peer.hear(None)
+    assert [(packet["op"], packet["size"]) for packet in run.told] == [("heard", HEARD_SIZE)]

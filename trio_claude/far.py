@@ -20,7 +20,7 @@ from . import past
 from .entrance import Guest
 from .errors import CloseCode, NoAnswer
 from .journal import Part
-from .link import Link, LinkBroken
+from .link import HEARD_SIZE, Link, LinkBroken, size_of
 from .messages import Closing
 from .peer import Client
 from .services import open_services
@@ -59,7 +59,7 @@ class Far:
         self._met: set[str] = set()
         for op in ("post", "close", "heard"):
             nodes.control.on(op, self._hear)
-        nodes.control.on_lost(self._met.discard)
+        nodes.control.on_lost(self._lose)
 
     async def find(self, run: str) -> str | None:
         """Return the other node on which a run lives, None where it lives on none. Raises `JournalFault`."""
@@ -116,6 +116,13 @@ class Far:
         relay = self._relays.get(packet["link"])
         if relay and relay.link.node == node:
             relay.hear(packet)
+
+    def _lose(self, node: str) -> None:
+        """Take that a node is gone."""
+        self._met.discard(node)
+        for relay in self._relays.values():
+            if relay.link.node == node:
+                relay.lose()
 
     async def serve(self) -> None:
         """Compare the links with those that other nodes know of, now and again: the last packet may be lost."""
@@ -181,6 +188,8 @@ class Relay:
             await self._ready.wait()
             if self._role:
                 await self._tell()
+            elif not self._over:
+                raise no_answer()
         return True
 
     @property
@@ -203,8 +212,8 @@ class Relay:
             return
         self._tell_guest()
         text = _text(message)
-        self._said += len(text or "")
-        if self._said > MESSAGES * self._far.max_message:
+        self._said += size_of(text)
+        if self._said > MESSAGES * max(self._far.max_message, HEARD_SIZE):
             self._peer.drop()
             return
         self.link.tell("said", text=text)
@@ -237,6 +246,10 @@ class Relay:
                 self._said -= packet["size"]
             case "close":
                 self._close(packet)
+
+    def lose(self) -> None:
+        """Take that the run's node is gone: who is not let in yet will not be."""
+        self._ready.set()
 
     def compare(self, told: int | None) -> None:
         """Take how many packets the run's node has told, None where it does not know the link."""

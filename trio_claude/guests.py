@@ -22,7 +22,7 @@ from .errors import CloseCode, PeerGone
 from .events import Crashed
 from .faults import run_of
 from .identity import Identity
-from .link import Link, LinkBroken
+from .link import HEARD_SIZE, Link, LinkBroken, size_of
 from .messages import Closing
 from .peer import Listener
 from .room import Room
@@ -33,8 +33,6 @@ if TYPE_CHECKING:
 
 WINDOW: Final = 4 * 1024 * 1024
 """Bytes that an owner at another node may be behind; over it the CLI waits."""
-HEARD_SIZE: Final = 64 * 1024
-"""Characters of a client's messages that were heard and its node is not told of yet."""
 HISTORY_PERIOD: Final = 1.0
 """Seconds between two looks whether the journal still takes what clients elsewhere are to hear."""
 LUMP: Final = 64 * 1024
@@ -132,7 +130,7 @@ class FarPeer:
 
     def hear(self, message: str | None) -> None:
         """Take a message."""
-        self._heard += len(message or "")
+        self._heard += size_of(message)
         if self._heard >= HEARD_SIZE:
             self.link.tell("heard", size=self._heard)
             self._heard = 0
@@ -208,7 +206,7 @@ class Guests:
     def _open(self, node: str, packet: dict[str, Any]) -> dict[str, Any]:
         """Serve a client, if the run that it wants is here."""
         stage = self._room.stages.get(packet["run"])
-        if stage is None:
+        if stage is None or packet["link"] in self._here:
             return {"found": False}
         doorway = _Doorway(self._entrance, packet["guest"])
         guest = Guest(doorway.identity, "", False, doorway, packet["context"])

@@ -7,10 +7,15 @@ comes back and is told what was heard. Rule 2: nothing here waits. Rule 3: a lin
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
     from .nodes.control import Control
+
+HEARD_SIZE: Final = 64 * 1024
+"""What a client's messages that were heard count as, of which its node is not told yet."""
+PACKET_SIZE: Final = 256
+"""What a client's message counts as beside its characters: a packet with nothing in it has some 170 bytes."""
 
 
 class LinkBroken(Exception):
@@ -44,3 +49,8 @@ class Link:
         """Take that the other end had told so many packets before. Raises `LinkBroken` where fewer came."""
         if self.heard < told:
             raise LinkBroken(f"{told - self.heard} packets of {told} were lost")
+
+
+def size_of(text: str | None) -> int:
+    """Return what a client's message counts as, at both ends the same; None stands for what is no text."""
+    return len(text or "") + PACKET_SIZE

@@ -508,9 +508,8 @@ async def test_without_content_in_the_journal_there_is_nothing_to_be_told_elsewh
 async def test_an_owner_that_is_waited_for_is_told_that_the_journal_takes_no_more(
     apart: Apart, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Though no line comes by which that would be noticed."""
+    """Though no line comes by which that would be noticed. What the journal never gets, the run's own node tells."""
     monkeypatch.setattr(guests, "WINDOW", 10_000)
-    monkeypatch.setattr(far, "LAST_LINES", 0.5)
     async with apart.serve() as (a, b), open_talk(a) as first, open_talk(b) as second:
         run = (await first.start(**GRACE))["run"]
         await attach(second, run, **{"as": "owner"})
@@ -519,10 +518,17 @@ async def test_an_owner_that_is_waited_for_is_told_that_the_journal_takes_no_mor
         await until(lambda: a.stages[run]._giving)
         a.stages[run].run._recorder.stored = False  # type: ignore[union-attr] - it has one
         assert (await second.event("history"))["state"] == "ended"
-        assert (await second.event("gap"))["from"] == 1
-        assert (await second.event("refused"))["code"] == "journal"
+        assert (await second.event("refused", far.LAST_LINES / 2))["code"] == "journal"
         await until(lambda: second.code == 1013)
+        assert not gaps(second)
         await orphaned(a, run)
+        async with open_talk(a) as third:
+            await attach(third, run, len(numbered(second)))
+            await third.result()
+            await third.stop("end")
+            ended = await third.end()
+            assert ended["lines"] == len(numbered(second)) + len(numbered(third)) > 1000
+            assert not gaps(third)
 
 
 async def test_clients_are_told_that_the_journal_can_not_be_reached_by_their_own_node(apart: Apart) -> None:

@@ -38,6 +38,8 @@ ACK_PERIOD: Final = 0.05
 """Seconds until it is told of fewer."""
 LAST_LINES: Final = 10.0
 """Seconds without a line for which a client of a run that is over waits for the last ones."""
+LINES_ON_THE_WAY: Final = 1.0
+"""Seconds without a line for which one waits that is to come back: what Redis never gets its run's node has still."""
 SETTLING: Final = 5.0
 """Seconds for which the end of a run that its node has no more is waited for."""
 LOOK: Final = 0.05
@@ -162,6 +164,7 @@ class Relay:
         self._ready = trio.Event()
         self._closing: Closing | None = None
         self._upto = 0
+        self._comes_back = False
         self._over = False
         self._telling = trio.CancelScope()
         self._patience = trio.CancelScope()
@@ -284,7 +287,8 @@ class Relay:
             return
         self._closing = Closing(packet["frame"], CloseCode(packet["code"]), packet["reason"])
         self._upto = packet["upto"]
-        self._patience.deadline = trio.current_time() + LAST_LINES
+        self._comes_back = _is_refusal(packet["frame"])
+        self._patience.deadline = self._latest
         if self._number >= self._upto:
             self._telling.cancel()
 
@@ -299,15 +303,21 @@ class Relay:
                         break
                     await self._give(parts)
             await self._end()
-        if self._number < self._upto:
+        if self._number < self._upto and not self._comes_back:
             self._peer.post(past.render_gap(self._number + 1, self._upto))
 
     async def _next(self, watch: Watch) -> list[Part]:
         """Return what comes next, nothing where nothing more does."""
-        waits = self._closing is not None
-        with trio.CancelScope(deadline=trio.current_time() + LAST_LINES if waits else math.inf) as self._patience:
+        with trio.CancelScope(deadline=self._latest) as self._patience:
             return await watch.receive()
         return []
+
+    @property
+    def _latest(self) -> float:
+        """Until when the next line may come."""
+        if self._closing is None:
+            return math.inf
+        return trio.current_time() + (LINES_ON_THE_WAY if self._comes_back else LAST_LINES)
 
     async def _give(self, parts: list[Part]) -> None:
         parts = [part for part in parts if part.last >= self._number]
@@ -342,6 +352,11 @@ class Relay:
 def no_answer() -> NoAnswer:
     """Return the error for a node that does not answer."""
     return NoAnswer("the server that runs it does not answer just now", retry_after=1.0)
+
+
+def _is_refusal(frame: str | None) -> bool:
+    """Return whether a last frame says that the client may come back, not that the run is over."""
+    return frame is not None and json.loads(frame).get("event") == "refused"
 
 
 def _text(message: str | bytes) -> str | None:

@@ -147,7 +147,7 @@ class Stage:
         self.over: trio.Event = trio.Event()
         self.closing: Closing | None = None
         self.stored: int | None = None
-        """The last line that the journal took, once it takes no more of the run."""
+        """The last line that the journal may have, once it takes no more of the run."""
         self._recorded = False
         self._kept = kept if grace else KEPT
         self._journal = journal

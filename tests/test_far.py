@@ -467,6 +467,22 @@ async def test_a_node_that_drains_shows_its_clients_out(house: House, which: int
             await orphaned(servers[0], run)
 
 
+async def test_a_client_comes_back_at_another_node_to_a_run_of_one_that_drains(house: House) -> None:
+    async with house.serve() as (a, b), trio.open_nursery() as nursery:
+        async with open_talk(a) as first:
+            run = (await first.start(**GRACE))["run"]
+            await leave(first)
+            await orphaned(a, run)
+        nursery.start_soon(a.drain, 20)
+        await until(lambda: a.runs.draining)
+        async with open_talk(b) as second:
+            assert (await attach(second, run))["role"] == "owner"
+            await second.user("hello")
+            await second.result()
+            await second.stop("end")
+            assert (await second.end())["reason"] == "exit"
+
+
 async def test_a_run_of_which_the_journal_takes_no_more_is_only_at_its_own_node(apart: Apart) -> None:
     async with apart.serve() as (a, b), open_talk(a) as first, open_talk(b) as viewer:
         run = (await first.start(**GRACE))["run"]

@@ -103,8 +103,9 @@ class Conversation:
     async def _read_first(self) -> Start | Attach:
         """Wait for the first message and parse it. Raises `ClientError`, or `PeerGone` where the client left."""
         config = self._house.config
-        with self._house.runs.until_drain(config.first_message_timeout):
-            await self._arrived.wait()
+        if not self._arrived.is_set():  # else it may come back to a run though the server goes down
+            with self._house.runs.until_drain(config.first_message_timeout):
+                await self._arrived.wait()
         if self._left:
             raise PeerGone("left before its start")
         if self._first is None:

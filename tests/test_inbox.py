@@ -52,3 +52,29 @@ async def test_what_waits_is_bounded_in_bytes_and_in_number() -> None:
     with pytest.raises(Backlog, match="256 messages wait already"):
         inbox.put(0, act)
     assert len(done) == 1
+
+
+async def test_what_is_done_last_has_room_behind_all_once_each() -> None:
+    inbox, done = Inbox(100), list[int | str]()
+
+    async def act(number: int) -> None:
+        await trio.lowlevel.checkpoint()
+        done.append(number)
+
+    def interrupt() -> None:
+        done.append("interrupt")
+
+    def end() -> None:
+        done.append("end")
+
+    for number in range(MESSAGES):
+        inbox.put(0, functools.partial(act, number))
+    for do in (interrupt, interrupt, end, interrupt, end):
+        inbox.put_last(do)
+    with pytest.raises(Backlog, match="256 messages wait already"):
+        inbox.put(0, functools.partial(act, MESSAGES))
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(inbox.serve)
+        await until(lambda: not inbox.busy)
+        nursery.cancel_scope.cancel()
+    assert done == [*range(MESSAGES), "interrupt", "end"]

@@ -23,6 +23,7 @@ from redis_server import RedisServer
 from talk import open_talk
 
 from trio_claude.identity.keys import Key, digest, new_secret, write_keys
+from trio_claude.inbox import MESSAGES
 
 pytestmark = pytest.mark.redis
 PRICE = 0.0003
@@ -192,6 +193,31 @@ async def test_a_turn_waits_for_redis_and_a_stop_does_not(fake: Backend, redis_s
         finally:
             redis_server.go_on()
     assert len(fake.ended) == 1
+
+
+async def test_a_run_ends_behind_as_many_messages_as_may_wait(fake: Backend, redis_server: RedisServer) -> None:
+    config = {"redis": redis_server.url, "node_lease": 60.0, "prompts_per_minute": 100.0}
+    async with fake.serve_known("alice", **config) as (server, keys), open_talk(server, keys["alice"]) as talk:
+        started = await talk.start()
+        await talk.user("hello")
+        await talk.result()
+        inbox = server.stages[started["run"]].inbox
+        assert inbox
+        redis_server.stop()
+        try:
+            await talk.user("hello")
+            asked = {"subtype": "set_model", "model": "sonnet"}
+            for number in range(MESSAGES):
+                await talk.say({"type": "control_request", "request_id": f"m{number}", "request": asked})
+            await talk.stop("end")
+            await talk.event("stopping")
+            assert len(inbox._waiting) == MESSAGES + 1
+        finally:
+            redis_server.go_on()
+        assert (await talk.event("ended"))["reason"] == "exit"
+        answers = [frame for frame in talk.frames if frame["type"] == "control_response"]
+        assert len(answers) == MESSAGES
+        assert not [frame for frame in talk.frames if frame.get("event") == "refused"]
 
 
 async def test_what_is_said_stays_in_order_and_what_redis_can_not_count_is_refused(

@@ -9,7 +9,6 @@ before its client is told so.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
 
 import attrs
 import trio
@@ -364,7 +363,7 @@ class Conversation:
         if mode == "interrupt" or not waits:
             act()
         if self._inbox and waits:
-            self._inbox.put(0, functools.partial(_do, act))
+            self._inbox.put_last(act)
 
     def _detach(self) -> None:
         """Leave, and let the run go on. Raises `NotAllowed` where the client did not say at the start that it may."""
@@ -401,10 +400,6 @@ class Conversation:
 
     def _queue(self, place: int) -> None:
         self._peer.post(messages.render_event("queued", position=place, wait_s=self._house.runs.patience))
-
-
-async def _do(act: Callable[[], None]) -> None:
-    act()
 
 
 def _named(said: dict[str, object]) -> dict[str, object]:

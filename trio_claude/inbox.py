@@ -6,10 +6,12 @@ with it. This module must never know what is said, and never make a reader wait.
 
 from __future__ import annotations
 
+import itertools
 from collections import deque
 from collections.abc import Awaitable, Callable
 from typing import Final
 
+import attrs
 import trio
 
 from .errors import Backlog
@@ -18,6 +20,16 @@ MESSAGES: Final = 256
 """Messages that may wait."""
 
 Act = Callable[[], Awaitable[None]]
+
+
+@attrs.frozen
+class _Last:
+    """What is done behind all that waits, and itself does not wait."""
+
+    do: Callable[[], None]
+
+    async def __call__(self) -> None:
+        self.do()
 
 
 class Inbox:
@@ -44,6 +56,13 @@ class Inbox:
         self._waiting.append((size, act))
         self._size += size
         self._stir.set()
+
+    def put_last(self, do: Callable[[], None]) -> None:
+        """Have `do` called behind all that waits, however much that is; where it is full each is called only once."""
+        last = 0, _Last(do)
+        if last not in itertools.islice(self._waiting, MESSAGES, None):
+            self._waiting.append(last)
+            self._stir.set()
 
     async def serve(self) -> None:
         """Deal with one message after the other until cancelled; what `act` raises comes out."""

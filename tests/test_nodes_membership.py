@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import shutil
 from contextlib import AsyncExitStack
+from pathlib import Path
 
 import pytest
 import trio
@@ -94,6 +96,25 @@ async def test_one_that_was_found_lost_finds_out_and_joins_anew(redis_server: Re
         assert states(events) == [("a", "connected"), ("a", "rejoined")]
         assert await nodes_in(nodes.redis) == {b"a"}
         assert await nodes.redis.ask("HGET", nodes.redis.key("run", "r"), "state") == b"ended"
+
+
+async def test_what_was_lost_with_a_node_stays_so_though_redis_forgets_that(
+    redis_server: RedisServer, tmp_path: Path
+) -> None:
+    async with open_node(redis_server, "a") as nodes:
+        before, redis = nodes.token, nodes.redis
+        await begin(redis, "r", "a")
+        shutil.copytree(redis_server.folder / "appendonlydir", tmp_path / "then")
+        await redis.ask("HDEL", redis.key("nodes"), "a")
+        await until(lambda: nodes.token > before)
+        redis_server.kill()
+        shutil.rmtree(redis_server.folder / "appendonlydir")
+        shutil.copytree(tmp_path / "then", redis_server.folder / "appendonlydir")
+        redis_server.start()
+        assert redis_server.call("HGET", redis.key("run", "r"), "state") == b"live"
+        await until(lambda: redis_server.call("HGET", redis.key("run", "r"), "state") == b"ended")
+        await until(lambda: nodes.connected)
+        assert await tokens(redis) == [nodes.token] == [before + 1]
 
 
 async def test_nobody_is_lost_by_a_redis_that_was_away_or_hung_for_longer_than_a_lease(

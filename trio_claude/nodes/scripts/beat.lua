@@ -14,6 +14,9 @@ if own then
   if known > token then
     return {0}
   end
+  if known < token then -- Redis has lost that this node was found to be lost: what it had then is lost all the same
+    lose(prefix, node, at)
+  end
   if math.abs(at - beat) <= lease / 2 then -- else there was a pause, or the clock has jumped
     since = regular
   end

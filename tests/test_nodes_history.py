@@ -276,6 +276,7 @@ async def test_what_is_told_twice_is_stored_once(journal: RedisJournal, redis_se
     before = await journal.parts("a"), await journal.get(None, "a"), await journal.usage(UsageQuery())
     await tell_again(journal, redis_server)
     assert (await journal.parts("a"), await journal.get(None, "a"), await journal.usage(UsageQuery())) == before
+    assert journal.statistics().given_up == 0, "an alert goes by that"
     assert await journal.delete(None, "a")
     await tell_again(journal, redis_server)
     assert await journal.get(None, "a") is None, "what is deleted does not come back"

@@ -4,10 +4,11 @@
 local prefix, run, kind, first, count, number = ARGV[1], ARGV[2], ARGV[5], ARGV[6], ARGV[7], tonumber(ARGV[8])
 local key = prefix .. ':run:' .. run
 local why = forbidden(key, ARGV[3], ARGV[4])
-if why then return why end
+if why and why ~= 'told' then return why end
 local there = redis.call('HMGET', key, 'stored', 'number', 'beside')
 local stored, beside = tonumber(there[1]), tonumber(there[3])
 if number <= tonumber(there[2]) then return 'ok' end
+if why then return why end
 if number ~= there[2] + 1 or stored ~= (kind == '0' and first - 1 or tonumber(first)) then return 'hole' end
 if kind == '0' then
   stored, beside = stored + count, 0

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import trio
 from harness import until
-from nodes import begin, open_node
+from nodes import LEASE, begin, open_node
 from redis_server import RedisServer
 
 from trio_claude.admission import Limits, Member
@@ -469,3 +469,30 @@ async def test_an_old_token_and_an_old_connection_decide_nothing(redis_server: R
         assert (await a.redis.run(load("spend"), (), "trio-claude", name, token, visit - 1, 9, "x", 1, 1))[0] == b"late"
         assert (await a.redis.run(load("meet"), (), "trio-claude", name, token, visit))[0] == b"late"
         assert keys(redis_server, "lock", "running", "waiting", "rate") == []
+
+
+async def test_a_node_that_is_cancelled_has_told_what_it_spent_and_leaves(redis_server: RedisServer) -> None:
+    async with open_node(redis_server, "stays") as other:
+        with trio.CancelScope() as scope:
+            async with open_node(redis_server, "goes") as node:
+                node.shared.spend(Member("key:alice"), 7, 0.5)
+                began = trio.current_time()
+                scope.cancel()
+        assert trio.current_time() - began < 0.5
+        assert spent(redis_server, "key:alice") == (7, 500_000)
+        assert await other.redis.ask("HKEYS", other.redis.key("nodes")) == [b"stays"]
+
+
+async def test_a_node_that_is_cancelled_gives_signs_of_life_until_it_leaves(redis_server: RedisServer) -> None:
+    events: list[Event] = []
+    async with open_node(redis_server, "stays", events.append) as other:
+        await trio.sleep(LEASE * 1.2)  # until it may find another to be lost
+        with trio.CancelScope() as scope:
+            async with open_node(redis_server, "goes") as node:
+                scope.cancel()
+                with trio.CancelScope(shield=True):  # as runs do that are proven to be gone
+                    await trio.sleep(LEASE * 1.5)
+                node.shared.spend(Member("key:alice"), 7, 0.5)
+        assert spent(redis_server, "key:alice") == (7, 500_000)
+        await until(lambda: not other.membership.others)
+    assert [event.state for event in events if isinstance(event, NodeState)] == ["connected"]

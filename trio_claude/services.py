@@ -18,8 +18,15 @@ RESTART_PAUSE: Final = 1.0
 """Seconds until a service that failed is started anew."""
 
 
-async def keep_going(name: str, service: Callable[[], Awaitable[None]], observer: Observer) -> None:
+async def keep_going(
+    name: str,
+    service: Callable[[], Awaitable[None]],
+    observer: Observer,
+    *,
+    task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
+) -> None:
     """Run a service until cancelled; what it raises is told as `Crashed`, and it is started anew."""
+    task_status.started()
     while True:
         try:
             await service()
@@ -39,6 +46,24 @@ async def open_services() -> AsyncIterator[trio.Nursery]:
         if len(group.exceptions) > 1:
             raise
         _raise_bare(group.exceptions[0])
+
+
+@asynccontextmanager
+async def open_lasting(service: Callable[..., Awaitable[None]], *arguments: object) -> AsyncIterator[None]:
+    """Run a service until the body ends, which may have last words for it: cancelling both does not end it before."""
+    scope = trio.CancelScope()
+
+    async def serve(*, task_status: trio.TaskStatus[None]) -> None:
+        with scope:
+            await service(*arguments, task_status=task_status)
+
+    async with open_services() as services:
+        await services.start(serve)
+        scope.shield = True  # not before: nobody would end it yet
+        try:
+            yield
+        finally:
+            scope.cancel()
 
 
 def _raise_bare(error: BaseException) -> NoReturn:

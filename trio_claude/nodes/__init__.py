@@ -18,7 +18,7 @@ from ..config import Config
 from ..errors import ConfigError
 from ..events import CONNECTED, NodeState, Observer, Weak
 from ..journal import Retention
-from ..services import keep_going, open_services
+from ..services import keep_going, open_lasting, open_services
 from .control import Control
 from .history import RedisJournal, open_history
 from .membership import Membership
@@ -80,8 +80,10 @@ async def open_nodes(config: Config, server: str, observer: Observer) -> AsyncIt
         control = Control(redis, membership, observer)
         tail = Tail(redis, server, control.hear)
         try:
-            async with open_services() as services:
-                services.start_soon(keep_going, "membership", membership.serve, observer)
+            async with (
+                open_lasting(keep_going, "membership", membership.serve, observer),
+                open_services() as services,
+            ):
                 services.start_soon(keep_going, "control", control.serve, observer)
                 services.start_soon(keep_going, "tail", tail.serve, observer)
                 services.start_soon(keep_going, "tail", tail.wake, observer)

@@ -42,7 +42,7 @@ from ..journal.backlog import PATIENCE, QUEUE_BYTES, Backlog, Write, Writer
 from ..journal.base import SOON, TAIL
 from ..journal.facts import Text
 from ..journal.unfinished import find_unfinished
-from ..services import keep_going, open_services
+from ..services import keep_going, open_lasting, open_services
 from .archive import GONE, RETRY, Archive, to_bytes
 from .redis import Redis, RedisBroken, RedisFault, Wire, Word, check
 from .scripts import load
@@ -404,21 +404,13 @@ async def open_history(
 ) -> AsyncIterator[RedisJournal]:
     """Open the journal in a Redis; leaving the context tells it what waits, for at most `PATIENCE` seconds."""
     journal = RedisJournal(redis, lease, retention, run_limit, content=content)
-    scope = trio.CancelScope(shield=True)
-
-    async def serve() -> None:
-        with scope:
-            await keep_going("history", journal.serve, observer)
-
-    async with open_services() as services:
-        services.start_soon(serve)
+    async with open_lasting(keep_going, "history", journal.serve, observer), open_services() as services:
         services.start_soon(keep_going, "tidy history", journal.tidy, observer)
         try:
             yield journal
         finally:
             with trio.CancelScope(shield=True):
                 await journal.settle(PATIENCE)
-            scope.cancel()
 
 
 def _begin(run: Begun, writer: Writer) -> None:

@@ -29,7 +29,7 @@ from coredis.connection import BaseConnection, TCPLocation
 
 from ..config import Config
 from ..errors import ConfigError, TrioClaudeError
-from ..services import open_services
+from ..services import open_lasting, open_services
 from .scripts import Script
 
 PORT: Final = 6379
@@ -356,8 +356,7 @@ async def open_redis(config: Config) -> AsyncIterator[Redis]:
     """Connect with the Redis of a configuration. Raises `ConfigError` where it can't be reached, or will not do."""
     redis = Redis(Address.of(config), config.redis_prefix, min(PATIENCE, config.node_lease / PATIENCE_SHARE))
     logging.getLogger("coredis").addFilter(_is_anothers)
-    async with open_services() as services:
-        await services.start(redis.keep)
+    async with open_lasting(redis.keep):
         yield redis
 
 

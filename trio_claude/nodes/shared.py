@@ -11,7 +11,7 @@ import hashlib
 import json
 import secrets
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from typing import Any, Final
 
 import attrs
@@ -22,7 +22,7 @@ from ..errors import Busy, ConfigError, QueueFull, SessionBusy
 from ..events import Observer
 from ..identity import Identity, packed, unpacked
 from ..identity.tickets import KEPT, KEPT_EACH, LIFETIME
-from ..services import open_services
+from ..services import open_lasting
 from .control import Control
 from .desk import MILLIONTHS, Desk, Held, not_now
 from .membership import Membership
@@ -250,15 +250,13 @@ async def open_shared(
 ) -> AsyncIterator[Shared]:
     """Open what a node shares that has joined. Raises `ConfigError` where Redis does not take what it is told."""
     shared = Shared(redis, membership, control)
-    async with open_services() as services:
+    async with AsyncExitStack() as stack:
         try:
-            await services.start(shared._desk.serve, observer)
+            await stack.enter_async_context(open_lasting(shared._desk.serve, observer))
         except RedisFault as error:
             raise ConfigError(f"redis: {redis.address}: {error}") from None
-        try:
-            yield shared
-        finally:
-            await shared._desk.aclose()
+        stack.push_async_callback(shared._desk.aclose)
+        yield shared
 
 
 def _number(waiter: Waiter) -> int:

@@ -454,8 +454,17 @@ async def test_facts_have_a_bound_of_their_own(tmp_path: Path, monkeypatch: pyte
             runs = [journal.begin(begun(f"r{number}")) for number in range(50)]
             assert [run.stored for run in runs] == [True] * 9 + [False] * 41
             assert journal.waiting <= 10_000
+            for number, run in enumerate(runs):
+                run.end(ended(f"r{number}"))
+            assert journal.waiting <= 10_000 + 9 * backlog.FACT_BYTES
         await until(lambda: not journal.waiting)
-        assert len((await journal.find(Query(identity=None))).runs) == 9
+        assert [run.state for run in (await journal.find(Query(identity=None))).runs] == ["ended"] * 9
+
+
+def test_the_ends_of_all_runs_that_may_live_at_once_have_room() -> None:
+    room = backlog.ENDS_BYTES // backlog.FACT_BYTES
+    with pytest.raises(ConfigError, match="max_runs"):
+        Config(max_runs=room)
 
 
 async def test_what_no_store_takes_holds_up_nothing_behind_it(tmp_path: Path) -> None:

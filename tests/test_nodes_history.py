@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import trio
+import trio.testing
 from harness import Backend, ask, directive, until
 from journals import begun, ended, on_redis, open_history_of, sqlite_in
 from program import trio_claude
@@ -463,6 +464,52 @@ async def test_what_waits_is_bounded_and_what_is_kept_too(
         assert found
         assert (found.state, found.lines, found.stored, found.whole) == ("ended", 80, 64, False)
         assert other.stored
+
+
+async def test_what_has_begun_is_told_to_have_ended_however_long_redis_was_away(
+    redis_server: RedisServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(backlog, "QUEUE_BYTES", 0)
+    monkeypatch.setattr(backlog, "FACTS_BYTES", 10_000)
+    async with open_history_of(redis_server) as journal:
+        redis_server.kill()
+        await until(lambda: not journal._redis.connected)
+        for number in range(20):
+            journal.begin(begun(f"r{number}")).end(ended(f"r{number}"))
+        runs = [journal.begin(begun(f"s{number}")) for number in range(20)]
+        for number, run in enumerate(runs):
+            run.end(ended(f"s{number}"))
+        redis_server.start()
+        await until(lambda: not journal.waiting)
+        found = (await journal.find(Query(identity=None))).runs
+        assert len(found) > 4
+        assert {run.state for run in found} == {"ended"}
+
+
+async def test_those_who_wait_for_redis_fill_nothing(redis_server: RedisServer) -> None:
+    async with open_history_of(redis_server) as journal:
+        run = journal.begin(begun("a"))
+        assert await journal.settle()
+        redis_server.kill()
+        await until(lambda: not journal._redis.connected)
+        run.stderr(["oh"])
+        for _ in range(100):
+            assert not await journal.settle(0.001)
+        assert journal.waiting <= 4 * backlog.FACT_BYTES
+        assert not any(write.hearers for write in journal._waiting)
+        told: list[bool] = []
+
+        async def wait() -> None:
+            told.append(await journal.settle())
+
+        async with trio.open_nursery() as nursery:
+            for _ in range(10):
+                nursery.start_soon(wait)
+            await trio.testing.wait_all_tasks_blocked()
+            assert max(len(write.hearers) for write in journal._waiting) == 10
+            redis_server.start()
+        assert told == [True] * 10
+        assert [part.lines for part in await journal.parts("a")] == [[b"oh"]]
 
 
 async def test_a_burst_is_told_when_it_is_over(

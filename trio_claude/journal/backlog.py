@@ -23,6 +23,8 @@ QUEUE_BYTES: Final = 64 * 1024 * 1024
 """Bytes of history that wait; over it a run's history ends."""
 FACTS_BYTES: Final = 8 * 1024 * 1024
 """Bytes beyond that for how runs begin and end, which nobody gives up lightly."""
+ENDS_BYTES: Final = 128 * 1024 * 1024
+"""Bytes beyond both for the ends of runs whose begin had room: more than those of all that may live at once take."""
 FACT_BYTES: Final = 1024
 """What a begin or an end is reckoned as, beside its prompt."""
 GATHER_BYTES: Final = QUEUE_BYTES // 2
@@ -49,20 +51,44 @@ class Writer(Protocol):
         """Write how a run ended."""
 
 
+class Hearer:
+    """A task that waits for something to be durable, of which any thread may tell it."""
+
+    def __init__(self) -> None:
+        self._told = trio.Event()
+        self._token = trio.lowlevel.current_trio_token()
+
+    def tell(self) -> None:
+        """Have it told; where its loop is over there is nobody to tell."""
+        with contextlib.suppress(trio.RunFinishedError):
+            self._token.run_sync_soon(self._told.set)
+
+    async def wait(self, patience: float) -> bool:
+        """Return whether it is told, in so many seconds."""
+        with trio.move_on_after(patience):
+            await self._told.wait()
+        return self._told.is_set()
+
+
 @attrs.define
 class Write:
     """Something that waits to be written: how large it is, what does it, and who hears that it is durable.
 
-    Once it is `taken` it does not change any more.
+    Once it is `taken` it does not change any more, but that a hearer may give up.
     """
 
     size: int
     do: Callable[[Writer], object]
-    tell: Callable[[], None] | None = None
+    hearers: set[Hearer] = attrs.Factory(set)
     lines: Lines | None = None
     """What it writes, where it is lines."""
     taken: bool = False
     since: float = attrs.Factory(time.monotonic)
+
+    def tell(self) -> None:
+        """Tell who hears it that it is durable."""
+        for hearer in self.hearers.copy():  # one that gives up may do so meanwhile, in another thread
+            hearer.tell()
 
 
 @attrs.define
@@ -99,6 +125,8 @@ class Recorder:
     def __init__(self, journal: Backlog, run: str, limit: int, *, content: bool) -> None:
         self.stored: bool = True
         """Whether all of it so far is kept, or on its way."""
+        self.begun: bool = True
+        """Whether that it has begun is."""
         self._journal = journal
         self._run = run
         self._left = limit
@@ -140,8 +168,10 @@ class Recorder:
 
     def end(self, end: End) -> None:
         """Take how the run ended."""
-        whole = self.stored and self._content
-        self._journal.put(FACT_BYTES, lambda writer: writer.end(attrs.evolve(end, whole=whole)), room=FACTS_BYTES)
+        if not self.begun:
+            return
+        whole, room = self.stored and self._content, FACTS_BYTES + ENDS_BYTES
+        self._journal.put(FACT_BYTES, lambda writer: writer.end(attrs.evolve(end, whole=whole)), room)
 
     def _add(self, kind: PartKind, lines: list[bytes]) -> None:
         """Take lines that come behind the CLI's so far, which are a part of their own then."""
@@ -178,6 +208,7 @@ class Backlog(ABC):
         self._run_limit = run_limit
         self._content = content
         self._waiting: deque[Write] = deque()
+        self._mark: Write | None = None
         self._bytes = 0
         self._faults = 0
         self._given_up = 0
@@ -190,14 +221,12 @@ class Backlog(ABC):
         facts = run if self._content else attrs.evolve(run, prompt=None, options={})
         size = FACT_BYTES + len(facts.prompt or "") + len(str(facts.options))
         recorder = Recorder(self, run.id, self._run_limit, content=self._content)
-        recorder.stored = self.put(size, lambda writer: writer.begin(facts), room=FACTS_BYTES)
+        recorder.begun = recorder.stored = self.put(size, lambda writer: writer.begin(facts), FACTS_BYTES)
         return recorder
 
-    def put(
-        self, size: int, write: Callable[[Writer], object], *, room: int = 0, tell: Callable[[], None] | None = None
-    ) -> bool:
-        """Have something written, and `tell` when it is durable; return whether there is room, with `room` beyond."""
-        return self.take(Write(size, write, tell), room)
+    def put(self, size: int, do: Callable[[Writer], object], room: int = 0) -> bool:
+        """Have something written that `do` does; return whether there is room, with `room` beyond."""
+        return self.take(Write(size, do), room)
 
     def take(self, write: Write, room: int = 0) -> bool:
         """Have something written; return whether there is room, with `room` beyond."""
@@ -206,7 +235,7 @@ class Backlog(ABC):
                 self._given_up += 1
                 return False
             self._waiting.append(write)
-            self._count(write.size, hurry=write.tell is not None)
+            self._count(write.size, hurry=bool(write.hearers))
         return True
 
     def enlarge(self, write: Write, size: int, add: Callable[[], None]) -> bool:
@@ -245,18 +274,30 @@ class Backlog(ABC):
 
     async def settle(self, patience: float = PATIENCE) -> bool:
         """Wait until all that was put in before is durable; return whether it is, in so many seconds."""
-        return await self._written(lambda _writer: None, patience)
-
-    async def _written(self, write: Callable[[Writer], object], patience: float = PATIENCE) -> bool:
-        """Have something written, and wait for it; return whether it is durable, in so many seconds."""
-        done, token = trio.Event(), trio.lowlevel.current_trio_token()
-
-        def tell() -> None:
-            with contextlib.suppress(trio.RunFinishedError):
-                token.run_sync_soon(done.set)
-
-        if not self.put(FACT_BYTES, write, room=FACTS_BYTES, tell=tell):
+        hearer = Hearer()
+        mark = self._marked(hearer)
+        if mark is None:
             return False
-        with trio.move_on_after(patience):
-            await done.wait()
-        return done.is_set()
+        try:
+            return await hearer.wait(patience)
+        finally:
+            mark.hearers.discard(hearer)
+
+    def _marked(self, hearer: Hearer) -> Write | None:
+        """Have somebody hear when all is durable that was put in before; return what tells it, None where no room is.
+
+        Those who come one behind the other hear the same, so that asking does not fill what waits.
+        """
+        with self._stir:
+            mark = self._mark
+            if mark and not mark.taken and self._waiting and self._waiting[-1] is mark:
+                mark.hearers.add(hearer)
+                self._count(0, hurry=True)
+                return mark
+            self._mark = Write(FACT_BYTES, lambda _writer: None, {hearer})
+            return self._mark if self.take(self._mark, FACTS_BYTES) else None
+
+    async def _written(self, do: Callable[[Writer], object]) -> bool:
+        """Have something written, and wait for it; return whether it is durable, in `PATIENCE` seconds."""
+        hearer = Hearer()
+        return self.take(Write(FACT_BYTES, do, {hearer}), FACTS_BYTES) and await hearer.wait(PATIENCE)

@@ -240,15 +240,14 @@ class SqliteJournal(Backlog, Journal):
             if len(writes) > 1:
                 return all(self._commit([write]) for write in writes)
             self._given_up += 1
-            writes[0].tell = None  # what is given up is never durable
+            writes[0].hearers.clear()  # what is given up is never durable
         else:
             self.fault = ""
         with self._stir:
             for _ in writes:
                 self._bytes -= self._waiting.popleft().size
         for write in writes:
-            if write.tell:
-                write.tell()
+            write.tell()
         return True
 
     def _settle_down(self) -> None:

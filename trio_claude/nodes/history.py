@@ -340,8 +340,7 @@ class RedisJournal(Backlog, Journal):
             queue.popleft()
             if queue is self._waiting:
                 self._bytes -= write.size
-            if write.tell:
-                write.tell()
+            write.tell()
         self.fault = ""
         self._passed = trio.current_time()
         return len(writes)

@@ -40,7 +40,6 @@ from trio_claude.journal import (
     open_journal,
     recorder,
 )
-from trio_claude.journal.backlog import Backlog
 from trio_claude.journal.bulk import Bulk, folder_of
 from trio_claude.journal.facts import Text
 from trio_claude.journal.schema import VERSIONS
@@ -340,7 +339,7 @@ async def test_what_is_not_durable_is_not_told_as_deleted(tmp_path: Path, monkey
     async with opened(tmp_path / "j.db") as journal:
         journal.begin(begun("a")).end(ended("a"))
         assert await journal.settle()
-        monkeypatch.setattr(Backlog._written, "__defaults__", (0.3,))
+        monkeypatch.setattr(backlog, "PATIENCE", 0.3)
         with blocked(tmp_path / "j.db"), pytest.raises(JournalFault, match="locked"):
             await journal.delete(None)
         assert await journal.settle()

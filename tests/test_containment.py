@@ -464,6 +464,7 @@ async def test_no_more_supervisors_wait_than_the_limit(supervisors: Containment)
         for _ in range(SPARE_LIMIT + 5):
             nursery.start_soon(_guardian, supervisors, "sleep .3")
     zygote = _parent(await _guardian(supervisors))
+    await until(lambda: len(_children(zygote)) <= SPARE_LIMIT)
     assert len(_children(zygote)) == SPARE_LIMIT
     os.kill(zygote, signal.SIGKILL)
     await until(lambda: not [pid for pid in _children(1) + _children(os.getpid()) if _name(pid) == "trio-claude-run"])

@@ -77,11 +77,9 @@ REDIS_URL = re.compile(
 )
 """What `redis` takes."""
 LIMITS = {
-    "limit_open_files": "RLIMIT_NOFILE",
-    "limit_processes": "RLIMIT_NPROC",
-    "limit_file_size": "RLIMIT_FSIZE",
-    "limit_cpu": "RLIMIT_CPU",
-}
+    "limit_open_files": "RLIMIT_NOFILE", "limit_processes": "RLIMIT_NPROC",
+    "limit_file_size": "RLIMIT_FSIZE", "limit_cpu": "RLIMIT_CPU",
+}  # fmt: skip
 """The settings that are limits of a run's processes, with their names in `resource`."""
 LOG_LEVELS = ("debug", "info", "warning", "error")
 LOG_FORMATS = ("auto", "json", "console")

@@ -375,7 +375,9 @@ def check_containment(found: Samples, runs: list[dict[str, Any]]) -> None:
     assert named(found, "processes_survived_total") == named(found, "receipts_unproven_total") == {}
     assert ("trio_claude_receipts_unproven_total", "containment=namespace") in found
     assert named(found, "kill_seconds_count") == {"": sum(bool(one["seen"]) for one in receipts)}
-    assert named(found, "kill_seconds_sum")[""] == pytest.approx(sum(one["ms"] for one in receipts if one["seen"]) / 1000)
+    assert named(found, "kill_seconds_sum")[""] == pytest.approx(
+        sum(one["ms"] for one in receipts if one["seen"]) / 1000
+    )
     assert named(found, "guardians_lost_total") == {"what=zygote": 1}
 
 

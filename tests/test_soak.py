@@ -149,8 +149,9 @@ def test_a_run_whose_server_was_killed_is_good_and_its_end_counted(folder: Path)
         )
     killed.close()
     Store(folder / "journal.db", "next").close()
-    truth = Truth(folder / "journal.db", killed=time.monotonic())
+    truth = Truth(folder / "journal.db", killed=time.monotonic() + 10)
     truth.runs["M"] = Run("M", "prompt", "0", "claude", "a", starts=1)
+    truth.runs["M"].client(after=176)  # has itself heard nothing of what another had up to there
     truth.judge()
     assert dict(truth.wrong) == {}
     truth.judge()

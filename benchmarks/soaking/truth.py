@@ -299,7 +299,7 @@ class Truth:
     def _judge_stretch(self, reader: Reader, run: Run, row: RunRow, stretch: Stretch) -> None:
         mark: Mark | None = Mark(math.inf, stretch.last, stretch.digest)
         if row.reason == "node-lost" and stretch.last > row.stored:
-            late = [one for one in stretch.marks if one.at < self.killed - LATE]
+            late = [one for one in stretch.marks if one.last >= stretch.first and one.at < self.killed - LATE]
             known = not late or late[-1].last <= row.stored
             said = f"heard {late[-1].last if late else 0} in time, stored {row.stored}"
             self.check("journal", holds=known, seen=said, run=run)

@@ -36,7 +36,7 @@ STOP_BOUND = 25.0
 """Seconds in which one that drains must have exited: its own bounds add up to 15."""
 GONE_BOUND = 5.0
 """Seconds after a server's death in which the last process of its runs is gone."""
-REST_BOUND = 15.0
+REST_BOUND = 25.0
 """Seconds after the last client's leaving in which nothing of any run is left; a run's own clocks are shorter."""
 LOOK_PAUSE = 0.05
 JOURNAL = "journal.db"

@@ -15,6 +15,7 @@ import time
 from collections import Counter
 from collections.abc import AsyncIterator, Iterator
 from contextlib import ExitStack, asynccontextmanager, contextmanager
+from functools import partial
 from pathlib import Path
 
 import attrs
@@ -93,8 +94,8 @@ class Load:
         """Have one session after the other, over connections that break."""
         while not self.over:
             async with open_cutter(self.port) as cutter, trio.open_nursery() as nursery:
-                nursery.start_soon(break_network, rng, cutter.cut)
                 talk = Talk(self)
+                nursery.start_soon(break_network, rng, cutter.cut, partial(len, talk.backs))
                 try:
                     await talk.have(cutter.url)
                 except Exception as error:  # whatever befalls one session is judged, and the others go on

@@ -706,7 +706,7 @@ async def library(table: Table) -> None:
     async with open_cutter(table.port) as cutter, trio.open_nursery() as nursery:
         opened: list[Session] = []
         way: list[str] = []
-        nursery.start_soon(break_network, table.rng, cutter.cut, way)
+        nursery.start_soon(break_network, table.rng, cutter.cut, lambda: sum(one.endswith("back") for one in way))
         try:
             await use_library(table, cutter.url, opened, way)
         except (ConnectFailed, ConnectionError) as error:  # before it has heard which run is its own it can't come back
@@ -717,14 +717,14 @@ async def library(table: Table) -> None:
         nursery.cancel_scope.cancel()
 
 
-async def break_network(rng: Random, cut: Callable[[], None], way: list[str]) -> None:
-    """Cut each connection now and then, wherever the client is; each second time once it is back, or nobody was."""
+async def break_network(rng: Random, cut: Callable[[], None], returns: Callable[[], int]) -> None:
+    """Cut each connection now and then, wherever the client is; each second time once it has returned."""
     while True:
-        before = len(way)
+        before = returns()
         for _ in range(2):
             await trio.sleep(rng.uniform(0.2, 0.8))
             cut()
-        while not any(one.endswith("back") for one in way[before:]):
+        while returns() == before:
             await trio.sleep(LOOK_PAUSE)
 
 

@@ -78,7 +78,7 @@ class Redis:
         while (stored := int(self.call("EVAL", STORED, "0", str(runs)))) != lines:
             if time.monotonic() > until:
                 raise Lost(f"void: {stored} of {lines} lines stored")
-            time.sleep(0.02)  # nothing tells; its bound is above
+            time.sleep(0.02)  # Redis does not tell what another has stored; STORE_BOUND ends it
 
 
 @contextmanager
@@ -95,7 +95,7 @@ def running_redis() -> Iterator[Redis]:
                     break
                 if time.monotonic() > until:
                     raise Lost("void: Redis does not answer")
-                time.sleep(0.02)  # nothing tells; its bound is above
+                time.sleep(0.02)  # Redis does not tell that it serves; STORE_BOUND ends it
             yield redis
         finally:
             process.kill()

@@ -13,7 +13,7 @@ import attrs
 import pytest
 import trio
 from harness import Backend, call, directive, until
-from hub import Hub, Node, Packet, opened
+from hub import Hub, Node, opened
 from redis_server import RedisServer
 from returns import GRACE, attach, dropped, leave, numbered, orphaned, reset
 from talk import Talk, open_talk
@@ -570,8 +570,7 @@ async def test_what_is_lost_between_nodes_costs_a_connection_and_nothing_else(ap
             await attach(second, run, **{"as": "owner", "client": "c"})
             await second.user("x" * HEARD_SIZE)
             await second.result()
-            lost: list[Packet] = []
-            apart.hub.loses = lambda packet: packet["op"] == op and not lost and not lost.append(packet)  # type: ignore[func-returns-value] - it appends
+            lost = apart.hub.watch(op, losing=1)
             if op == "left":
                 await leave(second)
             elif op == "close":
@@ -594,8 +593,7 @@ async def test_a_node_that_is_lost_before_it_let_a_client_in_is_said(apart: Apar
     """Between its answer and `attached`: nothing else would end the wait."""
     async with apart.serve() as (a, b), open_talk(a) as first:
         run = (await first.start(**GRACE))["run"]
-        lost: list[Packet] = []
-        apart.hub.loses = lambda packet: packet["op"] in ("post", "links") and not lost.append(packet)  # type: ignore[func-returns-value] - it appends
+        lost = apart.hub.watch("post", "links")
         async with open_talk(b) as second:
             await second.say({"type": "gateway", "op": "attach", "run": run})
             await until(lambda: "post" in [packet["op"] for packet in lost])
@@ -612,8 +610,7 @@ async def test_a_client_is_let_in_once(apart: Apart) -> None:
     """Though the packet that asks for it should come again."""
     async with apart.serve() as (a, b), open_talk(a) as first, open_talk(b) as second:
         run = (await first.start(**GRACE))["run"]
-        asked: list[Packet] = []
-        apart.hub.loses = lambda packet: packet["op"] == "open" and asked.append(packet)  # type: ignore[func-returns-value, assignment] - it appends
+        asked = apart.hub.watch("open", losing=0)
         await attach(second, run)
         node = apart.hub.nodes[a.runs._kit.workplace.home.server]
         assert node._handlers["open"](b.runs._kit.workplace.home.server, asked[0]) == {"found": False}
@@ -626,7 +623,7 @@ async def test_a_client_is_let_in_once(apart: Apart) -> None:
 async def test_what_a_client_says_is_bounded_whatever_it_says(text: str | bytes) -> None:
     """It may fill no node with packets; what was heard counts no more."""
     hub = Hub()
-    relays = Far(Node(hub, "b"), Mock(), 1024)  # type: ignore[arg-type] - stand-ins
+    relays = Far(Node(hub, "b"), Mock(), 1024)
     peer, guest = Mock(), Mock()
     guest.facts.return_value = {}
     relay = relays.relay("a", peer, guest, Attach("r", 0))

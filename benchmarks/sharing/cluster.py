@@ -258,7 +258,7 @@ def _end_all(server: RedisServer) -> None:
         with contextlib.suppress(ChildProcessError):
             while os.waitpid(-1, os.WNOHANG)[0]:
                 pass
-        time.sleep(LOOK_PAUSE)  # nothing tells; its bound is above
+        time.sleep(LOOK_PAUSE)  # what is killed ends in its own time; GONE_BOUND ends the wait
 
 
 def _nodes(book: Book, folder: Path, server: RedisServer, lease: float, words: tuple[str, ...]) -> list[Node]:

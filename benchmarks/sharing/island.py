@@ -132,7 +132,7 @@ def open_island() -> Iterator[Island]:
         while _namespace(holder.pid) == _namespace(os.getpid()):
             if holder.poll() is not None or time.monotonic() > until:
                 raise OSError("unshare --net gives no namespace")
-            time.sleep(0.01)  # nothing tells; its bound is above
+            time.sleep(0.01)  # unshare does not tell that it is there; START_BOUND ends it
         island.lay_cable()
         yield island
     finally:

@@ -249,7 +249,7 @@ def _await_port(port: int) -> None:
         except ConnectionRefusedError:
             if time.monotonic() > until:
                 raise
-            time.sleep(0.02)  # nothing tells; its bound is above
+            time.sleep(0.02)  # nginx does not tell that it listens; START_BOUND ends it
         else:
             return
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Any
@@ -87,6 +88,19 @@ class Hub:
             do()
         else:
             self._held.append(do)
+
+    def watch(self, *ops: str, losing: float = math.inf) -> list[Packet]:
+        """Return what nodes tell each other of these kinds from now on; the first `losing` packets of it are lost."""
+        told: list[Packet] = []
+
+        def loses(packet: Packet) -> bool:
+            if packet["op"] not in ops:
+                return False
+            told.append(packet)
+            return len(told) <= losing
+
+        self.loses = loses
+        return told
 
     def hold(self) -> None:
         """Let nothing come into the journal."""

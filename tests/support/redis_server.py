@@ -50,7 +50,7 @@ class RedisServer:
         while self.call("PING")[:6] not in (b"PONG", b"NOAUTH"):
             if time.monotonic() > end or self._process.poll() is not None:
                 raise TimeoutError(f"Redis does not answer: {(self.folder / 'log').read_text()[-2000:]}")
-            time.sleep(0.01)  # nothing tells; its bound is above
+            time.sleep(0.01)  # Redis does not tell that it serves; START_TIMEOUT ends it
 
     def call(self, *words: str) -> bytes:
         """Return what it answers to one command, as redis-cli tells it; an error's text where it does not."""

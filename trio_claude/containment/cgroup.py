@@ -77,11 +77,13 @@ class Cgroups:
         for group in groups:
             self.kill(group)
         until = time.monotonic() + SWEEP
-        while groups and time.monotonic() < until:
+        while True:
             for group in groups:
                 self.remove(group)
             groups = [group for group in groups if group.exists()]
-            time.sleep(PAUSE if groups else 0)
+            if not groups or time.monotonic() > until:
+                return
+            time.sleep(PAUSE)  # a group does not tell that its last process is gone; SWEEP ends the wait
 
 
 def _unmade(error: OSError) -> SpawnFailed:

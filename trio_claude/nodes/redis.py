@@ -116,7 +116,7 @@ class Address:
         else:
             stream = await anyio.connect_tcp(self.host, self.port)
         if not self.path:
-            sock = stream.extra(SocketAttribute.raw_socket)  # noqa: S610 - of anyio, not of Django
+            sock = stream.extra_attributes[SocketAttribute.raw_socket]()
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, PIECE)
         return _Connection(_Pieces(stream), self)
 

@@ -76,7 +76,9 @@ async def test_a_node_without_a_sign_of_life_is_lost_once_with_all_that_it_had(r
             with trio.fail_after(LEASE * 1.5):
                 assert await watch.receive() == []
         assert LEASE < trio.current_time() - began < LEASE * 1.5
-        await until(lambda: gone == ["dead"])
+        await until(lambda: gone == ["dead"] and ("dead", "lost") in states(events))
+        await trio.sleep(LEASE)  # all of them have looked again by then
+        assert gone == ["dead"]
         assert states(events).count(("dead", "lost")) == 1
         for run in ("one", "two"):
             facts = await redis.ask("HGETALL", redis.key("run", run))

@@ -108,6 +108,7 @@ async def test_a_burst_goes_to_its_file_before_its_rows_can(tmp_path: Path) -> N
         for line in lines:
             recorder.lines([line])
         await until(lambda: (folder_of(path) / "a").exists() and (folder_of(path) / "a").stat().st_size > len(LARGE))
+        await until(lambda: journal.waiting < len(LARGE))  # what is in the file is in memory no more
         assert await read(journal) == []
         other.execute("COMMIT")
         other.close()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 
 import pytest
 from hypothesis import given
@@ -10,7 +11,7 @@ from hypothesis import strategies as st
 
 from trio_claude import stream_json
 from trio_claude.messages import Options
-from trio_claude.stream_json import LineSplitter, LineTooLong, Sign, Spent, signs
+from trio_claude.stream_json import DELTA, LineSplitter, LineTooLong, Sign, Spent, signs
 
 CHUNKS = st.lists(st.binary(max_size=40).map(lambda data: data.replace(b"b", b"\n")), max_size=20)
 
@@ -85,6 +86,20 @@ def test_signs_are_read_whatever_the_order_of_keys(line: dict[str, object], sign
 )
 def test_other_lines_are_no_signs(line: bytes) -> None:
     assert stream_json.signs([line]) == []
+
+
+def test_whether_all_lines_are_tokens_is_seen_at_two_of_them() -> None:
+    rng = random.Random(1)
+    other = [b"", DELTA[:-1], DELTA[:-1] + b"!", DELTA[:-1] + b"~", b'{"type":"result"}', b"\xff", b"a"]
+    seen = set[bool]()
+    for _ in range(2000):
+        lines = [DELTA + rng.randbytes(3) for _ in range(rng.randrange(1, 6))]
+        lines[0] = rng.choice([*other, *lines, *lines])
+        rng.shuffle(lines)
+        seen.add(stream_json.are_deltas(lines))
+        assert stream_json.are_deltas(lines) == all(line.startswith(DELTA) for line in lines)
+    assert seen == {True, False}
+    assert not stream_json.are_deltas([])
 
 
 def test_a_prompt_is_composed_by_the_client() -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import attrs
 
-from .stream_json import DELTA, Sign, Spent, parse_line, tokens_of
+from .stream_json import DELTA, Sign, Spent, are_deltas, parse_line, tokens_of
 
 PRICE = 15e-6
 """Dollars that a token is reckoned at where no result has told: between input and output of the larger models."""
@@ -32,6 +32,9 @@ class Meter:
 
     def hear(self, lines: list[bytes]) -> None:
         """Take lines, in order, for the case that no result follows."""
+        if are_deltas(lines):
+            self._deltas += len(lines)
+            return
         for line in lines:
             if line.startswith(DELTA):
                 self._deltas += 1

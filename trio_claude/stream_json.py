@@ -146,11 +146,16 @@ def has_words(lines: list[bytes]) -> bool:
     return any(line.startswith(_WORDS) for line in lines)
 
 
+def are_deltas(lines: list[bytes]) -> bool:
+    """Return whether all of `lines` are tokens: what sorts between two that begin alike begins so, too."""
+    return min(lines, default=b"").startswith(DELTA) and max(lines).startswith(DELTA)
+
+
 def signs(lines: list[bytes]) -> list[Sign]:
     """Return the signs in `lines`."""
-    suspects = [line for line in lines if not line.startswith(DELTA)]
-    if not suspects:
+    if are_deltas(lines):
         return []
+    suspects = [line for line in lines if not line.startswith(DELTA)]
     whole = b"\n".join(suspects)
     if not any(mark in whole for mark in _MARKS):
         return []

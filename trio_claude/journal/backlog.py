@@ -30,7 +30,7 @@ FACT_BYTES: Final = 1024
 GATHER_BYTES: Final = QUEUE_BYTES // 2
 """Bytes that wait for no more."""
 PART_BYTES: Final = 512 * 1024
-"""Bytes up to which lines that follow on each other become one part, if they wait together."""
+"""Bytes that a part has at most, if more than one read is in it, where a journal does not say otherwise."""
 PATIENCE: Final = 5.0
 """Seconds for which the end of a journal waits for what is still to be written."""
 
@@ -72,7 +72,7 @@ class Hearer:
 
 @attrs.define
 class Write:
-    """Something that waits to be written: how large it is, what does it, and who hears that it is durable.
+    """Something that waits to be written: its size in memory, what does it, and who hears that it is durable.
 
     Once it is `taken` it does not change any more, but that a hearer may give up.
     """
@@ -84,6 +84,11 @@ class Write:
     """What it writes, where it is lines."""
     taken: bool = False
     since: float = attrs.Factory(time.monotonic)
+
+    @property
+    def whole(self) -> int:
+        """Its size, with what was put aside of it."""
+        return self.size + (self.lines.aside if self.lines else 0)
 
     def tell(self) -> None:
         """Tell who hears it that it is durable."""
@@ -203,6 +208,8 @@ class Backlog(ABC):
 
     enough: int = GATHER_BYTES
     """Bytes that wait for no more."""
+    largest: int = PART_BYTES
+    """Bytes up to which lines that follow on each other become one part, if they wait together."""
 
     def __init__(self, run_limit: int, *, content: bool) -> None:
         self._run_limit = run_limit
@@ -210,6 +217,7 @@ class Backlog(ABC):
         self._waiting: deque[Write] = deque()
         self._mark: Write | None = None
         self._bytes = 0
+        self._came = 0
         self._faults = 0
         self._given_up = 0
         self._stir = threading.Condition()
@@ -241,7 +249,7 @@ class Backlog(ABC):
     def enlarge(self, write: Write, size: int, add: Callable[[], None]) -> bool:
         """Have something that waits `add` so much; return whether it still could, and there is room."""
         with self._stir:
-            if write.taken or write.size + size > PART_BYTES or self._bytes + size > QUEUE_BYTES:
+            if write.taken or write.whole + size > self.largest or self._bytes + size > QUEUE_BYTES:
                 return False
             add()
             write.size += size
@@ -251,11 +259,19 @@ class Backlog(ABC):
     def _count(self, size: int, *, hurry: bool = False) -> None:
         """Count what has come, and wake what writes where it must know."""
         self._bytes += size
+        self._came += size
         hurry = not self._hurry and (hurry or self._bytes > self.enough)
         self._hurry = self._hurry or hurry
         if self._idle or hurry:
             self._idle = False
             self._wake()
+
+    def _recount(self, write: Write) -> None:
+        """Count only what is still in memory of lines that were put aside, with `_stir` held."""
+        assert write.lines
+        left = FACT_BYTES + sum(map(len, write.lines.texts))
+        self._bytes += left - write.size
+        write.size = left
 
     @abstractmethod
     def _wake(self) -> None:
@@ -263,7 +279,7 @@ class Backlog(ABC):
 
     @property
     def waiting(self) -> int:
-        """Bytes that are not durable yet."""
+        """Bytes in memory that are not durable yet."""
         return self._bytes
 
     def statistics(self) -> Statistics:

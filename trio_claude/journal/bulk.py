@@ -42,12 +42,14 @@ class Bulk:
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         self._files: dict[str, int] = {}
+        self._ends: dict[str, int] = {}
+        """Where the files that are held open end: nobody else writes to them."""
         self._unsynced: set[str] = set()
 
     def write(self, run: str, texts: list[Text], *, follows: bool = False) -> int:
         """Write texts of a part, newlines between them and where it `follows` on what there is; return their place."""
         file = self._open(run)
-        place = os.fstat(file).st_size
+        place = self._ends[run]
         self._unsynced.add(run)
         pieces = [piece for text in texts for piece in (b"\n", text)][0 if follows else 1 :]
         try:
@@ -56,7 +58,9 @@ class Bulk:
         except OSError:
             with contextlib.suppress(OSError):
                 os.ftruncate(file, place)
+            self._close(run)  # how long it is now the disk tells
             raise
+        self._ends[run] += sum(map(len, pieces))
         return place
 
     def sync(self) -> None:
@@ -70,14 +74,13 @@ class Bulk:
         """Delete the files of runs that are deleted."""
         for run in runs:
             self._unsynced.discard(run)
-            if run in self._files:
-                os.close(self._files.pop(run))
+            self._close(run)
             remove(self._folder, run)
 
     def close(self) -> None:
         """Close all files."""
-        while self._files:
-            os.close(self._files.popitem()[1])
+        for run in list(self._files):
+            self._close(run)
 
     def _open(self, run: str, how: int = os.O_WRONLY | os.O_APPEND | os.O_CREAT) -> int:
         """Return a run's file, and close the one that was opened first where there are too many."""
@@ -86,9 +89,15 @@ class Bulk:
                 self._folder.mkdir(mode=0o700, exist_ok=True)
             file = os.open(self._folder / run, how | FLAGS, 0o600)
             if len(self._files) >= OPEN:
-                os.close(self._files.pop(next(iter(self._files))))
-            self._files[run] = file
+                self._close(next(iter(self._files)))
+            self._files[run], self._ends[run] = file, os.fstat(file).st_size
         return self._files[run]
+
+    def _close(self, run: str) -> None:
+        """Close a run's file, if it is held open."""
+        if run in self._files:
+            del self._ends[run]
+            os.close(self._files.pop(run))
 
 
 def read(path: Path, run: str, place: int, size: int) -> bytes:

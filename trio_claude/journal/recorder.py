@@ -29,8 +29,10 @@ GATHER: Final = 0.01
 """Seconds for which what has come waits for more, to be written with it; not where somebody waits for it."""
 BURST: Final = 1024 * 1024
 """Bytes in such a time that are a burst, which no run says at the pace of a model."""
-BURST_STEP: Final = GATHER / 2
-"""Seconds between two looks at a burst: what came between them is still in the processor's cache."""
+BURST_STEP: Final = GATHER * 2
+"""Seconds between two looks at a burst: what came between them is in a cache still, and a look holds up the relay."""
+PART_BYTES: Final = 2 * 1024 * 1024
+"""Bytes that a part has at most, if more than one read is in it: few and large ones hold up the relay least."""
 BURST_PATIENCE: Final = 0.25
 """Seconds for which what has come waits for the end of a burst, at most."""
 TRANSACTION_BYTES: Final = 8 * 1024 * 1024
@@ -53,6 +55,8 @@ class SqliteJournal(Backlog, Journal):
     Resource handling: lives in the context that `open_journal` gives, which owns the file and the thread. Error
     handling: a store that fails is tried again.
     """
+
+    largest = PART_BYTES
 
     def __init__(self, store: Store, retention: Retention, run_limit: int, *, content: bool) -> None:
         super().__init__(run_limit, content=content)
@@ -164,10 +168,10 @@ class SqliteJournal(Backlog, Journal):
 
     def _gather(self, until: float) -> None:
         """Let what has come wait a moment for more; in a burst longer, of which lines are put aside meanwhile."""
-        before, patience = self._bytes, GATHER
+        before, patience = self._came, GATHER
         while not self._stir.wait_for(lambda: self._hurry or self._closing, patience):
             self._relieve()
-            came, before = self._bytes - before, self._bytes
+            came, before = self._came - before, self._came
             if came < BURST * patience / GATHER or time.monotonic() > until:
                 return
             patience = BURST_STEP
@@ -177,7 +181,8 @@ class SqliteJournal(Backlog, Journal):
 
         In the order in which it came: what follows on something of its run stands behind it in the file.
         """
-        moved = [(write.lines, write.lines.take()) for write in self._waiting if write.lines and write.size >= LEAST]
+        large = [write for write in self._waiting if write.lines and write.lines.texts and write.whole >= LEAST]
+        moved = [(write.lines, write.lines.take()) for write in large if write.lines]
         self._stir.release()
         try:
             while moved:
@@ -189,6 +194,8 @@ class SqliteJournal(Backlog, Journal):
             self._stir.acquire()
             for lines, texts in moved:
                 lines.texts[:0] = texts
+            for write in large:
+                self._recount(write)
 
     def _put_aside(self, lines: Lines, texts: list[Text]) -> None:
         """Write texts of a large part to their file. Raises OSError."""
@@ -201,10 +208,12 @@ class SqliteJournal(Backlog, Journal):
     def _put_rest_aside(self, write: Write) -> None:
         """Write what is left of a large part to its file, and have the transaction name it. Raises OSError."""
         lines = write.lines
-        if lines is None or write.size < LEAST:
+        if lines is None or write.whole < LEAST:
             return
         self._put_aside(lines, lines.texts)
         lines.texts = []
+        with self._stir:
+            self._recount(write)
         write.do = lambda _: self._store.add_aside(
             lines.run, lines.number, lines.first, lines.count, lines.place, lines.aside
         )

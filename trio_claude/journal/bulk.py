@@ -20,6 +20,8 @@ LEAST: Final = 64 * 1024
 """Bytes from which on a part is large."""
 AT_ONCE: Final = 512
 """Texts that one call of the system writes; Linux takes up to 1,024."""
+PORTION: Final = 512 * 1024
+"""Bytes that one such call is given, about: the kernel may copy them without letting another have the processor."""
 OPEN: Final = 32
 """Files that are held open."""
 FORGOTTEN: Final = 3600.0
@@ -52,15 +54,17 @@ class Bulk:
         place = self._ends[run]
         self._unsynced.add(run)
         pieces = [piece for text in texts for piece in (b"\n", text)][0 if follows else 1 :]
+        size = sum(map(len, pieces))
+        step = max(1, min(AT_ONCE, PORTION * len(pieces) // max(1, size)))
         try:
-            for first in range(0, len(pieces), AT_ONCE):
-                _write_all(file, pieces[first : first + AT_ONCE])
+            for first in range(0, len(pieces), step):
+                _write_all(file, pieces[first : first + step])
         except OSError:
             with contextlib.suppress(OSError):
                 os.ftruncate(file, place)
             self._close(run)  # how long it is now the disk tells
             raise
-        self._ends[run] += sum(map(len, pieces))
+        self._ends[run] += size
         return place
 
     def sync(self) -> None:

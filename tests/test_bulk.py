@@ -194,6 +194,27 @@ def test_a_write_that_stops_half_way_goes_on(tmp_path: Path, monkeypatch: pytest
     assert (tmp_path / "a").read_bytes() == b"first\nsecond\nthird"
 
 
+@pytest.mark.parametrize(("size", "count"), [(100_000, 40), (3 * 512 * 1024, 3), (1, 5000)])
+def test_a_large_part_is_copied_in_portions(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, size: int, count: int
+) -> None:
+    calls: list[list[bulk_module.Text]] = []
+    writev = os.writev
+
+    def note(file: int, pieces: list[bulk_module.Text]) -> int:
+        calls.append(pieces)
+        return writev(file, pieces)
+
+    monkeypatch.setattr(os, "writev", note)
+    bulk = Bulk(tmp_path)
+    assert bulk.write("a", [b"x" * size] * count) == 0
+    assert bulk.write("a", [b"y"]) == (size + 1) * count - 1
+    bulk.close()
+    assert (tmp_path / "a").read_bytes() == b"\n".join([b"x" * size] * count) + b"y"
+    assert all(len(pieces) <= bulk_module.AT_ONCE for pieces in calls)
+    assert all(sum(map(len, pieces)) <= max(bulk_module.PORTION + size, size + 1) for pieces in calls)
+
+
 @pytest.mark.parametrize("ending", [b"", b"the beginning of the next, "])
 @pytest.mark.parametrize("beginning", [b"", b"the end of the last, "])
 def test_texts_say_what_the_lines_say(beginning: bytes, ending: bytes) -> None:

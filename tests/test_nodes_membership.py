@@ -73,9 +73,9 @@ async def test_a_node_without_a_sign_of_life_is_lost_once_with_all_that_it_had(r
         await begin(redis, "three", "a")
         began = trio.current_time()
         async with nodes[1].tail.watch("one", 7) as watch:
-            with trio.fail_after(LEASE * 1.5):
+            with trio.fail_after(LEASE * 3):
                 assert await watch.receive() == []
-        assert LEASE < trio.current_time() - began < LEASE * 1.5
+        assert LEASE < trio.current_time() - began < LEASE * 3
         await until(lambda: gone == ["dead"] and ("dead", "lost") in states(events))
         await trio.sleep(LEASE)  # all of them have looked again by then
         assert gone == ["dead"]

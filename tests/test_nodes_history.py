@@ -515,15 +515,15 @@ async def test_those_who_wait_for_redis_fill_nothing(redis_server: RedisServer) 
 async def test_a_burst_is_told_when_it_is_over(
     journal: RedisJournal, redis_server: RedisServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(history, "BURST_PATIENCE", 60)
+    monkeypatch.setattr(history, "BURST_PATIENCE", 5)
     for name in ("GATHER", "BURST_GATHER"):  # so long may this machine be busy with something else
-        monkeypatch.setattr(history, name, 0.5)
+        monkeypatch.setattr(history, name, 0.3)
     run = journal.begin(begun("a"))
     for _ in range(30):
         run.lines([b"x" * 400_000])
         await trio.sleep(0.002)
     assert journal.waiting > 8_000_000
-    await until(lambda: not journal.waiting, 20)
+    await until(lambda: not journal.waiting, 2)
     assert redis_server.call("HGET", "trio-claude:run:a", "stored") == b"30"
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -83,6 +84,11 @@ def test_a_dead_servers_groups_are_swept(delegated: Path) -> None:
     groups = Cgroups(delegated)
     groups.make("dead-1")
     living = groups.make("living-1")
-    groups.sweep("dead")
+    inner = groups.make("dead-2") / "inner"
+    inner.mkdir()
+    with subprocess.Popen(["sleep", "60"]) as left:
+        (inner / "cgroup.procs").write_text(str(left.pid))
+        groups.sweep("dead")
+        assert left.wait() == -signal.SIGKILL
     assert list(delegated.glob("trio-claude-*")) == [living]
     groups.remove(living)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import os
 import secrets
+import select
 import time
 from pathlib import Path
 
@@ -19,7 +20,6 @@ from ..errors import ContainmentUnavailable, SpawnFailed
 PREFIX = "trio-claude-"
 SWEEP = 1.0
 """Seconds in which what a dead server left in its groups has to end once it is killed."""
-PAUSE = 0.01
 
 
 @attrs.frozen
@@ -77,13 +77,20 @@ class Cgroups:
         for group in groups:
             self.kill(group)
         until = time.monotonic() + SWEEP
-        while True:
-            for group in groups:
-                self.remove(group)
-            groups = [group for group in groups if group.exists()]
-            if not groups or time.monotonic() > until:
-                return
-            time.sleep(PAUSE)  # a group does not tell that its last process is gone; SWEEP ends the wait
+        for group in groups:
+            with contextlib.suppress(OSError):
+                _wait_empty(group, until)
+            self.remove(group)
+
+
+def _wait_empty(group: Path, until: float) -> None:
+    """Wait until no process is left in a group or below it, which the kernel tells. Raises OSError."""
+    with (group / "cgroup.events").open() as events:
+        news = select.poll()
+        news.register(events, select.POLLPRI)
+        while "populated 1" in events.read() and (left := until - time.monotonic()) > 0:
+            news.poll(left * 1000)
+            events.seek(0)
 
 
 def _unmade(error: OSError) -> SpawnFailed:

@@ -215,6 +215,30 @@ def test_a_large_part_is_copied_in_portions(
     assert all(sum(map(len, pieces)) <= max(bulk_module.PORTION + size, size + 1) for pieces in calls)
 
 
+def test_what_a_write_that_failed_leaves_is_written_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a disk that fails to shorten the file, too."""
+    bulk = Bulk(tmp_path)
+    assert bulk.write("a", [b"one", b"two"]) == 0
+
+    def fail_half_way(file: int, _pieces: list[bulk_module.Text]) -> None:
+        os.write(file, b"\nnobody's")
+        raise OSError(errno.EIO, "broken")
+
+    def fail(_file: int, _size: int) -> None:
+        raise OSError(errno.EIO, "broken")
+
+    with monkeypatch.context() as broken:
+        broken.setattr(bulk_module, "_write_all", fail_half_way)
+        broken.setattr(os, "ftruncate", fail)
+        with pytest.raises(OSError, match="broken"):
+            bulk.write("a", [b"three"], behind=7)
+    assert bulk.write("a", [b"three"], behind=7) == 7
+    assert bulk.write("a", [b"four"], behind=13) == 13
+    assert bulk.write("a", [b"next"]) == 18
+    bulk.close()
+    assert (tmp_path / "a").read_bytes() == b"one\ntwo\nthree\nfournext"
+
+
 @pytest.mark.parametrize("ending", [b"", b"the beginning of the next, "])
 @pytest.mark.parametrize("beginning", [b"", b"the end of the last, "])
 def test_texts_say_what_the_lines_say(beginning: bytes, ending: bytes) -> None:

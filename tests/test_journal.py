@@ -527,11 +527,11 @@ async def test_a_burst_is_put_aside_piece_by_piece_on_a_disk_that_fails(
     monkeypatch.setattr(recorder, "RETRY", 0.01)
     write, calls = Bulk.write, list[bool]()
 
-    def fail_now_and_then(bulk: Bulk, run: str, texts: list[Text], *, follows: bool = False) -> int:
-        calls.append(follows)
+    def fail_now_and_then(bulk: Bulk, run: str, texts: list[Text], *, behind: int | None = None) -> int:
+        calls.append(behind is not None)
         if len(calls) % 5 == 0:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        return write(bulk, run, texts, follows=follows)
+        return write(bulk, run, texts, behind=behind)
 
     monkeypatch.setattr(Bulk, "write", fail_now_and_then)
     said: dict[str, list[bytes]] = {"a": [], "b": [], "c": []}

@@ -45,18 +45,23 @@ class Bulk:
         self._folder = folder
         self._files: dict[str, int] = {}
         self._ends: dict[str, int] = {}
-        """Where the files that are held open end: nobody else writes to them."""
+        """Where in the files that are held open the next text goes: nobody else writes to them."""
         self._unsynced: set[str] = set()
 
-    def write(self, run: str, texts: list[Text], *, follows: bool = False) -> int:
-        """Write texts of a part, newlines between them and where it `follows` on what there is; return their place."""
+    def write(self, run: str, texts: list[Text], *, behind: int | None = None) -> int:
+        """Write texts of a part, with newlines between them; return their place: behind all that the file has.
+
+        With `behind` they follow on what ends there, whatever else a write that failed may have left there.
+        """
         file = self._open(run)
-        place = self._ends[run]
+        place = self._ends[run] if behind is None else behind
         self._unsynced.add(run)
-        pieces = [piece for text in texts for piece in (b"\n", text)][0 if follows else 1 :]
+        pieces = [piece for text in texts for piece in (b"\n", text)][1 if behind is None else 0 :]
         size = sum(map(len, pieces))
         step = max(1, min(AT_ONCE, PORTION * len(pieces) // max(1, size)))
         try:
+            if place != self._ends[run]:
+                os.lseek(file, place, os.SEEK_SET)
             for first in range(0, len(pieces), step):
                 _write_all(file, pieces[first : first + step])
         except OSError:
@@ -64,14 +69,14 @@ class Bulk:
                 os.ftruncate(file, place)
             self._close(run)  # how long it is now the disk tells
             raise
-        self._ends[run] += size
+        self._ends[run] = place + size
         return place
 
     def sync(self) -> None:
         """Have the disk hold what was written."""
         for run in list(self._unsynced):
             with contextlib.suppress(FileNotFoundError):  # deleted since
-                os.fdatasync(self._open(run, os.O_WRONLY | os.O_APPEND))
+                os.fdatasync(self._open(run, os.O_WRONLY))
             self._unsynced.discard(run)
 
     def forget(self, runs: list[str]) -> None:
@@ -86,7 +91,7 @@ class Bulk:
         for run in list(self._files):
             self._close(run)
 
-    def _open(self, run: str, how: int = os.O_WRONLY | os.O_APPEND | os.O_CREAT) -> int:
+    def _open(self, run: str, how: int = os.O_WRONLY | os.O_CREAT) -> int:
         """Return a run's file, and close the one that was opened first where there are too many."""
         if run not in self._files:
             if how & os.O_CREAT:
@@ -94,7 +99,7 @@ class Bulk:
             file = os.open(self._folder / run, how | FLAGS, 0o600)
             if len(self._files) >= OPEN:
                 self._close(next(iter(self._files)))
-            self._files[run], self._ends[run] = file, os.fstat(file).st_size
+            self._files[run], self._ends[run] = file, os.lseek(file, 0, os.SEEK_END)
         return self._files[run]
 
     def _close(self, run: str) -> None:

@@ -31,7 +31,7 @@ BURST: Final = 1024 * 1024
 """Bytes in such a time that are a burst, which no run says at the pace of a model."""
 BURST_STEP: Final = GATHER * 2
 """Seconds between two looks at a burst: what came between them is in a cache still, and a look holds up the relay."""
-PART_BYTES: Final = 2 * 1024 * 1024
+LARGEST: Final = 2 * 1024 * 1024
 """Bytes that a part has at most, if more than one read is in it: few and large ones hold up the relay least."""
 BURST_PATIENCE: Final = 0.25
 """Seconds for which what has come waits for the end of a burst, at most."""
@@ -56,7 +56,7 @@ class SqliteJournal(Backlog, Journal):
     handling: a store that fails is tried again.
     """
 
-    largest = PART_BYTES
+    largest = LARGEST
 
     def __init__(self, store: Store, retention: Retention, run_limit: int, *, content: bool) -> None:
         super().__init__(run_limit, content=content)
@@ -201,7 +201,8 @@ class SqliteJournal(Backlog, Journal):
         """Write texts of a large part to their file. Raises OSError."""
         if not texts:
             return
-        place = self._store.put_aside(lines.run, texts, follows=lines.aside > 0)
+        behind = lines.place + lines.aside if lines.aside else None
+        place = self._store.put_aside(lines.run, texts, behind=behind)
         lines.place = lines.place if lines.aside else place
         lines.aside += sum(map(len, texts)) + len(texts) - (0 if lines.aside else 1)
 

@@ -150,9 +150,9 @@ class Store:
         """Write lines of a run as `add` does: `count` of them, in texts that lines of their own end and begin."""
         self.add(run, number, Part(PartKind.LINES, first, count, b"\n".join(texts)))
 
-    def put_aside(self, run: str, texts: list[Text], *, follows: bool) -> int:
-        """Write texts of a large part, which may follow on others, named by no table yet. Raises OSError."""
-        return self._bulk.write(run, texts, follows=follows)
+    def put_aside(self, run: str, texts: list[Text], *, behind: int | None) -> int:
+        """Write texts of a large part, `behind` others of it if any, named by no table yet. Raises OSError."""
+        return self._bulk.write(run, texts, behind=behind)
 
     def add_aside(self, run: str, number: int, first: int, count: int, place: int, size: int) -> None:
         """Write what `add_lines` does of lines that were put aside: `size` bytes at `place`."""

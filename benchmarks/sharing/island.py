@@ -10,10 +10,8 @@ import contextlib
 import ctypes
 import os
 import subprocess
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 
 import attrs
 import trio
@@ -25,7 +23,8 @@ CABLE = ("tcn-near", "tcn-far")
 NOWHERE = "02:00:00:00:00:01"
 """A link address that nobody has: what is sent there is gone, without a word."""
 CLONE_NEWNET = 0x40000000
-START_BOUND = 5.0
+HOLDER = ("unshare", "--net", "sh", "-c", "echo; exec sleep infinity")
+"""What holds a namespace, and says a line once it is there."""
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
@@ -112,10 +111,6 @@ class Island:
             await trio.sleep_forever()
 
 
-def _namespace(pid: int) -> Path:
-    return Path(f"/proc/{pid}/ns/net").readlink()
-
-
 def move_apart() -> None:
     """Move this program into a namespace of its own; threads that there are stay behind. Raises OSError."""
     _call("unshare", CLONE_NEWNET)
@@ -125,16 +120,12 @@ def move_apart() -> None:
 @contextmanager
 def open_island() -> Iterator[Island]:
     """Make a namespace beside that of this program, which has moved to one of its own. Raises OSError."""
-    holder = subprocess.Popen(["unshare", "--net", "sleep", "infinity"])
-    try:
-        island = Island(holder.pid)
-        until = time.monotonic() + START_BOUND
-        while _namespace(holder.pid) == _namespace(os.getpid()):
-            if holder.poll() is not None or time.monotonic() > until:
+    with subprocess.Popen(HOLDER, stdout=subprocess.PIPE) as holder:
+        try:
+            if not holder.stdout or not holder.stdout.readline():
                 raise OSError("unshare --net gives no namespace")
-            time.sleep(0.01)  # unshare does not tell that it is there; START_BOUND ends it
-        island.lay_cable()
-        yield island
-    finally:
-        holder.kill()
-        holder.wait()
+            island = Island(holder.pid)
+            island.lay_cable()
+            yield island
+        finally:
+            holder.kill()

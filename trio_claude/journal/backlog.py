@@ -267,8 +267,9 @@ class Backlog(ABC):
             self._wake()
 
     def _recount(self, write: Write) -> None:
-        """Count only what is still in memory of lines that were put aside, with `_stir` held."""
-        assert write.lines
+        """Count only what is still in memory of something of which lines were put aside, with `_stir` held."""
+        if not write.lines or not write.lines.aside:
+            return
         left = FACT_BYTES + sum(map(len, write.lines.texts))
         self._bytes += left - write.size
         write.size = left

@@ -38,7 +38,8 @@ class Bulk:
     """The folder, in the hands of one thread at a time.
 
     Resource handling: holds up to `OPEN` files until `close`. Error handling: raises OSError, and leaves nothing of a
-    part that was not written whole; `forget` is for what can't be had back anyway, and raises nothing.
+    part that was not written whole, or what is written over; `forget` is for what can't be had back anyway, and raises
+    nothing.
     """
 
     def __init__(self, folder: Path) -> None:

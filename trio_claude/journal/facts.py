@@ -233,7 +233,7 @@ class Usage:
 
 @attrs.frozen
 class Statistics:
-    """How a journal does: bytes that are not durable yet, and for how many seconds the first of them waits.
+    """How a journal does: bytes in memory that are not durable yet, and for how many seconds the first of them waits.
 
     `faults` counts the times that it could not be written, `given_up` what it had no room for or no store takes.
     """

@@ -181,8 +181,7 @@ class SqliteJournal(Backlog, Journal):
 
         In the order in which it came: what follows on something of its run stands behind it in the file.
         """
-        large = [write for write in self._waiting if write.lines and write.lines.texts and write.whole >= LEAST]
-        moved = [(write.lines, write.lines.take()) for write in large if write.lines]
+        moved = [(write.lines, write.lines.take()) for write in self._waiting if write.lines and write.whole >= LEAST]
         self._stir.release()
         try:
             while moved:
@@ -194,7 +193,7 @@ class SqliteJournal(Backlog, Journal):
             self._stir.acquire()
             for lines, texts in moved:
                 lines.texts[:0] = texts
-            for write in large:
+            for write in self._waiting:
                 self._recount(write)
 
     def _put_aside(self, lines: Lines, texts: list[Text]) -> None:

@@ -169,7 +169,7 @@ FAMILIES: Final = (
     ),
     # journal
     Family(
-        "journal_waiting_bytes", "gauge", "History that is not durable yet.",
+        "journal_waiting_bytes", "gauge", "History in memory that is not durable yet.",
         read=_of_journal(lambda it: it.waiting),
     ),
     Family(

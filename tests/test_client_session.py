@@ -188,6 +188,27 @@ async def test_the_clis_death_is_an_end_and_not_an_exception(fake: Backend, libr
     assert (ended.reason, ended.error, ended.code) == ("failed", "the CLI exited with status 3", 1011)
 
 
+@BOTH_LIBRARIES
+async def test_what_comes_too_late_for_a_run_is_no_exception(fake: Backend, library: Library) -> None:
+    heard: list[str] = []
+
+    def hear(said: dict[str, Any]) -> None:
+        heard.append(str(said.get("code", said["event"])))
+
+    async def program(url: str) -> Any:
+        async with open_session(meta="T", url=url, on_event=hear) as session:
+            async for _ in session.ask(directive("slow", n=20, ms=20)):
+                break
+            await session.say({"type": "gateway", "op": "stop", "mode": "end"})
+            assert [line async for line in session.ask("too late")]
+            return await session.end()
+
+    async with fake.serve() as server:
+        ended = await library(partial(program, server.url))
+    assert "ending" in heard
+    assert (ended.reason, ended.code) == ("exit", 1000)
+
+
 async def test_leaving_ends_the_run(fake: Backend) -> None:
     async with fake.serve() as server:
         async with open_session(meta="T", url=server.url) as session:

@@ -235,7 +235,9 @@ async def test_a_session_with_the_real_cli(real: Backend, folder: Path) -> None:
 
 async def test_each_end_of_a_session_is_told(fake: Backend, folder: Path) -> None:
     async with fake.serve() as server:
-        seen = await play(server, folder, "ends", exit=directive("err", status=401))
+        seen = await play(
+            server, folder, "ends", exit=directive("err", status=401), slow=directive("slow", n=20, ms=20)
+        )
     assert (seen["end"]["reason"], seen["end"]["types"][-1], seen["end"]["code"]) == ("exit", "ended", 1000)
     assert seen["kill"]["reason"] == "stopped"
     assert (seen["abort"]["failed"]["name"], seen["abort"]["reason"]) == ("AbortError", "stopped")
@@ -244,7 +246,9 @@ async def test_each_end_of_a_session_is_told(fake: Backend, folder: Path) -> Non
         "unauthorized",
         1011,
     )
-    for name in ("end", "kill", "abort", "dead"):
+    assert "refused" in seen["late"]["types"]
+    assert seen["late"]["reason"] == "exit"
+    for name in ("end", "kill", "abort", "dead", "late"):
         assert seen[name]["receipt"]["survivors"] == 0
     assert (seen["refused"]["kind"], seen["refused"]["closeCode"]) == ("Refused", 1008)
     assert (seen["unknown"]["kind"], seen["unknown"]["code"]) == ("Refused", "not-open")

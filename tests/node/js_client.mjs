@@ -195,6 +195,12 @@ const scenes = {
     dead.send(more.exit);
     seen.dead = { failed: await failure(() => read(dead)), ...(await dead.ended) };
     dead.close();
+    const late = await openSession({ url });
+    late.send(more.slow);
+    late.stop("end");
+    const types = [];
+    for await (const event of late.turn("too late")) types.push(typeOf(event));
+    seen.late = { types, rest: await read(late), ...(await late.ended) };
     seen.refused = await failure(() => openSession({ url, meta: "no such meta" }));
     seen.unknown = await failure(() => openSession({ url, attach: { run: "0".repeat(32) } }));
     const stays = await start();

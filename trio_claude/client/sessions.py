@@ -78,6 +78,8 @@ class Approval:
     said: Json = attrs.field(repr=False)
 
 
+ENDING: Final = "ending"
+"""The code of what is refused because the run ends: its end is on its way, and says why."""
 PARTING: Final = 1.0
 """Seconds for telling the server that this program leaves."""
 Decide: TypeAlias = Callable[[Approval], Awaitable[Allow | Deny]]
@@ -93,6 +95,7 @@ class Session:
 
     Resource handling: lives in the context that `open_session` gives; leaving it ends the run, whatever it is at.
     Error handling: methods raise `Refused` for what the server refuses, and `ConnectionError` once the session is over.
+    What is said to a run that is just ending is not done, and raises nothing: `ended` tells why.
     """
 
     def __init__(self, link: Link, decide: Decide, hear: Hear, tasks: anyio.abc.TaskGroup) -> None:
@@ -229,7 +232,7 @@ class Session:
         refused = Refused(str(said.get("code")), str(said.get("error")), said.get("retry_after"))
         if (name := said.get("request_id")) in self._answers:
             self._answers.pop(str(name)).fail(refused)
-        elif name is None:
+        elif name is None and refused.code != ENDING:
             self._lines.add(refused)
 
     def _answered(self, response: Any) -> None:

@@ -9,6 +9,8 @@ import { asObject, type Json, type Line, parseObject, type SessionOptions } from
 
 /** Milliseconds in which a run that is left has to say how it ended. */
 const PARTING_MS = 2_000;
+/** The code of what is refused because the run ends: its end is on its way, and says why. */
+const ENDING = "ending";
 
 export interface LineEvent extends Line {
   type: "line";
@@ -141,7 +143,8 @@ export class Session implements AsyncIterable<SessionEvent> {
 
   /**
    * Say something, and iterate up to and with the turn's `result` line. Of a turn whose loop was left early the next
-   * turn lets the rest go, but for approvals.
+   * turn lets the rest go, but for approvals. What is said to a run that is just ending is not done, and throws nothing:
+   * `ended` tells why.
    */
   async *turn(content: Content): AsyncGenerator<SessionEvent, void, undefined> {
     this.send(content);
@@ -149,7 +152,7 @@ export class Session implements AsyncIterable<SessionEvent> {
     this.unfinished = true;
     for (let next = await this.read(); !next.done; next = await this.read()) {
       const event = next.value;
-      if (event.type === "gateway" && event.event === "refused" && !("request_id" in event)) {
+      if (event.type === "gateway" && event.event === "refused" && !("request_id" in event) && event["code"] !== ENDING) {
         this.unfinished = stale;
         throw errorOfRefusal(event);
       }

@@ -425,7 +425,8 @@ export declare class Session implements AsyncIterable<SessionEvent> {
     send(content: Content): void;
     /**
      * Say something, and iterate up to and with the turn's `result` line. Of a turn whose loop was left early the next
-     * turn lets the rest go, but for approvals.
+     * turn lets the rest go, but for approvals. What is said to a run that is just ending is not done, and throws nothing:
+     * `ended` tells why.
      */
     turn(content: Content): AsyncGenerator<SessionEvent, void, undefined>;
     /** Let a tool run, with `updatedInput` in place of its own input where it is given. */

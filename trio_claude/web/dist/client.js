@@ -926,6 +926,8 @@ function newToken() {
 // client/session.ts
 /** Milliseconds in which a run that is left has to say how it ended. */
 var PARTING_MS = 2e3;
+/** The code of what is refused because the run ends: its end is on its way, and says why. */
+var ENDING = "ending";
 /**
 * A conversation with one CLI: iterate over what happens, or over one `turn`; one loop at a time.
 * Leaving a loop leaves the session open; `close` ends its run. A bad end is thrown where the program iterates.
@@ -1000,7 +1002,8 @@ var Session = class {
 	}
 	/**
 	* Say something, and iterate up to and with the turn's `result` line. Of a turn whose loop was left early the next
-	* turn lets the rest go, but for approvals.
+	* turn lets the rest go, but for approvals. What is said to a run that is just ending is not done, and throws nothing:
+	* `ended` tells why.
 	*/
 	async *turn(content) {
 		this.send(content);
@@ -1008,7 +1011,7 @@ var Session = class {
 		this.unfinished = true;
 		for (let next = await this.read(); !next.done; next = await this.read()) {
 			const event = next.value;
-			if (event.type === "gateway" && event.event === "refused" && !("request_id" in event)) {
+			if (event.type === "gateway" && event.event === "refused" && !("request_id" in event) && event["code"] !== ENDING) {
 				this.unfinished = stale;
 				throw errorOfRefusal(event);
 			}

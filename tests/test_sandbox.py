@@ -74,14 +74,27 @@ async def test_a_signal_reaches_the_cli_inside(folder: Path) -> None:
         assert await process.wait_exit() == 7
 
 
-async def test_a_hostile_tree_is_gone(folder: Path) -> None:
-    script = "setsid env -i /bin/sleep 60 & sh -c \"trap '' TERM; sleep 60; :\" & setsid sh -c 'sleep 60 & exit 0'; echo ready; sleep 60"
-    job = Job(argv=("/bin/sh", "-c", script), env=ENV, cwd=str(folder), writable=(str(folder),))
-    async with open_containment("sandbox", lambda _: None) as containment, containment.start(job) as process:
-        assert await process.stdout.receive_some() == b"ready\n"
-        process.end()
-        receipt = await process.wait_gone()
-    assert (receipt.survivors, receipt.killed >= 6) == (0, True)
+TREE = """
+setsid env -i /bin/sh -c "echo a; exec sleep 60" &
+sh -c "trap '' TERM; sleep 60 & echo b; wait" &
+setsid sh -c 'sleep 60 & echo c; exit 0'
+sleep 60 & echo d; wait
+"""
+"""Out of its session and environment, deaf to TERM, an orphan, an ordinary child; each says a letter once it is there."""
+
+
+async def test_a_hostile_tree_is_gone_and_counted(folder: Path) -> None:
+    job = Job(argv=("/bin/sh", "-c", TREE), env=ENV, cwd=str(folder), writable=(str(folder),))
+    async with open_containment("sandbox", lambda _: None) as containment:
+        for _ in range(20):
+            said = b""
+            async with containment.start(job) as process:
+                while len(said) < len("a\nb\nc\nd\n"):
+                    said += await process.stdout.receive_some()
+                process.end()
+                receipt = await process.wait_gone()
+            assert (receipt.survivors, receipt.killed >= 6) == (0, True)
+            assert receipt.killed == receipt.seen
 
 
 async def test_the_stand_in_answers_in_a_sandbox(fake: Backend) -> None:

@@ -172,15 +172,21 @@ class Count:
         self.killed: set[int] = set()
 
     def kill(self, pids: list[int]) -> int:
-        """Send SIGKILL to each of `pids`; return how many took it."""
+        """Send SIGKILL to each of `pids`, parents first; return how many took it.
+
+        Who is gone once one before it was killed counts as killed: a namespace dies with its init.
+        """
         done = 0
         for pid in pids:
             self.seen.add(pid)
             try:
                 os.kill(pid, signal.SIGKILL)
+                done += 1
+            except ProcessLookupError:
+                if not done:
+                    continue
             except OSError:
                 continue
-            done += 1
             self.killed.add(pid)
         return done
 

@@ -6,6 +6,7 @@ After each fault the next run works within `RECOVERY` seconds, and no descriptor
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import os
 import random
@@ -38,6 +39,7 @@ from harness import (
     zygotes,
 )
 
+from trio_claude.containment import marks
 from trio_claude.events import Crashed, GuardianLost, Receipt, RunEnded, RunStarted
 from trio_claude.server import Server
 
@@ -178,6 +180,19 @@ async def test_zygote_and_supervisor_killed_together(fake: Backend, mode: str, z
         assert (said[0].errors[-1]["error"], said[0].code) == (LOST, 1011)
         assert fake.left() == [stage.bystander]
         assert GuardianLost("zygote") in fake.events
+
+
+async def test_what_nobody_tells_of_gets_time_to_end(fake: Backend, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A busy machine ends a killed process late; that is no survivor."""
+    kill, looks = marks.kill, itertools.count()
+    monkeypatch.setattr(marks, "kill", lambda mark: kill(mark) if next(looks) >= 20 else set())
+    async with scene(fake, containment="supervisor") as stage:
+        async with asking(stage, TREE) as said:
+            for pid in [*zygotes(), supervisor(await planted(stage))]:
+                os.kill(pid, signal.SIGKILL)
+        assert (said[0].errors[-1]["error"], said[0].code) == (LOST, 1011)
+        assert next(looks) > 20
+        assert fake.left() == [stage.bystander]
 
 
 @BOTH

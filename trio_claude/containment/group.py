@@ -122,15 +122,15 @@ class Grouped(Contained):
         return self._receipt
 
     async def _sweep(self) -> Receipt:
-        seen = killed = 1
+        killed = {self.pid}
         for _ in range(SWEEPS if Path("/proc/self/environ").exists() else 0):
             found = marks.kill(self._mark)
-            seen, killed = seen + found, killed + found
+            killed |= found
             if not found:
                 break
             await trio.sleep(0.01)
         ms = round((trio.current_time() - self._decided) * 1000, 3)
-        return Receipt(seen=seen, killed=killed, survivors=None, ms=ms, containment=GroupContainment.mode)
+        return Receipt(seen=len(killed), killed=len(killed), survivors=None, ms=ms, containment=GroupContainment.mode)
 
     def close(self) -> None:
         """Give up the pipes."""

@@ -114,10 +114,10 @@ def tell(descriptor: int, packet: dict[str, Any]) -> None:
         pass
 
 
-def rouse(pid: int) -> None:
-    """Continue a guardian that a run may have stopped, where nobody else may be left to do it."""
+def send(pid: int, number: int) -> None:
+    """Send a signal to a process that may just have ended, or with -1 to all others of our namespace."""
     try:
-        os.kill(pid, signal.SIGCONT)
+        os.kill(pid, number)
     except OSError:
         pass
 
@@ -389,7 +389,7 @@ class Supervisor:
         if self.watch():
             self.sweep()
         if not self.inside and os.getppid() == self.zygote:
-            rouse(self.zygote)
+            send(self.zygote, signal.SIGCONT)  # a run may have stopped it, and nobody else may be left to do this
         tell(self.lifeline, {**self.exit, "gone": True, "seen": len(self.count.seen), "killed": len(self.count.killed)})
         return True
 
@@ -506,10 +506,7 @@ class Supervisor:
             return False
         order = json.loads(packet)
         if self.cli:
-            try:
-                os.kill(self.target(), order["signal"])
-            except OSError:  # it has just ended, in a sandbox
-                pass
+            send(self.target(), order["signal"])
         return True
 
     def target(self) -> int:
@@ -537,10 +534,7 @@ class Supervisor:
         living = [pid for pid in pids if pid != 1 and state_of(pid)[:1] not in ([], ["Z"])]
         self.count.seen.update(living)
         self.count.killed.update(living)
-        try:
-            os.kill(-1, signal.SIGKILL)
-        except ProcessLookupError:
-            pass
+        send(-1, signal.SIGKILL)
         return len(living)
 
 

@@ -13,15 +13,16 @@ from pathlib import Path
 from .base import MARK
 
 
-def find(prefix: str) -> list[int]:
-    """Return the processes of this user whose mark begins with `prefix`."""
+def find(prefix: str) -> set[int]:
+    """Return the processes of this user, but ourselves, whose mark begins with `prefix`."""
     wanted = f"{MARK}={prefix}".encode()
-    return [int(entry.name) for entry in Path("/proc").iterdir() if entry.name.isdigit() and _bears(entry, wanted)]
+    entries = (entry for entry in Path("/proc").iterdir() if entry.name.isdigit() and _bears(entry, wanted))
+    return {int(entry.name) for entry in entries} - {os.getpid()}
 
 
-def kill(prefix: str) -> int:
-    """Send SIGKILL to the processes whose mark begins with `prefix`; return how many took it."""
-    return sum(_kill(pid) for pid in find(prefix) if pid != os.getpid())
+def kill(prefix: str) -> set[int]:
+    """Send SIGKILL to the processes that `find` finds; return those that took it."""
+    return {pid for pid in find(prefix) if _kill(pid)}
 
 
 def _bears(entry: Path, wanted: bytes) -> bool:

@@ -26,6 +26,9 @@ from .zygote import Packets, Zygote
 CONTINUE_GRACE = 0.5
 """Seconds that a guardian gets to answer after a SIGCONT, in case a run had stopped it."""
 
+MARKED_TIMEOUT = 2.0
+"""Seconds in which what bears a run's mark has to end once it is killed, where no guardian is left to tell."""
+
 
 class Unguarded(SpawnFailed):
     """The job reached no guardian: nothing of it was started, so it can be given to the next one."""
@@ -210,10 +213,18 @@ class Supervised(Contained):
             swept = await self._zygote.wait_swept(self.guardian.pid) if self.guardian.pid else None
         if swept:
             return self._count(max(swept.seen, 1), swept.killed, 0)
-        killed = marks.kill(self._mark)
-        await trio.sleep(0.05)
-        left = len(marks.find(self._mark))
+        killed, left = await self._end_marked()
         return self._count(max(killed, 1), killed, left or None)
+
+    async def _end_marked(self) -> tuple[int, int]:
+        """End what bears the run's mark; return how many were killed, and how many will not go."""
+        killed: set[int] = set()
+        left: set[int] = set()
+        with trio.move_on_after(MARKED_TIMEOUT):
+            while left := marks.find(self._mark):
+                killed |= marks.kill(self._mark)
+                await trio.sleep(0.01)  # a process that is killed ends in its own time, and nobody is told
+        return len(killed), len(left)
 
     def _count(self, seen: int, killed: int, survivors: int | None) -> Receipt:
         ms = (trio.current_time() - self._decided) * 1000

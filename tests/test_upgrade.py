@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import socket
 
 import pytest
 import trio
@@ -15,7 +16,7 @@ from trio_claude.config import Config
 from trio_claude.entrance import check_host, check_origin
 from trio_claude.errors import HttpRefusal
 from trio_claude.server import Server
-from trio_claude.upgrade import Request, check_upgrade
+from trio_claude.upgrade import Request, Response, Site, check_upgrade, json_response, serve_http
 
 
 async def exchange(server: Server, data: bytes, *, eof: bool = True) -> bytes:
@@ -115,6 +116,41 @@ async def test_requests_are_kept_alive_and_pipelined(fake: Backend) -> None:
     request = b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n"
     async with fake.serve() as server:
         assert (await exchange(server, request * 3)).count(b'{"ok": true}') == 3
+
+
+async def test_who_pipelines_takes_turns_with_others() -> None:
+    """All of the requests are there at once; to answer them must not hold the loop."""
+    ours, theirs = socket.socketpair()
+    order: list[str] = []
+
+    async def answer(_request: Request) -> Response:
+        order.append("request")
+        return json_response(200, {})
+
+    async def be_another() -> None:
+        for _ in range(100):
+            order.append("another")
+            await trio.lowlevel.checkpoint()
+
+    with ours, theirs:
+        theirs.setblocking(False)
+        ours.sendall(b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n" * 100)
+        ours.shutdown(socket.SHUT_WR)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(be_another)
+            assert await serve_http(theirs, Site(answer, frozenset()), Config()) is None
+    assert order.count("request") == 100
+    assert "request,request,request" not in ",".join(order[:150])
+
+
+async def test_a_refusal_is_the_same_each_time_and_its_body_no_answer_to_head(fake: Backend) -> None:
+    get, ask_head = (f"{method} /nothing HTTP/1.1\r\nHost: localhost\r\n\r\n".encode() for method in ("GET", "HEAD"))
+    async with fake.serve() as server:
+        whole, again, bare = [await exchange(server, data) for data in (get, get, ask_head)]
+    assert whole == again
+    before, _, body = whole.partition(b"\r\n\r\n")
+    assert json.loads(body)["code"] == "not-found"
+    assert bare == before + b"\r\n\r\n"
 
 
 async def test_every_answer_is_safe(fake: Backend) -> None:

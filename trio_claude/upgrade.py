@@ -6,6 +6,7 @@ checked here; what is handed on is a handshake written anew. Rule 2: this room k
 
 from __future__ import annotations
 
+import functools
 import http
 import json
 import re
@@ -29,6 +30,8 @@ KEEP_ALIVE = 75.0
 REQUESTS_LIMIT = 1000
 """Requests on one connection."""
 
+REFUSALS = 64
+"""Refusals of which the bytes are kept."""
 LINGER = 1.0
 """Seconds that a refused client gets to read its answer while it still sends."""
 LINGER_READS = 64
@@ -267,8 +270,10 @@ async def _next_event(sock: socket.socket, conn: _Http) -> object:
 
 
 async def _wait_bytes(sock: socket.socket, conn: _Http) -> None:
-    """Wait until a next request begins."""
-    if not conn.trailing_data[0]:
+    """Wait until a next request begins, for one that is here already until the others had their turn."""
+    if conn.trailing_data[0]:
+        await trio.lowlevel.checkpoint()
+    else:
         await trio.lowlevel.wait_readable(sock)
 
 
@@ -282,12 +287,26 @@ async def _receive(sock: socket.socket) -> bytes:
 
 
 async def _send(sock: socket.socket, conn: _Http, response: Response) -> None:
-    """Send an answer whole. Raises OSError, or trio.ClosedResourceError."""
-    headers = [("Content-Type", response.content_type), ("Content-Length", str(len(response.body)))]
-    if response.status >= 400:
-        headers.append(("Connection", "close"))
+    """Send an answer whole; behind a refusal the connection is over. Raises OSError, or trio.ClosedResourceError."""
     if conn.our_state not in (h11.IDLE, h11.SEND_RESPONSE):
         return
+    if response.status < 400:
+        await _send_all(sock, _render(conn, response))
+        return
+    data = _render_refusal(response)
+    await _send_all(sock, data.removesuffix(response.body) if conn.asks_head else data)
+    await _linger(sock)
+
+
+@functools.lru_cache(REFUSALS)
+def _render_refusal(response: Response) -> bytes:
+    """Return the bytes of a refusal. Of these there are few, and to send one again should cost little."""
+    return _render(_Http(h11.SERVER), response, ("Connection", "close"))
+
+
+def _render(conn: _Http, response: Response, *more: tuple[str, str]) -> bytes:
+    """Return the bytes of an answer to what was read on `conn`."""
+    headers = [("Content-Type", response.content_type), ("Content-Length", str(len(response.body))), *more]
     head = h11.Response(
         status_code=response.status,
         headers=[*headers, *ALWAYS, *response.headers],
@@ -296,9 +315,7 @@ async def _send(sock: socket.socket, conn: _Http, response: Response) -> None:
     data = conn.send(head) or b""
     if not conn.asks_head:
         data += conn.send(h11.Data(data=response.body)) or b""
-    await _send_all(sock, data + (conn.send(h11.EndOfMessage()) or b""))
-    if response.status >= 400:
-        await _linger(sock)
+    return data + (conn.send(h11.EndOfMessage()) or b"")
 
 
 async def _linger(sock: socket.socket) -> None:

@@ -3,11 +3,12 @@
     python benchmarks/hostile_clients.py --connections 10000 --families all --seed N [--known]
 
 The families are those of `tests/support/hostile.py`; `--families` takes names or patterns with commas between. The
-server has the default limits and the fake CLI. Between the hostile connections come polite ones, whose answers are
-checked word by word. Families that start a CLI come up for a quarter as often as the others. With `--known` the server
-wants keys: the polite have one, the hostile do not. The time to a polite client's first line is taken by a process of
-its own, before the attack and during it; the attackers yield the processors to it and to the server, as attackers do
-that have their own machines.
+server has the default limits and the fake CLI. Between the hostile connections come polite ones that say something
+wrong, and hear so. Families that start a CLI come up for a quarter as often as the others. With `--known` the server
+wants keys: the polite have one, the hostile do not. A process of its own has prompts answered all the time, checks the
+answers word by word and takes the time to each first line, before the attack and during it. The attackers yield the
+processors to all others, as attackers do that have their own machines; each has a session of its own, as some kernels
+share the processors out by sessions first.
 
 The exit status is 0 where the server lived, every polite client was answered rightly, nothing crashed inside, and
 tasks, runs, their processes and descriptors are back to what they were before the first connection; the descriptors of
@@ -18,6 +19,7 @@ takes the first 1,000 connections beyond `--connections`.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import fnmatch
 import json
 import os
@@ -36,7 +38,7 @@ import trio.testing
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "support"))
 
-from harness import FAKE_ENV, ask, bearing, connect, fake_program, held, listen, short_folder
+from harness import FAKE_ENV, bearing, connect, fake_program, held, listen, short_folder
 from hostile import CRASHES, FAMILIES, RUNS
 
 from trio_claude.commands.process import take_process
@@ -50,8 +52,6 @@ AT_ONCE = 48
 """Hostile connections at once."""
 POLITE_EVERY = 25
 """Hostile connections between two polite ones."""
-RUN_EVERY = 8
-"""Polite connections of which one gets a prompt answered; the others hear a wrong message refused."""
 STEP = 1000
 """Hostile connections between two looks at the server's memory."""
 RARE = 0.25
@@ -59,9 +59,13 @@ RARE = 0.25
 QUIET = 20.0
 """Seconds before the attack in which first lines are timed, which those during the attack are compared with."""
 PAUSE = 0.05
-"""Seconds between two such prompts."""
+"""Seconds between two prompts."""
 SETTLE = 15.0
 """Seconds in which everything must be given back at the end."""
+AWAY = 20e-6
+"""Seconds that the attackers leave the processor to who waits for it, each round of their loop."""
+LAST = "19"
+"""The niceness of who yields to all."""
 SHOWN = 5
 """Wrong answers and crashes that are printed."""
 
@@ -121,7 +125,7 @@ class Target:
 
     def __init__(self, mark: str, key: str) -> None:
         words = [sys.executable, __file__, "--server", mark, "--key", key]
-        self._process = subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+        self._process = subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True)
 
     async def look(self) -> State:
         """Ask the server what it holds. Raises OSError or ValueError where it is dead."""
@@ -170,7 +174,6 @@ class Assault:
         self._names = names
         self._weights = [RARE if name in RUNS else 1.0 for name in names]
         self._rng = random.Random(seed)
-        self._polite = 0
 
     async def rage(self, connections: int) -> None:
         """Make so many hostile connections; stops where the server is dead."""
@@ -194,22 +197,15 @@ class Assault:
             slots.release_on_behalf_of(ticket)
 
     async def _be_polite(self) -> None:
-        self._polite += 1
         try:
             with trio.fail_after(30):
-                wrong = await (self._prompt() if self._polite % RUN_EVERY == 0 else self._refused())
+                wrong = await self._refused()
         except Exception as error:
             wrong = repr(error)
         if wrong:
             self.wrong.append(wrong)
         else:
             self.right += 1
-
-    async def _prompt(self) -> str:
-        """Have a prompt answered; return what is wrong with the answer."""
-        said = await ask(self, "hi", key=self._key)
-        good = said.code == 1000 and [result["result"] for result in said.of_type("result")] == ["Hello from stub."]
-        return "" if good else repr(said)[-500:]
 
     async def _refused(self) -> str:
         """Have a wrong message refused; return what is wrong with the refusal."""
@@ -228,49 +224,64 @@ class Watched:
 
 
 async def watch(port: int, key: str) -> None:
-    """Have prompts answered, `PAUSE` seconds apart; tell the times to their first lines for each line on stdin."""
+    """Have prompts answered, `PAUSE` seconds apart; tell for each line on stdin how it went since the last."""
     firsts: list[float] = []
+    wrong: list[str] = []
     async with trio.open_nursery() as nursery:
 
         async def call() -> None:
             while True:
-                firsts.append(await first_line(Watched(port), key))
+                try:
+                    with trio.fail_after(30):
+                        firsts.append(await first_line(Watched(port), key))
+                except Exception as error:
+                    wrong.append(repr(error))
                 await trio.sleep(PAUSE)
 
         nursery.start_soon(call)
         async for _ in trio.lowlevel.FdStream(os.dup(0)):
-            print(json.dumps(firsts), flush=True)
+            print(json.dumps({"firsts": firsts, "wrong": wrong}), flush=True)
             firsts.clear()
+            wrong.clear()
         nursery.cancel_scope.cancel()
 
 
 async def first_line(server: Watched, key: str) -> float:
-    """Return the seconds from a prompt to its first line, and read to the end."""
+    """Return the seconds from a prompt to its first line, and read to the end. Raises ValueError for a wrong answer."""
     async with connect(server, key=key or None) as socket:
         await socket.get_message()
         began = time.perf_counter()
         await socket.send_message(json.dumps({"prompt": "hi", "meta": "POLITE"}))
         await socket.get_message()
         took = time.perf_counter() - began
-        await listen(socket)
-        return took
+        said = await listen(socket)
+    if said.code != 1000 or [result["result"] for result in said.of_type("result")] != ["Hello from stub."]:
+        raise ValueError(repr(said)[-500:])
+    return took
+
+
+@attrs.frozen
+class Heard:
+    """The times to the first lines of right answers, and what was wrong with the others."""
+
+    firsts: list[float]
+    wrong: list[str]
 
 
 class Watcher:
-    """The process that times first lines."""
+    """The process that has prompts answered."""
 
     def __init__(self, port: int, key: str) -> None:
         words = [sys.executable, __file__, "--watch", str(port), "--key", key]
-        self._process = subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+        self._process = subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True)
 
-    def told(self) -> list[float]:
-        """Return the times since the last call."""
+    def told(self) -> Heard:
+        """Return what was heard since the last call."""
         assert self._process.stdin
         assert self._process.stdout
         self._process.stdin.write(b"\n")
         self._process.stdin.flush()
-        times: list[float] = json.loads(self._process.stdout.readline())
-        return times
+        return Heard(**json.loads(self._process.stdout.readline()))
 
     def stop(self) -> None:
         """End the process by the end of its stdin."""
@@ -285,6 +296,22 @@ async def settled(target: Target, before: State) -> State:
     while (state := await target.look()).holds() != before.holds() and trio.current_time() < ends:
         await trio.sleep(0.2)
     return state
+
+
+class Pauses(trio.abc.Instrument):
+    """Leaves the processor each round of the loop: a kernel that shares it out by sessions takes it only each tick."""
+
+    def before_io_wait(self, _timeout: float) -> None:
+        """Let others have it that wait."""
+        time.sleep(AWAY)
+
+
+def step_back() -> None:
+    """Yield the processors to everything else, also to other sessions."""
+    os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
+    with contextlib.suppress(FileNotFoundError):  # the kernel does not share them out by sessions
+        Path("/proc/self/autogroup").write_text(LAST)
+    trio.lowlevel.add_instrument(Pauses())
 
 
 def percentile(seconds: list[float], share: float) -> float:
@@ -302,7 +329,7 @@ async def attack(connections: int, names: list[str], seed: str, key: str) -> boo
         await assault.rage(WARM_UP)
         await settled(target, before)
         watcher = Watcher(before.port, key)
-        os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
+        step_back()
         await trio.sleep(QUIET)
         quiet = watcher.told()
         warm = await target.look()
@@ -326,22 +353,23 @@ async def attack(connections: int, names: list[str], seed: str, key: str) -> boo
     print(f"connections/s         {connections / seconds:.0f}")
     print("server deaths         0")
     print(f"crashes               {after.crashes}")
-    print(f"polite, right/wrong   {assault.right}/{len(assault.wrong)}")
-    print(f"first line p50, ms    {percentile(quiet, 0.5):.1f} quiet, {percentile(beside, 0.5):.1f} during the attack")
-    ratio = percentile(beside, 0.99) / percentile(quiet, 0.99)
-    print(
-        f"first line p99, ms    {percentile(quiet, 0.99):.1f} of {len(quiet)}, {percentile(beside, 0.99):.1f}"
-        f" of {len(beside)}: {ratio:.2f}"
-    )
+    wrong = [*assault.wrong, *quiet.wrong, *beside.wrong]
+    print(f"polite, right/wrong   {assault.right + len(quiet.firsts) + len(beside.firsts)}/{len(wrong)}")
+    for share in (0.5, 0.99):
+        before_it, during_it = percentile(quiet.firsts, share), percentile(beside.firsts, share)
+        print(
+            f"first line p{100 * share:.0f}, ms    {before_it:.1f} of {len(quiet.firsts)} quiet, {during_it:.1f} of"
+            f" {len(beside.firsts)} during the attack: {during_it / before_it:.2f}"
+        )
     print(f"descriptors           {before.descriptors} -> {after.descriptors}")
     print(f"tasks                 {before.tasks} -> {after.tasks}")
     print(f"runs and processes    {after.runs} and {left} left")
     print(f"memory, KiB           {warm.resident} -> {after.resident}: {after.resident - warm.resident:+d}")
     print(f"memory each {STEP}      {' '.join(f'{resident - warm.resident:+d}' for resident in curve)}")
-    for text in [*assault.wrong[:SHOWN], *after.first_crashes]:
+    for text in [*wrong[:SHOWN], *after.first_crashes]:
         print(f"  {text}")
     crashed = after.crashes > 0 and not CRASHES
-    return not (assault.wrong or crashed or left or after.holds() != before.holds())
+    return not (wrong or crashed or left or after.holds() != before.holds())
 
 
 def chosen(patterns: str) -> list[str]:
@@ -358,6 +386,7 @@ def main() -> int:
     parser.add_argument("--seed", default=secrets.token_hex(4), help="what the connections follow from")
     parser.add_argument("--list", action="store_true", help="print the families and end")
     parser.add_argument("--known", action="store_true", help="serve those only who have a key")
+    parser.add_argument("--apart", action="store_true", help=argparse.SUPPRESS)
     parser.add_argument("--server", help=argparse.SUPPRESS)
     parser.add_argument("--watch", type=int, help=argparse.SUPPRESS)
     parser.add_argument("--key", default="", help=argparse.SUPPRESS)
@@ -372,6 +401,8 @@ def main() -> int:
     if words.list or not names:
         print("\n".join(f"{name:30} {FAMILIES[name].__doc__}" for name in names or FAMILIES))
         return 0 if names else 2
+    if not words.apart:
+        return subprocess.run([sys.executable, *sys.argv, "--apart"], start_new_session=True, check=False).returncode
     return 0 if trio.run(attack, words.connections, names, words.seed, new_secret() if words.known else "") else 1
 
 

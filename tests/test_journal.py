@@ -519,6 +519,21 @@ async def test_what_waits_for_the_disk_is_bounded(tmp_path: Path, monkeypatch: p
         assert found.stored == sum(part.count for part in await journal.parts("a")) < 20
 
 
+async def test_what_a_crowd_says_is_written_together(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It waits for more, but not where somebody waits for it."""
+    monkeypatch.setattr(recorder, "CROWD_PATIENCE", 60.0)
+    names = [str(number) for number in range(recorder.CROWD * 4)]
+    async with opened(tmp_path / "j.db") as journal:
+        runs = [journal.begin(begun(name)) for name in names]
+        for run in runs:
+            run.lines([b"a"])
+        await trio.sleep(0.2)  # twenty times as long as a few would wait
+        assert journal.waiting
+        with trio.fail_after(10):
+            await journal.settle()
+        assert [sum(part.count for part in await journal.parts(name)) for name in names] == [1] * len(names)
+
+
 async def test_a_burst_is_put_aside_piece_by_piece_on_a_disk_that_fails(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -27,6 +27,10 @@ from .unfinished import Unfinished, find_unfinished
 
 GATHER: Final = 0.01
 """Seconds for which what has come waits for more, to be written with it; not where somebody waits for it."""
+CROWD: Final = 8
+"""Writes that are a crowd's: each of its runs has more to say before long, for which a write is no dearer."""
+CROWD_PATIENCE: Final = GATHER * 5
+"""Seconds for which what has come waits in a crowd, at most."""
 BURST: Final = 1024 * 1024
 """Bytes in such a time that are a burst, which no run says at the pace of a model."""
 BURST_STEP: Final = GATHER * 2
@@ -167,14 +171,20 @@ class SqliteJournal(Backlog, Journal):
             return self._first()
 
     def _gather(self, until: float) -> None:
-        """Let what has come wait a moment for more; in a burst longer, of which lines are put aside meanwhile."""
-        before, patience = self._came, GATHER
+        """Let what has come wait a moment for more, longer where many runs say something.
+
+        In a burst longer still, of which lines are put aside meanwhile.
+        """
+        before, patience, rest = self._came, GATHER, time.monotonic() + CROWD_PATIENCE
         while not self._stir.wait_for(lambda: self._hurry or self._closing, patience):
             self._relieve()
             came, before = self._came - before, self._came
-            if came < BURST * patience / GATHER or time.monotonic() > until:
+            burst = came >= BURST * patience / GATHER
+            if not burst and len(self._waiting) < CROWD:
                 return
-            patience = BURST_STEP
+            if time.monotonic() > (until if burst else rest):
+                return
+            patience = BURST_STEP if burst else GATHER
 
     def _relieve(self) -> None:
         """Put what waits of large parts aside, without the lock, so that its memory is used again while it is hot.

@@ -113,7 +113,7 @@ def _peers(redis: Redis) -> dict[str, Peer]:
     peers = (
         peer(OURS, "without history", "--journal", "none"),
         peer("history", "in SQLite", "--journal", "sqlite:journal.db"),
-        peer(REDIS, "in Redis", "--redis", redis.url),
+        peer(REDIS, "in Redis", "--redis", redis.url, "--journal", "auto"),
     )
     return {one.name: one for one in peers}
 

@@ -38,7 +38,7 @@ class Peer:
 def _ours(*more: str) -> Callable[[Native, Path, int], list[str]]:
     def command(_native: Native, cli: Path, _port: int) -> list[str]:
         words = [sys.executable, "-m", "trio_claude", "serve", "--port", "0", "--cli", str(cli)]
-        return [*words, "--max-runs", str(MOST_RUNS), *more]
+        return [*words, "--max-runs", str(MOST_RUNS), "--journal", "none", *more]
 
     return command
 
@@ -87,12 +87,12 @@ VERBATIM = "/ws/claude?frames=verbatim"
 CHILD_ONLY = "at the end it kills its child only"
 ALL = (
     Peer(
-        OURS, "trio-claude", _ours(), install.ours_version, "containment on (auto: in a namespace where it may)",
-        VERBATIM, ours=True,
+        OURS, "trio-claude", _ours(), install.ours_version,
+        "containment on (auto: in a namespace where it may); history off", VERBATIM, ours=True,
     ),
     Peer(
         "supervisor", "trio-claude, supervisor", _ours("--containment", "supervisor"), install.ours_version,
-        "containment on, without a namespace", VERBATIM, ours=True,
+        "containment on, without a namespace; history off", VERBATIM, ours=True,
     ),
     Peer("c", "C relay", _relay, lambda: "cc -O2", "the limit: no limits, deadlines or pings; killpg at the end"),
     Peer("bun-corked", "Bun, corked", _bun("bun_corked"), _bun_version, CHILD_ONLY),

@@ -185,7 +185,7 @@ async def test_zygote_and_supervisor_killed_together(fake: Backend, mode: str, z
 async def test_what_nobody_tells_of_gets_time_to_end(fake: Backend, monkeypatch: pytest.MonkeyPatch) -> None:
     """A busy machine ends a killed process late; that is no survivor."""
     kill, looks = marks.kill, itertools.count()
-    monkeypatch.setattr(marks, "kill", lambda mark: kill(mark) if next(looks) >= 20 else set())
+    monkeypatch.setattr(marks, "kill", lambda mark: kill(mark) if next(looks) >= 20 else marks.find(mark))
     async with scene(fake, containment="supervisor") as stage:
         async with asking(stage, TREE) as said:
             for pid in [*zygotes(), supervisor(await planted(stage))]:

@@ -21,7 +21,7 @@ def find(prefix: str) -> set[int]:
 
 
 def kill(prefix: str) -> set[int]:
-    """Send SIGKILL to the processes that `find` finds; return those that took it."""
+    """Send SIGKILL to the processes that `find` finds; return those that took it: also who is dying still."""
     return {pid for pid in find(prefix) if _kill(pid)}
 
 

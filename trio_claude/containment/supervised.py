@@ -221,8 +221,8 @@ class Supervised(Contained):
         killed: set[int] = set()
         left: set[int] = set()
         with trio.move_on_after(MARKED_TIMEOUT):
-            while left := marks.find(self._mark):
-                killed |= marks.kill(self._mark)
+            while left := marks.kill(self._mark):
+                killed |= left
                 await trio.sleep(0.01)  # a process that is killed ends in its own time, and nobody is told
         return len(killed), len(left)
 

@@ -64,7 +64,7 @@ def _peer(name: str, title: str, *words: str) -> Peer:
     )
 
 
-WITHOUT = _peer(OURS, "without history", "--journal", "none")
+WITHOUT = _peer(OURS, "without history")
 WITH = _peer("history", "with history", "--journal", f"sqlite:{JOURNAL}")
 PEERS = {peer.name: peer for peer in (WITHOUT, WITH)}
 

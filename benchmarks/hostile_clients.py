@@ -22,6 +22,7 @@ import argparse
 import contextlib
 import fnmatch
 import json
+import math
 import os
 import random
 import secrets
@@ -234,7 +235,7 @@ async def watch(port: int, key: str) -> None:
                 try:
                     with trio.fail_after(30):
                         firsts.append(await first_line(Watched(port), key))
-                except Exception as error:
+                except Exception as error:  # whatever keeps a prompt from its answer is a wrong answer, and is shown
                     wrong.append(repr(error))
                 await trio.sleep(PAUSE)
 
@@ -303,7 +304,7 @@ class Pauses(trio.abc.Instrument):
 
     def before_io_wait(self, _timeout: float) -> None:
         """Let others have it that wait."""
-        time.sleep(AWAY)
+        time.sleep(AWAY)  # it blocks this process on purpose, which alone has the attackers; the others run meanwhile
 
 
 def step_back() -> None:
@@ -315,7 +316,9 @@ def step_back() -> None:
 
 
 def percentile(seconds: list[float], share: float) -> float:
-    """Return a percentile in milliseconds."""
+    """Return a percentile in milliseconds, not a number where there is nothing to take it of."""
+    if not seconds:
+        return math.nan
     return 1000 * sorted(seconds)[int(share * (len(seconds) - 1))]
 
 

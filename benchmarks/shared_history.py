@@ -111,7 +111,7 @@ def _peers(redis: Redis) -> dict[str, Peer]:
         )
 
     peers = (
-        peer(OURS, "without history", "--journal", "none"),
+        peer(OURS, "without history"),
         peer("history", "in SQLite", "--journal", "sqlite:journal.db"),
         peer(REDIS, "in Redis", "--redis", redis.url, "--journal", "auto"),
     )

@@ -149,7 +149,9 @@ async def test_a_server_tells_its_manager_how_it_is(fake: Backend, folder: Path,
             told.clear()
             os.kill(server.process.pid, signal.SIGHUP)
             await until(lambda: hears("RELOADING=1", "MONOTONIC_USEC=") and hears("READY=1"))
-            assert '"event": "Reloaded", "error": ""' in (folder / "log").read_text()
+            await until(
+                lambda: '"event": "Reloaded", "error": ""' in (folder / "log").read_text()
+            )  # a thread writes it
             assert await server.end() == 0
             assert hears("STOPPING=1", "STATUS=draining; 0 runs go on")
             told.clear()

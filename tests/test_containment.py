@@ -385,8 +385,10 @@ from trio_claude.containment import Job, open_containment
 async def main():
     async with open_containment("supervisor", lambda _: None) as containment:
         for _ in range(2):
-            job = Job(argv=("/bin/sh", "-c", "cat /proc/self/oom_score_adj /proc/$PPID/oom_score_adj"), env={}, cwd="/")
+            job = Job(argv=("/bin/sh", "-c", "read line; cat /proc/self/oom_score_adj /proc/$PPID/oom_score_adj"), env={}, cwd="/")
             async with containment.start(job) as process:
+                await process.stdin.send_all(b"go")  # it has begun, and its supervisor is again what it was
+                await process.stdin.aclose()
                 await process.wait_exit()
                 sys.stdout.write((await process.stdout.receive_some()).decode())
 trio.run(main)

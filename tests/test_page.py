@@ -204,10 +204,11 @@ async def test_a_reload_in_mid_run_shows_every_line_once(real: Backend, browser:
     assert len(real.ended) == 1
 
 
-async def test_a_broken_connection_comes_back_by_itself(fake: Backend, browser: Browser) -> None:
+@pytest.mark.parametrize("late", ["", "/notice"], ids=["", "asked before the page knows its server"])
+async def test_a_broken_connection_comes_back_by_itself(fake: Backend, browser: Browser, late: str) -> None:
     """Each line once, nothing said again; meanwhile the page says that it tries."""
     async with fake.serve(journal="memory") as server, open_cutter(server.port) as cutter:
-        async with looking_at_death(browser, cutter.url) as page:
+        async with looking_at_death(browser, cutter.url, late) as page:
             await page.say(directive("slow", n=40, ms=50))
             await page.wait_text(".answer", "tok3")
             cutter.open = False
@@ -245,9 +246,9 @@ async def test_a_server_that_dies_is_told_of_and_the_conversation_goes_on(real: 
 
 
 @asynccontextmanager
-async def looking_at_death(browser: Browser, url: str) -> AsyncIterator[Page]:
+async def looking_at_death(browser: Browser, url: str, late: str = "") -> AsyncIterator[Page]:
     """Open the page where its server dies: the browser itself says that it can't be reached."""
-    async with browser.open(f"{url}/") as page:
+    async with browser.open(f"{url}/", late=late) as page:
         yield page
         seen = await page.seen()
     assert [one for one in seen["errors"] if "net::ERR_" not in one and "WebSocket" not in one] == []

@@ -1,6 +1,7 @@
 // A real Chromium that a test leads step by step: one JSON command a line on stdin, one JSON answer a line on stdout.
 // Usage: node drive.cjs CHROMIUM
-//   {"open":NAME,"url":…,"options":{…}}        a page in a context of its own; "with":NAME shares that one's context
+//   {"open":NAME,"url":…,"options":{…}}        a page in a context of its own; "with":NAME shares that one's context,
+//                                              "late":PATH lets a request for that wait a second
 //   {"page":NAME,"call":"keyboard.press","with":[…]}   any method of the page; what it returns, where JSON can say it
 //   {"until":NAME,"js":…}                      wait until an expression is true
 //   {"seen":NAME}                              errors, requests to whom, and violations of the policy, so far
@@ -12,12 +13,13 @@ const { createInterface } = require("node:readline");
 const { chromium } = require("playwright-core");
 
 const WAIT_MS = 15_000;
+const LATE_MS = 1_000;
 const COMMAND_MS = 45_000; // for one command, whatever the page or Chromium does
 const ARGS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking", "--disable-component-update", "--disable-sync", "--disable-dev-shm-usage"];
 const pages = new Map();
 
 const commands = {
-  async open({ open, url, options, with: other }, browser) {
+  async open({ open, url, options, with: other, late }, browser) {
     const context = other ? pages.get(other).page.context() : await browser.newContext(options);
     const page = await context.newPage();
     page.setDefaultTimeout(WAIT_MS);
@@ -31,6 +33,12 @@ const commands = {
     await page.addInitScript(() =>
       document.addEventListener("securitypolicyviolation", (event) => globalThis.violated(`${event.violatedDirective}: ${event.blockedURI}`)),
     );
+    if (late) {
+      await page.route(`**${late}`, async (route) => {
+        await new Promise((resolve) => setTimeout(resolve, LATE_MS));
+        await route.continue();
+      });
+    }
     await page.goto(url);
   },
 

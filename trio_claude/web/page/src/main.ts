@@ -28,15 +28,17 @@ openRunning(talk);
 openHistory(talk);
 openUsage(talk);
 openDaemons(talk);
-openForm();
-void openDoor();
+openForm(openDoor());
 
-function openForm(): void {
+/** Take prompts; one that is sent before it is known what this server is waits for that: how long its run is to wait, too. */
+function openForm(door: Promise<void>): void {
   const prompt = find<HTMLTextAreaElement>("prompt");
   find("ask").addEventListener("submit", (event) => {
     event.preventDefault();
     if (!prompt.value.trim() || find<HTMLButtonElement>("send").disabled) return;
-    talk.send(prompt.value);
+    const text = prompt.value;
+    const send = () => talk.send(text);
+    void door.then(send, send);
     prompt.value = "";
     prompt.focus();
   });

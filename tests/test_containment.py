@@ -354,6 +354,15 @@ async def test_a_group_says_that_it_can_prove_nothing() -> None:
     assert not alive(child)
 
 
+@pytest.mark.parametrize(("script", "killed"), [("exit 7", 0), ("kill -9 $$", 0), ("sleep 60", 1)])
+async def test_a_group_counts_as_killed_what_it_killed(script: str, killed: int) -> None:
+    async with open_containment("group", lambda _: None) as containment, containment.start(shell(script)) as process:
+        if not killed:
+            await process.wait_exit()
+        receipt = await _end(process)
+    assert (receipt.seen, receipt.killed) == (1, killed)
+
+
 async def test_what_stays_in_a_group_is_ended_with_the_cli() -> None:
     """Also where it has cleared its environment, and the CLI has ended by itself."""
     async with open_containment("group", lambda _: None) as containment:

@@ -54,6 +54,8 @@ class Grouped(Contained):
         self._mark = mark
         self._receipt: Receipt | None = None
         self._decided = math.inf
+        self._struck = False
+        """Whether the CLI lived when it was killed."""
 
     async def wait_exit(self) -> int:
         """Wait for the CLI's own end."""
@@ -110,6 +112,7 @@ class Grouped(Contained):
         """Kill the group and whatever bears the mark."""
         self._decided = min(self._decided, trio.current_time())
         if self._process.returncode is None:
+            self._struck = self._struck or self._lives()
             self._kill_group()
 
     async def wait_gone(self) -> Receipt:
@@ -122,7 +125,7 @@ class Grouped(Contained):
         return self._receipt
 
     async def _sweep(self) -> Receipt:
-        killed = {self.pid}
+        killed = {self.pid} if self._struck and self.status == -signal.SIGKILL else set()
         for _ in range(SWEEPS if Path("/proc/self/environ").exists() else 0):
             found = marks.kill(self._mark)
             killed |= found
@@ -130,7 +133,8 @@ class Grouped(Contained):
                 break
             await trio.sleep(0.01)
         ms = round((trio.current_time() - self._decided) * 1000, 3)
-        return Receipt(seen=len(killed), killed=len(killed), survivors=None, ms=ms, containment=GroupContainment.mode)
+        seen = len(killed | {self.pid})
+        return Receipt(seen=seen, killed=len(killed), survivors=None, ms=ms, containment=GroupContainment.mode)
 
     def close(self) -> None:
         """Give up the pipes."""

@@ -9,7 +9,7 @@ from typing import Any, Final, TypeAlias
 
 import attrs
 
-_quoted = json.JSONEncoder(ensure_ascii=False).encode
+_quoted = json.encoder.encode_basestring
 LIVE = "live"
 ENDED = "ended"
 Text: TypeAlias = bytes | memoryview

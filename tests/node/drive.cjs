@@ -1,7 +1,7 @@
 // A real Chromium that a test leads step by step: one JSON command a line on stdin, one JSON answer a line on stdout.
 // Usage: node drive.cjs CHROMIUM
 //   {"open":NAME,"url":…,"options":{…}}        a page in a context of its own; "with":NAME shares that one's context,
-//                                              "late":PATH lets a request for that wait a second
+//                                              "late":PATH cuts the first request for that off, and lets another wait a second
 //   {"page":NAME,"call":"keyboard.press","with":[…]}   any method of the page; what it returns, where JSON can say it
 //   {"until":NAME,"js":…}                      wait until an expression is true
 //   {"seen":NAME}                              errors, requests to whom, and violations of the policy, so far
@@ -34,7 +34,9 @@ const commands = {
       document.addEventListener("securitypolicyviolation", (event) => globalThis.violated(`${event.violatedDirective}: ${event.blockedURI}`)),
     );
     if (late) {
+      let asked = 0;
       await page.route(`**${late}`, async (route) => {
+        if (!asked++) return route.abort();
         await new Promise((resolve) => setTimeout(resolve, LATE_MS));
         await route.continue();
       });

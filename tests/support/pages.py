@@ -52,7 +52,10 @@ class Browser:
     async def open(
         self, url: str, name: str = "page", *, beside: Page | None = None, late: str = "", **options: object
     ) -> AsyncIterator[Page]:
-        """Open a page in a context of its own, or `beside` another in that one's; a request for `late` waits a second."""
+        """Open a page in a context of its own, or `beside` another in that one's.
+
+        The first request for `late` is cut off, another waits a second.
+        """
         shared = {**({"with": beside.name} if beside else {}), **({"late": late} if late else {})}
         await self.ask(open=name, url=url, options=options, **shared)
         try:

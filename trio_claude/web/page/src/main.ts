@@ -16,6 +16,9 @@ interface Notice {
   grace: number;
 }
 
+/** Milliseconds until a server that did not say what it is is asked again. */
+const ASK_AGAIN = 1000;
+
 /** Seconds for which a run waits for a page at the most: who has closed it comes back no more. */
 const COMING_BACK = 60;
 
@@ -37,8 +40,7 @@ function openForm(door: Promise<void>): void {
     event.preventDefault();
     if (!prompt.value.trim() || find<HTMLButtonElement>("send").disabled) return;
     const text = prompt.value;
-    const send = () => talk.send(text);
-    void door.then(send, send);
+    void door.then(() => talk.send(text));
     prompt.value = "";
     prompt.focus();
   });
@@ -58,7 +60,7 @@ function openForm(door: Promise<void>): void {
 
 /** Learn what this server is; where it wants a key, ask for that first. */
 async function openDoor(): Promise<void> {
-  const { notice, credentials, demo, grace } = (await (await fetch("/notice")).json()) as Notice;
+  const { notice, credentials, demo, grace } = await askNotice();
   find("notice").textContent = notice;
   find("notice").hidden = !notice;
   find("demo").hidden = !demo;
@@ -71,6 +73,15 @@ async function openDoor(): Promise<void> {
   find("unlock").hidden = !credentials;
   if (!credentials) talk.comeBack();
   else find("key").focus();
+}
+
+/** Ask what this server is, until it says so. */
+async function askNotice(): Promise<Notice> {
+  for (;;) {
+    const answer = await fetch("/notice").catch(() => null);
+    if (answer?.ok) return (await answer.json()) as Notice;
+    await new Promise((resolve) => setTimeout(resolve, ASK_AGAIN));
+  }
 }
 
 function wantKey(why: string): void {

@@ -62,6 +62,16 @@ def said(word: str) -> str:
     return re.findall(rf"^{word} (.*)$", IMAGE, re.MULTILINE)[-1]
 
 
+def test_an_image_is_built_of_what_it_names_and_of_nothing_that_lies_about() -> None:
+    first, *rest = [line for line in (ROOT / ".dockerignore").read_text().splitlines() if not line.startswith("#")]
+    copied = re.findall(r"^COPY (?!--from)(.*) \S+$", IMAGE, re.MULTILINE)
+    assert first == "*"
+    assert {line[1:] for line in rest if line.startswith("!")} == set(" ".join(copied).split())
+    unkept = [line.strip("/") for line in (ROOT / ".gitignore").read_text().splitlines()]
+    inside = {line for line in unkept if line.startswith("trio_claude/")}
+    assert inside | {"**/__pycache__", "**/node_modules"} == {line for line in rest if not line.startswith("!")}
+
+
 SERVES = {
     "systemd": shlex.split(SERVICE["ExecStart"])[2:],
     "image": json.loads(said("CMD"))[1:],

@@ -7,6 +7,7 @@ import errno
 import os
 import sqlite3
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -16,13 +17,15 @@ from trio_claude.errors import JournalFault
 from trio_claude.journal import Begun, Journal, Retention, open_journal
 from trio_claude.journal import bulk as bulk_module
 from trio_claude.journal import recorder as recorder_module
-from trio_claude.journal.bulk import LEAST, Bulk, folder_of
+from trio_claude.journal.bulk import LEAST, ROOM, Bulk, folder_of
 from trio_claude.journal.facts import End
 from trio_claude.journal.store import Store
 from trio_claude.journal.visits import delete_local
 from trio_claude.stream_json import LineSplitter
 
 LARGE = b"x" * LEAST
+BLOCK = 64 * 1024
+"""Bytes that a disk gives at a time, at most."""
 
 
 def begun(run: str) -> Begun:
@@ -263,3 +266,59 @@ def test_texts_are_copied_where_a_chunk_holds_little_or_something_else() -> None
     splitter.feed(rest)
     lines = splitter.finish()
     assert splitter.texts(lines, b"") == [b"c"]
+
+
+def room(path: Path, run: str = "a") -> int:
+    """Return the bytes that a run's file has on its disk behind its end."""
+    found = (folder_of(path) / run).stat()
+    return found.st_blocks * 512 - found.st_size
+
+
+ends = pytest.mark.parametrize(
+    "end", [lambda store: store.end(ended("a", 1)), Store.checkpoint, Store.close], ids=["run", "rest", "server"]
+)
+
+
+@ends
+def test_the_disk_keeps_room_for_more_until_nothing_more_comes(tmp_path: Path, end: Callable[[Store], None]) -> None:
+    store = Store(tmp_path / "j.db", "s")
+    store.begin(begun("a"))
+    place = store.put_aside("a", [LARGE], behind=None)
+    assert (folder_of(store.path) / "a").stat().st_size == LEAST, "as long as what is in it"
+    assert room(store.path) >= ROOM[0]
+    store.put_aside("a", [b"x" * 2 * ROOM[0]], behind=place + LEAST)
+    assert room(store.path) >= 2 * ROOM[0], "as much again"
+    end(store)
+    assert room(store.path) <= BLOCK
+
+
+def test_a_server_that_died_keeps_no_room(tmp_path: Path) -> None:
+    dead = Store(tmp_path / "j.db", "dead")
+    dead.begin(begun("a"))
+    dead.put_aside("a", [LARGE], behind=None)
+    for lock in tmp_path.glob("*.dead.lock"):
+        lock.unlink()
+    assert room(dead.path) >= ROOM[0]
+    with contextlib.closing(Store(tmp_path / "j.db", "next")) as store:
+        assert store.lost == 1
+        assert room(store.path) <= BLOCK
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("_fallocate", None), ("_fallocate", lambda *_: -1), ("SPARE", 2**62)],
+    ids=["no system", "no disk", "full"],
+)
+async def test_where_no_room_is_kept_all_is_written_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, value: object
+) -> None:
+    monkeypatch.setattr(bulk_module, name, value)
+    path = tmp_path / "j.db"
+    store = Store(path, "s")
+    store.begin(begun("b"))
+    store.put_aside("b", [LARGE], behind=None)
+    assert room(path, "b") <= BLOCK
+    store.close()
+    await write(path)
+    async with open_journal(path, "t", Retention(), 2**30, content=True) as journal:
+        assert await read(journal) == [b"one", LARGE, b"three", LARGE, b"five"]

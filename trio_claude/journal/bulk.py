@@ -8,6 +8,7 @@ bytes. Never here: a row.
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import os
 import sqlite3
 import time
@@ -22,11 +23,23 @@ AT_ONCE: Final = 512
 """Texts that one call of the system writes; Linux takes up to 1,024."""
 PORTION: Final = 512 * 1024
 """Bytes that one such call is given, about: the kernel may copy them without letting another have the processor."""
+ROOM: Final = (4 * 1024 * 1024, 64 * 1024 * 1024)
+"""Bytes for which the disk keeps room behind what a run has said: as much again, within these.
+
+A file whose blocks are its own already takes a write for a quarter less.
+"""
+SPARE: Final = 1024 * 1024 * 1024
+"""Bytes that are free on a disk that keeps room."""
 OPEN: Final = 32
 """Files that are held open."""
 FORGOTTEN: Final = 3600.0
 """Seconds after its last change in which a file that no run has may still be one that a server is about to name."""
 FLAGS: Final = os.O_CLOEXEC | os.O_NOFOLLOW
+KEEP_SIZE: Final = 1
+"""fallocate(2): the file does not get longer by it."""
+_fallocate = getattr(ctypes.CDLL(None), "fallocate", None)
+if _fallocate:
+    _fallocate.argtypes = (ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int64)
 
 
 def folder_of(path: Path) -> Path:
@@ -47,6 +60,8 @@ class Bulk:
         self._files: dict[str, int] = {}
         self._ends: dict[str, int] = {}
         """Where in the files that are held open the next text goes: nobody else writes to them."""
+        self._rooms: dict[str, int] = {}
+        """Up to where the disk was asked to keep room for them."""
         self._unsynced: set[str] = set()
 
     def write(self, run: str, texts: list[Text], *, behind: int | None = None) -> int:
@@ -60,6 +75,7 @@ class Bulk:
         pieces = [piece for text in texts for piece in (b"\n", text)][1 if behind is None else 0 :]
         size = sum(map(len, pieces))
         step = max(1, min(AT_ONCE, PORTION * len(pieces) // max(1, size)))
+        self._keep_room(run, place + size)
         try:
             if place != self._ends[run]:
                 os.lseek(file, place, os.SEEK_SET)
@@ -73,11 +89,16 @@ class Bulk:
         self._ends[run] = place + size
         return place
 
+    def end(self, run: str) -> None:
+        """Close the file of a run that says no more, if it has one."""
+        self._close(run)
+
     def sync(self) -> None:
-        """Have the disk hold what was written."""
+        """Have the disk hold what was written, and give back the room for more."""
         for run in list(self._unsynced):
             with contextlib.suppress(FileNotFoundError):  # deleted since
                 os.fdatasync(self._open(run, os.O_WRONLY))
+            self._close(run)
             self._unsynced.discard(run)
 
     def forget(self, runs: list[str]) -> None:
@@ -103,11 +124,25 @@ class Bulk:
             self._files[run], self._ends[run] = file, os.lseek(file, 0, os.SEEK_END)
         return self._files[run]
 
+    def _keep_room(self, run: str, end: int) -> None:
+        """Have the disk keep room for more than a file is going to have, if it can; the file gets no longer."""
+        if not _fallocate or end <= self._rooms.get(run, 0):
+            return
+        file, (least, most) = self._files[run], ROOM
+        self._rooms[run] = end + min(max(end, least), most)
+        disk = os.fstatvfs(file)
+        if disk.f_bavail * disk.f_frsize >= SPARE:
+            _fallocate(file, KEEP_SIZE, self._ends[run], self._rooms[run] - self._ends[run])
+
     def _close(self, run: str) -> None:
-        """Close a run's file, if it is held open."""
-        if run in self._files:
-            del self._ends[run]
-            os.close(self._files.pop(run))
+        """Close a run's file, if it is held open, without the room that was kept for more."""
+        if run not in self._files:
+            return
+        file = self._files.pop(run)
+        del self._ends[run]
+        if self._rooms.pop(run, None):
+            _give_back(file)
+        os.close(file)
 
 
 def read(path: Path, run: str, place: int, size: int) -> bytes:
@@ -123,6 +158,20 @@ def read(path: Path, run: str, place: int, size: int) -> bytes:
     if len(data) < size:
         raise sqlite3.DatabaseError(f"the lines of {run} are damaged")
     return data
+
+
+def trim(folder: Path, run: str) -> None:
+    """Give back the room that was kept for a run of a server that is dead."""
+    with contextlib.suppress(OSError):
+        file = os.open(folder / run, os.O_WRONLY | FLAGS)
+        _give_back(file)
+        os.close(file)
+
+
+def _give_back(file: int) -> None:
+    """Give back the room behind a file's end."""
+    with contextlib.suppress(OSError):
+        os.ftruncate(file, os.fstat(file).st_size)
 
 
 def remove(folder: Path, run: str) -> None:

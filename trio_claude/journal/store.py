@@ -171,6 +171,7 @@ class Store:
 
     def end(self, end: End) -> None:
         """Write how a run ended, once, and what it used."""
+        self._bulk.end(end.id)
         ended = self._db.execute(
             FINISH,
             (
@@ -224,6 +225,7 @@ class Store:
                 now = time.time()
                 gone = self._db.execute(LOSE, (ENDED, now, LOST, server)).fetchall()
                 for (run,) in gone:
+                    bulk.trim(folder_of(self.path), run)
                     usage.count(self._db, run, now, Reason.NODE_LOST, 0)
                 lost += len(gone)
         return lost

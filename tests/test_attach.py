@@ -318,6 +318,7 @@ async def test_who_takes_over_and_leaves_at_once_leaves_no_run_behind(fake: Back
             await second.send_message(json.dumps(message))
             await until(lambda: first.code is not None)
             await reset(second)
+            await second._recv_channel.aclose()  # where it is full, the library's reader would wait for room for good
         await until(lambda: bool(fake.ended))
     assert fake.ended[0].outcome.reason is Reason.DISCONNECTED
 

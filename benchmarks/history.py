@@ -48,6 +48,7 @@ SIZE = 200
 LINES = 300_000
 CONNECTIONS = 20
 PASSES = 6
+"""Pairs of passes in a round."""
 SHORT_RUNS = 300
 SESSIONS = 100
 STORED = 100_000
@@ -125,16 +126,8 @@ def forget(subject: Subject) -> None:
 
 def bulk(native: Native, passes: int) -> None:
     """Measure and tell."""
-    rows = [
-        [
-            "",
-            *(peer.title for peer in PEERS.values()),
-            "ratio",
-            "from",
-            "to",
-            *(f"CPU {peer.title}" for peer in PEERS.values()),
-        ]
-    ]
+    titles = [peer.title for peer in PEERS.values()]
+    rows = [["", *titles, "ratio", "from", "to", *(f"CPU {title}" for title in titles)]]
     with contextlib.ExitStack() as servers:
         subjects = [servers.enter_context(running(peer, native, native.cli, os.environ)) for peer in PEERS.values()]
         for subject in subjects:  # what compiles while it runs does so now

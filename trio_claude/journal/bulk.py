@@ -84,34 +84,40 @@ class Bulk:
         except OSError:
             with contextlib.suppress(OSError):
                 os.ftruncate(file, place)
-            self._close(run)  # how long it is now the disk tells
+            self.end(run)  # how long it is now the disk tells
             raise
         self._ends[run] = place + size
         return place
 
     def end(self, run: str) -> None:
-        """Close the file of a run that says no more, if it has one."""
-        self._close(run)
+        """Close a run's file, if it is held open, without the room that was kept for more."""
+        if run not in self._files:
+            return
+        file = self._files.pop(run)
+        del self._ends[run]
+        if self._rooms.pop(run, None):
+            _give_back(file)
+        os.close(file)
 
     def sync(self) -> None:
         """Have the disk hold what was written, and give back the room for more."""
         for run in list(self._unsynced):
             with contextlib.suppress(FileNotFoundError):  # deleted since
                 os.fdatasync(self._open(run, os.O_WRONLY))
-            self._close(run)
+            self.end(run)
             self._unsynced.discard(run)
 
     def forget(self, runs: list[str]) -> None:
         """Delete the files of runs that are deleted."""
         for run in runs:
             self._unsynced.discard(run)
-            self._close(run)
+            self.end(run)
             remove(self._folder, run)
 
     def close(self) -> None:
         """Close all files."""
         for run in list(self._files):
-            self._close(run)
+            self.end(run)
 
     def _open(self, run: str, how: int = os.O_WRONLY | os.O_CREAT) -> int:
         """Return a run's file, and close the one that was opened first where there are too many."""
@@ -120,7 +126,7 @@ class Bulk:
                 self._folder.mkdir(mode=0o700, exist_ok=True)
             file = os.open(self._folder / run, how | FLAGS, 0o600)
             if len(self._files) >= OPEN:
-                self._close(next(iter(self._files)))
+                self.end(next(iter(self._files)))
             self._files[run], self._ends[run] = file, os.lseek(file, 0, os.SEEK_END)
         return self._files[run]
 
@@ -133,16 +139,6 @@ class Bulk:
         disk = os.fstatvfs(file)
         if disk.f_bavail * disk.f_frsize >= SPARE:
             _fallocate(file, KEEP_SIZE, self._ends[run], self._rooms[run] - self._ends[run])
-
-    def _close(self, run: str) -> None:
-        """Close a run's file, if it is held open, without the room that was kept for more."""
-        if run not in self._files:
-            return
-        file = self._files.pop(run)
-        del self._ends[run]
-        if self._rooms.pop(run, None):
-            _give_back(file)
-        os.close(file)
 
 
 def read(path: Path, run: str, place: int, size: int) -> bytes:

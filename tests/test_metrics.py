@@ -191,7 +191,10 @@ class Tour:
         """Fill all slots; one waits, the next is too many; one is let go, so that it comes in."""
         await until(lambda: self.server.runs.pool.ready == 1, 20)
         async with trio.open_nursery() as nursery:
-            ends = [await nursery.start(self.hold) for _ in range(3)]
+            ends = []
+            for live in (1, 2, 3):  # the third one waits until the CLI that waited ready has left its slot
+                ends.append(await nursery.start(self.hold))
+                await until(lambda live=live: self.server.runs.statistics().live == live)
             waiting = await nursery.start(self.hold)
             await until(lambda: self.server.runs.statistics().waiting == 1)
             self.saw((await ask(self.server, "hello", **COLD)).code)

@@ -100,7 +100,8 @@ async def test_what_was_refused_last_is_told_when_the_grace_is_over(client: Clie
 async def test_a_network_that_breaks_more_often_than_lines_come(client: Client, fake: Backend, folder: Path) -> None:
     """The grace is counted anew from each connection that held, though nothing was said on it."""
     seen: dict[str, Any] = {}
-    async with fake.serve() as server, open_cutter(server.port) as cutter, trio.open_nursery() as nursery:
+    kept = fake.serve(journal="memory")  # it may end while the client is away
+    async with kept as server, open_cutter(server.port) as cutter, trio.open_nursery() as nursery:
 
         async def talk() -> None:
             seen.update(await client(cutter.url, folder, directive("lines", n=2, rate=0.15), 3))

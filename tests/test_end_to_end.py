@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -95,10 +96,11 @@ async def test_another_api_error_ends_with_the_clis_status(cli: Backend) -> None
 
 
 async def test_a_reset_in_mid_stream_is_survived_until_the_deadline(cli: Backend) -> None:
+    patience = 3 if cli.name == "fake" else 10  # the real one takes its time to start and to fail
     async with cli.serve() as server:
-        said = await ask(server, directive("reset", n=5), "?frames=verbatim", partial=True, timeout=3)
+        said = await ask(server, directive("reset", n=5), "?frames=verbatim", partial=True, timeout=patience)
     assert len([one for one in said.of_type("system") if one.get("subtype") == "api_retry"]) >= 1
-    assert said.errors[-1] == {"error": "timed out after 3 s"}
+    assert said.errors[-1] == {"error": f"timed out after {patience} s"}
     assert (said.code, said.reason.split(";")[0]) == (1011, "timed out")
     assert cli.left() == []
 
@@ -162,7 +164,10 @@ async def test_the_prompt_is_not_in_the_arguments(cli: Backend) -> None:
         with pytest.raises(ConnectionClosed):
             while "init" not in await socket.get_message():
                 pass
-            words = [Path(f"/proc/{pid}/cmdline").read_bytes() for pid in cli.left()]
+            words = []
+            for pid in cli.left():
+                with contextlib.suppress(OSError):  # what it called for a moment is gone again
+                    words.append(Path(f"/proc/{pid}/cmdline").read_bytes())
             assert words
             assert not any(b"WORD-OF-MINE" in word for word in words)
             await socket.aclose()

@@ -16,10 +16,12 @@ import pytest
 import trio
 from browser import CLIENT, browse, play, serve_page
 from cutter import Cutter, open_cutter
-from harness import Backend, directive, open_backend, until
+from harness import Backend, connect, directive, open_backend, until
 
 from trio_claude.errors import Reason
+from trio_claude.events import RunStarted
 from trio_claude.journal import PartKind
+from trio_claude.server import Server
 
 pytestmark = pytest.mark.node
 ANSWER = "Hello from stub."
@@ -115,8 +117,8 @@ def check_end(seen: Any, kind: str, close: int, **more: object) -> None:
 
 
 async def test_a_full_server_says_when_to_come_again(fake: Backend, folder: Path) -> None:
-    async with fake.serve(max_runs=1, queue_timeout=0.2) as server, trio.open_nursery() as nursery:
-        nursery.start_soon(play, server, folder, "leave", directive("slow", n=40, ms=50))
+    async with fake.serve(max_runs=1, queue_timeout=0.2) as server, connect(server) as busy:
+        await busy.send_message(json.dumps({"prompt": directive("silent"), "meta": "T"}))
         await until(lambda: server.runs.statistics().live == 1)
         check_end(await play(server, folder, "ask"), "Busy", 1013)
         seen = await play(server, folder, "ask")
@@ -273,10 +275,9 @@ async def test_a_run_is_left_and_come_back_to_and_watched(fake: Backend, folder:
 # -- networks that fail ------------------------------------------------------------------------------------------------
 
 
-async def chop(cutter: Cutter, rng: random.Random, times: int) -> None:
+async def chop(server: Server, cutter: Cutter, rng: random.Random, times: int) -> None:
     """Cut that many connections, each at a random byte of one direction; the first only once it is under way."""
-    await until(lambda: cutter.made > 0)
-    await trio.sleep(0.15)
+    await until(lambda: any(stage.number for stage in server.stages.values()), 60)
     for number in range(times):
         made = cutter.made
         cutter.up, cutter.down = (rng.randrange(250, 1500), None) if number % 3 else (None, rng.randrange(1, 5000))
@@ -295,7 +296,7 @@ async def test_each_line_and_each_message_comes_once_wherever_a_connection_is_cu
                 nursery.cancel_scope.cancel()
 
             nursery.start_soon(talk)
-            nursery.start_soon(chop, cutter, random.Random(5), 20)
+            nursery.start_soon(chop, server, cutter, random.Random(5), 20)
         assert server.runs.journal
         await server.runs.journal.settle()
         parts = await server.runs.journal.parts(seen["run"])
@@ -316,7 +317,7 @@ async def test_a_connection_that_is_lost_for_good_ends_with_the_grace(fake: Back
 
     async with fake.serve() as server, open_cutter(server.port) as cutter, trio.open_nursery() as nursery:
         nursery.start_soon(talk, cutter.url)
-        await until(lambda: server.runs.statistics().live == 1)
+        await until(lambda: any(isinstance(event, RunStarted) for event in fake.events))
         await trio.sleep(0.3)
         cutter.open = False
         cutter.cut()
@@ -369,7 +370,7 @@ async def test_in_a_page_a_key_buys_tickets(fake: Backend, modules: Path, tmp_pa
 
 
 @asynccontextmanager
-async def behind_a_page(fake: Backend) -> AsyncIterator[tuple[Cutter, str]]:
+async def behind_a_page(fake: Backend) -> AsyncIterator[tuple[Server, Cutter, str]]:
     """A page of another origin, and a network between it and the server that can be cut."""
     files = {
         "/": ("text/html; charset=utf-8", b'<!doctype html><link rel="icon" href="data:,">'),
@@ -380,12 +381,12 @@ async def behind_a_page(fake: Backend) -> AsyncIterator[tuple[Cutter, str]]:
         fake.serve(allow_origin=(origin,)) as server,
         open_cutter(server.port) as cutter,
     ):
-        yield cutter, origin
+        yield server, cutter, origin
 
 
 @pytest.mark.browser
 async def test_a_page_comes_back(fake: Backend, modules: Path, tmp_path: Path) -> None:
-    async with behind_a_page(fake) as (cutter, origin), trio.open_nursery() as nursery:
+    async with behind_a_page(fake) as (server, cutter, origin), trio.open_nursery() as nursery:
         script = """(async () => {
           const { openSession } = await import("/client.js");
           const states = [], numbers = [];
@@ -397,12 +398,12 @@ async def test_a_page_comes_back(fake: Backend, modules: Path, tmp_path: Path) -
           return { states, numbers, ended: await session.close() };
         })()"""
         script = script.replace("URL", json.dumps(cutter.url)).replace(
-            "SLOW", json.dumps(directive("slow", n=100, ms=15))
+            "SLOW", json.dumps(directive("slow", n=200, ms=15))
         )
-        nursery.start_soon(chop, cutter, random.Random(3), 3)
+        nursery.start_soon(chop, server, cutter, random.Random(3), 3)
         seen = (await browse(modules, tmp_path, "play", origin, {"script": script}))["value"]
         nursery.cancel_scope.cancel()
     assert seen["numbers"] == list(range(1, len(seen["numbers"]) + 1))
     assert len(seen["numbers"]) > 100
-    assert seen["states"].count("lost") == seen["states"].count("back") >= 3
+    assert seen["states"].count("lost") == seen["states"].count("back") >= 2  # two that come at once are one
     assert seen["ended"]["receipt"]["survivors"] == 0

@@ -677,7 +677,8 @@ async def test_sighup_changes_level_format_and_access_log(fake: Backend, folder:
             process.send_signal(signal.SIGHUP)
             await until(lambda: looked(url) and "Answered" in names_of(log), 20)
             await trio_claude("ask", directive("stderr", text="a-secret-prompt"), "--url", url)
-            assert {"FirstLine", "RunStarted", "RunEnded", "ConnectionClosed"} <= set(names_of(log))
+            last = {"FirstLine", "RunStarted", "RunEnded", "ConnectionClosed"}
+            await until(lambda: last <= set(names_of(log)))
             answered = next(line for line in lines_of(log) if line["event"] == "Answered")
             assert (answered["method"], answered["path"], answered["status"], answered["level"]) == (
                 "GET",

@@ -236,6 +236,7 @@ class Tour:
             prompt = json.dumps({"prompt": directive("lines", n=100_000, size=300), "meta": "T", **COLD}).encode()
             assert len(prompt) < 126
             await stream.send_all(bytes((0x81, 0x80 | len(prompt), 0, 0, 0, 0)) + prompt)
+            await until(lambda: any(run._delivery.open for run in self.server.runs._live.values()))
             await trio.sleep(events.STALL + 0.6)
             last = b""
             while b"exit 0; " not in last:

@@ -107,6 +107,7 @@ async def test_what_was_lost_with_a_node_stays_so_though_redis_forgets_that(
     async with open_node(redis_server, "a") as nodes:
         before, redis = nodes.token, nodes.redis
         await begin(redis, "r", "a")
+        await trio.sleep(1.2)  # until that is in the file
         shutil.copytree(redis_server.folder / "appendonlydir", tmp_path / "then")
         await redis.ask("HDEL", redis.key("nodes"), "a")
         await until(lambda: nodes.token > before)

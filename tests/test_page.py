@@ -42,8 +42,9 @@ async def looking(browser: Browser, url: str, name: str = "page", **options: Any
 
 
 async def turns(page: Page, count: int) -> None:
-    """Wait until so many turns have ended."""
+    """Wait until so many turns have ended, and all that was said is shown."""
     await page.wait_count(".turn-end", count)
+    await page.drawn()
 
 
 # -- what is served ---------------------------------------------------------------------------------------------------
@@ -295,6 +296,7 @@ async def test_two_tabs_on_one_run(real: Backend, browser: Browser) -> None:
             await second.click("text=Watch")
             await second.wait_text("#link", "watching")
             await turns(second, 1)
+            await turns(first, 1)
             assert await second.texts(".answer") == await first.texts(".answer")
             assert await second.call("isDisabled", "#send")
             await second.click("#offer")
@@ -420,6 +422,7 @@ async def test_nothing_that_a_run_says_runs_or_loads(real: Backend, browser: Bro
         await page.click("#tab-history")
         await page.click(".run")
         await page.wait_count("#history .turn-end", 3)
+        await page.drawn()
         await look_harmless(page, "#history")
 
 

@@ -108,13 +108,13 @@ async def _run(engine: Engine) -> list[str]:
 @pytest.mark.parametrize("what", ["echo whisper; read line", "exit 3"])
 async def test_one_that_spoke_or_ended_is_never_handed_out(folder: Path, what: str) -> None:
     events: list[Event] = []
-    config = _config(
-        folder, f"if [ ! -e {folder}/second ]; then touch {folder}/second; sleep .3; {what}; fi; read line; echo said"
-    )
+    first = f"touch {folder}/second; while [ ! -e {folder}/go ]; do sleep .01; done; {what}"
+    config = _config(folder, f"if [ ! -e {folder}/second ]; then {first}; fi; read line; echo said")
     async with open_engine(config, [events.append]) as engine:
         await until(lambda: engine.runs.pool.ready == 1)
-        first = engine.runs.pool._ready[0].process.pid
-        await until(lambda: engine.runs.pool.ready == 1 and engine.runs.pool._ready[0].process.pid != first)
+        pid = engine.runs.pool._ready[0].process.pid
+        (folder / "go").touch()
+        await until(lambda: engine.runs.pool.ready == 1 and engine.runs.pool._ready[0].process.pid != pid)
         assert await _run(engine) == ["said"]
     assert started(events) == [True]
 

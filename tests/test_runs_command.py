@@ -239,8 +239,10 @@ async def test_a_run_whose_server_dies_is_followed_to_there(tmp_path: Path) -> N
 
 @pytest.mark.parametrize("way", WAYS)
 async def test_a_live_run_is_followed_to_its_end(place: Place, way: str) -> None:
-    async with place.live(directive("slow", n=12, ms=100)) as run:
+    async with place.live(directive("silent")) as run:
         assert (await told_json("list", "--state", "live", *place.words(way)))["runs"][0]["id"] == run
+    await until(lambda: not place.server.runs._live)
+    async with place.live(directive("slow", n=12, ms=100)) as run:
         followed = await runs("tail", "-f", run, *place.words(way))
     kinds = [json.loads(line)["type"] for line in followed.stdout.splitlines()]
     assert (kinds[0], kinds[-1]) == ("system", "result")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import socket
@@ -161,19 +162,19 @@ async def attempts(port: int, pause: float, made: list[Attempt]) -> None:
 def holders(inode: int) -> set[int]:
     """Return the processes that hold a socket."""
     found = set()
-    for entry in Path("/proc").glob("[0-9]*/fd/*"):
-        try:
-            if os.readlink(entry) == f"socket:[{inode}]":
-                found.add(int(entry.parts[2]))
-        except OSError:
-            continue
+    for pid in filter(str.isdigit, os.listdir("/proc")):
+        with contextlib.suppress(OSError):  # it has ended, or what it held is closed
+            for descriptor in os.listdir(f"/proc/{pid}/fd"):
+                with contextlib.suppress(OSError):
+                    if os.readlink(f"/proc/{pid}/fd/{descriptor}") == f"socket:[{inode}]":
+                        found.add(int(pid))
     return found
 
 
 # -- clients of a server that goes down ------------------------------------------------------------------------------
 
 KINDS = {
-    "ends": (directive("slow", n=60, ms=50), "init"),
+    "ends": (directive("slow", n=45, ms=50), "init"),
     "stays": (directive("tree", kinds=["setsid", "double_fork", "ignore_term"], seconds=60, then="stay"), "pids"),
     "says nothing": None,
     "talks": None,

@@ -94,6 +94,10 @@ class Page:
         """Wait until an expression is true."""
         await self.browser.ask(until=self.name, js=condition)
 
+    async def drawn(self) -> None:
+        """Wait until what has come is drawn: an answer is, at the next frame."""
+        await self.evaluate("new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(() => done())))")
+
     async def click(self, selector: str) -> None:
         """Click."""
         await self.call("click", selector)

@@ -737,7 +737,9 @@ async def test_an_interrupt_ends_the_tools_tree(talk: Opener, trees: list[int]) 
         await live.send(say({"do": "bash", "cmd": command}))
         await live.read_until("assistant")
         await live.read_until("assistant")
-        await trio.sleep(0.3)
+        with trio.fail_after(PATIENCE):
+            while len(descendants(live.process.pid)) < 4:
+                await trio.sleep(0.01)
         trees += descendants(live.process.pid) - {live.process.pid}
         assert len(trees) >= 3
         await live.send(control("interrupt"))
@@ -781,9 +783,13 @@ async def test_signals_end_the_tools_tree_but_no_daemon(
         await live.send(say({"do": "bash", "cmd": command}))
         await live.read_until("assistant")
         await live.read_until("assistant")
+        file = place.cwd / "daemon"
+        with trio.fail_after(PATIENCE):
+            while not (file.exists() and file.read_text().endswith("\n")):
+                await trio.sleep(0.01)
         await trio.sleep(0.3)
         below = descendants(live.process.pid) - {live.process.pid}
-        daemon = int((place.cwd / "daemon").read_text())
+        daemon = int(file.read_text())
         trees += [*below, daemon]
         started = trio.current_time()
         live.process.send_signal(number)
@@ -865,6 +871,8 @@ async def test_it_lives_on_when_nobody_reads(talk: Opener) -> None:
 async def test_a_signal_while_it_is_blocked_in_a_write(talk: Opener) -> None:
     """The real CLI tries to get rid of its lines for two seconds, then exits all the same."""
     async with talk() as live:
+        await live.send(control("initialize"))  # its handlers are there once it answers
+        await live.read_until("control_response")
         await live.send(say({"do": "lines", "n": 10_000, "size": 1000}))
         await trio.sleep(0.3)
         started = trio.current_time()
@@ -954,6 +962,8 @@ def test_signal(place: Place, number: int) -> None:
 
 async def test_silent(talk: Opener) -> None:
     async with talk() as live:
+        await live.send(control("initialize"))  # it has begun once it answers
+        await live.read_until("control_response")
         await live.send(say({"do": "silent"}))
         await trio.sleep(0.2)
         await live.send(control("initialize"))

@@ -190,9 +190,10 @@ class OneShot:
             await self._arrived.wait()
         if self._left:
             raise PeerGone("left before its prompt")
-        if self._first is None:
+        first, self._first = self._first, None
+        if first is None:
             raise NoMessage(f"no message within {config.first_message_timeout:g} s")
-        return messages.parse_prompt(self._first, config.offered, config.timeout)
+        return messages.parse_prompt(first, config.offered, config.timeout)
 
     async def _serve_run(self, prompt: Prompt) -> Closing | None:
         """Wait for a slot, run the CLI, and return what its client is told."""

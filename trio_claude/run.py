@@ -231,6 +231,7 @@ class Run:
             return
         await self._turns.wait_apart(self)
         async with self._job() as job, self._containment.start(job) as process:
+            del job  # its environment is of no use any more
             yield process
 
     def _job(self) -> AbstractAsyncContextManager[Job]:
@@ -279,6 +280,7 @@ class Run:
         self.teller.begin_turn()
         if rest := process.feed(self._first_words() + self._words):
             nursery.start_soon(self._feed, process, rest)
+        self._words = b""
 
     def _end_talk(self) -> None:
         """Say nothing more to a CLI that has ended."""

@@ -369,18 +369,24 @@ class Gate:
 
     async def _serve(self, sock: socket.socket, host: str, port: int) -> None:
         """Serve one connection and give its places back."""
-        standing = contextlib.ExitStack()
-        standing.callback(self._leave_doorstep, host)
+        stands = True
+
+        def step_in() -> None:
+            nonlocal stands
+            if stands:
+                stands = False
+                self._leave_doorstep(host)
+
         entrance = self._household.entrance
         entrance.arrive(host)
         try:
             sock.setblocking(False)
             with contextlib.suppress(OSError):  # some systems refuse it once the client has left
                 self._set_options(sock)
-            await serve_connection(sock, host, port, self._household, standing.close)
+            await serve_connection(sock, host, port, self._household, step_in)
         finally:
             entrance.depart(host)
-            standing.close()
+            step_in()
             self._slots.release()
 
     def _set_options(self, sock: socket.socket) -> None:

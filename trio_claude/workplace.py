@@ -162,17 +162,7 @@ class Workplace:
         """
         folder = f"{self.folders}/{run[:RUN_NAME]}"
         try:
-            os.mkdir(folder, 0o700)
-            place = self._place(who, options, meta, folder, binds=binds)
-            job = self._job(run, options, folder, session, place, binds=binds)
-        except SpawnFailed:
-            await remove(Path(folder))
-            raise
-        except OSError as error:
-            await remove(Path(folder))
-            raise SpawnFailed(f"the run's folders can't be used: {error.strerror} ({error.filename})") from error
-        try:
-            yield attrs.evolve(job, env={**job.env, **(variables or {})})
+            yield self._open_job(run, options, meta, folder, who, session, variables or {}, binds=binds)
         finally:
             if not remove_empty(folder):
                 with trio.CancelScope(shield=True):
@@ -211,7 +201,37 @@ class Workplace:
     def _held(self, held: Iterable[tuple[str, str]]) -> set[tuple[str, str]]:
         return {(Homes.name(who), session) for who, session in held}
 
-    def _job(self, run: str, options: Options, folder: str, session: str | None, place: _Place, *, binds: bool) -> Job:
+    def _open_job(
+        self,
+        run: str,
+        options: Options,
+        meta: str,
+        folder: str,
+        who: str,
+        session: str | None,
+        variables: Mapping[str, str],
+        *,
+        binds: bool,
+    ) -> Job:
+        """Make a run's folder, and return what is to be started there. Raises `SpawnFailed`."""
+        try:
+            os.mkdir(folder, 0o700)
+            place = self._place(who, options, meta, folder, binds=binds)
+            return self._job(run, options, folder, session, place, variables, binds=binds)
+        except OSError as error:
+            raise SpawnFailed(f"the run's folders can't be used: {error.strerror} ({error.filename})") from error
+
+    def _job(
+        self,
+        run: str,
+        options: Options,
+        folder: str,
+        session: str | None,
+        place: _Place,
+        variables: Mapping[str, str],
+        *,
+        binds: bool,
+    ) -> Job:
         config, tmp = self.config, self.folders if binds else folder
         files = self._files(options, folder, tmp)
         words = stream_json.arguments(
@@ -223,6 +243,7 @@ class Workplace:
             **stream_json.environment(options),
             "TMPDIR": tmp,
             MARK: f"{self.home.server}:{run}",
+            **variables,
         }
         if self.user:
             _give(Path(folder), self.user)

@@ -82,7 +82,7 @@ class Supervised(Contained):
         self.pid = 0
         self._ends = PipeWriter(ends[0]), PipeReader(ends[1]), PipeReader(ends[2])
         self.stdin, self.stdout, self.stderr = self._ends
-        self._zygote = zygote
+        self.zygote: Zygote = zygote
         self.guardian = guardian
         self._lifeline = guardian.lifeline
         self._mark = mark
@@ -180,7 +180,7 @@ class Supervised(Contained):
         if packet is None:
             return False
         if "guardian" in packet:
-            self._zygote.forget(packet["guardian"])
+            self.zygote.forget(packet["guardian"])
             self.guardian.know(packet["guardian"])
         if "failed" in packet:
             self._failure = why(packet["failed"], packet["what"])
@@ -210,7 +210,7 @@ class Supervised(Contained):
         """Get the proof from the zygote below which a lost supervisor's orphans are; sweep by mark where it is gone."""
         swept = None
         with trio.move_on_after(PROOF_TIMEOUT):
-            swept = await self._zygote.wait_swept(self.guardian.pid) if self.guardian.pid else None
+            swept = await self.zygote.wait_swept(self.guardian.pid) if self.guardian.pid else None
         if swept:
             return self._count(max(swept.seen, 1), swept.killed, 0)
         killed, left = await self._end_marked()

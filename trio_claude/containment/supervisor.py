@@ -11,7 +11,7 @@ import secrets
 import shutil
 import socket
 from collections.abc import AsyncIterator, Callable
-from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, suppress
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
 from typing import Any
 
 import attrs
@@ -156,31 +156,40 @@ class SupervisorContainment(Containment):
 
     @asynccontextmanager
     async def _start(self, job: Job, kill: Callable[[], None] = lambda: None) -> AsyncIterator[Contained]:
-        """Start `job`; where a zygote dies before it has forked a supervisor, below the next one."""
-        async with AsyncExitStack() as stack:
-            for _ in range(TRIES - 1):
-                with suppress(Unguarded):
-                    process = await stack.enter_async_context(self._try(job, kill))
-                    break
-            else:
-                process = await stack.enter_async_context(self._try(job, kill))
+        """Start `job`, and give its guardian back in the end."""
+        process = await self._begin(job, kill)
+        del job  # its environment is of no use any more
+        try:
             yield process
+        finally:
+            await self._end(process)
 
-    @asynccontextmanager
-    async def _try(self, job: Job, kill: Callable[[], None]) -> AsyncIterator[Contained]:
+    async def _begin(self, job: Job, kill: Callable[[], None]) -> Supervised:
+        """Start `job`; where a zygote dies before it has forked a supervisor, below the next one."""
+        for _ in range(TRIES - 1):
+            with suppress(Unguarded):
+                return await self._try(job, kill)
+        return await self._try(job, kill)
+
+    async def _try(self, job: Job, kill: Callable[[], None]) -> Supervised:
         """Start `job` below the zygote that is there. Raises `Unguarded` where nothing of it was ever started."""
         zygote = await self._wait_zygote()
-        packet = _packet(job, namespace=self.mode == "namespace")
         theirs, process = _open_run(zygote, self._take_spare(), job, self.mode)
         process.kill = kill
         try:
-            await _begin(zygote, process, packet, theirs)
-            yield process
+            await _begin(process, _packet(job, namespace=self.mode == "namespace"), theirs)
+        except BaseException:  # whatever it was, a cancellation too; raised again
+            await self._end(process)
+            raise
+        return process
+
+    async def _end(self, process: Supervised) -> None:
+        """End what is left of a run, and keep its guardian for another where that may be."""
+        zygote = process.zygote
+        try:
+            await _finish(process)
         finally:
-            try:
-                await _finish(process)
-            finally:
-                self._put_away(process.guardian, keep=process.clean and zygote is self._zygote and zygote.alive)
+            self._put_away(process.guardian, keep=process.clean and zygote is self._zygote and zygote.alive)
 
     def _take_spare(self) -> Guardian | None:
         """Return a supervisor that has held a run before and lives."""
@@ -247,18 +256,18 @@ def _open_lifeline() -> tuple[Guardian, list[int]]:
     return Guardian(Packets(ours)), [theirs.detach()]
 
 
-async def _begin(zygote: Zygote, process: Supervised, packet: dict[str, Any], descriptors: list[int]) -> None:
+async def _begin(process: Supervised, packet: dict[str, Any], descriptors: list[int]) -> None:
     """Give a job to a guardian, and wait until its CLI runs.
 
     Raises `Unguarded` where nothing was begun, `BrokenStart` where what was begun has been ended.
     """
     try:
         try:
-            await _hand_over(zygote, process.guardian, packet, descriptors)
+            await _hand_over(process.zygote, process.guardian, packet, descriptors)
         finally:
             for descriptor in descriptors:
                 os.close(descriptor)
-        await _wait_started(zygote, process)
+        await _wait_started(process)
     except Unguarded:
         raise
     except SpawnFailed as error:
@@ -287,16 +296,16 @@ async def _hand_over(zygote: Zygote, guardian: Guardian, packet: dict[str, Any],
             raise SpawnFailed(f"the zygote took no job for {START_TIMEOUT:g} s")
 
 
-async def _wait_started(zygote: Zygote, process: Supervised) -> None:
+async def _wait_started(process: Supervised) -> None:
     """Wait until the CLI runs; wake, then replace, a zygote that a run has stopped. Raises `SpawnFailed`."""
     with trio.move_on_after(CONTINUE_GRACE):
         return await process.wait_started()
-    zygote.wake()
+    process.zygote.wake()
     process.wake()
     with trio.move_on_after(START_TIMEOUT - CONTINUE_GRACE):
         return await process.wait_started()
     if not process.guarded:
-        zygote.kill()
+        process.zygote.kill()
     raise SpawnFailed(f"the CLI did not start within {START_TIMEOUT:g} s")
 
 

@@ -11,7 +11,7 @@ import contextlib
 import socket
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
-from typing import Final, Protocol, cast
+from typing import Any, Final, Protocol, cast
 
 import trio
 from trio_websocket import ConnectionClosed, WebSocketConnection, wrap_server_stream
@@ -172,6 +172,18 @@ class Peer:
             await self._wire.flush()
 
 
+class _Answered:
+    """What is left of the library's parser of a handshake, which it would keep for as long as the connection."""
+
+    @staticmethod
+    def events() -> tuple[()]:
+        """Return nothing: the handshake was answered, and what comes behind it is the connection's."""
+        return ()
+
+
+_ANSWERED: Final = _Answered()
+
+
 class _Ward:
     """What trio-websocket gets for a nursery: whatever its reader raises ends just this connection."""
 
@@ -199,6 +211,7 @@ async def _open_library(ward: _Ward, wire: Wire, handshake: Handshake, limit: in
     with contextlib.suppress(Exception), ward.failed:
         request = await wrap_server_stream(cast("trio.Nursery", ward), wire, **limits)
         ws = await request.accept(subprotocol=handshake.subprotocol)
+        cast("Any", ws._wsproto).handshake = _ANSWERED
         wire.accepted.set()
         return ws
     wire.abort()

@@ -166,7 +166,7 @@ def test_lines_come_out_in_order_and_all_at_the_end(told: Told) -> None:
     ],
 )
 def test_nothing_that_a_client_says_ends_a_line_or_paints(told: Told, form: str, evil: str) -> None:
-    with logging_to(told, Config(log_format=form)) as log, context.bound(meta=evil):
+    with logging_to(told, Config(log_format=form)) as log, context.Bound(meta=evil):
         log(ConnectionClosed("127.0.0.1:1", 1000, evil, f"/{evil}", 1.0, evil))
         logging.getLogger("library").warning("said %s", evil)
         warn(evil)
@@ -508,7 +508,7 @@ def test_nothing_but_the_commands_imports_structlog() -> None:
 
 async def test_names_go_with_what_is_told_through_nurseries_and_threads(told: Told) -> None:
     async def work(number: int) -> None:
-        with context.bound(run=str(number), meta=f"T-{number}"):
+        with context.Bound(run=str(number), meta=f"T-{number}"):
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(tell, number)
                 nursery.start_soon(trio.to_thread.run_sync, logging.getLogger("x").warning, f"{number}")
@@ -517,7 +517,7 @@ async def test_names_go_with_what_is_told_through_nurseries_and_threads(told: To
         await trio.lowlevel.checkpoint()
         warn(f"{number}")
 
-    with logging_to(told), context.bound(identity="key:alice"):
+    with logging_to(told), context.Bound(identity="key:alice"):
         async with trio.open_nursery() as nursery:
             for number in range(4):
                 nursery.start_soon(work, number)
@@ -599,7 +599,7 @@ API_KEY = "sk-ant-api03-AbCdEf_0123456789-xyz"
     ],
 )
 def test_what_looks_like_a_key_is_hidden_wherever_it_stands(told: Told, form: str, text: str, secret: str) -> None:
-    with logging_to(told, Config(log_format=form)) as log, context.bound(meta=text):
+    with logging_to(told, Config(log_format=form)) as log, context.Bound(meta=text):
         log(Refused(400, text))
         log(ConnectionOpened("a", f"/{text}"))
         logging.getLogger("x").warning("got %s", {"header": text})

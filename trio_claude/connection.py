@@ -89,7 +89,7 @@ async def serve_connection(
     sock: socket.socket, host: str, port: int, household: Household, on_request: Callable[[], None] = lambda: None
 ) -> None:
     """Serve one client to its end; `on_request` hears of its first request. Never raises but for a cancellation."""
-    with context.bound(peer=f"{host}:{port}"):
+    with context.Bound(peer=f"{host}:{port}"):
         try:
             with household.runs.until_drain():
                 handshake = await serve_http(sock, household.site(host), household.config, on_request)
@@ -110,7 +110,7 @@ async def _serve_websocket(sock: socket.socket, port: int, handshake: Handshake,
     guest = household.entrance.guest(handshake.request)
     try:
         address = f"{guest.address}:{port}"
-        with context.bound(identity=guest.name, peer=address):
+        with context.Bound(identity=guest.name, peer=address):
             await _serve_guest(sock, address, handshake, guest, household)
     finally:
         household.entrance.leave(guest)

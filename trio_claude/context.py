@@ -19,7 +19,7 @@ def current() -> Mapping[str, str]:
     return _names.get()
 
 
-class bound:  # noqa: N801 - used like a function
+class Bound:
     """Gives this task, and those that it starts meanwhile, more names. Each run has some, so they are small."""
 
     __slots__ = ("_names", "_token")

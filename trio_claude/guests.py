@@ -259,7 +259,7 @@ class Guests:
     async def _serve(self, peer: FarPeer, guest: Guest, stage: Stage) -> None:
         closing: Closing | None = None
         try:
-            with context.bound(identity=guest.name, peer=f"node {peer.link.node}"):
+            with context.Bound(identity=guest.name, peer=f"node {peer.link.node}"):
                 closing = await Conversation(peer, guest, self._room).serve()
         except* PeerGone:
             pass  # the client left; there is nobody to tell

@@ -153,7 +153,7 @@ class Run:
 
     async def execute(self, sink: Sink) -> Outcome:
         """Run the CLI to its end, whatever that is; its tree is dealt with when this returns."""
-        with context.bound(run=self.id, meta=self.meta, identity=self.account.name):
+        with context.Bound(run=self.id, meta=self.meta, identity=self.account.name):
             return await self._execute(sink)
 
     async def _execute(self, sink: Sink) -> Outcome:

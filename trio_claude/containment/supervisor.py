@@ -176,11 +176,13 @@ class SupervisorContainment(Containment):
         zygote = await self._wait_zygote()
         theirs, process = _open_run(zygote, self._take_spare(), job, self.mode)
         process.kill = kill
+        has_begun = False
         try:
             await _begin(process, _packet(job, namespace=self.mode == "namespace"), theirs)
-        except BaseException:  # whatever it was, a cancellation too; raised again
-            await self._end(process)
-            raise
+            has_begun = True
+        finally:
+            if not has_begun:
+                await self._end(process)
         return process
 
     async def _end(self, process: Supervised) -> None:

@@ -244,7 +244,7 @@ async def test_a_turn_is_interrupted_from_another_node(house: House) -> None:
         await second.next(lambda frame: frame["type"] == "stream_event" and "delta" in frame["event"])
         await second.stop("interrupt")
         assert (await second.event("stopping"))["mode"] == "interrupt"
-        assert (await second.result())["terminal_reason"] == "aborted_streaming"
+        assert (await second.result(2))["terminal_reason"] == "aborted_streaming"
         await second.user("hello")
         await second.result()
         await second.stop("kill")

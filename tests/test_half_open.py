@@ -31,7 +31,7 @@ from trio_claude.server import Server
 
 pytestmark = pytest.mark.netns
 SERVER, CLIENT = "10.231.77.1", "10.231.77.2"
-MARGIN = 2.0
+MARGIN = 1.0
 """Seconds over a bound that a busy machine may take."""
 KILLED_AT_ONCE = struct.pack("ii", 1, 0)
 _libc = ctypes.CDLL(None, use_errno=True)

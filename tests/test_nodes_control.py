@@ -53,7 +53,7 @@ async def test_who_is_not_there_answers_nothing_and_at_once(redis_server: RedisS
     async with open_node(redis_server, "a") as nodes:
         began = trio.current_time()
         assert await nodes.control.ask("nobody", {"op": "x"}) is None
-        assert trio.current_time() - began < 1.5
+        assert trio.current_time() - began < 0.5
         assert await nodes.redis.ask("EXISTS", nodes.redis.key("control", "nobody")) == 0
         assert nodes.control._outboxes == {}
 
@@ -70,7 +70,7 @@ async def test_one_that_has_no_answer_is_waited_for_no_longer_than_patience(redi
             assert await a.control.ask("b", {"op": "not known"}, patience=0.3) is None
         finally:
             redis_server.go_on()
-        assert 0.2 < trio.current_time() - began < 1.8
+        assert 0.2 < trio.current_time() - began < 1
 
 
 async def test_a_handler_that_fails_is_told_and_the_next_packet_comes(redis_server: RedisServer) -> None:

@@ -523,7 +523,7 @@ async def test_a_burst_is_told_when_it_is_over(
         run.lines([b"x" * 400_000])
         await trio.sleep(0.002)
     assert journal.waiting > 8_000_000
-    await until(lambda: not journal.waiting, 4)
+    await until(lambda: not journal.waiting, 2)
     assert redis_server.call("HGET", "trio-claude:run:a", "stored") == b"30"
 
 

@@ -81,7 +81,7 @@ async def test_an_end_while_the_tool_runs(real: Backend, folder: Path, mode: str
     async with real.serve(cli_args="--allowed-tools=Bash", containment=mode) as server:
         async with connect(server) as socket:
             await socket.send_message(message)
-            await until(lambda: (real.cwd / "started").exists() and len(sleepers(seconds)) >= 6, 60)
+            await until(lambda: (real.cwd / "started").exists() and len(sleepers(seconds)) >= 6, 20)
             if ending == "deadline":
                 (run,) = server.runs._live.values()
                 run._scope.deadline = trio.current_time()  # its time is up
@@ -107,7 +107,7 @@ async def test_a_killed_server(real: Backend, folder: Path, mode: str) -> None:
         async with open_websocket_url(f"{url.replace('http', 'ws')}/ws/claude") as socket:
             command = f"{children(seconds)}; echo >started; (sleep {seconds})"
             await socket.send_message(json.dumps({"prompt": directive("bash", cmd=command), "meta": "T"}))
-            await until(lambda: (real.cwd / "started").exists() and len(sleepers(seconds)) >= 6, 60)
+            await until(lambda: (real.cwd / "started").exists() and len(sleepers(seconds)) >= 6, 20)
             home = folder_of(server.pid)
             server.kill()
             await until(lambda: not sleepers(seconds), 3)

@@ -317,8 +317,8 @@ def cgroup2() -> list[Path]:
     return [Path(fields[1]) for fields in mounts if fields[2] == "cgroup2"]
 
 
-async def until(check: object, seconds: float = 20) -> None:
-    """Wait until `check()` is true; a busy machine takes its time. Raises trio.TooSlowError."""
+async def until(check: object, seconds: float = 5) -> None:
+    """Wait until `check()` is true. Raises trio.TooSlowError."""
     with trio.fail_after(seconds):
         while not check():  # type: ignore[operator]
             await trio.sleep(0.01)

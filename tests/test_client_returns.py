@@ -97,6 +97,14 @@ async def test_what_was_refused_last_is_told_when_the_grace_is_over(client: Clie
 
 
 @BOTH
+async def test_the_close_behind_a_refusal_is_heard_though_the_grace_is_over(client: Client, folder: Path) -> None:
+    async with scripted("no-answer", late=0.7) as server:
+        seen = await client(server.url, folder, "hello", 0.5)
+    assert len(server.came) == 1
+    assert (seen["failed"]["code"], seen["ended"]) == ("no-answer", {"code": 1013, "reason": ""})
+
+
+@BOTH
 async def test_a_network_that_breaks_more_often_than_lines_come(client: Client, fake: Backend, folder: Path) -> None:
     """The grace is counted anew from each connection that held, though nothing was said on it."""
     seen: dict[str, Any] = {}

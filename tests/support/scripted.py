@@ -22,10 +22,11 @@ class Scripted:
     """`answers` are what who comes back gets, one after the other and the last again and again.
 
     Each is `taken` (its turn goes on), `broken` (no word), or a code, with what else the refusal says. `came` is when
-    each came.
+    each came. `late` is the seconds from a refusal to the close behind it.
     """
 
     answers: Sequence[str | tuple[str, dict[str, Any]]]
+    late: float = 0
     url: str = ""
     came: list[float] = attrs.Factory(list)
 
@@ -52,6 +53,7 @@ class Scripted:
         else:
             code, more = answer if isinstance(answer, tuple) else (answer, {})
             await _tell(socket, "refused", code=code, error=f"refused: {code}", **more)
+            await trio.sleep(self.late)
             await socket.aclose(CLOSES.get(code, 1013), code)
 
     async def _take(self, socket: WebSocketConnection, first: dict[str, Any]) -> None:
@@ -72,9 +74,9 @@ async def _tell(socket: WebSocketConnection, event: str, **fields: object) -> No
 
 
 @asynccontextmanager
-async def scripted(*answers: str | tuple[str, dict[str, Any]]) -> AsyncIterator[Scripted]:
+async def scripted(*answers: str | tuple[str, dict[str, Any]], late: float = 0) -> AsyncIterator[Scripted]:
     async with trio.open_nursery() as nursery:
-        server = Scripted(answers)
+        server = Scripted(answers, late)
         listening = await nursery.start(serve_websocket, server.serve, "127.0.0.1", 0, None)
         server.url = f"http://127.0.0.1:{listening.port}"
         yield server

@@ -22,7 +22,7 @@ import anyio
 import attrs
 
 from .cli_lines import Line, parse_line
-from .sockets import BROKEN, ConnectFailed, Socket, open_socket
+from .sockets import BROKEN, LINGER, ConnectFailed, Socket, open_socket
 
 Json: TypeAlias = dict[str, Any]
 Take: TypeAlias = Callable[[Line, int], Awaitable[None]]
@@ -183,6 +183,7 @@ class Link:
         if self._back < math.inf and said.get("code") not in CLOSING:
             return False
         self._refusal, asked = (line, size), said.get("retry_after")
+        self._waiting.deadline = anyio.current_time() + LINGER  # for the close, also where the time is over meanwhile
         self._asked = asked if isinstance(asked, int | float) and asked > 0 else 0.0
         return True
 

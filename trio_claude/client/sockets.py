@@ -34,7 +34,7 @@ BROKEN = 1006
 CONNECT_TIMEOUT = 10.0
 """Seconds for TCP, and then for the answer to the handshake."""
 LINGER = 1.0
-"""Seconds for which frames are still taken from a connection that takes no more."""
+"""Seconds for which frames are still taken from a connection that takes no more, or is to be closed by the server."""
 
 
 class ConnectFailed(TrioClaudeError):

@@ -7,7 +7,7 @@
 
 import { errorOfClose, Refused, TrioClaudeError } from "./errors.js";
 import { OUTBOX_LIMIT, Said } from "./said.js";
-import { type Closed, CONNECT_MS, hold, type Socket, type Way } from "./sockets.js";
+import { CLOSE_MS, type Closed, CONNECT_MS, hold, type Socket, type Way } from "./sockets.js";
 import { type Json, parseObject } from "./wire.js";
 
 /** What a session's connection is at. */
@@ -130,7 +130,12 @@ export class Link {
     this.current = socket;
     socket.send(JSON.stringify({ ...first, client: this.token }));
     if (first["op"] === "start") this.socket = socket;
-    else this.answerTimer = setTimeout(() => socket.cut("no answer to attach"), ms);
+    else this.waitFor("answer to attach", ms);
+  }
+
+  private waitFor(what: string, ms: number): void {
+    clearTimeout(this.answerTimer);
+    this.answerTimer = setTimeout(() => this.current?.cut(`no ${what}`), ms);
   }
 
   private hear(raw: string): void {
@@ -174,6 +179,7 @@ export class Link {
     if (this.isAttached && !CLOSING.has(said["code"])) return false;
     const asked = said["retry_after"];
     this.kept = { said, size };
+    this.waitFor("close behind a refusal", CLOSE_MS); // which says how it ended, also where the time is over meanwhile
     this.asked = typeof asked === "number" && asked > 0 ? asked * 1000 : 0;
     return true;
   }

@@ -48,7 +48,7 @@ const OPEN = 1;
 /** Milliseconds for a handshake, for an answer to a request, and for a close that nobody answers. */
 export const CONNECT_MS = 10_000;
 const ASK_MS = 5_000;
-const CLOSE_MS = 2_000;
+export const CLOSE_MS = 2_000;
 const ERROR_MS = 100;
 const BROKEN = 1006;
 

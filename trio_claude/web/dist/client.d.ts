@@ -142,6 +142,7 @@ interface Handlers {
 }
 /** Milliseconds for a handshake, for an answer to a request, and for a close that nobody answers. */
 declare const CONNECT_MS = 10000;
+declare const CLOSE_MS = 2000;
 /** A connection that was opened. */
 declare class Socket {
     private readonly socket;
@@ -312,6 +313,7 @@ declare class Link {
     /** Hold one connection from its first message to its end. */
     private connect;
     private open;
+    private waitFor;
     private hear;
     /** Take from what the server says what it takes to come back, and what was heard. */
     private note;

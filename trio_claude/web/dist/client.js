@@ -775,7 +775,11 @@ var Link = class {
 			client: this.token
 		}));
 		if (first["op"] === "start") this.socket = socket;
-		else this.answerTimer = setTimeout(() => socket.cut("no answer to attach"), ms);
+		else this.waitFor("answer to attach", ms);
+	}
+	waitFor(what, ms) {
+		clearTimeout(this.answerTimer);
+		this.answerTimer = setTimeout(() => this.current?.cut(`no ${what}`), ms);
 	}
 	hear(raw) {
 		if (this.isOver) return;
@@ -818,6 +822,7 @@ var Link = class {
 			said,
 			size
 		};
+		this.waitFor("close behind a refusal", CLOSE_MS);
 		this.asked = typeof asked === "number" && asked > 0 ? asked * 1e3 : 0;
 		return true;
 	}

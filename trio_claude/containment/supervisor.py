@@ -178,7 +178,7 @@ class SupervisorContainment(Containment):
         process.kill = kill
         has_begun = False
         try:
-            await _begin(process, _packet(job, namespace=self.mode == "namespace"), theirs)
+            await _give(process, _packet(job, namespace=self.mode == "namespace"), theirs)
             has_begun = True
         finally:
             if not has_begun:
@@ -258,7 +258,7 @@ def _open_lifeline() -> tuple[Guardian, list[int]]:
     return Guardian(Packets(ours)), [theirs.detach()]
 
 
-async def _begin(process: Supervised, packet: dict[str, Any], descriptors: list[int]) -> None:
+async def _give(process: Supervised, packet: dict[str, Any], descriptors: list[int]) -> None:
     """Give a job to a guardian, and wait until its CLI runs.
 
     Raises `Unguarded` where nothing was begun, `BrokenStart` where what was begun has been ended.

@@ -201,7 +201,9 @@ async def test_what_comes_too_late_for_a_run_is_no_exception(fake: Backend, libr
                 break
             await session.say({"type": "gateway", "op": "stop", "mode": "end"})
             assert [line async for line in session.ask("too late")]
-            return await session.end()
+            ended = await session.end()
+            assert await session.kill() is ended
+            return ended
 
     async with fake.serve() as server:
         ended = await library(partial(program, server.url))

@@ -97,6 +97,11 @@ class Link:
         self._back = math.inf
         self._refusal: tuple[Line, int] | None = None
 
+    @property
+    def lasts(self) -> bool:
+        """Whether it is not over where a connection breaks."""
+        return self._reconnect is not None and not self._is_over
+
     async def run(self, start: Json, take: Take) -> None:
         """Connect, say `start`, and have each frame taken, to the end. Raises `ConnectFailed` where it never began."""
         try:

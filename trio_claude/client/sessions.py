@@ -129,14 +129,12 @@ class Session:
         await self._stop("interrupt")
 
     async def end(self) -> SessionEnded:
-        """Let the turn end, then the run; drop what is still said and return how it ended."""
-        await self._stop("end")
-        return await self._wait_end()
+        """Let the turn end, then the run; drop what is still said and return how it ended, maybe before this."""
+        return await self._conclude("end")
 
     async def kill(self) -> SessionEnded:
-        """End the whole process tree now; return how it ended."""
-        await self._stop("kill")
-        return await self._wait_end()
+        """End the whole process tree now; return how the run ended, maybe before this."""
+        return await self._conclude("kill")
 
     async def set_model(self, model: str | None) -> None:
         """Choose a model from the next turn on, None for the CLI's own."""
@@ -155,6 +153,14 @@ class Session:
             await self._link.leave(json.dumps({"type": "gateway", "op": "stop", "mode": "kill"}))
         await self._link.leave()
         self._reading.deadline = anyio.current_time() + PARTING
+
+    async def _conclude(self, mode: str) -> SessionEnded:
+        try:
+            await self._stop(mode)
+        except ConnectionError:
+            if self._link.lasts:
+                raise
+        return await self._wait_end()
 
     async def _stop(self, mode: str) -> None:
         await self.say({"type": "gateway", "op": "stop", "mode": mode})

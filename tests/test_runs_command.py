@@ -321,15 +321,14 @@ async def test_many_are_deleted_in_short_transactions_beside_a_server(
     async with place.live(directive("silent")):
         assert await trio.to_thread.run_sync(delete_local, place.path, None) == 5
         assert await trio.to_thread.run_sync(delete_local, place.path, None) == 0
-    await place.settle()
-    db = sqlite3.connect(place.path)
-    assert db.execute("SELECT COUNT(*) FROM runs").fetchone() == (1,)
-    assert db.execute("SELECT COUNT(*) FROM parts WHERE run NOT IN (SELECT id FROM runs)").fetchone() == (0,)
-    assert db.execute("SELECT SUM(runs), (SELECT COUNT(*) FROM uses) FROM usage").fetchone() == (5, 0), (
-        "what was used stays"
-    )
-    assert db.execute("PRAGMA integrity_check").fetchone() == ("ok",)
-    db.close()
+        db = sqlite3.connect(place.path)
+        assert db.execute("SELECT COUNT(*) FROM runs").fetchone() == (1,)
+        assert db.execute("SELECT COUNT(*) FROM parts WHERE run NOT IN (SELECT id FROM runs)").fetchone() == (0,)
+        assert db.execute("SELECT SUM(runs), (SELECT COUNT(*) FROM uses) FROM usage").fetchone() == (5, 0), (
+            "what was used stays"
+        )
+        assert db.execute("PRAGMA integrity_check").fetchone() == ("ok",)
+        db.close()
 
 
 async def test_what_is_named_and_not_deleted_is_told(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:

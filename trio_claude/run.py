@@ -371,7 +371,7 @@ class Run:
                 await sink.lines(lines)
         finally:
             self.teller.delivered(began)
-        if any(sign.unauthorized for sign in signs):
+        if signs and any(sign.unauthorized for sign in signs):
             self._decide(Decision(Reason.UNAUTHORIZED, "the API refused the key (401 or 403); check ANTHROPIC_API_KEY"))
 
     def _hear(self, lines: list[bytes]) -> None:

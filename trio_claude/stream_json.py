@@ -57,6 +57,7 @@ class LineSplitter:
 
     def feed(self, chunk: bytes) -> list[bytes]:
         """Return the lines that `chunk` completes."""
+        size = self._rest_size + len(chunk)
         lines = chunk.split(b"\n")
         tail = lines.pop()
         is_ascii = chunk.isascii()
@@ -70,7 +71,8 @@ class LineSplitter:
         if tail:
             self._rest.append(tail)
             self._rest_size += len(tail)
-        self._check(lines, len(chunk))
+        if size > self._limit:
+            self._check(lines)
         self._intact = len(lines)
         return lines if all_ascii else self._valid(lines)
 
@@ -89,10 +91,8 @@ class LineSplitter:
         tail, self._rest = self._rest, []
         return self._valid([b"".join(tail)]) if tail else []
 
-    def _check(self, lines: list[bytes], chunk_size: int) -> None:
-        if self._rest_size > self._limit or (lines and len(lines[0]) > self._limit):
-            raise LineTooLong(self._limit)
-        if chunk_size > self._limit and any(len(line) > self._limit for line in lines):
+    def _check(self, lines: list[bytes]) -> None:
+        if self._rest_size > self._limit or any(len(line) > self._limit for line in lines):
             raise LineTooLong(self._limit)
 
     def _valid(self, lines: list[bytes]) -> list[bytes]:
@@ -148,6 +148,8 @@ def has_words(lines: list[bytes]) -> bool:
 
 def are_deltas(lines: list[bytes]) -> bool:
     """Return whether all of `lines` are tokens: what sorts between two that begin alike begins so, too."""
+    if len(lines) == 1:
+        return lines[0].startswith(DELTA)
     return min(lines, default=b"").startswith(DELTA) and max(lines).startswith(DELTA)
 
 

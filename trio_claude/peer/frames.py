@@ -51,6 +51,8 @@ def close_frame(code: int, reason: str) -> bytes:
 
 def encode(lines: list[bytes]) -> bytes:
     """Return one text frame for each of `lines`, which are UTF-8."""
+    if len(lines) == 1:
+        return _heads(len(lines[0])) + lines[0]
     parts = [b""] * (2 * len(lines))
     parts[0::2] = map(_heads, map(len, lines))
     parts[1::2] = lines

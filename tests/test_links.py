@@ -389,11 +389,14 @@ async def test_a_gap_is_counted(fake: Backend) -> None:
     assert numbers == list(range(numbers[0], 3001))
 
 
-async def test_who_leaves_while_coming_back_ends_the_run(fake: Backend) -> None:
+@pytest.mark.parametrize("pause", [None, 0.01])
+async def test_who_leaves_while_coming_back_ends_the_run(fake: Backend, pause: float | None) -> None:
+    """Also one that has not seen yet that its connection is broken."""
     async with fake.serve() as server, open_cutter(server.port) as cutter:
         async with open_session(meta="T", url=cutter.url, reconnect=Reconnect()):
             cutter.cut()
-            await trio.sleep(0.01)
+            if pause:
+                await trio.sleep(pause)
         with trio.fail_after(2):
             await until(lambda: bool(fake.ended))
 

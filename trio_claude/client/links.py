@@ -114,12 +114,15 @@ class Link:
             self._is_over = True
 
     async def leave(self, last: str = "") -> None:
-        """Say a last word where the run would wait for this client, and close the connection; `run` returns."""
+        """Say a last word where the run would wait for this client, and close the connection; `run` returns.
+
+        It is heard when the run is over: a connection that takes it may be broken already.
+        """
         if self._reconnect and self._run and not self._is_over and last:
             with contextlib.suppress(ConnectionError):
                 self._said.add(last)
                 await self._speak()
-                while self._said.next and not self._is_over:  # noqa: ASYNC110 - a second at most
+                while self._run and not self._is_over:  # noqa: ASYNC110 - a second at most
                     await anyio.sleep(FIRST_WAIT)
         self._is_over = True
         self._waiting.cancel()

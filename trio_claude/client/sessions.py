@@ -149,6 +149,7 @@ class Session:
 
     async def part(self) -> None:
         """Leave; end a run that would wait for this client to come back."""
+        self._lines.refuse()
         with anyio.move_on_after(PARTING, shield=True):
             await self._link.leave(json.dumps({"type": "gateway", "op": "stop", "mode": "kill"}))
         await self._link.leave()

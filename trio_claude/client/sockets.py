@@ -126,13 +126,15 @@ class Inbox(Generic[T]):
         self._things: deque[tuple[T, int]] = deque()
         self._size = 0
         self._closed = False
+        self._refuses = False
         self._stir = anyio.Event()
 
     async def put(self, thing: T, size: int = 0) -> None:
         """Put a thing of so many bytes in; wait where too much is there already."""
-        while self._size and self._size + size > INBOX_LIMIT and not self._closed:
+        while self._size and self._size + size > INBOX_LIMIT and not (self._closed or self._refuses):
             await self._stir.wait()
-        self.add(thing, size)
+        if not self._refuses:
+            self.add(thing, size)
 
     def add(self, thing: T, size: int = 0) -> None:
         """Put a thing in, whatever is there."""
@@ -150,6 +152,11 @@ class Inbox(Generic[T]):
         self._size -= size
         self._wake()
         return thing
+
+    def refuse(self) -> None:
+        """Drop what is put in from now on: nobody is going to read it."""
+        self._refuses = True
+        self._wake()
 
     def close(self) -> None:
         """Say that no more comes."""

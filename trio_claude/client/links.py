@@ -90,6 +90,7 @@ class Link:
         self._speaking = anyio.Lock()
         self._waiting = anyio.CancelScope()
         self._is_over = False
+        self._over = anyio.Event()
         self._is_ahead = False
         self._until = math.inf
         self._wait = FIRST_WAIT
@@ -112,18 +113,18 @@ class Link:
                 await take(*self._refusal)
         finally:
             self._is_over = True
+            self._over.set()
 
     async def leave(self, last: str = "") -> None:
         """Say a last word where the run would wait for this client, and close the connection; `run` returns.
 
-        It is heard when the run is over: a connection that takes it may be broken already.
+        It is waited for that the run is over: a connection that takes the word may be broken already.
         """
         if self._reconnect and self._run and not self._is_over and last:
             with contextlib.suppress(ConnectionError):
                 self._said.add(last)
                 await self._speak()
-                while self._run and not self._is_over:  # noqa: ASYNC110 - a second at most
-                    await anyio.sleep(FIRST_WAIT)
+                await self._over.wait()
         self._is_over = True
         self._waiting.cancel()
 
@@ -208,6 +209,7 @@ class Link:
                 self._lines, self._is_ahead = int(said["last"]), True
             case "ended":
                 self._run = ""
+                self._over.set()
 
     async def _attached(self, said: Json, socket: Socket) -> None:
         """Be back; say what was not heard, unless the run is over, and only told again."""

@@ -29,7 +29,7 @@ from trio_claude.client import (
     open_session,
     sockets,
 )
-from trio_claude.client.links import OUTBOX_LIMIT, Said
+from trio_claude.client.links import OUTBOX_LIMIT, STEADY, Said
 from trio_claude.journal import PartKind
 from trio_claude.server import Server
 
@@ -63,6 +63,7 @@ async def test_a_turn_goes_on_behind_each_break(fake: Backend, library: Library)
                         cut(cutter, token)
                         while heard["back"] < pieces // 15:  # lines that came before go on meanwhile
                             await anyio.sleep(0.01)
+                        await anyio.sleep(1.5 * STEADY)  # so that this connection is one that held
             return text, lines, await session.end()
 
     async with fake.serve() as server, open_cutter(server.port) as cutter:

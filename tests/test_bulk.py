@@ -48,7 +48,7 @@ async def write(path: Path, run: str = "a", *, server: str = "s") -> None:
         assert await journal.settle()
         recorder.lines([b"three"])
         assert await journal.settle()
-        recorder.lines([LARGE, b"five"], [LARGE, memoryview(b"five")])
+        recorder.lines([LARGE, b"five"], [LARGE, memoryview(b"\nfive\n")])
         recorder.end(ended(run, 5))
 
 
@@ -59,7 +59,7 @@ async def read(journal: Journal, run: str = "a") -> list[bytes]:
 async def test_large_parts_are_read_as_they_were_written(tmp_path: Path) -> None:
     path = tmp_path / "j.db"
     await write(path)
-    assert (folder_of(path) / "a").stat().st_size == len(LARGE) * 2 + len(b"one\n" + b"\nfive")
+    assert (folder_of(path) / "a").stat().st_size == len(LARGE) * 2 + len(b"one\n\n\nfive\n")
     assert folder_of(path).stat().st_mode & 0o777 == 0o700
     assert (folder_of(path) / "a").stat().st_mode & 0o777 == 0o600
     assert LARGE not in path.read_bytes()
@@ -118,13 +118,7 @@ async def test_a_burst_goes_to_its_file_before_its_rows_can(tmp_path: Path) -> N
         recorder.end(ended("a", 40))
         assert await journal.settle()
         assert await read(journal) == lines
-    assert (folder_of(path) / "a").stat().st_size == sum(map(len, lines)) + 40 - len(sizes_aside(path))
-
-
-def sizes_aside(path: Path) -> list[int]:
-    """Return the sizes of what was put aside; between two parts there is no newline."""
-    with contextlib.closing(sqlite3.connect(path)) as db:
-        return [size for (size,) in db.execute("SELECT size FROM parts WHERE place IS NOT NULL")]
+    assert (folder_of(path) / "a").stat().st_size == sum(map(len, lines)) + 40
 
 
 async def test_a_part_that_is_not_written_whole_leaves_nothing_and_is_written_anew(
@@ -144,7 +138,7 @@ async def test_a_part_that_is_not_written_whole_leaves_nothing_and_is_written_an
     path = tmp_path / "j.db"
     await write(path)
     assert sizes == [len(b"half of it")]
-    assert (folder_of(path) / "a").stat().st_size == len(LARGE) * 2 + len(b"one\n" + b"\nfive")
+    assert (folder_of(path) / "a").stat().st_size == len(LARGE) * 2 + len(b"one\n\n\nfive\n")
     async with open_journal(path, "t", Retention(), 2**30, content=True) as journal:
         assert await read(journal) == [b"one", LARGE, b"three", LARGE, b"five"]
 
@@ -194,7 +188,7 @@ def test_a_write_that_stops_half_way_goes_on(tmp_path: Path, monkeypatch: pytest
     bulk = Bulk(tmp_path)
     assert bulk.write("a", [b"first", memoryview(b"second"), b"third"]) == 0
     bulk.close()
-    assert (tmp_path / "a").read_bytes() == b"first\nsecond\nthird"
+    assert (tmp_path / "a").read_bytes() == b"firstsecondthird"
 
 
 @pytest.mark.parametrize(("size", "count"), [(100_000, 40), (3 * 512 * 1024, 3), (1, 5000)])
@@ -211,17 +205,17 @@ def test_a_large_part_is_copied_in_portions(
     monkeypatch.setattr(os, "writev", note)
     bulk = Bulk(tmp_path)
     assert bulk.write("a", [b"x" * size] * count) == 0
-    assert bulk.write("a", [b"y"]) == (size + 1) * count - 1
+    assert bulk.write("a", [b"y"]) == size * count
     bulk.close()
-    assert (tmp_path / "a").read_bytes() == b"\n".join([b"x" * size] * count) + b"y"
+    assert (tmp_path / "a").read_bytes() == b"x" * size * count + b"y"
     assert all(len(pieces) <= bulk_module.AT_ONCE for pieces in calls)
-    assert all(sum(map(len, pieces)) <= max(bulk_module.PORTION + size, size + 1) for pieces in calls)
+    assert all(sum(map(len, pieces)) <= max(bulk_module.PORTION, size) for pieces in calls)
 
 
 def test_what_a_write_that_failed_leaves_is_written_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """On a disk that fails to shorten the file, too."""
     bulk = Bulk(tmp_path)
-    assert bulk.write("a", [b"one", b"two"]) == 0
+    assert bulk.write("a", [b"one\n", b"two\n"]) == 0
 
     def fail_half_way(file: int, _pieces: list[bulk_module.Text]) -> None:
         os.write(file, b"\nnobody's")
@@ -234,12 +228,12 @@ def test_what_a_write_that_failed_leaves_is_written_over(tmp_path: Path, monkeyp
         broken.setattr(bulk_module, "_write_all", fail_half_way)
         broken.setattr(os, "ftruncate", fail)
         with pytest.raises(OSError, match="broken"):
-            bulk.write("a", [b"three"], behind=7)
-    assert bulk.write("a", [b"three"], behind=7) == 7
-    assert bulk.write("a", [b"four"], behind=13) == 13
-    assert bulk.write("a", [b"next"]) == 18
+            bulk.write("a", [b"three\n"], behind=8)
+    assert bulk.write("a", [b"three\n"], behind=8) == 8
+    assert bulk.write("a", [b"four\n"], behind=14) == 14
+    assert bulk.write("a", [b"next\n"]) == 19
     bulk.close()
-    assert (tmp_path / "a").read_bytes() == b"one\ntwo\nthree\nfournext"
+    assert (tmp_path / "a").read_bytes() == b"one\ntwo\nthree\nfour\nnext\n"
 
 
 @pytest.mark.parametrize("ending", [b"", b"the beginning of the next, "])
@@ -251,21 +245,21 @@ def test_texts_say_what_the_lines_say(beginning: bytes, ending: bytes) -> None:
     lines = splitter.feed(chunk)
     texts = splitter.texts(lines, chunk)
     assert [type(text) for text in texts] == [bytes, memoryview]
-    assert b"\n".join(texts) == b"\n".join(lines)
-    assert b"\n".join(splitter.texts(lines[1:], chunk)) == b"\n".join(lines[1:])  # not all of them
+    assert b"".join(texts) == b"".join(line + b"\n" for line in lines)
+    assert splitter.texts(lines[1:], chunk) == [b"".join(line + b"\n" for line in lines[1:])]  # not all of them
 
 
 def test_texts_are_copied_where_a_chunk_holds_little_or_something_else() -> None:
     splitter = LineSplitter(1000)
     few = b"a\nb\n" + b"c" * 100
-    assert splitter.texts(splitter.feed(few), few) == [b"a\nb"]
+    assert splitter.texts(splitter.feed(few), few) == [b"a\nb\n"]
     bad = b"\nnot \xff UTF-8\nd\ne\n"
     lines = splitter.feed(bad)
-    assert splitter.texts(lines, bad) == [b"\n".join(lines)] == [b"c" * 100 + "\nnot \ufffd UTF-8\nd\ne".encode()]
+    assert splitter.texts(lines, bad) == [b"c" * 100 + "\nnot \ufffd UTF-8\nd\ne\n".encode()]
     rest = b"a\nb\nc"
     splitter.feed(rest)
     lines = splitter.finish()
-    assert splitter.texts(lines, b"") == [b"c"]
+    assert splitter.texts(lines, b"") == [b"c\n"]
 
 
 def room(path: Path, run: str = "a") -> int:

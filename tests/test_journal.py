@@ -557,7 +557,7 @@ async def test_a_burst_is_put_aside_piece_by_piece_on_a_disk_that_fails(
             name = rng.choice("abc")
             lines = [b"%06d " % number + b"x" * rng.randrange(4000) for _ in range(rng.randrange(1, 20))]
             said[name] += lines
-            runs[name].lines(lines, [b"\n".join(lines[:3]), b"\n".join(lines[3:])] if len(lines) > 3 else None)
+            runs[name].lines(lines, [b"\n".join((*some, b"")) for some in (lines[:3], lines[3:]) if some])
             if number % 97 == 0:
                 runs[name].stderr(["oh"])
             await trio.sleep(0.001)

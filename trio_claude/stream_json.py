@@ -77,14 +77,14 @@ class LineSplitter:
         return lines if all_ascii else self._valid(lines)
 
     def texts(self, lines: list[bytes], chunk: bytes) -> list[bytes | memoryview]:
-        """Return lines with newlines between, in pieces that have newlines between too.
+        """Return lines, each with its newline, in few pieces.
 
         Where they are just what `feed` made of `chunk`, most of it is a part of that, and nothing is copied.
         """
-        first, last = chunk.find(b"\n") + 1, chunk.rfind(b"\n")
-        if len(lines) != self._intact or (last - first) * 2 < len(chunk):
-            return [b"\n".join(lines)]
-        return [lines[0], memoryview(chunk)[first:last]]
+        first, end = chunk.find(b"\n"), chunk.rfind(b"\n") + 1
+        if len(lines) != self._intact or (end - first) * 2 < len(chunk):
+            return [b"\n".join((*lines, b""))]
+        return [lines[0], memoryview(chunk)[first:end]]
 
     def finish(self) -> list[bytes]:
         """Return what came after the last newline, as the last line."""

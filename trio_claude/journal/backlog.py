@@ -45,7 +45,7 @@ class Writer(Protocol):
         """Write a part of a run's history, behind what there is."""
 
     def add_lines(self, run: str, number: int, first: int, count: int, texts: list[Text]) -> None:
-        """Write lines of a run as `add` does: `count` of them, in texts that lines of their own end and begin."""
+        """Write lines of a run as `add` does: `count` of them, each with its newline."""
 
     def end(self, end: End) -> None:
         """Write how a run ended."""
@@ -138,30 +138,20 @@ class Recorder:
         self._content = content
         self._numbers = 0
         self._lines = 0
-        self._latest: tuple[Write, Lines] | None = None
+        self._latest: Write | None = None
 
     def lines(self, lines: list[bytes], texts: list[Text] | None = None) -> None:
-        """Take lines of the CLI, which get the next numbers; `texts` is the same in fewer pieces."""
+        """Take lines of the CLI, which get the next numbers; `texts` is the same in fewer pieces, with newlines."""
         if not lines:
             return
-        first, count = self._lines + 1, len(lines)
+        count, texts = len(lines), texts or [b"\n".join((*lines, b""))]
         self._lines += count
-        texts = texts or [b"\n".join(lines)]
-        size = sum(map(len, texts)) + len(texts) - 1
-        if not self._fits(size) or self._enlarge(count, texts, size):
+        size = sum(map(len, texts))
+        if not self._fits(size) or (self._latest and self._journal.enlarge(self._latest, count, texts, size)):
             return
-        waiting = Lines(self._run, self._number(), first)
-        waiting.add(count, texts)
-        write = Write(size, waiting.write, lines=waiting)
-        self._latest = write, waiting
-        self.stored = self._journal.take(write)
-
-    def _enlarge(self, count: int, texts: list[Text], size: int) -> bool:
-        """Put lines to those that wait still, if they do; return whether they did."""
-        if self._latest is None:
-            return False
-        write, waiting = self._latest
-        return self._journal.enlarge(write, size, lambda: waiting.add(count, texts))
+        waiting = Lines(self._run, self._number(), self._lines - count + 1, count, texts)
+        self._latest = Write(size, waiting.write, lines=waiting)
+        self.stored = self._journal.take(self._latest)
 
     def stderr(self, lines: list[str]) -> None:
         """Take lines of stderr, behind the CLI's lines so far."""
@@ -246,12 +236,12 @@ class Backlog(ABC):
             self._count(write.size, hurry=bool(write.hearers))
         return True
 
-    def enlarge(self, write: Write, size: int, add: Callable[[], None]) -> bool:
-        """Have something that waits `add` so much; return whether it still could, and there is room."""
+    def enlarge(self, write: Write, count: int, texts: list[Text], size: int) -> bool:
+        """Put lines to those that wait, so many bytes; return whether they still do, and there is room."""
         with self._stir:
-            if write.taken or write.whole + size > self.largest or self._bytes + size > QUEUE_BYTES:
+            if not write.lines or write.taken or write.whole + size > self.largest or self._bytes + size > QUEUE_BYTES:
                 return False
-            add()
+            write.lines.add(count, texts)
             write.size += size
             self._count(size)
         return True

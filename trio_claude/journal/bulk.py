@@ -65,22 +65,21 @@ class Bulk:
         self._unsynced: set[str] = set()
 
     def write(self, run: str, texts: list[Text], *, behind: int | None = None) -> int:
-        """Write texts of a part, with newlines between them; return their place: behind all that the file has.
+        """Write texts of a part; return their place: behind all that the file has.
 
         With `behind` they follow on what ends there, whatever else a write that failed may have left there.
         """
         file = self._open(run)
         place = self._ends[run] if behind is None else behind
         self._unsynced.add(run)
-        pieces = [piece for text in texts for piece in (b"\n", text)][1 if behind is None else 0 :]
-        size = sum(map(len, pieces))
-        step = max(1, min(AT_ONCE, PORTION * len(pieces) // max(1, size)))
+        size = sum(map(len, texts))
+        step = max(1, min(AT_ONCE, PORTION * len(texts) // max(1, size)))
         self._keep_room(run, place + size)
         try:
             if place != self._ends[run]:
                 os.lseek(file, place, os.SEEK_SET)
-            for first in range(0, len(pieces), step):
-                _write_all(file, pieces[first : first + step])
+            for first in range(0, len(texts), step):
+                _write_all(file, texts[first : first + step])
         except OSError:
             with contextlib.suppress(OSError):
                 os.ftruncate(file, place)

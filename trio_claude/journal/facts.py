@@ -63,6 +63,11 @@ class Part:
     number: int = 0
     """Its place among the run's parts, from 1 on, once it is stored."""
 
+    @classmethod
+    def of_lines(cls, first: int, count: int, texts: list[Text]) -> Part:
+        """Return a part of lines, of which `texts` are all, each with its newline."""
+        return cls(PartKind.LINES, first, count, b"".join(texts)[:-1])
+
     @property
     def lines(self) -> list[bytes]:
         """The lines."""

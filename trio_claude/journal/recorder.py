@@ -213,7 +213,7 @@ class SqliteJournal(Backlog, Journal):
         behind = lines.place + lines.aside if lines.aside else None
         place = self._store.put_aside(lines.run, texts, behind=behind)
         lines.place = lines.place if lines.aside else place
-        lines.aside += sum(map(len, texts)) + len(texts) - (0 if lines.aside else 1)
+        lines.aside += sum(map(len, texts))
 
     def _put_rest_aside(self, write: Write) -> None:
         """Write what is left of a large part to its file, and have the transaction name it. Raises OSError."""

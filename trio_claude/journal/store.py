@@ -147,18 +147,18 @@ class Store:
             self._put(run, number, part)
 
     def add_lines(self, run: str, number: int, first: int, count: int, texts: list[Text]) -> None:
-        """Write lines of a run as `add` does: `count` of them, in texts that lines of their own end and begin."""
-        self.add(run, number, Part(PartKind.LINES, first, count, b"\n".join(texts)))
+        """Write lines of a run as `add` does: `count` of them, each with its newline."""
+        self.add(run, number, Part.of_lines(first, count, texts))
 
     def put_aside(self, run: str, texts: list[Text], *, behind: int | None) -> int:
         """Write texts of a large part, `behind` others of it if any, named by no table yet. Raises OSError."""
         return self._bulk.write(run, texts, behind=behind)
 
     def add_aside(self, run: str, number: int, first: int, count: int, place: int, size: int) -> None:
-        """Write what `add_lines` does of lines that were put aside: `size` bytes at `place`."""
+        """Write what `add_lines` does of lines that were put aside: `size` bytes at `place`, a newline at the end."""
         part = Part(PartKind.LINES, first, count, b"")
-        if self._grow(run, part, size):
-            self._put(run, number, part, place, size)
+        if self._grow(run, part, size - 1):
+            self._put(run, number, part, place, size - 1)
 
     def _grow(self, run: str, part: Part, size: int) -> bool:
         """Make a run's history longer by a part; return whether it may be."""

@@ -29,7 +29,6 @@ from ..journal import (
     Journal,
     Page,
     Part,
-    PartKind,
     Query,
     Recorder,
     Retention,
@@ -147,7 +146,7 @@ class _Asks:
 
     def add_lines(self, run: str, number: int, first: int, count: int, texts: list[Text]) -> None:
         """Ask for lines to be added to a run's history."""
-        self.add(run, number, Part(PartKind.LINES, first, count, b"\n".join(texts)))
+        self.add(run, number, Part.of_lines(first, count, texts))
 
     def end(self, end: End) -> None:
         """Ask for a run to end."""

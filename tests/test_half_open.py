@@ -232,7 +232,7 @@ async def test_a_client_that_pauses_is_no_vanished_client(
     fake: Backend, cable: Cable, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It reads nothing and answers no ping for longer than a ping may take, but its kernel lives."""
-    limits = {"ping_interval": 0.5, "ping_timeout": 0.5, "send_timeout": 30}
+    limits = {"ping_interval": 0.5, "ping_timeout": 1.5, "send_timeout": 30}
     async with serving(fake, cable, monkeypatch, **limits) as server:
         async with connect(cable, server, queue=1) as socket_:
             await start(socket_, fake, directive("lines", n=40_000, size=500))

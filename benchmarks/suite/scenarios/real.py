@@ -102,13 +102,13 @@ def _turn(subject: Subject) -> tuple[Cpu, float, list[str]]:
     return found
 
 
-def _notes(setting_notes: Path) -> tuple[int, int, int]:
-    """Take what the shim noted."""
-    began, first, ended = map(int, setting_notes.read_text().split())
-    setting_notes.unlink()
+def take_notes(notes: Path) -> tuple[int, int, int]:
+    """Return what the shim noted: when it began, when it passed the prompt, and when the first token."""
+    began, prompt, first, _ = map(int, notes.read_text().split())
+    notes.unlink()
     if not first:
         raise Lost("the CLI said no token")
-    return began, first, ended
+    return began, prompt, first
 
 
 def _through(subject: Subject) -> tuple[float, float]:
@@ -117,7 +117,7 @@ def _through(subject: Subject) -> tuple[float, float]:
     asked = client.ask(SHORT, partial=True)
     frames: list[Frame] = list(client.frames())
     came = next(frame.at for frame in frames if TOKEN in frame.data)
-    began, first, _ = _notes(Path(subject.environ["CLAUDE_BENCH_NOTES"]))
+    began, _, first = take_notes(Path(subject.environ["CLAUDE_BENCH_NOTES"]))
     return (came - asked) / 1e6, (began - asked + came - first) / 1e6
 
 
@@ -139,17 +139,17 @@ def _bare(subject: Subject, words: list[str]) -> tuple[float, float]:
             text += chunk
             if not came and TOKEN in text:
                 came = time.monotonic_ns()
-    began, first, _ = _notes(Path(subject.environ["CLAUDE_BENCH_NOTES"]))
+    began, _, first = take_notes(Path(subject.environ["CLAUDE_BENCH_NOTES"]))
     return (came - asked) / 1e6, (began - asked + came - first) / 1e6
 
 
 def measure(subject: Subject, quick: bool) -> Figures:
     """Take the figures; a first turn goes before, so that what the CLI keeps in its home is there."""
     _turn(subject)
-    _notes(Path(subject.environ["CLAUDE_BENCH_NOTES"]))
+    take_notes(Path(subject.environ["CLAUDE_BENCH_NOTES"]))
     time.sleep(SETTLE)
     used, cli, words = _turn(subject)
-    _notes(Path(subject.environ["CLAUDE_BENCH_NOTES"]))
+    take_notes(Path(subject.environ["CLAUDE_BENCH_NOTES"]))
     pairs = [(_through(subject), _bare(subject, words)) for _ in range(3 if quick else 15)]
     added = [through[1] - bare[1] for through, bare in pairs]
     return {

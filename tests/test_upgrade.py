@@ -11,12 +11,13 @@ import trio
 from harness import UPGRADE, Backend, head
 from hypothesis import given
 from hypothesis import strategies as st
+from trio.testing import MockClock
 
 from trio_claude.config import Config
 from trio_claude.entrance import check_host, check_origin
 from trio_claude.errors import HttpRefusal
 from trio_claude.server import Server
-from trio_claude.upgrade import Request, Response, Site, check_upgrade, json_response, serve_http
+from trio_claude.upgrade import ANSWER_RATE, Request, Response, Site, check_upgrade, json_response, serve_http
 
 
 async def exchange(server: Server, data: bytes, *, eof: bool = True) -> bytes:
@@ -141,6 +142,60 @@ async def test_who_pipelines_takes_turns_with_others() -> None:
             assert await serve_http(theirs, Site(answer, frozenset()), Config()) is None
     assert order.count("request") == 100
     assert "request,request,request" not in ",".join(order[:150])
+
+
+GET = b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n"
+
+
+async def taken(answer: Response, rate: int, *, route: float = 0.0) -> tuple[bytes, float]:
+    """Ask for something that a route takes so many seconds for; return what has come to who reads at a rate, and when."""
+    ours, theirs = socket.socketpair()
+    came = bytearray()
+
+    async def find(_request: Request) -> Response:
+        await trio.sleep(route)
+        return answer
+
+    async def read() -> None:
+        while True:
+            await trio.sleep(1)
+            with contextlib.suppress(BlockingIOError):
+                came.extend(ours.recv(rate))
+
+    began = trio.current_time()
+    with ours, theirs:
+        for end in (ours, theirs):
+            end.setblocking(False)
+        ours.sendall(GET)
+        ours.shutdown(socket.SHUT_WR)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(read)
+            assert await serve_http(theirs, Site(find, frozenset()), Config()) is None
+            took = trio.current_time() - began
+            theirs.close()
+            await trio.sleep(len(answer.body) / rate + 2)
+            nursery.cancel_scope.cancel()
+    return bytes(came), took
+
+
+LARGE = Response(200, b"x" * 2**20, "application/x-ndjson")
+
+
+async def test_a_client_that_takes_an_answer_slowly_gets_it_whole(autojump_clock: MockClock) -> None:
+    came, took = await taken(LARGE, 2 * ANSWER_RATE)
+    assert took > Config().head_timeout
+    assert came.endswith(b"\r\n\r\n" + LARGE.body)
+
+
+async def test_a_client_that_takes_next_to_nothing_is_cut_off(autojump_clock: MockClock) -> None:
+    came, took = await taken(LARGE, ANSWER_RATE // 8)
+    assert took == pytest.approx(Config().head_timeout + 2**20 / ANSWER_RATE, abs=1)
+    assert 0 < len(came) < 2**20
+
+
+async def test_a_route_may_take_longer_than_a_head(autojump_clock: MockClock) -> None:
+    came, took = await taken(json_response(200, {"done": True}), 65536, route=20.0)
+    assert (status(came), took) == (200, pytest.approx(20, abs=1))
 
 
 async def test_a_refusal_is_the_same_each_time_and_its_body_no_answer_to_head(fake: Backend) -> None:

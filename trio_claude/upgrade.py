@@ -1,7 +1,8 @@
 """The HTTP head: answer, refuse, or hand over to a WebSocket.
 
-Rule 1: a head is read by h11 within `head_limit` bytes and `head_timeout` seconds, and every byte of a handshake is
-checked here; what is handed on is a handshake written anew. Rule 2: this room knows neither routes nor runs.
+Rule 1: a request is read by h11 within `head_limit` bytes and `head_timeout` seconds, and every byte of a handshake is
+checked here; what is handed on is a handshake written anew. Rule 2: this room knows neither routes nor runs. Rule 3:
+what a route takes for its answer is its own matter, and never cut off.
 """
 
 from __future__ import annotations
@@ -36,6 +37,8 @@ LINGER = 1.0
 """Seconds that a refused client gets to read its answer while it still sends."""
 LINGER_READS = 64
 """Reads of 16 KiB that are dropped meanwhile."""
+ANSWER_RATE = 32 * 1024
+"""Bytes of an answer that a client takes in a second, at the least; `head_timeout` comes on top."""
 ALWAYS = (("X-Content-Type-Options", "nosniff"), ("Referrer-Policy", "no-referrer"))
 """Headers that every answer has."""
 
@@ -154,31 +157,53 @@ async def serve_http(
     """
     conn = _Http(h11.SERVER, max_incomplete_event_size=config.head_limit)
     for turn in range(REQUESTS_LIMIT):
+        asked: Request | Response | None = None
         with trio.move_on_after(KEEP_ALIVE if turn else config.head_timeout) as patience:
             if turn:
                 await _wait_bytes(sock, conn)
                 patience.deadline = trio.current_time() + config.head_timeout
-            outcome = await _serve_request(sock, conn, site, config)
-            on_request()
-            if outcome is not True:
-                return outcome or None
-        if patience.cancelled_caught:
-            if not turn:
-                await _send(sock, conn, _refuse(HttpRefusal(408, "timeout", "no request head in time"), site))
+            asked = await _hear(sock, conn, site, config.head_limit)
+        if patience.cancelled_caught and not turn:
+            asked = _refuse(HttpRefusal(408, "timeout", "no request head in time"), site)
+        if asked is None:
             return None
+        on_request()
+        outcome = await _serve_request(sock, conn, site, config, asked)
+        if outcome is not True:
+            return outcome or None
     return None
 
 
-async def _serve_request(sock: socket.socket, conn: _Http, site: Site, config: Config) -> Handshake | bool:
-    """Serve one request; return a handshake, or whether the connection goes on."""
-    shared: tuple[tuple[str, str], ...] = ()
-    request, began = None, 0.0
+async def _hear(sock: socket.socket, conn: _Http, site: Site, limit: int) -> Request | Response | None:
+    """Return the next request, or the refusal of one that can't be read; None at the client's end."""
     try:
-        request = await _read_request(sock, conn, config.head_limit)
-        if request is None:
-            return False
-        began = trio.current_time()
-        shared = site.share(request)
+        return await _read_request(sock, conn, limit)
+    except h11.RemoteProtocolError as error:
+        error.__traceback__ = None  # h11's frames hold the error, and it holds them: garbage of a kind that stays long
+        return _refuse(HttpRefusal(error.error_status_hint, "bad-request", "this is not HTTP"), site)
+    except HttpRefusal as refusal:
+        return _refuse(refusal, site)
+
+
+async def _serve_request(
+    sock: socket.socket, conn: _Http, site: Site, config: Config, asked: Request | Response
+) -> Handshake | bool:
+    """Serve what was heard; return a handshake, or whether the connection goes on."""
+    answer: Handshake | Response = asked if isinstance(asked, Response) else await _answer(conn, site, asked)
+    if isinstance(answer, Handshake):
+        return answer
+    with trio.move_on_after(config.head_timeout + len(answer.body) / ANSWER_RATE) as patience:
+        await _send(sock, conn, answer)
+    if patience.cancelled_caught or conn.our_state is not h11.DONE or conn.their_state is not h11.DONE:
+        return False
+    conn.start_next_cycle()
+    return True
+
+
+async def _answer(conn: _Http, site: Site, request: Request) -> Handshake | Response:
+    """Return the answer to a request, or the handshake that it is."""
+    began, shared = trio.current_time(), site.share(request)
+    try:
         request = await site.check(request)
         if handshake := check_upgrade(request, bytes(conn.trailing_data[0])):
             if request.path in site.doors:
@@ -188,18 +213,10 @@ async def _serve_request(sock: socket.socket, conn: _Http, site: Site, config: C
         if request.path in site.doors:
             raise HttpRefusal(426, "upgrade", "this is a WebSocket", (("Upgrade", "websocket"),))
         response = await site.routes(request)
-    except h11.RemoteProtocolError as error:
-        error.__traceback__ = None  # h11's frames hold the error, and it holds them: garbage of a kind that stays long
-        response = _refuse(HttpRefusal(error.error_status_hint, "bad-request", "this is not HTTP"), site)
     except HttpRefusal as refusal:
         response = _refuse(refusal, site)
-    if request:
-        site.on_answer(request, response.status, trio.current_time() - began)
-    await _send(sock, conn, attrs.evolve(response, headers=(*response.headers, *shared)))
-    if conn.our_state is not h11.DONE or conn.their_state is not h11.DONE:
-        return False
-    conn.start_next_cycle()
-    return True
+    site.on_answer(request, response.status, trio.current_time() - began)
+    return attrs.evolve(response, headers=(*response.headers, *shared))
 
 
 def _refuse(refusal: HttpRefusal, site: Site) -> Response:

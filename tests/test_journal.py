@@ -146,6 +146,49 @@ async def test_what_is_too_old_or_too_much_goes_first_the_oldest(tmp_path: Path)
     store.close()
 
 
+def test_the_size_that_is_kept_is_kept_whatever_else_is(tmp_path: Path) -> None:
+    store = Store(tmp_path / "j.db", "s")
+    with store.transaction():
+        for number in range(10):
+            store.begin(begun(f"r{number}", started=float(number)))
+            store.add(f"r{number}", 1, Part(PartKind.LINES, 1, 1, b"x" * 100))
+            store.end(ended(f"r{number}", ended=float(number)))
+    with store.transaction():
+        assert store.retain(Retention(size=999), 8.0) == 1, "no more than is over it"
+    with store.transaction():
+        assert store.retain(Retention(days=6 / 86400, size=550), 8.0) == 1 + 3, "beside what is too old"
+    assert kept(store) == [f"r{number}" for number in range(5, 10)]
+    with store.transaction():
+        assert store.retain(Retention(size=550), 8.0) == 0
+    store.close()
+
+
+async def test_all_that_is_too_much_goes_in_one_look(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(recorder, "TIDY", 0.05)
+    store = Store(tmp_path / "j.db", "s")
+    with store.transaction():
+        for number in range(700):
+            store.begin(begun(f"r{number:03}", started=float(number)))
+            store.end(ended(f"r{number:03}", ended=float(number)))
+    store.close()
+    async with open_journal(tmp_path / "j.db", "s", Retention(runs=10), 2**20, content=True) as journal:
+        await trio.sleep(0.1)
+        journal.begin(begun("last", started=1000.0))
+        monkeypatch.setattr(recorder, "TIDY", 60.0)
+        await until(lambda: len(kept(store)) == 10)
+    assert kept(store) == ["last", *(f"r{number}" for number in range(691, 700))]
+
+
+async def test_half_a_surrogate_pair_of_the_cli_costs_no_runs_end(tmp_path: Path) -> None:
+    async with opened(tmp_path / "j.db") as journal:
+        run = journal.begin(begun("a"))
+        run.end(attrs.evolve(ended("a"), error="cut \ud83d", session="\ud800", tokens=7))
+        assert await journal.settle()
+        found = await journal.get(None, "a")
+        assert found
+        assert (found.state, found.error, found.session, found.tokens) == ("ended", "cut ?", "?", 7)
+
+
 def kept(store: Store) -> list[str]:
     with Reader(store.path) as reader:
         return sorted(run.id for run in reader.find(Query(identity=None, limit=100)).runs)

@@ -90,6 +90,11 @@ class Part:
         return "".join(texts).encode()
 
 
+def _as_unicode(text: str | None) -> str | None:
+    """Return a text without half a surrogate pair, which JSON of a CLI may bring and no store takes."""
+    return None if text is None else text.encode("utf-8", "replace").decode()
+
+
 @attrs.frozen(kw_only=True)
 class End:
     """How a run ended."""
@@ -104,9 +109,9 @@ class End:
     tokens: int
     dollars: float
     turns: int
-    error: str | None
+    error: str | None = attrs.field(converter=_as_unicode)
     receipt: dict[str, Any]
-    session: str | None = None
+    session: str | None = attrs.field(default=None, converter=_as_unicode)
     whole: bool = True
 
 

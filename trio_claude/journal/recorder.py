@@ -140,9 +140,9 @@ class SqliteJournal(Backlog, Journal):
 
     def _write(self) -> None:
         tidied = time.monotonic()
-        unsynced = math.inf
+        unsynced, behind = math.inf, False
         while True:
-            writes = self._take(TIDY if unsynced == math.inf else REST)
+            writes = self._take(0 if behind else TIDY if unsynced == math.inf else REST)
             if writes and not self._commit(writes):
                 if self._closing:
                     return
@@ -155,9 +155,8 @@ class SqliteJournal(Backlog, Journal):
             if unsynced != math.inf and (not writes or time.monotonic() > unsynced + UNSYNCED):
                 self._settle_down()
                 unsynced = math.inf
-            if time.monotonic() > tidied + TIDY:
-                tidied = time.monotonic()
-                self._tidy()
+            if behind or time.monotonic() > tidied + TIDY:
+                behind, tidied = self._tidy(), time.monotonic()
 
     def _take(self, patience: float) -> list[Write]:
         """Wait for something to write, for so long; return the first of what is there, which stays until written."""
@@ -275,14 +274,17 @@ class SqliteJournal(Backlog, Journal):
         except (sqlite3.Error, OSError) as error:
             self._fail(str(error))
 
-    def _tidy(self) -> None:
+    def _tidy(self) -> bool:
+        """Delete some of what is not to be kept any more; return whether there is more of it."""
         try:
             self._store.disown()
             with self._store.transaction():
-                self._store.retain(self._retention, time.time())
+                gone = self._store.retain(self._retention, time.time())
             self.fault = ""
         except (sqlite3.Error, OSError) as error:
             self._fail(str(error))
+            return False
+        return gone > 0
 
     def _fail(self, why: str) -> None:
         self.fault = f"the journal can't be written: {why}"

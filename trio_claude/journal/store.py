@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Final
 
 from ..errors import ConfigError, Reason
-from . import bulk, usage
+from . import bulk, expired, usage
 from .bulk import Bulk, folder_of
 from .facts import (
     ENDED,
@@ -47,7 +47,6 @@ BLOCK_BYTES: Final = 16 * 1024
 """Bytes of a block of a new file: a large part of a history costs half as much as in the usual ones of 4 KiB."""
 LOG_BYTES: Final = 64 * 1024 * 1024
 """Bytes of the write-ahead log upon which it is put into the file at the latest, with syncs that writes wait for."""
-DAY: Final = 86400
 BEGIN: Final = """
     INSERT OR IGNORE INTO runs
     (id, identity, meta, door, batch, session, server, state, started, prompt, options, model)
@@ -192,24 +191,13 @@ class Store:
         self._drop([one.run for one in gone])
         return gone
 
-    def retain(self, retention: Retention, now: float, most: int = 200) -> int:
-        """Delete what is not to be kept any more, at most so many runs; return how many were deleted."""
-        gone: list[str] = []
-        if retention.days:
-            old = now - retention.days * DAY
-            gone += self._oldest("ended < ?", (old,), most)
-        if retention.runs:
-            (count,) = self._db.execute("SELECT COUNT(*) FROM runs").fetchone()
-            gone += self._oldest("TRUE", (), min(most, max(0, count - retention.runs)))
-        if retention.size and not gone:
-            (size,) = self._db.execute("SELECT COALESCE(SUM(bytes), 0) FROM runs").fetchone()
-            gone += self._oldest("TRUE", (), min(most, 10)) if size > retention.size else []
-        self._drop(list(dict.fromkeys(gone)))
-        return len(gone)
-
-    def _oldest(self, condition: str, words: tuple[object, ...], most: int) -> list[str]:
-        sql = _select("id", "runs", f"state = 'ended' AND {condition}", "ORDER BY started LIMIT ?")
-        return [row[0] for row in self._db.execute(sql, (*words, most))]
+    def retain(self, kept: Retention, now: float, most: int = 200) -> int:
+        """Delete what is not to be kept any more, by each rule at most so many runs; return how many."""
+        gone = 0
+        for runs in expired.find(self._db, kept, now, most):
+            self._drop(runs)
+            gone += len(runs)
+        return gone
 
     def _drop(self, runs: list[str]) -> None:
         self._gone += runs

@@ -482,6 +482,7 @@ async def test_a_page_of_a_named_origin_may_read_answers(fake: Backend) -> None:
             answer = await exchange(server.port, request("POST", "/api/ticket", host="localhost", origin=app, **known))
             assert told(answer) == status
             assert f"Access-Control-Allow-Origin: {app}".encode() in answer
+            assert b"Access-Control-Expose-Headers: X-Next-Part, Retry-After" in answer
         evil = await exchange(
             server.port, request("OPTIONS", "/api/ticket", **{**asks, "origin": "https://evil.example"})
         )

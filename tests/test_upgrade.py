@@ -226,10 +226,11 @@ async def test_readiness_says_what_is_missing(fake: Backend) -> None:
 
 
 def test_named_hosts_and_origins_may_come_in() -> None:
-    config = Config(allow_host=("claude.example",), allow_origin=("https://app.example",))
-    request = Request("GET", "/", {}, {"host": "claude.example", "origin": "https://app.example"})
-    check_host(request, config)
-    check_origin(request, config)
+    config = Config(host="Here", allow_host=("Claude.example",), allow_origin=("https://App.example",))
+    for host in ("claude.example", "CLAUDE.example:3000", "here:3000"):
+        request = Request("GET", "/", {}, {"host": host, "origin": "https://app.example"})
+        check_host(request, config)
+        check_origin(request, config)
 
 
 HEADERS = st.dictionaries(

@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 SESSION_DOOR = "/ws/session"
 """The door of sessions, through which a viewer may come too: to watch."""
 LOOPBACK = ("localhost", "127.0.0.1", "[::1]")
+EXPOSED = ("Access-Control-Expose-Headers", "X-Next-Part, Retry-After")
+"""The header by which a page of a named origin may read our own: whether there is more, and when to come again."""
 RELOADED = (
     *IDENTITY_LIMITS, "allow_origin", "allow_host", "trusted_proxies", "keys", "jwt_keys", "jwt_issuer", "jwt_audience",
     "jwt_leeway", "connections_per_address", "total_prompts_per_minute", "total_tokens_per_day",
@@ -173,9 +175,9 @@ class Entrance:
     def share(self, request: Request) -> tuple[tuple[str, str], ...]:
         """Return the headers by which a browser lets a page of a named origin read the answer (CORS)."""
         origin = request.headers.get("origin")
-        if origin not in self.config.allow_origin:
+        if origin not in _lower(self.config.allow_origin):
             return ()
-        return (("Access-Control-Allow-Origin", str(origin)), ("Vary", "Origin"))
+        return (("Access-Control-Allow-Origin", str(origin)), EXPOSED, ("Vary", "Origin"))
 
     def guest(self, request: Request) -> Guest:
         """Return who sent a request that was let in."""
@@ -283,11 +285,16 @@ def _is_address(text: str) -> bool:
     return True
 
 
+def _lower(names: tuple[str, ...]) -> set[str]:
+    """Return names as browsers and `Host` are compared: in small letters."""
+    return {name.lower() for name in names}
+
+
 def check_host(request: Request, config: Config) -> None:
     """Refuse a Host under which this server is not reached (DNS rebinding). Raises `HttpRefusal`."""
     host = request.headers.get("host", "").lower()
     name = re.sub(r":\d*$", "", host)
-    if name in LOOPBACK or name in (config.host, f"[{config.host}]") or {host, name} & set(config.allow_host):
+    if name in LOOPBACK or {host, name} & _lower((config.host, f"[{config.host}]", *config.allow_host)):
         return
     raise HttpRefusal(403, "host", "this Host is not served here; the operator can name it with allow_host")
 
@@ -295,7 +302,7 @@ def check_host(request: Request, config: Config) -> None:
 def check_origin(request: Request, config: Config) -> None:
     """Refuse a browser page of another origin. Raises `HttpRefusal`."""
     origin = request.headers.get("origin")
-    if origin is None or origin in config.allow_origin:
+    if origin is None or origin in _lower(config.allow_origin):
         return
     if origin == f"http://{request.headers.get('host', '')}":
         return

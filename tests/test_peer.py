@@ -23,7 +23,7 @@ from wsproto.handshake import H11Handshake
 
 from trio_claude.config import Config
 from trio_claude.peer.frames import FRAMES_A_TURN, FrameGuard, close_frame, encode
-from trio_claude.peer.wire import Wire
+from trio_claude.peer.wire import NOTICES_LIMIT, Wire
 from trio_claude.server import Server
 from trio_claude.turns import Turns
 
@@ -267,6 +267,28 @@ async def test_what_the_kernel_takes_at_once_is_sent_although_its_sender_was_can
         scope.cancel()
         await Wire(ours, b"", b"", Config(), Turns()).send_frames(b"line")
         assert theirs.recv(16) == b"line"
+
+
+async def test_a_large_notice_goes_out_and_what_waits_behind_it_is_bounded() -> None:
+    ours, theirs = socket.socketpair()
+    ours.setblocking(False)
+    large, small = b"\x81\x7f" + b"x" * 16 * NOTICES_LIMIT, b"\x81\x7e" + b"y" * (NOTICES_LIMIT // 4)
+    with ours, theirs:
+        wire = Wire(ours, b"", b"", Config(), Turns())
+        async with trio.open_nursery() as nursery:
+            wire.start_flush = lambda: nursery.start_soon(wire.flush)
+            wire.post(large)
+            wire.post(small)
+            said = await trio.to_thread.run_sync(lambda: b"".join(iter_exactly(theirs, len(large + small))))
+            assert said == large + small
+            await trio.testing.wait_all_tasks_blocked()
+            wire.post(large)
+            for _ in range(3):
+                wire.post(small)
+            assert not wire.broken
+            wire.post(small)
+            assert wire.broken, "the client reads nothing"
+            nursery.cancel_scope.cancel()
 
 
 def iter_exactly(sock: socket.socket, size: int) -> Iterator[bytes]:

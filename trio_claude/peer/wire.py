@@ -163,13 +163,14 @@ class Wire(trio.abc.Stream):
             return
         if frame[0] == PONG:
             self._pong = frame
+        elif not self._ready() and self._control and sum(map(len, [*self._control, frame])) > NOTICES_LIMIT:
+            self.abort()
+            return
         else:
             self._control.append(frame)
         if frame[0] == CLOSE:
             self.close_sent = int.from_bytes(frame[2:4], "big") if len(frame) >= 4 else 1005
-        if sum(map(len, self._control)) > NOTICES_LIMIT:
-            self.abort()
-        elif self._ready():
+        if self._ready():
             self._rest = memoryview(self._take_control())
             self._push()
         self._see_to_rest()

@@ -25,6 +25,25 @@ def behind(talk: Talk, text: str) -> list[int]:
     return [frame["after"] for frame in talk.frames if frame.get("line") == text]
 
 
+@pytest.mark.parametrize("how", ["lost", "detached"])
+@pytest.mark.parametrize("limit", ["connections_per_identity", "connections_per_address", "max_connections"])
+async def test_who_has_left_takes_no_place_from_who_comes_back(fake: Backend, how: str, limit: str) -> None:
+    async with fake.serve_known("ann", **{limit: 1}) as (server, keys):
+        async with open_talk(server, keys["ann"]) as first:
+            started = await first.start(**GRACE)
+            await first.user("hello")
+            await first.result()
+            if how == "lost":
+                await leave(first)
+            else:
+                await first.say({"type": "gateway", "op": "detach"})
+            await orphaned(server, started["run"])
+        await until(lambda: not server._entrance.inside)
+        with trio.fail_after(5):
+            async with open_talk(server, keys["ann"]) as second:
+                assert (await attach(second, started["run"], 0))["role"] == "owner"
+
+
 @pytest.mark.parametrize("journal", ["none", "memory"])
 async def test_a_client_that_comes_back_gets_the_rest(fake: Backend, journal: str) -> None:
     async with fake.serve(journal=journal) as server:

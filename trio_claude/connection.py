@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import socket
 from collections.abc import Callable
+from contextlib import ExitStack
 
 import attrs
 import trio
@@ -86,15 +87,23 @@ def _answered(address: str, request: Request, status: int, seconds: float) -> An
 
 
 async def serve_connection(
-    sock: socket.socket, host: str, port: int, household: Household, on_request: Callable[[], None] = lambda: None
+    sock: socket.socket,
+    host: str,
+    port: int,
+    household: Household,
+    places: ExitStack,
+    on_request: Callable[[], None] = lambda: None,
 ) -> None:
-    """Serve one client to its end; `on_request` hears of its first request. Never raises but for a cancellation."""
+    """Serve one client to its end; `on_request` hears of its first request. Never raises but for a cancellation.
+
+    `places` holds what the client is counted in; it is closed where a client is gone and its run goes on.
+    """
     with context.Bound(peer=f"{host}:{port}"):
         try:
             with household.runs.until_drain():
                 handshake = await serve_http(sock, household.site(host), household.config, on_request)
             if handshake is not None:
-                await _serve_websocket(sock, port, handshake, household)
+                await _serve_websocket(sock, port, handshake, household, places)
         except* (OSError, Draining, PeerGone, trio.BrokenResourceError, trio.ClosedResourceError):
             pass  # the client left; there is nobody to tell
         except* Exception as group:
@@ -105,19 +114,19 @@ async def serve_connection(
                 sock.close()
 
 
-async def _serve_websocket(sock: socket.socket, port: int, handshake: Handshake, household: Household) -> None:
-    """Open the WebSocket of a client that was counted in, serve it, close it, and count the client out."""
+async def _serve_websocket(
+    sock: socket.socket, port: int, handshake: Handshake, household: Household, places: ExitStack
+) -> None:
+    """Open the WebSocket of a client that was counted in, serve it, and close it."""
     guest = household.entrance.guest(handshake.request)
-    try:
-        address = f"{guest.address}:{port}"
-        with context.Bound(identity=guest.name, peer=address):
-            await _serve_guest(sock, address, handshake, guest, household)
-    finally:
-        household.entrance.leave(guest)
+    places.callback(household.entrance.leave, guest)
+    address = f"{guest.address}:{port}"
+    with context.Bound(identity=guest.name, peer=address):
+        await _serve_guest(sock, address, handshake, guest, household, places)
 
 
 async def _serve_guest(
-    sock: socket.socket, address: str, handshake: Handshake, guest: Guest, household: Household
+    sock: socket.socket, address: str, handshake: Handshake, guest: Guest, household: Household, places: ExitStack
 ) -> None:
     """Open the WebSocket, serve it, and close it with what is to be said at the end."""
     path, config, began = handshake.request.path, household.config, trio.current_time()
@@ -125,7 +134,7 @@ async def _serve_guest(
     async with accept(sock, handshake, config, household.heart, household.runs.turns, limit) as peer:
         household.observer(ConnectionOpened(address, path, guest.name))
         try:
-            closing = await _door(path, peer, handshake, guest, household).serve()
+            closing = await _door(path, peer, handshake, guest, household, places).serve()
             if closing is not None:
                 if closing.frame is not None:
                     peer.post(closing.frame)
@@ -137,10 +146,12 @@ async def _serve_guest(
             )
 
 
-def _door(path: str, peer: Peer, handshake: Handshake, guest: Guest, household: Household) -> OneShot | Conversation:
+def _door(
+    path: str, peer: Peer, handshake: Handshake, guest: Guest, household: Household, places: ExitStack
+) -> OneShot | Conversation:
     """Return what serves a client behind the door that it took."""
     if path == SESSION_DOOR:
-        return Conversation(peer, guest, household.room(household.greet(guest.name)))
+        return Conversation(peer, guest, household.room(household.greet(guest.name)), places.close)
     return OneShot(peer, handshake, guest, household)
 
 

@@ -9,6 +9,7 @@ before its client is told so.
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 
 import attrs
 import trio
@@ -52,9 +53,13 @@ EARLY_LIMIT = 8
 
 
 class Conversation:
-    """One client on `/ws/session`. Each step of `serve` returns how to close, None where nobody is left to hear it."""
+    """One client on `/ws/session`. Each step of `serve` returns how to close, None where nobody is left to hear it.
 
-    def __init__(self, peer: Client, guest: Guest, house: Room) -> None:
+    `on_out` hears that the client is gone while its run goes on.
+    """
+
+    def __init__(self, peer: Client, guest: Guest, house: Room, on_out: Callable[[], None] = lambda: None) -> None:
+        self._on_out = on_out
         self._peer = peer
         self._guest = guest
         self._house = house
@@ -397,6 +402,7 @@ class Conversation:
         """Close a connection whose run goes on in this task's nursery."""
         await self._peer.close(CloseCode.NORMAL, self._parting)
         self._peer.drop()
+        self._on_out()
 
     def _queue(self, place: int) -> None:
         self._peer.post(messages.render_event("queued", position=place, wait_s=self._house.runs.patience))

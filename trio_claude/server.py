@@ -377,17 +377,15 @@ class Gate:
                 stands = False
                 self._leave_doorstep(host)
 
-        entrance = self._household.entrance
-        entrance.arrive(host)
-        try:
+        with contextlib.ExitStack() as places:
+            places.callback(self._slots.release)
+            places.callback(step_in)
+            self._household.entrance.arrive(host)
+            places.callback(self._household.entrance.depart, host)
             sock.setblocking(False)
             with contextlib.suppress(OSError):  # some systems refuse it once the client has left
                 self._set_options(sock)
-            await serve_connection(sock, host, port, self._household, step_in)
-        finally:
-            entrance.depart(host)
-            step_in()
-            self._slots.release()
+            await serve_connection(sock, host, port, self._household, places, step_in)
 
     def _set_options(self, sock: socket.socket) -> None:
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import functools
 import json
@@ -199,8 +200,8 @@ async def sweep(folder: Path, cancel_at: int | None = None, fault_at: int | None
             nursery.start_soon(act, containment)
             trio.lowlevel.add_instrument(stepper)
             try:
-                with stepper.scope:
-                    await serve_connection(server, "127.0.0.1", 1, household)
+                with stepper.scope, contextlib.ExitStack() as places:
+                    await serve_connection(server, "127.0.0.1", 1, household, places)
             finally:
                 trio.lowlevel.remove_instrument(stepper)
             with trio.move_on_after(60):

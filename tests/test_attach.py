@@ -25,6 +25,26 @@ def behind(talk: Talk, text: str) -> list[int]:
     return [frame["after"] for frame in talk.frames if frame.get("line") == text]
 
 
+async def test_the_last_lines_of_a_run_wait_for_who_may_come_back(fake: Backend) -> None:
+    """For longer than a write may stand still: more than is kept is in the pipe still, and the CLI has ended."""
+    lines = directive("lines", n=2, size=10) + directive("lines", n=1100, size=100, rate=3000) + directive("exit")
+    async with fake.serve(send_timeout=1.0, replay_bytes=65536) as server:
+        async with open_talk(server) as first:
+            started = await first.start(**GRACE)
+            await first.user(lines)
+            await first.next(lambda frame: frame["type"] == "fake")
+            seen = numbered(first)
+            await leave(first)
+            await orphaned(server, started["run"])
+        await trio.sleep(3)
+        async with open_talk(server) as second:
+            await attach(second, started["run"], len(seen))
+            ended = await second.event("ended")
+            both = [json.loads(line) for line in seen + numbered(second)]
+    assert (ended["reason"], ended["lines"]) == ("exit", len(both))
+    assert sum(line["type"] == "fake" for line in both) == 1102
+
+
 @pytest.mark.parametrize("how", ["lost", "detached"])
 @pytest.mark.parametrize("limit", ["connections_per_identity", "connections_per_address", "max_connections"])
 async def test_who_has_left_takes_no_place_from_who_comes_back(fake: Backend, how: str, limit: str) -> None:

@@ -138,6 +138,7 @@ async def test_a_cancelled_run_is_told_to_have_ended_once(stage: Stage, autojump
     assert [(event.seconds, event.outcome.reason, event.outcome.error) for event in ended] == [
         (5.0, Reason.STOPPED, "cancelled")
     ]
+    assert ended[0].outcome.receipt.survivors == 0, "what was proven is told"
 
 
 async def test_a_run_that_a_bug_ends_is_told_to_have_failed_once(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:

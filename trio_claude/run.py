@@ -134,6 +134,7 @@ class Run:
         self.teller: Teller = Teller(self.id, self.meta, account.name, self.door, kit.observer, kit.tally, kit.tracer)
         self._meter = Meter(account.baseline, task.options.max_budget_usd)
         self._decision: Decision | None = None
+        self._proof: Receipt | None = None
         self._scope = trio.CancelScope()
         self._splitter = LineSplitter(kit.workplace.config.max_line)
         self._delivery = Delivery()
@@ -175,7 +176,7 @@ class Run:
                 unfinished = Decision(Reason.FAILED, "a fault of the server")
             raise
         finally:
-            self._close_books(outcome or self._outcome(unfinished, self._receipt(survivors=None)))
+            self._close_books(outcome or self._outcome(unfinished, self._proof or self._receipt(survivors=None)))
         return outcome
 
     def _record(self, journal: Journal) -> None:
@@ -244,20 +245,27 @@ class Run:
     async def _live(self, process: Contained, sink: Sink) -> Outcome:
         """Converse until the run is decided, then end what is left and count it."""
         self._scope.deadline = trio.current_time() + self._timeout
-        with self._scope:
-            await self._converse(process, sink)
-        if self._scope.cancelled_caught:  # by a decision, else by the deadline
-            self._decide(self._too_late)
+        try:
+            with self._scope:
+                await self._converse(process, sink)
+            if self._scope.cancelled_caught:  # by a decision, else by the deadline
+                self._decide(self._too_late)
+        finally:
+            self._proof = await self._prove(process)
+        return self._outcome(
+            self._decision or exit_decision(process.status, self._result_error or self._last_stderr),
+            self._proof,
+            process.status,
+        )
+
+    async def _prove(self, process: Contained) -> Receipt:
+        """End what is left of a CLI, and count it."""
         process.end()
         with trio.CancelScope(shield=True):
             receipt = await process.wait_gone()
         if (process.status is None or process.status < 0) and not self._containment.binds:
             self._workplace.forget(process.pid, self.account.name)
-        return self._outcome(
-            self._decision or exit_decision(process.status, self._result_error or self._last_stderr),
-            receipt,
-            process.status,
-        )
+        return receipt
 
     async def _converse(self, process: Contained, sink: Sink) -> None:
         """Feed the CLI, read it, and watch for its end. Returns when it has ended and its pipes are read."""

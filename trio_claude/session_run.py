@@ -209,8 +209,8 @@ class SessionRun(Run):
         super()._close_books(outcome)
 
     def _has_ended(self) -> None:
-        """Give the client so long for what the CLI has said as a write may stand still: a session has no deadline."""
-        self._scope.deadline = trio.current_time() + self._workplace.config.send_timeout
+        """Give a client, or who may come back, so long for what the CLI has said: a session has no deadline."""
+        self._scope.deadline = trio.current_time() + max(self._workplace.config.send_timeout, self.start.grace)
         self._too_late = Decision(Reason.DISCONNECTED, "the client did not take the last lines in time")
 
     async def _talk(self, process: Contained, sink: SessionSink) -> None:

@@ -18,6 +18,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from joserfc import jwt
 from joserfc.jwk import OctKey
+from returns import attach
 from talk import open_talk
 from trio_websocket import ConnectionClosed
 
@@ -354,6 +355,26 @@ async def test_a_key_that_is_taken_back_starts_nothing_new(fake: Backend) -> Non
         assert "not valid any more" in str(said.errors)
         assert told(await exchange(server.port, head(host="localhost", **auth(keys["alice"])))) == 401
         assert (await ask(server, "hello", key=keys["bob"])).code == 1000
+
+
+async def test_who_sees_all_no_more_watches_nobody_elses_run(fake: Backend) -> None:
+    async with fake.serve_known("alice", "eve/viewer", journal="memory") as (server, keys):
+        path = Path(server._entrance.config.keys)
+        async with open_talk(server, keys["alice"]) as owner, open_talk(server, keys["eve"]) as late:
+            started = await owner.start()
+            async with open_talk(server, keys["eve"]) as viewer:
+                assert (await attach(viewer, started["run"]))["role"] == "viewer"
+                known = read_keys(path)
+                write_keys(path, {**known, "eve": attrs.evolve(known["eve"], role="user")})
+                await until(lambda: viewer.code == 1008)
+                assert (await viewer.event("refused"))["code"] == "not-allowed"
+            await late.say({"type": "gateway", "op": "attach", "run": started["run"], "after": 0})
+            assert (await late.event("refused"))["code"] == "not-open"
+            await owner.stop("kill")
+            await owner.event("ended")
+        async with open_talk(server, keys["eve"]) as later:
+            await later.say({"type": "gateway", "op": "attach", "run": started["run"], "after": 0})
+            assert (await later.event("refused"))["code"] == "not-open"
 
 
 async def test_prompts_over_the_rate_are_told_when_to_come_back(fake: Backend, sharing: dict[str, Any]) -> None:

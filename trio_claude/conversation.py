@@ -183,7 +183,7 @@ class Conversation:
         stage = self._house.stages.get(attach.run)
         if stage is None:
             return await self._serve_elsewhere(attach)
-        if self._guest.name != stage.run.account.name and not self._guest.identity.sees_all:
+        if not self._guest.may_see(stage.run.account.name):
             raise _unknown(attach)
         if self._peer.far and not (stage.run.recorded and self._house.config.journal_content):
             raise unkept()
@@ -203,22 +203,25 @@ class Conversation:
         return None if self._left else stage.closing
 
     async def _listen(self, stage: Stage, attach: Attach) -> None:
-        """Have all that the run says until it is over or this client leaves. Raises `NotKnown` to a viewer."""
+        """Have all that the run says until it is over or this client leaves.
+
+        Raises `NotKnown` and `NotAllowed` to a viewer that may watch no more.
+        """
         with self._waiting:
             if self._owns:
                 await stage.own(self._peer, self._make_way, attach.after)
                 await stage.over.wait()
                 return
             async with open_services() as services:
-                services.start_soon(self._watch_credential)
+                services.start_soon(self._watch_credential, stage.run.account.name)
                 await stage.view(self._peer, attach.after)
                 await stage.over.wait()
 
-    async def _watch_credential(self) -> None:
+    async def _watch_credential(self, owner: str) -> None:
         """Look now and again whether a viewer may still watch: no turn of its own is where that would show."""
         while True:
             await trio.sleep(CREDENTIAL_PERIOD)
-            self._guest.check()
+            self._guest.check_may_see(owner)
 
     async def _serve_elsewhere(self, attach: Attach) -> Closing | None:
         """Come back to a run of another node, or watch it; to one that has ended there too."""
@@ -247,8 +250,8 @@ class Conversation:
             raise _unknown(attach)
         if not await journal.settle():
             raise JournalFault("the journal is not at hand just now", 1.0)
-        run = await journal.get(None if self._guest.identity.sees_all else self._guest.name, attach.run)
-        if run is None or run.ended is None:
+        run = await journal.get(None, attach.run)
+        if run is None or run.ended is None or not self._guest.may_see(run.identity):
             raise _unknown(attach)
         if attach.after > run.lines:
             return self._refuse_ahead(run.lines)

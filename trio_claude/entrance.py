@@ -88,6 +88,16 @@ class Guest:
         if not self._door.current(self.identity).may_run:
             raise NotAllowed("a viewer starts no runs")
 
+    def may_see(self, name: str) -> bool:
+        """Return whether it may see the runs of an identity now: its own, or everybody's."""
+        return name == self.name or self._door.current(self.identity).sees_all
+
+    def check_may_see(self, name: str) -> None:
+        """Raise `NotKnown`, as `check` does, and `NotAllowed` where it may not see the runs of an identity any more."""
+        self.check()
+        if not self.may_see(name):
+            raise NotAllowed("your role sees the runs of others no more")
+
     def facts(self) -> dict[str, Any]:
         """Return what another node is told of it: how it stands with it now."""
         now = self._door.current(self.identity)

@@ -241,6 +241,25 @@ async def test_no_line_is_lost_to_a_slow_reader(fake: Backend) -> None:
         assert len(numbers) == len(set(numbers)) == 20_000
 
 
+@pytest.mark.parametrize(("first", "rest", "whole"), [(0.05, 0.05, True), (2.0, 0.0, False)], ids=["slow", "still"])
+async def test_what_a_slow_client_still_takes_is_waited_for_behind_the_close(
+    fake: Backend, first: float, rest: float, whole: bool
+) -> None:
+    said, masked = json.dumps({"prompt": directive("lines", n=30, size=1000), "meta": "T"}).encode(), b"\0\0\0\0"
+    async with fake.serve(close_timeout=0.3) as server:
+        with trio.socket.socket() as slow:
+            slow.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+            await slow.connect(("127.0.0.1", server.port))
+            await slow.send(head() + b"\x81" + bytes((0x80 | len(said),)) + masked + said)
+            came = bytearray()
+            with contextlib.suppress(OSError):
+                while data := await slow.recv(1500):
+                    await trio.sleep(rest if came else first)
+                    came += data
+    assert (came.count(b'"type":"fake"') == 30) is whole
+    assert (b"exit 0; 1 process, 0 left" in came) is whole
+
+
 async def test_writes_that_are_cancelled_are_sent_all_the_same_before_the_close() -> None:
     ours, theirs = socket.socketpair()
     ours.setblocking(False)

@@ -103,13 +103,22 @@ class Peer:
             self._wire.post(head(TEXT, len(data)) + data)
 
     async def close(self, code: CloseCode, reason: str) -> None:
-        """Close with a code, waiting for the client's answer for at most `close_timeout` seconds, then reset."""
+        """Close with a code, waiting for the client's answer for at most `close_timeout` seconds, then reset.
+
+        While it takes what was sent before, it is waited for longer: up to `send_timeout`, unless that is cancelled.
+        """
         self._reason = clip(reason)
         with contextlib.suppress(trio.BrokenResourceError):
             self._wire.post(close_frame(code, self._reason))
-        with trio.move_on_after(self._config.close_timeout, shield=True) as patience:
+        waits = self._wire.unsent
+        with trio.move_on_after(self._config.close_timeout, shield=True):
             await self._gone.wait()
-        if patience.cancelled_caught:
+        with trio.move_on_after(self._config.send_timeout):
+            while not self._gone.is_set() and (left := self._wire.unsent) < waits:
+                waits = left
+                with trio.move_on_after(self._config.close_timeout):
+                    await self._gone.wait()
+        if not self._gone.is_set():
             self._wire.abort()
 
     def allow(self, limit: int) -> None:

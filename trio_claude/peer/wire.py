@@ -8,8 +8,11 @@ before anything else, so a frame is never torn but by a reset.
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import socket
 import struct
+import sys
+import termios
 from collections.abc import Callable
 from typing import Final
 
@@ -122,6 +125,14 @@ class Wire(trio.abc.Stream):
     def writing(self) -> bool:
         """Whether a write waits for the client."""
         return self._lock.locked() or self._rest is not None
+
+    @property
+    def unsent(self) -> int:
+        """Bytes that the client's system has not taken yet, of the kernel's where it tells."""
+        waits = bytearray(4)
+        with contextlib.suppress(OSError, ValueError):  # the socket is closed, or the system does not tell
+            fcntl.ioctl(self._socket.fileno(), termios.TIOCOUTQ, waits)
+        return int.from_bytes(waits, sys.byteorder) + len(self._rest or b"")
 
     async def send_frames(self, frames: bytes) -> None:
         """Send data frames; returns when the kernel has them. No checkpoint where it takes them at once.

@@ -61,6 +61,18 @@ def tool_results(talk: Talk) -> list[str]:
     return [str(block["content"]) for block in blocks]
 
 
+async def test_an_interrupt_at_a_result_is_for_the_turn_that_waits(cli: Backend) -> None:
+    async with cli.serve() as server, open_talk(server) as talk:
+        await talk.start()
+        await talk.user(directive("slow", n=20, ms=20))
+        await talk.next(lambda frame: frame.get("subtype") == "init")
+        await talk.user(directive("slow", n=200, ms=50))
+        await talk.result()
+        await talk.stop("interrupt")
+        assert (await talk.result(8))["is_error"], "interrupted"
+        await talk.stop("kill")
+
+
 async def test_three_turns_in_one_process_and_a_model_changed_between_them(cli: Backend) -> None:
     async with cli.serve() as server, open_talk(server) as talk:
         hello = await talk.event("hello")

@@ -408,6 +408,34 @@ def test_an_interrupt_is_due_until_the_result() -> None:
     assert session.due(3.0).clock is Clock.IDLE
 
 
+def test_an_interrupt_between_two_turns_is_for_the_one_that_was_asked_for() -> None:
+    session = Session(PATIENCE, 0.0)
+    session.prompt(0.0)
+    session.hear([INIT], 1.0)
+    session.prompt(2.0)
+    session.hear([RESULT_LINE], 3.0)
+    assert session.interrupt(3.0)
+    assert not session.interrupt(3.0)
+    assert session.due(4.0).clock is Clock.IDLE, "its time runs once it has begun"
+    session.hear([INIT], 4.0)
+    assert session.interrupted
+    assert (session.due(4.0).clock, session.due(4.0).at) == (Clock.INTERRUPT, 9.0)
+
+
+def test_an_interrupt_for_a_turn_that_does_not_come_is_for_no_later_one() -> None:
+    session = Session(PATIENCE, 0.0)
+    session.prompt(0.0)
+    session.hear([INIT], 1.0)
+    session.prompt(2.0)  # the CLI takes it into the turn that it is at
+    session.hear([RESULT_LINE], 3.0)
+    assert session.interrupt(3.0)
+    session.prompt(4.0)
+    session.hear([INIT], 5.0)
+    assert not session.interrupted
+    session.hear([RESULT_LINE], 6.0)
+    assert not session.interrupt(6.0)
+
+
 def test_an_approval_outside_of_a_turn_leaves_the_session_idle() -> None:
     session = Session(PATIENCE, 0.0)
     session.prompt(0.0)

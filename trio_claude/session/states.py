@@ -163,6 +163,10 @@ class Session:
         self.deaf: bool = False
         self.begun: bool = False
         self._in_turn = False
+        self._waits = False
+        """Whether something was said in the turn, for which the CLI may begin another behind it."""
+        self._ends_next = False
+        """Whether that one is to end."""
         self._left = {Clock.TURN: patience.turn, Clock.IDLE: patience.idle, Clock.WHOLE: patience.whole}
         self._counted = now
         self._heard = now
@@ -197,6 +201,7 @@ class Session:
 
     def prompt(self, now: float) -> None:
         """Take that the client has said something to the model."""
+        self._waits, self._ends_next = self.begun, False
         if not self._in_turn:
             self._enter_turn()
             self._heard, self._told, self._said_since_prompt = now, False, False
@@ -213,10 +218,14 @@ class Session:
             self._happen(Happening.SETTLED if self._in_turn else Happening.SATISFIED, now)
 
     def interrupt(self, now: float) -> bool:
-        """Take that the turn is to end; return whether there is one that was not to end before."""
-        if not self._in_turn or self.state is State.ENDING or self.interrupted:
+        """Take that the turn is to end; return whether there is one that was not to end before.
+
+        Between two turns it is the one that is about to begin, if there is one: its time runs once it has.
+        """
+        if self.state is State.ENDING or self.interrupted or self._ends_next or not (self._in_turn or self._waits):
             return False
-        self._interrupted = now
+        self._interrupted = now if self._in_turn else None
+        self._ends_next = not self._in_turn
         return True
 
     @property
@@ -286,7 +295,9 @@ class Session:
         if kind == "system" and said.get("subtype") == "init":
             if not self._in_turn:
                 self._enter_turn()
-            self.begun = True
+            if self._ends_next:
+                self._interrupted = now
+            self.begun, self._waits, self._ends_next = True, False, False
             self._happen(Happening.BEGAN, now)
             return [Happening.BEGAN]
         self._said_since_prompt = True

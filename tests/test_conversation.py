@@ -61,6 +61,19 @@ def tool_results(talk: Talk) -> list[str]:
     return [str(block["content"]) for block in blocks]
 
 
+async def test_an_interrupt_behind_the_end_stops_the_run(cli: Backend) -> None:
+    async with cli.serve(interrupt_grace=30) as server, open_talk(server) as talk:
+        await talk.start()
+        await talk.user(directive("slow", n=400, ms=50))
+        await talk.next(lambda frame: frame.get("subtype") == "init")
+        await talk.stop("end")
+        await talk.event("stopping")
+        await talk.stop("interrupt")
+        assert (await talk.result(10))["is_error"], "interrupted"
+        ended = await talk.event("ended")
+    assert (ended["reason"], ended.get("error")) == ("stopped", None)
+
+
 async def test_an_interrupt_at_a_result_is_for_the_turn_that_waits(cli: Backend) -> None:
     async with cli.serve() as server, open_talk(server) as talk:
         await talk.start()

@@ -140,11 +140,15 @@ class SessionRun(Run):
     def interrupt(self) -> None:
         """End the turn: an interrupt past all that waits, and if there is no result in its grace, the run's end.
 
-        Where the CLI has not begun the turn yet, the interrupt goes behind the prompt, and once more when it has.
+        Where the CLI has not begun the turn yet, the interrupt goes behind the prompt, and once more when it has. One
+        that can be told nothing more is stopped.
         """
         if self.session.interrupt(trio.current_time()):
             self.teller.interrupted()
-            self._put_interrupt(urgent=self.session.begun)
+            if self._outbox.closed:
+                self.stop(Reason.STOPPED)
+            else:
+                self._put_interrupt(urgent=self.session.begun)
         self._stir.set()
 
     def _put_interrupt(self, *, urgent: bool) -> None:

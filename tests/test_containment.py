@@ -15,7 +15,7 @@ import pytest
 import trio
 from harness import MODES, alive, bearing, descriptors, until
 
-from trio_claude.containment import Contained, Containment, Job, Means, open_containment
+from trio_claude.containment import BrokenStart, Contained, Containment, Job, Means, open_containment
 from trio_claude.containment.supervisor import SPARE_LIMIT, SupervisorContainment
 from trio_claude.errors import ContainmentUnavailable, SpawnFailed
 from trio_claude.events import Event, GuardianLost, Receipt
@@ -191,6 +191,79 @@ async def test_a_killed_supervisor_is_replaced_by_the_zygote(supervisors: Contai
     assert receipt.survivors == 0
     assert not alive(child)
     assert not alive(process.pid)
+
+
+async def test_a_zygote_that_was_stopped_before_replaces_a_killed_supervisor(supervisors: Containment) -> None:
+    script = "read zygote; setsid env -i sleep 60 & echo $!; kill -STOP $zygote; kill -KILL $PPID; sleep 60"
+    async with supervisors.start(shell(script)) as process:
+        await process.stdin.send_all(b"%d\n" % _parent(_parent(process.pid)))
+        child = int(await process.stdout.receive_some())
+        with pytest.raises(trio.BrokenResourceError):
+            await process.wait_exit()
+        receipt = await process.wait_gone()
+    assert receipt.survivors == 0
+    assert not alive(child)
+
+
+async def test_of_two_supervisors_that_are_lost_at_once_neither_gets_the_others_count(supervisors: Containment) -> None:
+    receipts = []
+
+    async def lose(process: Contained) -> None:
+        receipts.append(await process.wait_gone())
+
+    many = "sleep 60 & " * 9
+    async with supervisors.start(shell("sleep 60")) as small, supervisors.start(shell(f"{many} sleep 60")) as large:
+        guardians = [_parent(process.pid) for process in (small, large)]
+        await until(lambda: len(_children(large.pid)) == 10)
+        zygote = _parent(guardians[0])
+        os.kill(zygote, signal.SIGSTOP)
+        for guardian in guardians:
+            os.kill(guardian, signal.SIGKILL)
+        await until(lambda: not any(alive(guardian) for guardian in guardians))
+        async with trio.open_nursery() as nursery:
+            for process in (small, large):
+                nursery.start_soon(lose, process)
+    assert [(receipt.seen, receipt.killed, receipt.survivors) for receipt in receipts] == [(1, 0, 0)] * 2
+
+
+ZOMBIES = """
+import os, subprocess, time
+ended = [subprocess.Popen(["true"]) for _ in range(5)]
+for process in ended:
+    os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
+print(flush=True)
+time.sleep(60)
+"""
+
+
+async def test_who_has_ended_before_was_not_killed(guarded: Containment) -> None:
+    job = Job(argv=(sys.executable, "-c", ZOMBIES), env=ENV, cwd="/")
+    async with guarded.start(job) as process:
+        await process.stdout.receive_some()
+        receipt = await _end(process)
+    assert (receipt.killed, receipt.survivors) == (1, 0)
+
+
+async def test_a_job_that_can_not_be_sent_has_begun_nothing(guarded: Containment) -> None:
+    big = Job(argv=("/bin/true", *["y" * 100_000] * 3), env=ENV, cwd="/")
+    with trio.fail_after(3), pytest.raises(BrokenStart, match="EMSGSIZE") as refused:
+        async with guarded.start(big):
+            pytest.fail("started")
+    assert isinstance(guarded, SupervisorContainment)
+    guarded._spare_none()
+    with trio.fail_after(3), pytest.raises(BrokenStart, match="EMSGSIZE") as alone:
+        async with guarded.start(big):
+            pytest.fail("started")
+    for receipt in (refused.value.receipt, alone.value.receipt):
+        assert (receipt.seen, receipt.killed, receipt.survivors) == (0, 0, 0)
+
+
+async def test_a_spare_supervisor_outlives_a_job_that_can_not_be_sent(guarded: Containment) -> None:
+    first = await _guardian(guarded)
+    with pytest.raises(BrokenStart, match="EMSGSIZE"):
+        async with guarded.start(Job(argv=("/bin/true", *["y" * 100_000] * 3), env=ENV, cwd="/")):
+            pytest.fail("started")
+    assert await _guardian(guarded) == first
 
 
 async def test_a_killed_zygote_is_replaced_and_its_runs_live_on(supervisors: Containment, events: list[Event]) -> None:

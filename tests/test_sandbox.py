@@ -9,7 +9,10 @@ from pathlib import Path
 import pytest
 from harness import Backend, ask, directive, real_cli
 
+from trio_claude.batch.manifest import cli_version
+from trio_claude.config import Config
 from trio_claude.containment import Job, Means, open_containment
+from trio_claude.engine import open_engine
 from trio_claude.errors import ContainmentUnavailable
 from trio_claude.testing import fake_cli
 
@@ -72,6 +75,18 @@ async def test_a_signal_reaches_the_cli_inside(folder: Path) -> None:
         assert await process.stdout.receive_some() == b"ready\n"
         process.send_signal(signal.SIGINT)
         assert await process.wait_exit() == 7
+
+
+async def test_a_death_by_a_signal_is_told_as_one(folder: Path) -> None:
+    assert [(await run(script, folder))[1] for script in ("kill -SEGV $$", "exit 200", "exit 128")] == [-11, 200, 128]
+
+
+async def test_the_cli_says_its_version(folder: Path) -> None:
+    program = folder / "cli"
+    program.write_text("#!/bin/sh\necho 1.2.3\n")
+    program.chmod(0o755)
+    async with open_engine(Config(cli=str(program), containment="sandbox")) as engine:
+        assert await cli_version(engine) == "1.2.3"
 
 
 TREE = """

@@ -13,8 +13,7 @@ With `namespace` in its job a supervisor is the init of a PID and mount namespac
 and this one, which no signal from within reaches; when it ends, the kernel ends everything in the namespace.
 
 The wire is a SOCK_SEQPACKET socket, one bounded JSON object a packet.
-    server -> zygote      {"argv", "env", "cwd", "limits", "namespace", "binds", "user", "depth", "cgroup",
-                          "nice"}
+    server -> zygote      {"argv", "env", "cwd", "limits", "namespace", "binds", "user", "depth", "cgroup", "nice"}
                           with the descriptors stdin, stdout, stderr, lifeline
     zygote -> server      {"ready": pid}, {"swept": [supervisor, ...], "seen": n, "killed": n}
     on the lifeline, by the zygote       {"guardian": pid}, or {"failed": errno, "what": text} where it could not fork
@@ -174,20 +173,19 @@ class Count:
     def kill(self, pids: list[int]) -> int:
         """Send SIGKILL to each of `pids`, parents first; return how many took it.
 
-        Who is gone once one before it was killed counts as killed: a namespace dies with its init.
+        Who is gone once one before it was killed counts as killed: a namespace dies with its init. A zombie does not.
         """
-        done = 0
+        done, ended = 0, {pid for pid in pids if state_of(pid)[:1] == ["Z"]}
         for pid in pids:
             self.seen.add(pid)
+            taken = pid not in ended  # the signal is for threads that may have outlived the first
             try:
                 os.kill(pid, signal.SIGKILL)
+            except OSError as error:
+                taken = isinstance(error, ProcessLookupError) and done > 0
+            if taken:
                 done += 1
-            except ProcessLookupError:
-                if not done:
-                    continue
-            except OSError:
-                continue
-            self.killed.add(pid)
+                self.killed.add(pid)
         return done
 
     def reap(self, block: bool = False) -> tuple[dict[int, int], bool]:
@@ -665,7 +663,9 @@ class Zygote:
         if strays:
             self.count.kill(descendants(strays))
             return True
-        self.say({"swept": self.lost, "seen": len(self.count.seen), "killed": len(self.count.killed)})
+        alone = len(self.lost) == 1  # else nobody knows whose they were
+        seen, killed = (len(self.count.seen), len(self.count.killed)) if alone else (1, 0)
+        self.say({"swept": self.lost, "seen": seen, "killed": killed})
         self.lost, self.count = [], Count()
         return left
 

@@ -105,6 +105,10 @@ class Supervised(Contained):
             if self._failure:
                 raise SpawnFailed(self._failure)
 
+    def refuse(self) -> None:
+        """Hear that no guardian has got the job: nothing was begun, so nothing is to be proven."""
+        self._gone = {"gone": True, "seen": 0, "killed": 0}
+
     def wake(self) -> None:
         """Continue a supervisor that the run may have stopped."""
         self.guardian.signal(signal.SIGCONT)
@@ -186,7 +190,7 @@ class Supervised(Contained):
             self._failure = why(packet["failed"], packet["what"])
             self._gone = {"seen": 0, "killed": 0}
         if "exit" in packet:
-            self.status = packet["exit"]
+            self.status = _told_inside(packet["exit"]) if self._mode == "sandbox" else packet["exit"]
             self._alone = packet["alone"]
             self._decided = min(self._decided, trio.current_time())
         if "gone" in packet:
@@ -207,8 +211,12 @@ class Supervised(Contained):
                 await self._wait_proof()
 
     async def _orphaned(self) -> Receipt:
-        """Get the proof from the zygote below which a lost supervisor's orphans are; sweep by mark where it is gone."""
+        """Get the proof from the zygote below which a lost supervisor's orphans are; sweep by mark where it is gone.
+
+        The run may have stopped the zygote too.
+        """
         swept = None
+        self.zygote.wake()
         with trio.move_on_after(PROOF_TIMEOUT):
             swept = await self.zygote.wait_swept(self.guardian.pid) if self.guardian.pid else None
         if swept:
@@ -239,6 +247,11 @@ class Supervised(Contained):
         """Give up the pipes."""
         for end in self._ends:
             end.close()
+
+
+def _told_inside(status: int) -> int:
+    """Return the exit status of a CLI in a sandbox; bubblewrap tells a signal as a shell does, with 128 added to it."""
+    return 128 - status if status - 128 in signal.valid_signals() else status
 
 
 def why(number: int, what: str) -> str:

@@ -265,7 +265,7 @@ async def _give(process: Supervised, packet: dict[str, Any], descriptors: list[i
     """
     try:
         try:
-            await _hand_over(process.zygote, process.guardian, packet, descriptors)
+            await _hand_over(process, packet, descriptors)
         finally:
             for descriptor in descriptors:
                 os.close(descriptor)
@@ -279,8 +279,9 @@ async def _give(process: Supervised, packet: dict[str, Any], descriptors: list[i
         raise BrokenStart(str(error), receipt) from error
 
 
-async def _hand_over(zygote: Zygote, guardian: Guardian, packet: dict[str, Any], descriptors: list[int]) -> None:
+async def _hand_over(process: Supervised, packet: dict[str, Any], descriptors: list[int]) -> None:
     """Give a job to a supervisor that lives, else to the zygote. Raises `SpawnFailed`, `Unguarded` where it is gone."""
+    zygote, guardian = process.zygote, process.guardian
     to = guardian.lifeline if guardian.pid else zygote.control
     deadline = trio.current_time() + START_TIMEOUT
     while True:
@@ -292,6 +293,7 @@ async def _hand_over(zygote: Zygote, guardian: Guardian, packet: dict[str, Any],
         except ConnectionError as error:
             raise Unguarded(why(error.errno or 0, "hand-over")) from error
         except OSError as error:
+            process.refuse()
             raise SpawnFailed(why(error.errno or 0, "hand-over")) from error
         if patience.cancelled_caught:
             zygote.kill()

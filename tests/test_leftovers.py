@@ -5,12 +5,14 @@ from __future__ import annotations
 import fcntl
 import os
 import subprocess
+import sys
 from pathlib import Path
 
+import pytest
 import trio
-from harness import alive
+from harness import alive, descriptors
 
-from trio_claude.leftovers import open_home, sweep
+from trio_claude.leftovers import open_home, remove_tree, sweep
 
 
 def leave(root: Path, server: str) -> Path:
@@ -70,3 +72,101 @@ async def test_a_servers_own_folder_is_locked_and_removed() -> None:
         assert home.server not in await sweep(home.folder.parent)
         assert home.folder.exists()
     assert not home.folder.exists()
+
+
+# -- removing ---------------------------------------------------------------------------------------------------------
+
+SWEEP = """
+import sys, trio
+from pathlib import Path
+from trio_claude.leftovers import sweep
+print(*trio.run(sweep, Path(sys.argv[1])))
+"""
+
+
+def sweep_without_rights(root: Path) -> list[str]:
+    """Sweep as one who has no more rights in his folders than they say, which root has; return the servers' ids."""
+    words = [] if os.getuid() else ["setpriv", "--bounding-set", "-dac_override,-dac_read_search"]
+    told = subprocess.run(
+        [*words, sys.executable, "-c", SWEEP, str(root)], capture_output=True, text=True, check=True, timeout=60
+    )
+    return told.stdout.split()
+
+
+@pytest.mark.parametrize("mode", [0o555, 0o000])
+def test_a_folder_without_rights_is_removed(folder: Path, mode: int) -> None:
+    left = leave(folder, "dead")
+    inner = left / "run" / "mod"
+    for name in ("pkg", "other"):
+        (inner / name / "deeper").mkdir(parents=True)
+        (inner / name / "deeper" / "file").write_text("x")
+    for path in (*inner.rglob("*"), inner, left / "run"):
+        if path.is_dir() and (path == inner or inner not in path.parents or mode == 0o555):
+            path.chmod(mode)
+    assert sweep_without_rights(folder) == ["dead"]
+    assert not left.exists()
+
+
+def test_no_link_is_followed_to_what_has_other_rights(folder: Path) -> None:
+    outside = folder / "outside"
+    (outside / "inner").mkdir(parents=True)
+    (outside / "inner" / "file").write_text("x")
+    for path in (outside / "inner", outside):
+        path.chmod(0o555)
+    left = leave(folder, "dead")
+    (left / "run" / "link").symlink_to(outside)
+    (left / "link").symlink_to(outside)
+    (left / "nowhere").symlink_to("/nope")
+    (left / "run").chmod(0o555)
+    assert sweep_without_rights(folder) == ["dead"]
+    assert not left.exists()
+    assert (outside / "inner" / "file").read_text() == "x"
+    assert [path.stat().st_mode & 0o777 for path in (outside, outside / "inner")] == [0o555] * 2
+    for path in (outside, outside / "inner"):
+        path.chmod(0o700)
+
+
+@pytest.mark.root
+def test_what_can_not_be_removed_is_found_again(folder: Path) -> None:
+    """A folder of another user in one that only he may change, until somebody has seen to it."""
+    left = leave(folder, "dead")
+    (left / "run" / "his").mkdir()
+    (left / "run" / "his" / "file").touch()
+    os.chown(left / "run" / "his", 65534, 65534)
+    assert sweep_without_rights(folder) == ["dead"]
+    assert (left / "lock").exists()
+    assert sweep_without_rights(folder) == ["dead"]
+    (left / "lock").unlink()
+    remove_tree(left)
+    assert not left.exists()
+
+
+def test_no_folder_is_too_deep_and_no_descriptor_stays(folder: Path) -> None:
+    deep = folder / "deep"
+    deep.mkdir()
+    here = os.open(deep, os.O_RDONLY)
+    for number in range(5000):
+        for name in ("a", "b")[: 1 + (number % 100 == 0)]:
+            os.mkdir(name, dir_fd=here)
+        below = os.open("a", os.O_RDONLY, dir_fd=here)
+        os.close(here)
+        here = below
+    os.close(here)
+    before = descriptors()
+    remove_tree(deep)
+    assert not deep.exists()
+    assert descriptors() == before
+
+
+@pytest.mark.parametrize("kind", ["link", "dangling", "file", "none"])
+def test_what_is_no_folder_is_removed_alone(folder: Path, kind: str) -> None:
+    (folder / "other").mkdir()
+    (folder / "other" / "file").touch()
+    one = folder / "one"
+    if kind in ("link", "dangling"):
+        one.symlink_to(folder / ("other" if kind == "link" else "nope"))
+    elif kind == "file":
+        one.touch()
+    remove_tree(one)
+    assert [path.name for path in folder.iterdir()] == ["other"]
+    assert (folder / "other" / "file").exists()

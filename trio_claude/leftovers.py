@@ -9,10 +9,9 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
-import shutil
-import subprocess
+import secrets
 import tempfile
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
@@ -23,10 +22,15 @@ from .containment import kill_marked
 
 PREFIX = "tcl-"
 LOCK = "lock"
+LIFTED = ".lifted-"
+"""What the name begins with of a folder that is being removed, and was further below."""
 TMP_LIMIT = 60
 """Bytes of a run's TMPDIR: the CLI makes sockets below it, whose paths Linux takes to 107 bytes."""
 SWEEPS = 100
 """Looks for a dead server's processes, some milliseconds apart, until one finds none."""
+
+_FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+_WAY = _FOLDER | getattr(os, "O_PATH", 0)
 
 
 @attrs.frozen
@@ -109,9 +113,69 @@ async def remove(folder: Path) -> None:
 
 
 def remove_tree(folder: Path) -> None:
-    """Remove a folder, also one that is nested deeper than Python goes; a link is not followed. Blocks."""
-    with contextlib.suppress(RecursionError):
-        shutil.rmtree(folder, ignore_errors=True)
-    if folder.exists():
+    """Remove a folder and all that is in it, its lock last, so that a sweep finds what could not be removed. Blocks.
+
+    It may be nested deeper than Python goes, and its owner may have no rights in it. No link is followed.
+    """
+    try:
+        with _opened(str(folder)) as inner:
+            _empty(inner)
+        folder.rmdir()
+    except OSError:
+        _unlink(str(folder))
+
+
+def _empty(top: int) -> None:
+    """Remove what is in a folder. A folder in a folder is first moved up to this one, so that no path gets long."""
+    waiting = [name for name in os.listdir(top) if name != LOCK]
+    while waiting:
+        name = waiting.pop()
+        if _unlink(name, top):
+            continue
         with contextlib.suppress(OSError):
-            subprocess.run(["/bin/rm", "-rf", "--", str(folder)], check=False, stderr=subprocess.DEVNULL)
+            with _opened(name, top) as folder:
+                waiting += _lift(folder, top)
+            os.rmdir(name, dir_fd=top)
+    if os.listdir(top) == [LOCK]:
+        _unlink(LOCK, top)
+
+
+def _lift(folder: int, top: int) -> list[str]:
+    """Remove the files in a folder, and move the folders in it to another; return their names there."""
+    lifted = []
+    for name in os.listdir(folder):
+        if _unlink(name, folder):
+            continue
+        above = f"{LIFTED}{secrets.token_hex(8)}"
+        with contextlib.suppress(OSError):
+            with _opened(name, folder):  # only one that can be written in is moved
+                os.rename(name, above, src_dir_fd=folder, dst_dir_fd=top)
+            lifted.append(above)
+    return lifted
+
+
+def _unlink(name: str, folder: int | None = None) -> bool:
+    """Remove what is no folder; return whether it is gone."""
+    try:
+        os.unlink(name, dir_fd=folder)
+    except FileNotFoundError:
+        return True
+    except OSError:
+        return False
+    return True
+
+
+@contextlib.contextmanager
+def _opened(name: str, folder: int | None = None) -> Iterator[int]:
+    """Yield a descriptor of a folder, and let its owner in. Raises OSError, also where it is a link."""
+    way = os.open(name, _WAY, dir_fd=folder)
+    try:
+        with contextlib.suppress(OSError):
+            Path(f"/proc/self/fd/{way}").chmod(0o700)
+        inner = os.open(".", _FOLDER, dir_fd=way)
+    finally:
+        os.close(way)
+    try:
+        yield inner
+    finally:
+        os.close(inner)

@@ -7,6 +7,7 @@ import logging
 import os
 import signal
 from collections.abc import AsyncIterator
+from pathlib import Path
 
 import pytest
 import trio
@@ -14,7 +15,7 @@ from harness import Backend, alive, descriptors, directive, until
 from sweep import Stepper
 
 import trio_claude
-from trio_claude import Config, Engine, open_engine, open_run
+from trio_claude import Config, Engine, OpenRun, open_engine, open_run
 from trio_claude.errors import BadMessage, Busy, ConfigError, Reason
 
 
@@ -32,6 +33,24 @@ async def test_lines_and_an_outcome(engine: Engine) -> None:
     assert kinds[-1] == "result"
     assert run.outcome is not None
     assert (run.outcome.reason, run.outcome.receipt.survivors, run.stderr) == (Reason.EXIT, 0, ["oh"])
+
+
+async def test_tasks_that_read_one_run_get_every_line_between_them(folder: Path) -> None:
+    program = folder / "cli"
+    program.write_text("#!/bin/sh\nfor i in $(seq 20); do seq 500; sleep .01; done\n")
+    program.chmod(0o755)
+    said: list[int] = []
+
+    async def read(run: OpenRun) -> None:
+        async for line in run:
+            said.append(int(line))
+            await trio.sleep(0.0005)
+
+    async with open_run("hello", config=Config(cli=str(program))) as run:
+        async with trio.open_nursery() as nursery:
+            for _ in range(2):
+                nursery.start_soon(read, run)
+    assert sorted(said) == sorted([*range(1, 501)] * 20)
 
 
 async def test_an_engine_of_its_own(fake: Backend) -> None:

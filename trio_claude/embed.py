@@ -63,7 +63,7 @@ class OpenRun:
     async def __anext__(self) -> str:
         if not self._lines:
             try:
-                self._lines = (await self._batches.receive())[::-1]
+                self._lines[:0] = (await self._batches.receive())[::-1]  # another task may have brought some meanwhile
             except trio.EndOfChannel:
                 await self._over.wait()
                 raise StopAsyncIteration from None

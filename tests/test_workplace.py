@@ -108,6 +108,17 @@ async def test_what_a_killed_cli_left_in_the_list_of_sessions_is_removed(folder:
     assert [entry.name for entry in sessions.iterdir()] == ["78.json"]
 
 
+async def test_without_a_list_of_sessions_nothing_is_removed(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As for a user of the system's that has no home; the server's own folder is no such list."""
+    (folder / "file").touch()
+    (folder / "77.csv").touch()
+    monkeypatch.chdir(folder)
+    async with Workplace.open(Config(cli="sh"), {"HOME": str(folder / "file")}) as workplace:
+        assert workplace.sessions == ""
+        workplace.forget(77, "local")
+    assert (folder / "77.csv").exists()
+
+
 async def test_a_working_directory_for_each_meta(folder: Path) -> None:
     async with Workplace.open(Config(cli="sh", cwd=f"{folder}/{{meta}}"), {}) as workplace:
         async with opened(workplace, "a", meta="TASK-1") as job:
@@ -118,6 +129,13 @@ async def test_a_working_directory_for_each_meta(folder: Path) -> None:
             pytest.fail("opened")
 
 
+@pytest.mark.parametrize("name", ["{meta}-{date}", "{meta}-{", "{meta.x}{meta}", "{meta!q}{meta}", "{{meta}}"])
+async def test_other_braces_in_a_working_directory_stay_as_they_are(folder: Path, name: str) -> None:
+    async with Workplace.open(Config(cli="sh", cwd=f"{folder}/{name}"), {}) as workplace:
+        async with opened(workplace, "a", meta="T") as job:
+            assert job.cwd == f"{folder}/{name.replace('{meta}', 'T')}"
+
+
 def test_a_user_is_found_or_named() -> None:
     if os.getuid():
         with pytest.raises(ConfigError, match="only root"):
@@ -125,5 +143,6 @@ def test_a_user_is_found_or_named() -> None:
         return
     assert find_user("") is None
     assert find_user("nobody") == find_user("65534")
-    with pytest.raises(ConfigError, match="there is no user nonsense"):
-        find_user("nonsense")
+    for name in ("nonsense", "²", "９", "9" * 30, "9" * 5000):
+        with pytest.raises(ConfigError, match=f"there is no user {name}"):
+            find_user(name)

@@ -89,8 +89,8 @@ def find_user(name: str) -> tuple[int, int] | None:
     if os.getuid():
         raise ConfigError("user: only root can start the CLI as another user")
     try:
-        entry = pwd.getpwuid(int(name)) if name.isdigit() else pwd.getpwnam(name)
-    except KeyError:
+        entry = pwd.getpwuid(int(name)) if name.isascii() and name.isdecimal() else pwd.getpwnam(name)
+    except (KeyError, ValueError):  # a number may have more digits than Python reads
         raise ConfigError(f"user: there is no user {name}") from None
     return entry.pw_uid, entry.pw_gid
 
@@ -113,7 +113,7 @@ class Workplace:
     state: tuple[str, ...]
     """Where the CLI keeps its settings, transcripts and login."""
     sessions: str
-    """The folder in which CLIs list themselves by pid."""
+    """The folder in which CLIs list themselves by pid, empty where there is none."""
     words: tuple[str, ...]
     """The operator's own arguments for the CLI."""
     homes: Homes | None = None
@@ -172,7 +172,7 @@ class Workplace:
         """Remove what a killed CLI of `who` has left in the folder that all its sessions share."""
         if self.homes and not self.homes.per_run:
             self.homes.quarters(who, "", "", binds=False).forget(pid)
-        if self.homes:
+        if self.homes or not self.sessions:
             return
         with contextlib.suppress(OSError):
             for path in Path(self.sessions).glob(f"{pid}.*"):
@@ -308,7 +308,7 @@ class Workplace:
             raise SpawnFailed(NO_WORKSPACES)
         if workspace is not None:
             return self._make(Path(self.config.workspaces).absolute() / workspace)
-        return self._make(Path(self.cwd.format(meta=meta))) if "{meta}" in self.cwd else self.cwd
+        return self._make(Path(self.cwd.replace("{meta}", meta))) if "{meta}" in self.cwd else self.cwd
 
     def _make(self, folder: Path) -> str:
         """Make a working directory; a link could lead anywhere. Raises `SpawnFailed` and OSError."""

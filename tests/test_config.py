@@ -52,6 +52,10 @@ def test_flags_beat_the_environment_and_that_beats_the_file(folder: Path, monkey
         ('cli_args = "\'"', "cli_args can't be split"),
         ("containment = 'none'", "containment must be one of"),
         ("port = ", "server.toml"),
+        (f"max_runs = {'9' * 400}", "max_runs must be from 0 to 100000 runs, not a number of 400 digits"),
+        *((f'{name} = "a\\u0000b"', f"{name} must not hold a NUL") for name in ("user", "state", "keys", "cgroup")),
+        ('journal = "sqlite:a\\u0000b"', "journal must not hold a NUL"),
+        ('env = ["A", "B\\u0000"]', "env must not hold a NUL"),
     ],
 )
 def test_a_wrong_setting_is_named(folder: Path, text: str, told: str) -> None:

@@ -40,23 +40,14 @@ OPTIONS = (
 )
 """What a client may ask for beside its prompt, unless `allow_options` says less."""
 GRANTS = (
-    "tools",
-    "allowed_tools",
-    "disallowed_tools",
-    "permission_mode",
-    "mcp_servers",
-    "fallback_model",
+    "tools", "allowed_tools", "disallowed_tools", "permission_mode", "mcp_servers", "fallback_model",
     "max_thinking_tokens",
-)
+)  # fmt: skip
 """What clients may set only where the operator grants it by name: it can widen what the CLI may do, or cost."""
 IDENTITY_LIMITS = (
-    "connections_per_identity",
-    "runs_per_identity",
-    "waiting_per_identity",
-    "prompts_per_minute",
-    "tokens_per_day",
-    "dollars_per_day",
-)
+    "connections_per_identity", "runs_per_identity", "waiting_per_identity",
+    "prompts_per_minute", "tokens_per_day", "dollars_per_day",
+)  # fmt: skip
 """The limits of one identity, of which a key may have its own."""
 CONTROLS = (
     "initialize",
@@ -89,9 +80,14 @@ Check: TypeAlias = "Callable[[object, attrs.Attribute[Any], Any], None]"
 def _between(low: float, high: float, unit: str) -> Check:
     def check(_instance: object, field: attrs.Attribute[Any], value: float) -> None:
         if not low <= value <= high:
-            raise ConfigError(f"{field.name} must be from {low:g} to {high:g} {unit}, not {value:g}")
+            raise ConfigError(f"{field.name} must be from {low:g} to {high:g} {unit}, not {_brief(value)}")
 
     return check
+
+
+def _brief(value: float) -> str:
+    """Return a number as it may stand in an error; TOML has integers of any size."""
+    return f"a number of {len(str(value))} digits" if isinstance(value, int) and abs(value) >= 10**18 else f"{value:g}"
 
 
 def _option(
@@ -358,7 +354,10 @@ class Config:
     )
 
     def __attrs_post_init__(self) -> None:
-        """Check what depends on two fields. Raises `ConfigError`."""
+        """Check what depends on two fields, and what holds for all. Raises `ConfigError`."""
+        for name in attrs.fields_dict(Config):
+            if isinstance(value := getattr(self, name), str | tuple) and "\0" in "".join(value):
+                raise ConfigError(f"{name} must not hold a NUL character")
         if self.jwt_keys and not (self.jwt_issuer and self.jwt_audience):
             raise ConfigError("jwt_keys needs jwt_issuer and jwt_audience")
         if self.redis and self.journal not in ("auto", "none"):

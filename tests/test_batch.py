@@ -161,7 +161,8 @@ async def test_nothing_of_a_run_is_left(fake: Backend, folder: Path) -> None:
         ('{"prompt":"x"}', ["--cli", "/nope"], "cli: "),
         ('{"prompt":"x"}', ["--concurrency", "0"], "Invalid value for '--concurrency'"),
         ('{"prompt":"x"}', ["--url", "http://127.0.0.1:1", "--profile", "chat"], "--profile has no meaning with --url"),
-        ('{"prompt":"x"}', ["--max-usd", "nan"], "--max-usd must be over 0 US dollars, not nan"),
+        ('{"prompt":"x"}', ["--max-usd", "nan"], "--max-usd must be a number over 0 US dollars, not nan"),
+        ('{"prompt":"x"}', ["--max-usd", "inf"], "--max-usd must be a number over 0 US dollars, not inf"),
         ('{"prompt":"x"}', ["--config", "/nope.toml"], "no such config file: /nope.toml"),
         ('{"prompt":"x"}', ["--out", "/nope/out"], "/nope/out: No such file or directory"),
     ],
@@ -293,6 +294,27 @@ async def test_a_signal_ends_all_and_leaves_nothing(fake: Backend, folder: Path,
     assert told.startswith("43 runs: 1 ok, 0 failed, 0 skipped, 42 cancelled; ")
     manifest = json.loads((folder / "results.manifest.json").read_text())
     assert (manifest["signal"], manifest["summary"]["cancelled"]) == (number, 42)
+
+
+async def test_a_signal_ends_a_cli_that_is_asked_what_it_is(fake: Backend, folder: Path) -> None:
+    program = folder / "slow"
+    program.write_text(f"#!/bin/sh\ntouch {folder}/asked\nexec sleep 60\n")
+    program.chmod(0o755)
+    tasks = write_tasks(folder, "hello", "hello")
+    process = await trio.lowlevel.open_process(
+        [*PROGRAM, tasks],
+        env=environ(fake, TRIO_CLAUDE_CLI=str(program)),
+        cwd=folder,
+        stderr=subprocess.DEVNULL,
+    )
+    await until((folder / "asked").exists, 30)
+    process.send_signal(signal.SIGINT)
+    with trio.fail_after(8):
+        assert await process.wait() == 130
+    assert left(fake) == []
+    assert [line["reason"] for line in results(folder)] == ["cancelled"] * 2
+    manifest = json.loads((folder / "results.manifest.json").read_text())
+    assert (manifest["signal"], manifest["cli"]["version"], manifest["summary"]["cancelled"]) == (2, None, 2)
 
 
 async def test_killed_it_leaves_nothing_and_what_finished_is_on_the_disk(fake: Backend, folder: Path) -> None:

@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from trio_claude.batch.results import TOKENS, Finish, Fold, Record, from_close, from_outcome
+from trio_claude.batch.results import TOKENS, Finish, Fold, Record, from_close, from_outcome, parse_result
 from trio_claude.batch.tasks import Rules, make_plan
 from trio_claude.config import OPTIONS
 from trio_claude.errors import Reason
@@ -70,6 +70,18 @@ def test_is_error_tells_never_subtype(fields: dict[str, object], error: str) -> 
 def test_lines_that_are_none_do_no_harm(line: str) -> None:
     fold = folded(line)
     assert (fold.cost_usd, fold.num_turns) == (0.0, 0)
+
+
+@pytest.mark.parametrize("number", ["9" * 400, "1e999", "-1", "NaN", "-Infinity", "1000000000000000"])
+def test_numbers_that_are_none_count_for_nothing(number: str) -> None:
+    usage = f'{{"input_tokens":{number}}}'
+    line = f'{{"type":"result","total_cost_usd":{number},"num_turns":{number},"usage":{usage}}}'
+    one = record()
+    one.begin().feed(line)
+    one.settle()
+    told = one.result(Finish(reason="exit", exit_status=0)).render()
+    result = parse_result(told)
+    assert (result.cost_usd, result.num_turns, result.usage["input_tokens"], result.ok) == (0.0, 0, 0, True)
 
 
 @pytest.mark.parametrize(

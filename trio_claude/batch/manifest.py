@@ -54,29 +54,33 @@ def settings(config: Config) -> dict[str, Any]:
     return {field.name: value for field in fields if (value := getattr(config, field.name)) != field.default}
 
 
-async def about_engine(engine: Engine) -> dict[str, Any]:
-    """Return what runs here and how it is contained. Raises `ConfigError` where the CLI can't be started."""
+async def about_engine(engine: Engine, asking: trio.CancelScope | None = None) -> dict[str, Any]:
+    """Return what runs here and how it is contained. Raises `ConfigError` where the CLI can't be started.
+
+    `asking` is the scope in which the CLI is asked for its version.
+    """
     containment, config = engine.containment, engine.config
     return {
-        "cli": {"path": engine.workplace.program, "version": await cli_version(engine)},
+        "cli": {"path": engine.workplace.program, "version": await cli_version(engine, asking)},
         "containment": {"mode": containment.mode, "detail": containment.detail},
         "profile": config.profile,
         "settings": settings(config),
     }
 
 
-async def cli_version(engine: Engine) -> str | None:
+async def cli_version(engine: Engine, asking: trio.CancelScope | None = None) -> str | None:
     """Return what the CLI says to `--version`, None where that is no version; it is run contained.
 
-    Raises `ConfigError` where it can't be started.
+    Cancelling `asking` ends it, and there is no version. Raises `ConfigError` where it can't be started.
     """
     place = engine.workplace
     env = {**place.environ, MARK: f"{place.home.server}:version", "TMPDIR": str(place.home.folder)}
     argv, folder = (place.program, "--version"), str(place.home.folder)
+    job = Job(argv=argv, env=env, cwd=folder, user=place.user, writable=(folder,))
     told = b""
     try:
-        with trio.move_on_after(VERSION_TIMEOUT):
-            async with engine.containment.start(Job(argv=argv, env=env, cwd=folder, user=place.user)) as process:
+        with asking or trio.CancelScope(), trio.move_on_after(VERSION_TIMEOUT):
+            async with engine.containment.start(job) as process:
                 await process.stdin.aclose()
                 while len(told) < VERSION_BYTES and (chunk := await process.stdout.receive_some()):
                     told += bytes(chunk)

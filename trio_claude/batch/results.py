@@ -28,6 +28,8 @@ DISCONNECTED = Reason.DISCONNECTED.value
 STRAINS = (429, 529)
 """The API's statuses that say: less at once."""
 TOKENS = ("input_tokens", "output_tokens", "cache_creation_input_tokens", "cache_read_input_tokens")
+COUNTED = 1e15
+"""What a line gives is less than this, else it is no cost and no number of tokens or turns."""
 _MARKS = ('"result"', '"api_retry"')
 _RECEIPT = re.compile(r"(?P<cause>.*); (?P<seen>\d+) process(?:es)?, (?:(?P<left>\d+) left|unproven), (?P<ms>\d+) ms")
 
@@ -88,11 +90,15 @@ class Fold:
 
 
 def _number(value: object) -> float:
-    return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else 0.0
+    """Return a number that a line gives, 0 where it is none that can be counted."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < COUNTED:
+        return 0.0
+    return float(value)
 
 
 def _whole(value: object) -> int:
-    return value if isinstance(value, int) and not isinstance(value, bool) else 0
+    """Return a whole number that a line gives, 0 where it is none that can be counted."""
+    return int(_number(value)) if isinstance(value, int) else 0
 
 
 @attrs.frozen(kw_only=True)

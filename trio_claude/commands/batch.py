@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from pathlib import Path
 from typing import Any
@@ -109,8 +110,8 @@ def _rules(
 
 def _settings(options: dict[str, Any]) -> Settings:
     """Return how the batch is run. Raises `ConfigError`."""
-    if options["max_usd"] is not None and not options["max_usd"] > 0:  # nor is NaN
-        raise ConfigError(f"--max-usd must be over 0 US dollars, not {options['max_usd']:g}")
+    if options["max_usd"] is not None and not 0 < options["max_usd"] < math.inf:  # nor is NaN
+        raise ConfigError(f"--max-usd must be a number over 0 US dollars, not {options['max_usd']:g}")
     return Settings(
         concurrency=options["concurrency"],
         retries=options["retries"],

@@ -64,9 +64,24 @@ class Batch:
 
 @attrs.define
 class Caught:
-    """The signal that ended a batch, 0 for none."""
+    """The signal that ended a batch, 0 for none, and what it ends: the CLI that is asked what it is, then the runs."""
 
     number: int = 0
+    asking: trio.CancelScope = attrs.Factory(trio.CancelScope)
+    runner: Runner | None = None
+
+    def take(self, number: int) -> None:
+        """Hear a signal."""
+        self.number = self.number or number
+        self.asking.cancel()
+        if self.runner:
+            self.runner.stop()
+
+    def follow(self, runner: Runner) -> None:
+        """Let the signal end the runs, also one that came before them."""
+        self.runner = runner
+        if self.number:
+            runner.stop()
 
 
 @attrs.frozen
@@ -92,13 +107,27 @@ async def _run_alone(batch: Batch) -> Ending:
     check_free(batch.out, *aside, batch.beside, keep=batch.source, force=batch.force or batch.resume)
     earlier = _take_up(batch) if batch.resume else None
     name = _name(earlier)
+    async with _open_caught() as caught, _open_door(batch, name, caught.asking) as (door, settings, about):
+        settings = _settings(batch, settings, earlier)
+        with ResultsFile(batch.out, force=batch.force, resume=batch.resume) as out:
+            runner = Runner(batch.plan, door, out, settings, earlier)
+            manifest = _described(batch, settings, about, name, earlier)
+            return await _run(batch, runner, out, manifest, caught)
+
+
+@asynccontextmanager
+async def _open_caught() -> AsyncIterator[Caught]:
+    """Catch signals while the context lasts."""
+    caught = Caught()
     with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
-        async with _open_door(batch, name) as (door, settings, about):
-            settings = _settings(batch, settings, earlier)
-            with ResultsFile(batch.out, force=batch.force, resume=batch.resume) as out:
-                runner = Runner(batch.plan, door, out, settings, earlier)
-                manifest = _described(batch, settings, about, name, earlier)
-                return await _run(batch, runner, out, manifest, signals)
+        async with open_services() as services:
+            services.start_soon(_catch, signals, caught)
+            yield caught
+
+
+async def _catch(signals: AsyncIterator[int], caught: Caught) -> None:
+    async for number in signals:
+        caught.take(number)
 
 
 def _name(earlier: Earlier | None) -> str:
@@ -133,7 +162,9 @@ def _settings(batch: Batch, settings: Settings, earlier: Earlier | None) -> Sett
 
 
 @asynccontextmanager
-async def _open_door(batch: Batch, name: str) -> AsyncIterator[tuple[Door, Settings, dict[str, Any]]]:
+async def _open_door(
+    batch: Batch, name: str, asking: trio.CancelScope
+) -> AsyncIterator[tuple[Door, Settings, dict[str, Any]]]:
     """Open the way to the CLI; the settings that come back have no more runs at once than it takes."""
     if batch.config is None:
         from ..batch.remote import ServerDoor  # see there
@@ -144,7 +175,7 @@ async def _open_door(batch: Batch, name: str) -> AsyncIterator[tuple[Door, Setti
     concurrency = min(batch.settings.concurrency, batch.config.max_runs or batch.settings.concurrency)
     config = attrs.evolve(batch.config, max_runs=concurrency)
     async with open_embedded(config, name) as (door, engine):
-        yield door, attrs.evolve(batch.settings, concurrency=concurrency), await about_engine(engine)
+        yield door, attrs.evolve(batch.settings, concurrency=concurrency), await about_engine(engine, asking)
 
 
 def _described(
@@ -168,15 +199,13 @@ def _described(
     }
 
 
-async def _run(
-    batch: Batch, runner: Runner, out: ResultsFile, about: dict[str, Any], signals: AsyncIterator[int]
-) -> Ending:
+async def _run(batch: Batch, runner: Runner, out: ResultsFile, about: dict[str, Any], caught: Caught) -> Ending:
     """Run, then finish the files."""
-    began, caught, failure = time.monotonic(), Caught(), None
+    began, failure = time.monotonic(), None
+    caught.follow(runner)
     try:
         write_whole(batch.beside, [rendered(about)])
         async with open_services() as services:
-            services.start_soon(_stop_on_signal, signals, runner, caught)
             if sys.stderr.isatty():
                 await services.start(_show, runner)
             await runner.run()
@@ -199,12 +228,6 @@ async def _show(runner: Runner, *, task_status: trio.TaskStatus[None] = trio.TAS
     from .progress import show  # takes a while to import, and only a terminal needs it
 
     await show(runner, task_status=task_status)
-
-
-async def _stop_on_signal(signals: AsyncIterator[int], runner: Runner, caught: Caught) -> None:
-    async for number in signals:
-        caught.number = caught.number or number
-        runner.stop()
 
 
 def _say(ending: Ending, *, as_json: bool) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -568,3 +569,30 @@ def _name(pid: int) -> str:
 async def test_a_run_yields_the_processors(guarded: Containment) -> None:
     async with guarded.start(shell("sleep 0.3; cat /proc/self/stat", nice=7)) as process:
         assert (await read_all(process.stdout)).rpartition(b")")[2].split()[16] == b"7"
+
+
+@pytest.mark.parametrize("left", range(12))
+async def test_a_group_for_which_descriptors_run_out_is_not_begun(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, left: int
+) -> None:
+    """However many there are yet, whatever they are taken for."""
+    begun = folder / "begun"
+    job = Job(argv=("/bin/sh", "-c", f"touch {begun}; exec sleep 60"), env={}, cwd="/")
+    before = sorted(os.listdir("/proc/self/fd"))
+    async with open_containment("group", lambda _event: None) as containment:
+        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        fill = [os.dup(0) for _ in range(64)]  # so that none below is free
+        for end in fill[len(fill) - left :]:
+            os.close(end)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (max(fill) + 1, hard))
+        try:
+            async with containment.start(job) as process:
+                assert process.pid
+        except SpawnFailed as error:
+            assert "Too many open files" in str(error)
+            assert not begun.exists()
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+            for end in fill[: len(fill) - left]:
+                os.close(end)
+    assert sorted(os.listdir("/proc/self/fd")) == before

@@ -37,19 +37,10 @@ class Grouped(Contained):
     stdout: PipeReader
     stderr: PipeReader
 
-    def __init__(self, process: subprocess.Popen[bytes], mark: str) -> None:
-        assert process.stdin
-        assert process.stdout
-        assert process.stderr
+    def __init__(self, process: subprocess.Popen[bytes], stdin: int, stdout: int, stderr: int, mark: str) -> None:
         self.pid = process.pid
         self.status = None
-        self.stdin, self.stdout, self.stderr = self._ends = (
-            PipeWriter(os.dup(process.stdin.fileno())),
-            PipeReader(os.dup(process.stdout.fileno())),
-            PipeReader(os.dup(process.stderr.fileno())),
-        )
-        for pipe in (process.stdin, process.stdout, process.stderr):
-            pipe.close()
+        self.stdin, self.stdout, self.stderr = self._ends = PipeWriter(stdin), PipeReader(stdout), PipeReader(stderr)
         self._process = process
         self._mark = mark
         self._receipt: Receipt | None = None
@@ -147,6 +138,35 @@ def _as(user: tuple[int, int] | None) -> dict[str, Any]:
     return {"user": user[0], "group": user[1], "extra_groups": []} if user else {}
 
 
+def _pipe(reader: contextlib.ExitStack, writer: contextlib.ExitStack) -> tuple[int, int]:
+    """Open a pipe, the ends of which are closed with who reads and who writes."""
+    reads, writes = os.pipe()
+    reader.callback(os.close, reads)
+    writer.callback(os.close, writes)
+    return reads, writes
+
+
+def _begin(job: Job) -> Grouped:
+    """Start a job. Raises OSError, and then nothing was started: all that it takes is there before."""
+    with contextlib.ExitStack() as ours, contextlib.ExitStack() as theirs:
+        stdin, says = _pipe(theirs, ours)
+        hears, stdout = _pipe(ours, theirs)
+        complains, stderr = _pipe(ours, theirs)
+        process = subprocess.Popen(
+            job.argv,
+            env=job.env,
+            cwd=job.cwd,
+            stdin=stdin,
+            stdout=stdout,
+            stderr=stderr,
+            start_new_session=True,
+            umask=0o077,
+            **_as(job.user),
+        )
+        ours.pop_all()
+        return Grouped(process, says, hears, complains, job.env.get(MARK, "\0"))
+
+
 class GroupContainment(Containment):
     """Containment by group and mark."""
 
@@ -161,22 +181,10 @@ class GroupContainment(Containment):
     @asynccontextmanager
     async def _start(self, job: Job) -> AsyncIterator[Contained]:
         await trio.lowlevel.checkpoint()
-        pipe = subprocess.PIPE
         try:
-            process = subprocess.Popen(
-                job.argv,
-                env=job.env,
-                cwd=job.cwd,
-                stdin=pipe,
-                stdout=pipe,
-                stderr=pipe,
-                start_new_session=True,
-                umask=0o077,
-                **_as(job.user),
-            )
+            contained = _begin(job)
         except OSError as error:
             raise SpawnFailed(f"the CLI could not be started: {os.strerror(error.errno or 0)}") from error
-        contained = Grouped(process, job.env.get(MARK, "\0"))
         try:
             yield contained
         finally:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import re
 from collections.abc import Awaitable, Callable
 from functools import partial
@@ -285,6 +286,58 @@ async def test_what_the_server_refuses_is_the_sdks_own_error(fake: Backend) -> N
     async with fake.serve(grants=("allowed_tools",), allow_control=("initialize", "set_permission_mode")) as server:
         async with ClaudeSDKClient(options=options, transport=over(server.url, options)) as client:
             await client.set_permission_mode("plan")
+
+
+@BOTH_LIBRARIES
+async def test_other_words_on_stdout_are_left_out(fake: Backend, library: Library) -> None:
+    words = ["[SandboxDebug] here", "[1]", "7", "{", "[" * 3000]
+
+    async def program(url: str) -> Any:
+        from claude_agent_sdk import ClaudeAgentOptions, query
+
+        options, prompt = ClaudeAgentOptions(), directive("raw", text="\n".join([*words, ""])) + "hello"
+        return [shown(message) async for message in query(prompt=prompt, options=options, transport=over(url, options))]
+
+    async with fake.serve() as server:
+        seen = await library(partial(program, server.url))
+    assert seen[-1][:2] == ("ResultMessage", "success")
+
+
+async def test_a_line_is_whole_whatever_it_holds(fake: Backend) -> None:
+    text = "a\u2028b\u0085c\x0bd"
+    line = {"type": "user", "message": {"role": "user", "content": directive("text", text=text)}}
+    async with fake.serve() as server:
+        transport = over(server.url, None)
+        await transport.connect()
+        await transport.write(json.dumps(line, ensure_ascii=False) + "\r\n\n")
+        async for said in transport.read_messages():
+            if said["type"] == "result":
+                break
+        await transport.close()
+    assert said["result"] == text
+
+
+async def test_why_nothing_is_read_any_more_is_told(fake: Backend, monkeypatch: pytest.MonkeyPatch) -> None:
+    from claude_agent_sdk import CLIConnectionError
+
+    from trio_claude.sdk import Socket
+
+    async def fail(_socket: Socket) -> str:
+        raise MemoryError("no room")
+
+    async with fake.serve() as server:
+        transport = over(server.url, None)
+        await transport.connect()
+        monkeypatch.setattr(Socket, "receive", fail)
+        await transport.write('{"type":"user","message":{"role":"user","content":"hello"}}')
+        with pytest.raises(CLIConnectionError, match="broke") as caught:
+            async for _ in transport.read_messages():
+                pass
+        with pytest.raises(CLIConnectionError, match="over") as later:
+            await transport.write("{}")
+        await transport.close()
+    assert "no room" in repr(caught.value.__cause__)
+    assert later.value.__cause__ is caught.value.__cause__
 
 
 async def test_a_server_that_is_not_there() -> None:

@@ -238,7 +238,7 @@ class WebSocketTransport(Transport):
                 return
             if said.get("event") == "refused":
                 raise CLIConnectionError(f"the server refused: {said.get('error')}")
-        raise CLIConnectionError("the server closed before the CLI ran")
+        raise CLIConnectionError("the server closed before the CLI ran") from self._failure
 
     async def _hold(self) -> None:
         """Hold the socket and read it, in a task of its own, until `close` or its end."""
@@ -262,12 +262,13 @@ class WebSocketTransport(Transport):
     async def _read(self, socket: Socket) -> None:
         """Read always, so that pings are answered while the program does something else."""
         while (text := await socket.receive()) is not None:
-            await self._frames.put(json.loads(text), len(text))
+            if (said := _parse_object(text)) is not None:
+                await self._frames.put(said, len(text))
         self._frames.close()
 
     async def write(self, data: str) -> None:
         """Say lines to the CLI. Raises `CLIConnectionError` where nobody is left to hear them."""
-        for text in data.splitlines():
+        for text in filter(str.strip, data.split("\n")):
             line = json.loads(text)
             request = line.get("request")
             if self._own_servers and isinstance(request, dict) and request.get("subtype") == "initialize":
@@ -276,7 +277,7 @@ class WebSocketTransport(Transport):
 
     async def _send(self, line: Json) -> None:
         if self._over or self._socket is None:
-            raise CLIConnectionError("the session is over")
+            raise CLIConnectionError("the session is over") from self._failure
         try:
             await self._socket.send(json.dumps(line))
         except ConnectionError as error:
@@ -299,7 +300,7 @@ class WebSocketTransport(Transport):
                 return None
         if self._closing.is_set():
             return None
-        raise CLIConnectionError("the connection to the server broke")
+        raise CLIConnectionError("the connection to the server broke") from self._failure
 
     def _hear(self, said: Json) -> Json | None:
         """Take what the server says of its own; return the answer that a refused request gets in the CLI's place."""
@@ -345,6 +346,15 @@ class WebSocketTransport(Transport):
     def is_ready(self) -> bool:
         """Return whether something can be said."""
         return self._socket is not None and not self._over
+
+
+def _parse_object(text: str) -> Json | None:
+    """Return a line as an object, None for what is none: a CLI may write other words to its stdout."""
+    try:
+        said = json.loads(text)
+    except (ValueError, RecursionError):
+        return None
+    return said if isinstance(said, dict) else None
 
 
 class _Messages:

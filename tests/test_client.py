@@ -42,6 +42,15 @@ async def test_a_failure_is_told_with_its_error(fake: Backend, library: Callable
     assert (refused.ended.code, refused.ended.error) == (1008, "max_turns must be from 1 to 1000, not 0")
 
 
+@pytest.mark.parametrize("odd", ["[" * 3000, '{"error":{}}', '{"stderr":5}'])
+async def test_an_odd_line_is_a_line_and_no_note(fake: Backend, odd: str) -> None:
+    async with fake.serve() as server:
+        lines, answer = await collect(server.url, directive("raw", text=f"{odd}\n") + "hello")
+    assert odd in lines
+    assert json.loads(lines[-1])["type"] == "result"
+    assert answer.ended == Ended(1000, answer.ended.reason)
+
+
 async def test_leaving_early_ends_the_run(fake: Backend) -> None:
     async with fake.serve() as server:
         async with trio_claude.ask(directive("slow", n=500, ms=50), meta="T", url=server.url) as answer:

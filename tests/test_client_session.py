@@ -236,7 +236,25 @@ async def test_who_can_not_be_reached() -> None:
 
 @pytest.mark.parametrize(
     "text",
-    ["x", "[]", "7", "{}", '{"type":"new"}', '{"type":"assistant"}', '{"type":"result","usage":[1]}', "[" * 99999],
+    [
+        "x",
+        "[]",
+        "7",
+        "{}",
+        '{"type":"new"}',
+        '{"type":"assistant"}',
+        '{"type":"result","usage":[1]}',
+        "[" * 99999,
+        '{"type":"stream_event","event":{"delta":{"type":"text_delta","text":5}}}',
+    ],
 )
 def test_an_unknown_line_is_no_error(text: str) -> None:
     assert isinstance(parse_line(text), Unknown)
+
+
+@pytest.mark.parametrize("number", ["1e999", "-1e999", "NaN", "-1", "1e300", "true", "null", '"7"', "9" * 400])
+def test_a_number_that_is_none_counts_as_0(number: str) -> None:
+    usage = f'"usage":{{"input_tokens":{number},"output_tokens":7}}'
+    result = parse_line(f'{{"type":"result","total_cost_usd":{number},"duration_ms":{number},{usage}}}')
+    assert isinstance(result, Result)
+    assert (result.input_tokens, result.output_tokens, result.usd, result.seconds) == (0, 7, 0, 0)

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
 import random
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from functools import partial
 from typing import Any
 
@@ -15,6 +18,8 @@ from cutter import Cutter, open_cutter
 from harness import Backend, directive, until
 from libraries import BOTH_LIBRARIES, Library, under_trio
 from talk import open_talk
+from wsproto import ConnectionType, WSConnection
+from wsproto.events import AcceptConnection, TextMessage
 
 from trio_claude.client import (
     Allow,
@@ -25,6 +30,7 @@ from trio_claude.client import (
     Result,
     Session,
     User,
+    ask,
     links,
     open_session,
     sockets,
@@ -32,6 +38,9 @@ from trio_claude.client import (
 from trio_claude.client.links import OUTBOX_LIMIT, STEADY, Said
 from trio_claude.journal import PartKind
 from trio_claude.server import Server
+
+LARGE = {"type": "user", "message": {"role": "user", "content": "x" * 16_000_000}}
+"""More than a network keeps on its way."""
 
 
 async def said(server: Server, run: str) -> list[bytes]:
@@ -299,6 +308,90 @@ async def test_a_network_that_is_silent_is_left(fake: Backend, monkeypatch: pyte
             cutter.silent = False
             assert isinstance([line async for line in session.ask("hello")][-1], Result)
     assert "silent" in lost[0]
+
+
+async def test_a_message_that_nobody_takes_keeps_no_one_from_coming_back(
+    fake: Backend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(links, "SILENCE", 0.2)
+    lost: list[str] = []
+    async with fake.serve() as server, open_cutter(server.port) as cutter, trio.open_nursery() as nursery:
+        async with open_session(meta="T", url=cutter.url, reconnect=Reconnect(on_lost=lost.append)) as session:
+            cutter.silent = True
+            nursery.start_soon(session.say, LARGE)
+            await trio.sleep(4)
+            made = cutter.made
+            cutter.cut()
+            nursery.cancel_scope.cancel()
+    assert made > 1
+    assert "silent" in lost[0]
+
+
+@BOTH_LIBRARIES
+@pytest.mark.parametrize("way", ["ask", "session"])
+async def test_who_is_cancelled_in_a_message_that_nobody_takes_gets_out(
+    fake: Backend, library: Library, way: str
+) -> None:
+    async def program(cutter: Cutter) -> float:
+        with anyio.move_on_after(0.5) as scope:
+            if way == "ask":
+                async with ask("hello", meta="T", url=cutter.url) as answer:
+                    cutter.silent = True
+                    await answer._socket.send(json.dumps(LARGE))
+            async with open_session(meta="T", url=cutter.url) as session:
+                cutter.silent = True
+                await session.say(LARGE)
+        return anyio.current_time() - scope.deadline
+
+    async def free(cutter: Cutter) -> None:
+        await trio.sleep(8)
+        cutter.cut()
+
+    async with fake.serve() as server, open_cutter(server.port) as cutter, trio.open_nursery() as nursery:
+        nursery.start_soon(free, cutter)
+        late = await library(partial(program, cutter))
+        nursery.cancel_scope.cancel()
+    assert late < 3 * sockets.LINGER
+
+
+async def test_a_message_that_takes_long_is_no_silence(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The server says nothing, and takes the message in small pieces."""
+    monkeypatch.setattr(links, "SILENCE", 0.3)
+    lost: list[str] = []
+    sent = trio.Event()
+
+    async def say(session: Session) -> None:
+        await session.say(LARGE)
+        sent.set()
+
+    async with slow_server() as url, trio.open_nursery() as nursery:
+        async with open_session(meta="T", url=url, reconnect=Reconnect(on_lost=lost.append)) as session:
+            nursery.start_soon(say, session)
+            await until(lambda: bool(lost) or sent.is_set(), 20)
+            assert not lost
+            nursery.cancel_scope.cancel()
+
+
+@asynccontextmanager
+async def slow_server() -> AsyncIterator[str]:
+    """A server that begins a session, and from then on says nothing and reads slowly."""
+
+    async def serve(stream: trio.SocketStream) -> None:
+        protocol = WSConnection(ConnectionType.SERVER)
+        protocol.receive_data(await stream.receive_some())
+        await stream.send_all(protocol.send(AcceptConnection()))
+        started = {"type": "gateway", "event": "started", "run": "r", "session": "s"}
+        await stream.send_all(protocol.send(TextMessage(json.dumps(started))))
+        with contextlib.suppress(trio.BrokenResourceError):  # the client left
+            while await stream.receive_some(65536):
+                await trio.sleep(0.02)
+
+    async with trio.open_nursery() as nursery:
+        (listener,) = await trio.open_tcp_listeners(0, host="127.0.0.1")
+        listener.socket.setsockopt(trio.socket.SOL_SOCKET, trio.socket.SO_RCVBUF, 65536)
+        nursery.start_soon(trio.serve_listeners, serve, [listener])
+        yield f"http://127.0.0.1:{listener.socket.getsockname()[1]}"
+        nursery.cancel_scope.cancel()
 
 
 async def test_a_listener_that_never_answers_does_not_outlast_the_grace(

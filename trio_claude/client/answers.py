@@ -63,12 +63,15 @@ class Answer:
 
 
 def _gateway_note(text: str) -> dict[str, Any] | None:
-    """Return a frame of the server's own; the CLI's lines all have a type."""
+    """Return a frame of the server's own, whose words are text; the CLI's lines all have a type."""
     try:
         said = json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
-    return said if isinstance(said, dict) and said.keys() & {"info", "error", "stderr"} and "type" not in said else None
+    if not isinstance(said, dict) or "type" in said:
+        return None
+    words = [said[name] for name in ("info", "error", "stderr") if name in said]
+    return said if words and all(isinstance(word, str) for word in words) else None
 
 
 @asynccontextmanager

@@ -89,7 +89,7 @@ def parse_line(text: str) -> Line:
     kind = str(said.get("type", ""))
     try:
         return _KINDS[kind](said) if kind in _KINDS else Unknown(kind, said)
-    except (KeyError, TypeError, ValueError, AttributeError):
+    except (KeyError, TypeError, ValueError, AttributeError, RecursionError):
         return Unknown(kind, said)
 
 
@@ -119,7 +119,8 @@ def _user(said: dict[str, Any]) -> Line:
 def _delta(said: dict[str, Any]) -> Line:
     delta = said["event"]["delta"]
     kind = {"text_delta": "text", "thinking_delta": "thinking"}[delta["type"]]
-    return Delta(delta[kind], kind, said)
+    text = delta[kind]
+    return Delta(text, kind, said) if isinstance(text, str) else Unknown("stream_event", said)
 
 
 def _result(said: dict[str, Any]) -> Line:
@@ -129,12 +130,19 @@ def _result(said: dict[str, Any]) -> Line:
     return Result(
         text=text,
         error=str(text or first) if said.get("is_error") else None,
-        usd=float(said.get("total_cost_usd") or 0),
-        input_tokens=int(usage.get("input_tokens") or 0),
-        output_tokens=int(usage.get("output_tokens") or 0),
-        seconds=float(said.get("duration_ms") or 0) / 1000,
+        usd=_number(said.get("total_cost_usd")),
+        input_tokens=int(_number(usage.get("input_tokens"))),
+        output_tokens=int(_number(usage.get("output_tokens"))),
+        seconds=_number(said.get("duration_ms")) / 1000,
         said=said,
     )
+
+
+def _number(value: object) -> float:
+    """Return a number that a line gives, 0 where it is none that can be counted."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < 1e15:
+        return 0.0
+    return float(value)
 
 
 def _question(said: dict[str, Any]) -> Line:

@@ -7,10 +7,11 @@ import re
 from collections import deque
 from collections.abc import AsyncIterator, Mapping
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 from urllib.parse import urlsplit, urlunsplit
 
 import anyio
+import httpcore
 import httpx
 from httpx_ws import (
     AsyncWebSocketSession,
@@ -34,7 +35,12 @@ BROKEN = 1006
 CONNECT_TIMEOUT = 10.0
 """Seconds for TCP, and then for the answer to the handshake."""
 LINGER = 1.0
-"""Seconds for which frames are still taken from a connection that takes no more, or is to be closed by the server."""
+"""Seconds for which frames are still taken from a connection that takes no more, or is to be closed by the server.
+
+As long is waited for a network that takes no close frame, or no ping.
+"""
+PIECE = 64 * 1024
+"""Bytes that are written at once; where the next ones go out too, a long message is under way."""
 
 
 class ConnectFailed(TrioClaudeError):
@@ -55,13 +61,52 @@ def door(url: str, path: str = "/ws/claude", query: str = "frames=verbatim") -> 
     return urlunsplit((scheme, parts.netloc, parts.path if len(parts.path) > 1 else path, query, ""))
 
 
+class _Stream(httpcore.AsyncNetworkStream):
+    """A network stream that is written to piece by piece; `moved` is when it last took more of a long message."""
+
+    def __init__(self, stream: httpcore.AsyncNetworkStream) -> None:
+        self._stream = stream
+        self.moved = -math.inf
+
+    async def read(self, max_bytes: int, timeout: float | None = None) -> bytes:
+        return await self._stream.read(max_bytes, timeout)
+
+    async def write(self, buffer: bytes, timeout: float | None = None) -> None:
+        for at in range(0, len(buffer), PIECE):
+            await self._stream.write(buffer[at : at + PIECE], timeout)
+            if at:
+                self.moved = anyio.current_time()
+
+    async def aclose(self) -> None:
+        await self._stream.aclose()
+
+
+class _Session(AsyncWebSocketSession):
+    """The library's session; its close frame waits behind a message that the network does not take, but not for ever.
+
+    Whoever stands in such a message then gets its error, because the stream is closed under it.
+    """
+
+    stream: _Stream
+
+    def __init__(self, stream: httpcore.AsyncNetworkStream, **options: Any) -> None:
+        super().__init__(_Stream(stream), **options)
+
+    async def close(self, code: int = 1000, reason: str | None = None) -> None:
+        with anyio.move_on_after(LINGER):
+            await super().close(code, reason)
+            return
+        await self.stream.aclose()
+
+
 class Socket:
     """A connected WebSocket. `code` and `reason` say how it ended, once it has.
 
-    With `silence`, a server that says nothing for so many seconds, and for as many does not answer a ping, is gone.
+    With `silence`, a server that says nothing for so many seconds, and for as many does not answer a ping, is gone,
+    unless it takes more and more of a long message meanwhile.
     """
 
-    def __init__(self, session: AsyncWebSocketSession, silence: float = math.inf) -> None:
+    def __init__(self, session: _Session, silence: float = math.inf) -> None:
         self._session = session
         self._silence = silence
         self._pong: anyio.Event | None = None
@@ -88,6 +133,12 @@ class Socket:
         """Let whoever receives take what is there and then wait no longer; the library does not always say the end."""
         self._broken = self._receiving.deadline = anyio.current_time() + LINGER
 
+    async def abandon(self) -> None:
+        """Close the network under a connection that broke: a close frame would reach nobody."""
+        if self.code == BROKEN or self._broken < math.inf:
+            with anyio.CancelScope(shield=True):
+                await self._session.stream.aclose()
+
     async def receive(self) -> str | None:
         """Return the next text frame, None at the end."""
         while self.code is None:
@@ -105,13 +156,18 @@ class Socket:
         return None
 
     async def _probe(self) -> None:
-        """Take that nothing has come: it is broken, or a ping was not answered, or one is sent."""
-        if anyio.current_time() >= self._broken:
+        """Take that nothing has come: it is broken, a message is under way, a ping was not answered, or one is sent."""
+        now = anyio.current_time()
+        if now >= self._broken:
             self.code, self.reason = BROKEN, "the connection broke"
+        elif now < self._session.stream.moved + self._silence:
+            self._pong = None
         elif self._pong and not self._pong.is_set():
             self.code, self.reason = BROKEN, f"the server has been silent for {2 * self._silence:g} s"
         else:
-            self._pong = await self._session.ping()
+            self._pong = anyio.Event()  # one that can't be sent is not answered either
+            with anyio.move_on_after(LINGER):
+                self._pong = await self._session.ping()
 
 
 _GONE = (HTTPXWSException, LocalProtocolError, anyio.ClosedResourceError, anyio.BrokenResourceError)
@@ -191,9 +247,11 @@ async def open_socket(
             raise ConnectFailed(f"{name} refused: {_why(status)}", status) from error
         except (httpx.InvalidURL, httpx.HTTPError, HTTPXWSException, OSError, ImportError) as error:
             raise ConnectFailed(f"can't reach {name}: {error}") from error
+        socket = Socket(session, silence)
         try:
-            yield Socket(session, silence)
+            yield socket
         finally:
+            await socket.abandon()
             await connection.__aexit__(None, None, None)
 
 
@@ -226,7 +284,12 @@ def _client(url: str, key: str | None, more: Mapping[str, str] | None) -> httpx.
     )
 
 
-def _connection(url: str, client: httpx.AsyncClient) -> AbstractAsyncContextManager[AsyncWebSocketSession]:
+def _connection(url: str, client: httpx.AsyncClient) -> AbstractAsyncContextManager[_Session]:
     return aconnect_ws(
-        url, client, max_message_size_bytes=MESSAGE_LIMIT, queue_size=QUEUE, keepalive_ping_interval_seconds=None
+        url,
+        client,
+        max_message_size_bytes=MESSAGE_LIMIT,
+        queue_size=QUEUE,
+        keepalive_ping_interval_seconds=None,
+        session_class=_Session,
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import json
 import shlex
 import subprocess
 import sys
@@ -17,11 +18,15 @@ from harness import Backend, directive, open_backend, until
 from rich.console import Console
 from talk import open_talk
 
-from trio_claude.commands.talking import _content, _tool
+from trio_claude.client import parse_line
+from trio_claude.commands import talking
+from trio_claude.commands.talking import Chat, _content, _tool
 from trio_claude.commands.terminal import MarkdownStream, _whole_part
 from trio_claude.commands.words import clean
 
 BOTH = [pytest.param("fake"), pytest.param("real", marks=pytest.mark.real_cli)]
+
+HOSTILE = "\x1b]0;title\x07\x1b[2Jowned"
 
 
 @pytest.fixture(params=BOTH)
@@ -134,6 +139,18 @@ async def test_a_chat_whose_cli_dies(fake: Backend, folder: Path) -> None:
             await terminal.shows("status 1")
 
 
+async def test_a_chat_whose_end_holds_a_control_sequence(fake: Backend) -> None:
+    result = {"type": "result", "is_error": True, "result": f"no {HOSTILE}", "session_id": "0", "subtype": "error"}
+    prompt = directive("raw", text=json.dumps(result) + "\n") + directive("exit", status=1)
+    words = [sys.executable, "-m", "trio_claude", "chat", "--url"]
+    async with fake.serve() as server:
+        told = await trio.run_process(
+            [*words, server.url], stdin=prompt.encode(), check=False, capture_stdout=True, capture_stderr=True
+        )
+    assert b"status 1: no owned" in told.stderr
+    assert b"\x1b" not in told.stderr + told.stdout
+
+
 async def test_a_chat_that_can_not_begin(fake: Backend) -> None:
     words = [sys.executable, "-m", "trio_claude", "chat"]
     nobody = await trio.run_process([*words, "--url", "http://127.0.0.1:1"], check=False, capture_stderr=True)
@@ -170,6 +187,7 @@ async def test_a_chat_whose_server_goes_down_before_it_begins(fake: Backend) -> 
         ("a\x1b]52;c;aGk=\x1b\\b", "ab"),
         ("a\x9b31mb\x08\x7f", "a31mb"),
         ("a\r\nb\tc\r", "a\nb\tc"),
+        ("a\ud83db", "a\ufffdb"),
     ],
 )
 def test_no_control_sequence_reaches_the_terminal(said: str, shown: str) -> None:
@@ -202,6 +220,19 @@ def test_markdown_comes_out_once_whatever_its_pieces() -> None:
         shown.append(console.file.getvalue())  # type: ignore[attr-defined]
     assert shown[0].count("the end") == 1
     assert shown[0].split() == shown[1].split() == shown[2].split()
+
+
+async def test_half_a_surrogate_pair_can_be_shown(monkeypatch: pytest.MonkeyPatch) -> None:
+    file = io.TextIOWrapper(io.BytesIO(), encoding="utf-8")
+    monkeypatch.setattr(sys, "stdout", file)
+    monkeypatch.setattr(talking, "Keyboard", lambda: None)
+    blocks = [
+        {"type": "tool_result", "content": "cut \ud83d"},
+        {"type": "tool_result", "is_error": True, "content": "\udc00"},
+    ]
+    Chat()._show(parse_line(json.dumps({"type": "user", "message": {"content": blocks}})))
+    file.seek(0)
+    assert file.read().split() == ["cut", "\ufffd", "\ufffd"]
 
 
 def test_a_tools_result_is_its_text() -> None:

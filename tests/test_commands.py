@@ -14,6 +14,8 @@ from harness import Backend, alive, bearing, directive, listen, until
 from program import PROGRAM, environ, serving, trio_claude
 from trio_websocket import open_websocket_url
 
+from trio_claude.commands.ask import readable
+
 
 @pytest.mark.parametrize(
     "words",
@@ -64,6 +66,49 @@ async def test_asks_exit_status_is_the_close_codes(
         answer = await trio_claude("ask", prompt, "--url", server.url, *words)
     assert answer.returncode == status
     assert told in answer.stderr
+
+
+HOSTILE = "\x1b]0;title\x07\x1b[2Jowned"
+
+
+async def test_ask_shows_no_control_sequence(fake: Backend) -> None:
+    result = {"type": "result", "is_error": True, "result": f"no {HOSTILE}", "session_id": "0", "subtype": "error"}
+    lines = directive("raw", text=json.dumps(result) + "\n") + directive("exit", status=1)
+    async with fake.serve() as server:
+        told = await trio_claude("ask", directive("stderr", text=f"oh {HOSTILE}") + lines, "--url", server.url)
+    assert b"oh owned\n" in told.stderr
+    assert b"status 1: no owned\n" in told.stderr
+    assert b"\x1b" not in told.stderr + told.stdout
+
+
+def assistant(content: object) -> str:
+    return json.dumps({"type": "assistant", "message": {"content": content}})
+
+
+@pytest.mark.parametrize(
+    ("line", "shown"),
+    [
+        (assistant("the answer"), "the answer\n"),
+        (assistant([None, 5, {"type": "text", "text": "a"}, {"type": "image"}]), "a\n"),
+        (assistant([{"type": "tool_use", "name": 5, "input": "q"}]), '[5] "q"\n'),
+        (assistant(None), assistant(None) + "\n"),
+        ('{"type":"assistant","message":null}', '{"type":"assistant","message":null}\n'),
+        ('{"type":"assistant","message":"hi"}', '{"type":"assistant","message":"hi"}\n'),
+        ("[" * 3000 + "]" * 3000, "[" * 3000 + "]" * 3000 + "\n"),
+        ("plain", "plain\n"),
+        ('{"type":"user","message":{"content":"x"}}', ""),
+    ],
+)
+def test_what_is_read_of_a_line(line: str, shown: str) -> None:
+    assert readable(line) == shown
+
+
+async def test_ask_shows_half_a_surrogate_pair(fake: Backend) -> None:
+    line = assistant([{"type": "text", "text": "cut \ud83d"}])
+    async with fake.serve() as server:
+        told = await trio_claude("ask", directive("raw", text=f"{line}\n") + "hello", "--url", server.url)
+    assert told.returncode == 0
+    assert "cut \ufffd\n" in told.stdout.decode()
 
 
 @pytest.mark.parametrize("url", ["http://127.0.0.1:1", "http://127.0.0.1:x1", "nonsense://x", "127.0.0.1:1/x"])

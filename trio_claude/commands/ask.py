@@ -10,7 +10,7 @@ from typing import Any
 import click
 import trio
 
-from ..client import Answer, ConnectFailed, Ended, ask
+from ..client import Answer, Assistant, ConnectFailed, Ended, Unknown, ask, parse_line
 from .complaints import painted, unreached
 from .credentials import find_key, key_option
 from .examples import examples
@@ -57,8 +57,8 @@ def _print_end(ended: Ended, as_json: bool) -> None:
         click.echo(json.dumps({"code": ended.code, "reason": ended.reason, "error": ended.error}), err=True)
         return
     if ended.error:
-        click.echo(f"{painted('error:', 'red', sys.stderr)} {ended.error}", err=True)
-    click.echo(f"[{ended.code} {ended.reason}]", err=True)
+        click.echo(f"{painted('error:', 'red', sys.stderr)} {clean(ended.error)}", err=True)
+    click.echo(f"[{ended.code} {clean(ended.reason)}]", err=True)
 
 
 async def _print(answer: Answer, as_json: bool) -> None:
@@ -82,19 +82,20 @@ def _print_note(note: dict[str, Any], as_json: bool) -> None:
         return
     text = note.get("stderr") or note.get("info", "")
     if text and not text.startswith("send {"):
-        click.echo(text, err=True)
+        click.echo(clean(text), err=True)
 
 
 def readable(line: str) -> str:
-    """Return what a person wants to read of a line: the text, and each tool with its input."""
-    try:
-        said = json.loads(line)
-    except ValueError:
-        return f"{line}\n"
-    if not isinstance(said, dict) or said.get("type") != "assistant":
-        return ""
-    blocks = said.get("message", {}).get("content", [])
-    return "".join(_block(block) for block in blocks if isinstance(block, dict))
+    """Return what a person wants to read of a line: the text, and each tool with its input.
+
+    An answer that is not understood, and what is no line of the CLI's kind, is there as it is.
+    """
+    match parse_line(line):
+        case Assistant(blocks=blocks):
+            return "".join(map(_block, blocks))
+        case Unknown(type="" | "assistant"):
+            return f"{line}\n"
+    return ""
 
 
 def _block(block: dict[str, Any]) -> str:

@@ -16,6 +16,7 @@ from .credentials import find_key, key_option
 from .examples import examples
 from .statuses import Status, by_close_code
 from .talking import Chat
+from .words import clean
 
 
 @click.command(
@@ -46,12 +47,12 @@ async def _chat(meta: str, url: str, options: dict[str, Any]) -> int:
     except ConnectFailed as error:
         return unreached(error, error.status, with_key=bool(options.get("key")))
     except (Refused, ConnectionError) as error:
-        complain(error)
+        complain(clean(str(error)))
         later = isinstance(error, Refused) and (error.retry_after is not None or error.code == Draining.code)
         return Status.LATER if later else Status.REFUSED
     ended = session.ended
     if ended is None or ended.reason == "stopped":
         return Status.OK
     if ended.error:
-        click.echo(f"{painted('error:', 'red', sys.stderr)} {ended.error}", err=True)
+        click.echo(f"{painted('error:', 'red', sys.stderr)} {clean(ended.error)}", err=True)
     return by_close_code(ended.code)

@@ -5,13 +5,16 @@ from __future__ import annotations
 import re
 
 _CONTROL = re.compile(r"\x1b\[[0-?]*[ -/]*[@-~]|\x1b\][^\x07\x1b]*(?:\x07|\x1b\\)|[\x00-\x08\x0b-\x1f\x7f-\x9f]")
-
+_HALF = re.compile(r"[\ud800-\udfff]")
 _HIDDEN = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff]")
 
 
 def clean(text: str) -> str:
-    """Return text without control characters and sequences, but for newlines and tabs."""
-    return _CONTROL.sub("", text.replace("\r\n", "\n"))
+    """Return text without control characters and sequences, but for newlines and tabs.
+
+    Half a surrogate pair, which no terminal takes, is replaced.
+    """
+    return _HALF.sub("\ufffd", _CONTROL.sub("", text.replace("\r\n", "\n")))
 
 
 def visible(text: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -17,6 +18,7 @@ from redis_server import RedisServer
 from returns import attach, numbered
 from scripted import scripted
 from talk import open_talk
+from trio_websocket import WebSocketRequest, serve_websocket
 
 from trio_claude.client import Reconnect, Refused, open_session
 from trio_claude.server import Server
@@ -133,6 +135,47 @@ async def test_a_refusal_for_good_is_not_tried_again(client: Client, folder: Pat
     assert len(server.came) == 2
     assert seen["ended"] == {"code": close, "reason": ""}
     assert seen["told"] == [code]
+
+
+@asynccontextmanager
+async def broken_behind_the_end(**ended: object) -> AsyncIterator[str]:
+    """A server that has one turn, tells the end of the run when it is asked to stop, and closes without a word."""
+
+    async def serve(request: WebSocketRequest) -> None:
+        socket = await request.accept(subprotocol=next(iter(request.proposed_subprotocols), None))
+        await socket.get_message()
+        await socket.send_message('{"type":"gateway","event":"started","run":"r","session":"s"}')
+        await socket.get_message()
+        await socket.send_message('{"type":"result","subtype":"success","is_error":false,"result":"done","n":1}')
+        await socket.get_message()
+        await socket.send_message(json.dumps({"type": "gateway", "event": "ended", "receipt": {}, **ended}))
+        await socket._stream.aclose()
+
+    async with trio.open_nursery() as nursery:
+        listening = await nursery.start(serve_websocket, serve, "127.0.0.1", 0, None)
+        yield f"http://127.0.0.1:{listening.port}"
+        nursery.cancel_scope.cancel()
+
+
+@BOTH
+async def test_a_good_end_is_one_though_the_connection_breaks_behind_it(client: Client, folder: Path) -> None:
+    async with broken_behind_the_end(reason="exit", exit_status=0) as url:
+        seen = await client(url, folder, "hello", 5)
+    assert (seen["numbers"], seen["states"], seen["failed"]) == ([1], [], {})
+    assert seen["ended"] == {"code": 1006, "reason": "exit"}
+
+
+@pytest.mark.node
+@pytest.mark.parametrize(
+    ("reason", "kind", "code"), [("failed", "RunFailed", "failed"), ("drained", "ServerGone", "server-gone")]
+)
+async def test_a_bad_end_keeps_its_name_though_the_connection_breaks_behind_it(
+    folder: Path, reason: str, kind: str, code: str
+) -> None:
+    async with broken_behind_the_end(reason=reason, exit_status=3, error="no good") as url:
+        failed = (await in_javascript(url, folder, "hello", 5))["failed"]
+    assert (failed["kind"], failed["code"], failed["message"]) == (kind, code, "no good")
+    assert (failed["reason"], failed["closeCode"]) == (reason, 1006)
 
 
 # -- real servers ------------------------------------------------------------------------------------------------------

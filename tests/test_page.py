@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import trio
 from cutter import open_cutter
-from harness import Backend, call, directive, until
+from harness import Backend, ask, call, directive, get, until
 from pages import Browser, Page
 from program import environ, serving
 
@@ -360,6 +360,23 @@ async def test_history_is_searched_and_told_again(fake: Backend, browser: Browse
         await page.click("#history .tool summary")
         await page.wait_text("#history .tool pre[aria-label=Output]", "of-the-tool")
         assert len(await page.texts("#history .said")) == 1
+
+
+async def test_a_run_that_is_chosen_before_another_is_there_is_shown_alone(fake: Backend, browser: Browser) -> None:
+    async with fake.serve(journal="memory") as server:
+        await ask(server, "first " + directive("text", text="ANSWER-1", deltas=3000), partial=True)
+        await ask(server, "second " + directive("text", text="ANSWER-2"))
+        second, first = [run["id"] for run in (await get(server, "/api/runs"))["runs"]]
+        async with browser.open(f"{server.url}/", "chosen") as page:
+            await page.click("#tab-history")
+            await page.wait(f'[data-run="{first}"]')
+            clicks = (f"document.querySelector('[data-run=\"{run}\"]').click();" for run in (first, second))
+            await page.evaluate(f"(() => {{ {' '.join(clicks)} }})()")
+            await page.wait_text("#history .answer", "ANSWER-2")
+            await trio.sleep(2)  # what the first has to tell would be there by now
+            assert second in await page.text("#history .past-head")
+            assert ["second" in text for text in await page.texts("#history .said")] == [True]
+            assert await page.texts("#history .answer") == ["ANSWER-2"]
 
 
 @pytest.mark.real_cli

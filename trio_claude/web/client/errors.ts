@@ -86,6 +86,13 @@ export function errorOfClose(closeCode: number, reason: string, said: Json = {})
   return new kind(text || "the connection broke", { code, reason, closeCode, said });
 }
 
+/** Return what a run's end means where the connection broke behind it, undefined for a good one. */
+export function errorOfEnd(closeCode: number, said: Json): TrioClaudeError | undefined {
+  if (typeof said["error"] !== "string") return undefined;
+  const [kind, code]: [Kind, string] = said["reason"] === "drained" ? [ServerGone, "server-gone"] : [RunFailed, "failed"];
+  return new kind(said["error"], { code, reason: String(said["reason"]), closeCode, said });
+}
+
 /** Return a `refused` event as an error. */
 export function errorOfRefusal(said: Json): TrioClaudeError {
   const kind = "retry_after" in said ? Busy : Refused;

@@ -5,7 +5,7 @@
 // run just now (another may, or the same one in a moment), and one that knows less of the run than was heard: the last
 // lines died with the server before it.
 
-import { errorOfClose, Refused, TrioClaudeError } from "./errors.js";
+import { errorOfClose, errorOfEnd, Refused, TrioClaudeError } from "./errors.js";
 import { OUTBOX_LIMIT, Said } from "./said.js";
 import { CLOSE_MS, type Closed, CONNECT_MS, hold, type Socket, type Way } from "./sockets.js";
 import { type Json, parseObject } from "./wire.js";
@@ -267,9 +267,14 @@ export class Link {
 
   private conclude(closed: Closed): Closed {
     const left = this.leaving.signal.aborted;
-    const told = errorOfClose(closed.code, closed.reason, this.last ?? this.refusal);
-    const error = this.failure ?? (left ? undefined : (closed.error ?? told));
+    const error = this.failure ?? (left ? undefined : (closed.error ?? this.told(closed)));
     return error ? { ...closed, error } : { code: closed.code, reason: closed.reason };
+  }
+
+  /** Judge by the close, but by the run's end where the connection broke behind it. */
+  private told(closed: Closed): TrioClaudeError | undefined {
+    if (this.last && LOST.has(closed.code)) return errorOfEnd(closed.code, this.last);
+    return errorOfClose(closed.code, closed.reason, this.last ?? this.refusal);
   }
 
   private tell(state: State): void {

@@ -102,6 +102,8 @@ export declare class Overflow extends TrioClaudeError {
 }
 /** Return what a close means, undefined for a good one; `said` is the last error that the server told. */
 declare function errorOfClose(closeCode: number, reason: string, said?: Json): TrioClaudeError | undefined;
+/** Return what a run's end means where the connection broke behind it, undefined for a good one. */
+declare function errorOfEnd(closeCode: number, said: Json): TrioClaudeError | undefined;
 /** Return a `refused` event as an error. */
 declare function errorOfRefusal(said: Json): TrioClaudeError;
 /** Return an HTTP refusal as an error. */
@@ -333,6 +335,8 @@ declare class Link {
     /** The network is another one, maybe: a connection over the old one can be dead without a word. */
     private reconsider;
     private conclude;
+    /** Judge by the close, but by the run's end where the connection broke behind it. */
+    private told;
     private tell;
 }
 export interface LineEvent extends Line {

@@ -65,6 +65,17 @@ function errorOfClose(closeCode, reason, said = {}) {
 		said
 	});
 }
+/** Return what a run's end means where the connection broke behind it, undefined for a good one. */
+function errorOfEnd(closeCode, said) {
+	if (typeof said["error"] !== "string") return void 0;
+	const [kind, code] = said["reason"] === "drained" ? [ServerGone, "server-gone"] : [RunFailed, "failed"];
+	return new kind(said["error"], {
+		code,
+		reason: String(said["reason"]),
+		closeCode,
+		said
+	});
+}
 /** Return a `refused` event as an error. */
 function errorOfRefusal(said) {
 	return new ("retry_after" in said ? Busy : Refused)(String(said["error"]), {
@@ -909,8 +920,7 @@ var Link = class {
 	}
 	conclude(closed) {
 		const left = this.leaving.signal.aborted;
-		const told = errorOfClose(closed.code, closed.reason, this.last ?? this.refusal);
-		const error = this.failure ?? (left ? void 0 : closed.error ?? told);
+		const error = this.failure ?? (left ? void 0 : closed.error ?? this.told(closed));
 		return error ? {
 			...closed,
 			error
@@ -918,6 +928,11 @@ var Link = class {
 			code: closed.code,
 			reason: closed.reason
 		};
+	}
+	/** Judge by the close, but by the run's end where the connection broke behind it. */
+	told(closed) {
+		if (this.last && LOST.has(closed.code)) return errorOfEnd(closed.code, this.last);
+		return errorOfClose(closed.code, closed.reason, this.last ?? this.refusal);
 	}
 	tell(state) {
 		if (state === this.state) return;

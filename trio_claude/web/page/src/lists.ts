@@ -126,6 +126,7 @@ class Past {
   private readonly scroll = h("div", { class: "scroll", tabindex: "0", role: "region", "aria-label": "The run" });
   private readonly shown: Transcript;
   private wanted = "";
+  private turn = 0;
 
   constructor(private readonly talk: Talk) {
     this.scroll.append(this.head, this.text);
@@ -170,17 +171,21 @@ class Past {
   }
 
   private async replay(id: string): Promise<void> {
+    const turn = ++this.turn;
+    const isWanted = () => turn === this.turn;
     this.wanted = id;
     this.draw();
     this.shown.clear();
     try {
       const row = await getRun(this.talk.key, id);
+      if (!isWanted()) return;
       this.head.replaceChildren(...this.facts(row));
-      await tell(this.talk.key, row, this.shown);
-      if (id === this.wanted) this.shown.end();
+      await tell(this.talk.key, row, this.shown, isWanted);
+      if (!isWanted()) return;
+      this.shown.end();
       this.scroll.scrollTop = 0;
     } catch (error) {
-      this.head.replaceChildren(h("p", { class: "fault" }, (error as Error).message));
+      if (isWanted()) this.head.replaceChildren(h("p", { class: "fault" }, (error as Error).message));
     }
   }
 

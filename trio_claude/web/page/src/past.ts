@@ -34,7 +34,7 @@ export async function getRun(key: string, run: string): Promise<Row> {
 }
 
 /** Show a run's lines; return the number of the last. `each` hears of every line. */
-export async function tell(key: string, run: Row, into: Transcript, each: (line: Json, raw: string) => void = () => {}): Promise<number> {
+export async function tell(key: string, run: Row, into: Transcript, isWanted: () => boolean, each: (line: Json, raw: string) => void = () => {}): Promise<number> {
   if (run.door !== "session" && run.prompt) into.say(run.prompt);
   let last = 0;
   for (let part: string | null = "0"; part !== null; ) {
@@ -42,6 +42,7 @@ export async function tell(key: string, run: Row, into: Transcript, each: (line:
     part = answer.headers.get("X-Next-Part");
     const records = (await answer.text()).split("\n").filter(Boolean);
     for (let at = 0; at < records.length; at += AT_ONCE) {
+      if (!isWanted()) return last;
       for (const record of records.slice(at, at + AT_ONCE)) last = show(JSON.parse(record), into, each) ?? last;
       await new Promise((resolve) => setTimeout(resolve));
     }

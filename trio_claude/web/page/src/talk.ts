@@ -96,11 +96,16 @@ export class Talk {
     find("welcome").hidden = true;
     this.owner = as !== "viewer";
     const opening = this.claim();
+    const isOn = () => this.opening === opening;
     try {
       const row = await getRun(this.key, run);
+      if (!isOn()) return;
       this.conversation = row.session ?? "";
-      this.last = await tell(this.key, row, this.transcript, (line, raw) => this.look(line, raw));
+      const last = await tell(this.key, row, this.transcript, isOn, (line, raw) => this.look(line, raw));
+      if (!isOn()) return;
+      this.last = last;
     } catch (error) {
+      if (!isOn()) return;
       if (error instanceof ApiRefused && KEY_CODES.has(error.code)) return this.refuse(opening, error.message);
       this.transcript.note("What was said before is not kept by this server.");
     }

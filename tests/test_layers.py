@@ -18,12 +18,13 @@ TABLE: dict[str, set[str]] = {
     "faults": set(),
     "context": set(),
     "events": {"errors", "faults"},
+    "figures": set(),
     "config": {"errors"},
     "checks": {"errors"},
     "messages": {"errors", "events", "checks"},
     # rules: no await, no trio, no clock
     "admission": {"errors", "config"},
-    "stream_json": {"messages"},
+    "stream_json": {"messages", "figures"},
     "session": {"errors", "messages", "stream_json"},
     "metering": {"stream_json"},
     "endings": {"errors"},
@@ -96,21 +97,21 @@ TABLE: dict[str, set[str]] = {
     },
     # faces
     "embed": {"errors", "events", "config", "messages", "services", "run", "engine"},
-    "client": {"errors"},
+    "client": {"errors", "figures"},
     "sdk": {"client"},
     "batch": {
-        "errors", "events", "config", "messages", "containment", "engine", "embed", "client", "__init__",
+        "errors", "figures", "events", "config", "messages", "containment", "engine", "embed", "client", "__init__",
     },
     "testing": set(),
     "commands": {
-        "errors", "events", "config", "messages", "containment", "logs", "identity", "quarters", "journal", "entrance", "workplace", "engine", "embed", "server", "client", "batch",
-        "testing", "services", "__init__",
+        "errors", "events", "config", "messages", "containment", "logs", "identity", "quarters", "leftovers", "journal", "entrance", "workplace", "engine", "embed", "server", "client",
+        "batch", "testing", "services", "__init__",
     },
     "__main__": {"commands"},
     "__init__": {"errors", "events", "config", "engine", "metrics", "server", "embed", "client"},
 }  # fmt: skip
 ASYNC_FREE = (
-    "errors", "faults", "context", "events", "config", "messages", "stream_json", "metering", "endings", "queries", "openapi", "checks", "sayings",
+    "errors", "faults", "context", "events", "figures", "config", "messages", "stream_json", "metering", "endings", "queries", "openapi", "checks", "sayings",
     "asyncapi",
     *(f"admission/{name}" for name in ("allowance", "budgets", "doors", "limits", "locks", "rates", "slots")),
     *(f"journal/{name}" for name in ("facts", "schema", "unfinished")),

@@ -12,6 +12,7 @@ from typing import Any
 
 import attrs
 
+from .figures import counted
 from .messages import Options, compact, is_heavy
 
 BASE_ARGUMENTS = (
@@ -203,8 +204,8 @@ def _spent(said: dict[str, Any]) -> Spent:
     """Return what a result says was used, by all models together."""
     models = said.get("modelUsage")
     each = [usage for usage in models.values() if isinstance(usage, dict)] if isinstance(models, dict) else []
-    tokens = sum(_number(usage.get(name)) for usage in each for name in _TOKENS)
-    return Spent(int(tokens), _number(said.get("total_cost_usd")))
+    tokens = sum(counted(usage.get(name)) for usage in each for name in _TOKENS)
+    return Spent(int(tokens), counted(said.get("total_cost_usd")))
 
 
 _TURN = ("input_tokens", "output_tokens", "cache_read_input_tokens", "cache_creation_input_tokens")
@@ -212,14 +213,7 @@ _TURN = ("input_tokens", "output_tokens", "cache_read_input_tokens", "cache_crea
 
 def tokens_of(usage: object) -> int:
     """Return the tokens of one message or turn, in and out, as the API counts them."""
-    return int(sum(_number(usage.get(name)) for name in _TURN)) if isinstance(usage, dict) else 0
-
-
-def _number(value: object) -> float:
-    """Return a number that a line gives, 0 where it is none that can be counted."""
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < 1e15:
-        return 0.0
-    return float(value)
+    return int(sum(counted(usage.get(name)) for name in _TURN)) if isinstance(usage, dict) else 0
 
 
 def _result_error(said: dict[str, Any]) -> str | None:

@@ -16,6 +16,7 @@ import cattrs
 
 from ..errors import Reason
 from ..events import Outcome, Receipt
+from ..figures import counted
 from ..messages import compact
 from .tasks import Item
 
@@ -28,8 +29,6 @@ DISCONNECTED = Reason.DISCONNECTED.value
 STRAINS = (429, 529)
 """The API's statuses that say: less at once."""
 TOKENS = ("input_tokens", "output_tokens", "cache_creation_input_tokens", "cache_read_input_tokens")
-COUNTED = 1e15
-"""What a line gives is less than this, else it is no cost and no number of tokens or turns."""
 _MARKS = ('"result"', '"api_retry"')
 _RECEIPT = re.compile(r"(?P<cause>.*); (?P<seen>\d+) process(?:es)?, (?:(?P<left>\d+) left|unproven), (?P<ms>\d+) ms")
 
@@ -83,22 +82,15 @@ class Fold:
         self.error = str(self.result or first)[:500] if self.is_error else None
         self.api_status = status if isinstance(status := said.get("api_error_status"), int) else None
         self.num_turns += _whole(said.get("num_turns"))
-        self.cost_usd = max(self.cost_usd, _number(said.get("total_cost_usd")))
+        self.cost_usd = max(self.cost_usd, counted(said.get("total_cost_usd")))
         if isinstance(usage := said.get("usage"), dict):
             for name in TOKENS:
                 self.usage[name] += _whole(usage.get(name))
 
 
-def _number(value: object) -> float:
-    """Return a number that a line gives, 0 where it is none that can be counted."""
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < COUNTED:
-        return 0.0
-    return float(value)
-
-
 def _whole(value: object) -> int:
     """Return a whole number that a line gives, 0 where it is none that can be counted."""
-    return int(_number(value)) if isinstance(value, int) else 0
+    return int(counted(value)) if isinstance(value, int) else 0
 
 
 @attrs.frozen(kw_only=True)

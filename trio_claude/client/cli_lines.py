@@ -7,6 +7,8 @@ from typing import Any, TypeAlias
 
 import attrs
 
+from ..figures import counted
+
 
 @attrs.frozen
 class Init:
@@ -130,19 +132,12 @@ def _result(said: dict[str, Any]) -> Line:
     return Result(
         text=text,
         error=str(text or first) if said.get("is_error") else None,
-        usd=_number(said.get("total_cost_usd")),
-        input_tokens=int(_number(usage.get("input_tokens"))),
-        output_tokens=int(_number(usage.get("output_tokens"))),
-        seconds=_number(said.get("duration_ms")) / 1000,
+        usd=counted(said.get("total_cost_usd")),
+        input_tokens=int(counted(usage.get("input_tokens"))),
+        output_tokens=int(counted(usage.get("output_tokens"))),
+        seconds=counted(said.get("duration_ms")) / 1000,
         said=said,
     )
-
-
-def _number(value: object) -> float:
-    """Return a number that a line gives, 0 where it is none that can be counted."""
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < 1e15:
-        return 0.0
-    return float(value)
 
 
 def _question(said: dict[str, Any]) -> Line:

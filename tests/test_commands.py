@@ -202,6 +202,17 @@ async def test_the_demo_answers_with_the_real_cli_and_takes_the_next_port(fake: 
         assert (told.returncode, told.stdout) == (0, b"Hello from stub.\n")
 
 
+async def test_a_demo_that_was_killed_leaves_no_home_to_the_next(folder: Path) -> None:
+    env = {**os.environ, "TMPDIR": str(folder)}
+    async with serving("demo", "--port", "0", env=env) as (process, _):
+        process.kill()
+        await process.wait()
+    assert len(list(folder.glob("tcl-*"))) == 2  # the server's, and the home of the CLIs
+    async with serving("demo", "--port", "0", env=env):
+        pass
+    assert list(folder.iterdir()) == []
+
+
 async def test_the_log_has_one_line_an_event_and_no_prompt(fake: Backend, folder: Path) -> None:
     log = folder / "log"
     with log.open("wb") as file:

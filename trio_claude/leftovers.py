@@ -44,15 +44,22 @@ class Home:
 
 @asynccontextmanager
 async def open_home() -> AsyncIterator[Home]:
-    """End and remove what dead servers left, then make a folder, lock it, and remove it in the end."""
+    """End and remove what dead servers left, then make a server's folder, and remove it in the end."""
+    dead = tuple(await sweep(Path(_short_tmp())))
+    async with open_held_folder() as folder:
+        yield Home(folder, folder.name.removeprefix(PREFIX), dead)
+
+
+@asynccontextmanager
+async def open_held_folder() -> AsyncIterator[Path]:
+    """Make a folder and lock it, and remove it in the end; where this process dies, a later sweep does."""
     root = Path(_short_tmp())
-    dead = tuple(await sweep(root))
     hidden = Path(tempfile.mkdtemp(prefix=f".{PREFIX}", dir=root))
     lock = os.open(hidden / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # before another server's sweep can see the folder
     folder = hidden.rename(root / hidden.name[1:])
     try:
-        yield Home(folder, folder.name.removeprefix(PREFIX), dead)
+        yield folder
     finally:
         with trio.CancelScope(shield=True):
             await remove(folder)

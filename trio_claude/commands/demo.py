@@ -6,7 +6,6 @@ import errno
 import os
 import socket
 import sys
-import tempfile
 from pathlib import Path
 
 import attrs
@@ -15,6 +14,7 @@ import trio
 
 from ..config import Config
 from ..errors import ConfigError
+from ..leftovers import open_held_folder
 from ..testing import fake_cli
 from ..testing.messages_api import open_messages_api
 from ..workplace import find_cli
@@ -40,11 +40,17 @@ def command(port: int) -> None:
     The real Claude CLI runs if it is installed, else a stand-in; either way a stub of the Messages API on this machine
     answers it.
     """
-    with tempfile.TemporaryDirectory(prefix="tcl-demo-") as home:
-        trio.run(_demo, port, Path(home))
+    trio.run(_demo, port)
 
 
-async def _demo(port: int, home: Path) -> None:
+async def _demo(port: int) -> None:
+    async with open_held_folder() as folder:
+        home = folder / "home"
+        home.mkdir()
+        await _serve(port, home)
+
+
+async def _serve(port: int, home: Path) -> None:
     config = Config(port=_free_port(port), cwd=str(home), pool_size=1, journal="memory", metrics=True)
     try:
         config = attrs.evolve(config, cli=str(find_cli(config)))

@@ -389,6 +389,7 @@ async def test_what_is_not_durable_is_not_told_as_deleted(tmp_path: Path, monkey
         with blocked(tmp_path / "j.db"), pytest.raises(JournalFault, match="locked"):
             await journal.delete(None)
         assert await journal.settle()
+        assert await journal.get(None, "a"), "deleted behind its refusal"
         journal.begin(begun("b")).end(ended("b"))
         assert await journal.settle()
         commit = journal._store.transaction

@@ -71,5 +71,5 @@ class Journal(ABC):
     async def delete(self, identity: str | None, run: str | None = None) -> list[Deleted]:
         """Delete one ended run, or all of an identity; return what was deleted.
 
-        Raises `JournalFault` where that is not durable in time; it may be done later.
+        Raises `JournalFault` where that is not durable in time: it is not done later, unless it was just being written.
         """

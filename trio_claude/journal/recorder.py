@@ -106,14 +106,19 @@ class SqliteJournal(Backlog, Journal):
     async def delete(self, identity: str | None, run: str | None = None) -> list[Deleted]:
         """Delete one ended run, or all of an identity; return what was deleted.
 
-        Raises `JournalFault` where that is not durable in time; it may be done later.
+        Raises `JournalFault` where that is not durable in time: it is not done later, unless it was just being written.
         """
         gone: list[Deleted] = []
+        asked = True
 
         def write(_writer: Writer) -> None:
-            gone[:] = self._store.delete(identity, run)
+            gone[:] = self._store.delete(identity, run) if asked else ()
 
-        if not await self._written(write):
+        try:
+            durable = await self._written(write)
+        finally:
+            asked = False
+        if not durable:
             raise JournalFault(self.fault or "the journal can't be written just now", RETRY)
         return gone
 

@@ -85,6 +85,19 @@ async def test_pages_and_filters(fake: Backend) -> None:
         assert len((await get(server, "/api/runs?state=ended&meta=TEST-1"))["runs"]) == 5
 
 
+async def test_a_page_behind_a_deleted_run_is_refused_and_not_empty(fake: Backend) -> None:
+    async with fake.serve(journal="memory") as server:
+        for _ in range(3):
+            await ask(server, "hello")
+        await settled(server)
+        page = await get(server, "/api/runs?limit=2")
+        assert (await call(server, f"/api/runs/{page['next']}", method="DELETE"))[0] == 200
+        status, _, body = await call(server, f"/api/runs?before={page['next']}")
+        assert (status, json.loads(body)["error"][:7]) == (404, "before:")
+        older = await get(server, f"/api/runs?until={page['runs'][-1]['started']!r}")
+        assert len(older["runs"]) == 1
+
+
 @pytest.mark.parametrize(
     ("path", "status", "code"),
     [
@@ -100,6 +113,7 @@ async def test_pages_and_filters(fake: Backend) -> None:
         ("/api/runs/abc/lines?after=1_0", 400, "bad-query"),
         ("/api/usage?since=yesterday", 400, "bad-query"),
         ("/api/usage?since=", 400, "bad-query"),
+        ("/api/runs?before=abc", 404, "not-found"),
         ("/api/runs/{id}", 404, "not-found"),
         ("/api/runs/abc", 404, "not-found"),
         ("/api/runs/abc/lines", 404, "not-found"),

@@ -100,6 +100,9 @@ class History:
     async def _list(self, request: Request, _run: str) -> Response:
         asked = {"limit": PAGE, **read_query(request.query, LIST)}
         page = await self._journal().find(Query(identity=_whose(request), **asked))
+        before = asked.get("before")
+        if before and not page.runs and await self._journal().get(_whose(request), before) is None:
+            raise _unknown("before: that run is gone; go on with until, the start of one listed before it")
         return json_response(200, {"runs": [run.told(content=False) for run in page.runs], "next": page.next})
 
     async def _show(self, request: Request, run: str) -> Response:
@@ -185,8 +188,8 @@ def _known(request: Request) -> Identity:
     return request.identity
 
 
-def _unknown() -> HttpRefusal:
-    return HttpRefusal(404, "not-found", "there is no such run")
+def _unknown(told: str = "there is no such run") -> HttpRefusal:
+    return HttpRefusal(404, "not-found", told)
 
 
 def _not_live() -> HttpRefusal:

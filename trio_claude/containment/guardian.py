@@ -40,28 +40,25 @@ import sys
 import time
 from typing import Any, NoReturn
 
-# A packet in bytes: under the kernel's default socket buffer (208 KiB), over argv and environment of any real CLI.
-PACKET_LIMIT = 192 * 1024
+PACKET_LIMIT = 192 * 1024  # bytes: under the kernel's default socket buffer (208 KiB), over any real CLI's job
 ORDER_LIMIT = 4096  # bytes of a server's order to a supervisor
 END = b'{"end": true}'
 DESCRIPTORS = 4
+# Not `loads`: what that touches beyond is 80 KiB of each supervisor's own.
+_read_json = json.JSONDecoder().raw_decode
 SWEEP_PAUSE = 0.002  # seconds between two rounds of a sweep that finds processes which can't be killed
 OUTLIVE_GRACE = 5.0  # seconds that supervisors get, once the server is gone, before the zygote does their work
 OUTLIVE_POLL = 0.05  # seconds between two looks at the supervisors that are left then
 STRAY_POLL = 0.01  # seconds between two looks at orphans that are being ended
 WARM_UP = 12  # runs of nothing before the first fork: more than it takes CPython to specialise a function's code
 
-PR_SET_PDEATHSIG = 1
 PR_SET_NAME = 15  # as `ps` and `pkill` see it, at most 15 bytes
-PR_SET_DUMPABLE = 4
-PR_SET_CHILD_SUBREAPER = 36
-PR_SET_NO_NEW_PRIVS = 38
-PR_CAPBSET_DROP = 24
+PR_SET_PDEATHSIG, PR_SET_DUMPABLE, PR_CAPBSET_DROP = 1, 4, 24
+PR_SET_CHILD_SUBREAPER, PR_SET_NO_NEW_PRIVS = 36, 38
 CLONE_NEWNS, CLONE_NEWPID, CLONE_NEWUSER = 0x00020000, 0x20000000, 0x10000000
-# The number of the system call; on other machines there is no mode `namespace`.
-SYS_CLONE = {"x86_64": 56, "aarch64": 220, "riscv64": 220}.get(os.uname().machine)
-MS_BIND, MS_REC, MS_PRIVATE, MS_NOSUID, MS_NODEV, MS_NOEXEC, MNT_DETACH = 4096, 16384, 1 << 18, 2, 4, 8, 2
-UMOUNT_NOFOLLOW = 8
+SYS_CLONE = {"x86_64": 56, "aarch64": 220, "riscv64": 220}.get(os.uname().machine)  # None: no mode `namespace`
+MS_BIND, MS_REC, MS_PRIVATE, MS_NOSUID, MS_NODEV, MS_NOEXEC = 4096, 16384, 1 << 18, 2, 4, 8
+MNT_DETACH, UMOUNT_NOFOLLOW = 2, 8
 FOLDER = os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 MSG_CMSG_CLOEXEC = 0x40000000
 OOM_SCORE = 500  # added to a CLI's badness: out of memory, the kernel ends a run before a guardian or the server
@@ -103,14 +100,27 @@ def fork(flags: int) -> int:
     return pid
 
 
-def tell(descriptor: int, packet: dict[str, Any]) -> None:
-    """Tell the server on a lifeline; it may be gone. Numbers and truths are written without the weight of `json`."""
-    plain = all(isinstance(value, int) for value in packet.values())
-    words = ", ".join(f'"{name}": {str(value).lower()}' for name, value in packet.items())
+def tell(descriptor: int, packet: bytes) -> None:
+    """Tell the server on a lifeline; it may be gone."""
     try:
-        os.write(descriptor, f"{{{words}}}".encode() if plain else json.dumps(packet).encode())
+        os.write(descriptor, packet)
     except OSError:
         pass
+
+
+def put(path: str, words: bytes) -> None:
+    """Write to a file of the kernel's. Raises OSError."""
+    file = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
+    try:
+        os.write(file, words)
+    finally:
+        os.close(file)
+
+
+def failed(error: BaseException, step: str) -> bytes:
+    """Return what the server is told of a start that failed."""
+    number, what = (error.errno, step) if isinstance(error, OSError) else (errno.EINVAL, f"{step}: {error}")
+    return json.dumps({"failed": number, "what": what}).encode()
 
 
 def send(pid: int, number: int) -> None:
@@ -239,7 +249,7 @@ def fork_cli(job: dict[str, Any], pipes: list[int]) -> int:
     told = os.read(reader, 4096)
     os.close(reader)
     if told:
-        raise StartFailed(json.loads(told))
+        raise StartFailed(told)
     return pid
 
 
@@ -256,8 +266,7 @@ def become_cli(job: dict[str, Any], pipes: list[int], report: int) -> NoReturn:
             resource.setrlimit(getattr(resource, name), (value, value))
         what = "cgroup"
         if job["cgroup"]:
-            with open(f"{job['cgroup']}/cgroup.procs", "w") as file:
-                file.write("0")
+            put(f"{job['cgroup']}/cgroup.procs", b"0")
         what = "user"
         if job["user"]:
             os.setgroups([])
@@ -267,10 +276,8 @@ def become_cli(job: dict[str, Any], pipes: list[int], report: int) -> NoReturn:
         os.chdir(job["cwd"])
         what = "exec"
         os.execve(job["argv"][0], job["argv"], job["env"])
-    except OSError as error:
-        os.write(report, json.dumps({"failed": error.errno, "what": what}).encode())
     except BaseException as error:
-        os.write(report, json.dumps({"failed": errno.EINVAL, "what": f"{what}: {error}"}).encode())
+        os.write(report, failed(error, what))
     os._exit(127)
 
 
@@ -299,8 +306,7 @@ def defer(pid: int, nice: int) -> None:
     """Let `pid` and its descendants yield the processors to everything of the server's."""
     try:
         os.setpriority(os.PRIO_PROCESS, pid, nice)
-        with open(f"/proc/{pid}/autogroup", "wb", 0) as file:
-            file.write(b"%d" % nice)
+        put(f"/proc/{pid}/autogroup", b"%d" % nice)
     except OSError:
         pass  # it has ended already, or the kernel knows no autogroups
 
@@ -312,8 +318,7 @@ def map_user(uid: int, gid: int) -> None:
     """Be in a new user namespace who we were outside. Raises OSError."""
     prctl(PR_SET_DUMPABLE, 1)  # else the files are root's
     for name, text in (("setgroups", "deny"), ("uid_map", f"{uid} {uid} 1"), ("gid_map", f"{gid} {gid} 1")):
-        with open(f"/proc/self/{name}", "w") as file:
-            file.write(text)
+        put(f"/proc/self/{name}", text.encode())
     prctl(PR_SET_DUMPABLE, 0)
 
 
@@ -373,14 +378,14 @@ class Supervisor:
     def serve(self, job: dict[str, Any], pipes: list[int]) -> None:
         """Hold run after run, until one can't be started or the server wants no more."""
         while self.run(job, pipes) and (packet := self.next()):
-            job, pipes = json.loads(packet[0]), packet[1]
+            job, pipes = _read_json(packet[0].decode())[0], packet[1]
 
     def run(self, job: dict[str, Any], pipes: list[int]) -> bool:
         """Start the CLI, wait for its end or for the order to end it, leave nothing; return whether it was started."""
         before, self.job, self.pipes = self.job, job, pipes
         self.count: Count = Count()
         self.cli: int = 0
-        self.exit: dict[str, Any] = {}
+        self.exit: bytes = b""
         self.step: str = "fork"
         if not self.start(before.get("binds", ())):
             return False
@@ -388,7 +393,8 @@ class Supervisor:
             self.sweep()
         if not self.inside and os.getppid() == self.zygote:
             send(self.zygote, signal.SIGCONT)  # a run may have stopped it, and nobody else may be left to do this
-        tell(self.lifeline, {**self.exit, "gone": True, "seen": len(self.count.seen), "killed": len(self.count.killed)})
+        gone = b'"gone": true, "seen": %d, "killed": %d' % (len(self.count.seen), len(self.count.killed))
+        tell(self.lifeline, b"{%s, %s}" % (self.exit, gone) if self.exit else b"{%s}" % gone)
         return True
 
     def next(self) -> tuple[bytes, list[int]] | None:
@@ -397,34 +403,28 @@ class Supervisor:
         poll.register(lifeline, select.POLLIN)
         poll.register(self.server, select.POLLIN)
         while self.server not in {descriptor for descriptor, _ in poll.poll()}:
-            try:
-                packet, pipes = receive(lifeline)
-            except OSError:
-                return None
+            packet, pipes = receive(lifeline)
             if pipes or not packet:
                 return (packet, pipes) if packet else None
         return None
 
     def start(self, binds: list[list[str]]) -> bool:
         """Start the CLI, in place of one with `binds`; tell the server its pid, or why there is none."""
-        started: dict[str, Any]
+        failure = b""
         try:
             if self.job["namespace"]:
                 self.enter(binds)
             self.cli = self.start_cli()
-            started = {"started": first_child(self.proc) or self.cli}
-        except StartFailed as failure:
-            started = failure.args[0]
-        except OSError as error:
-            started = {"failed": error.errno, "what": self.step}
+        except StartFailed as error:
+            failure = error.args[0]
         except Exception as error:
-            started = {"failed": errno.EINVAL, "what": f"{self.step}: {error}"}
+            failure = failed(error, self.step)
         for pipe in self.pipes:
             os.close(pipe)
-        if "failed" in started:
+        if failure:
             self.sweep()
-        tell(self.lifeline, started)
-        return "started" in started
+        tell(self.lifeline, failure or b'{"started": %d}' % (first_child(self.proc) or self.cli))
+        return not failure
 
     def enter(self, binds: list[list[str]]) -> None:
         """Make the namespaces, in which we are already, the run's own; `binds` are those of the run before it."""
@@ -485,13 +485,14 @@ class Supervisor:
         if self.cli in ended:
             self.note_exit(ended, left)
             if left:
-                tell(self.lifeline, self.exit)
-                self.exit = {}
+                tell(self.lifeline, b"{%s}" % self.exit)
+                self.exit = b""
         return left
 
     def note_exit(self, ended: dict[int, int], left: bool) -> None:
         """Keep how the CLI ended until it is told."""
-        self.exit = {"exit": os.waitstatus_to_exitcode(ended[self.cli]), "alone": not left}
+        alone = b"false" if left else b"true"
+        self.exit = b'"exit": %d, "alone": %s' % (os.waitstatus_to_exitcode(ended[self.cli]), alone)
         self.cli = 0
 
     def obey(self) -> bool:
@@ -502,9 +503,8 @@ class Supervisor:
             return False
         if packet in (b"", END):
             return False
-        order = json.loads(packet)
         if self.cli:
-            send(self.target(), order["signal"])
+            send(self.target(), _read_json(packet.decode())[0]["signal"])
         return True
 
     def target(self) -> int:
@@ -540,8 +540,11 @@ class Supervisor:
 
 
 def receive(sock: socket.socket) -> tuple[bytes, list[int]]:
-    """Return the next packet and its descriptors, closed on exec (which `socket.recv_fds` forgets). Raises OSError."""
-    packet, extra, _, _ = sock.recvmsg(PACKET_LIMIT, socket.CMSG_LEN(4 * DESCRIPTORS), MSG_CMSG_CLOEXEC)
+    """Return the next packet, empty where there is none, and its descriptors, closed on exec, unlike `recv_fds`."""
+    try:
+        packet, extra, _, _ = sock.recvmsg(PACKET_LIMIT, socket.CMSG_LEN(4 * DESCRIPTORS), MSG_CMSG_CLOEXEC)
+    except OSError:
+        return b"", []
     pipes = array.array("i")
     for level, kind, data in extra:
         if (level, kind) == (socket.SOL_SOCKET, socket.SCM_RIGHTS):
@@ -593,10 +596,7 @@ class Zygote:
 
     def serve(self) -> bool:
         """Take one job; return False where the server is gone."""
-        try:
-            packet, pipes = receive(self.control)
-        except OSError:
-            return False
+        packet, pipes = receive(self.control)
         if not packet:
             return False
         try:
@@ -608,15 +608,15 @@ class Zygote:
 
     def fork(self, packet: bytes, pipes: list[int]) -> None:
         """Fork a supervisor for the job; a failure is told on the job's own lifeline."""
-        job = json.loads(packet)
+        job = _read_json(packet.decode())[0]
         try:
             pid = self.fork_within() if job["namespace"] else os.fork()
         except OSError as error:
-            tell(pipes[-1], {"failed": error.errno, "what": "namespace" if job["namespace"] else "fork"})
+            tell(pipes[-1], failed(error, "namespace" if job["namespace"] else "fork"))
             return
         if pid:
             self.supervisors.add(pid)
-            tell(pipes[-1], {"guardian": pid})
+            tell(pipes[-1], b'{"guardian": %d}' % pid)
             return
         try:
             self.supervise(job, pipes)

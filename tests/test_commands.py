@@ -15,6 +15,7 @@ from program import PROGRAM, environ, serving, trio_claude
 from trio_websocket import open_websocket_url
 
 from trio_claude.commands.ask import readable
+from trio_claude.errors import Reason
 
 
 @pytest.mark.parametrize(
@@ -66,6 +67,26 @@ async def test_asks_exit_status_is_the_close_codes(
         answer = await trio_claude("ask", prompt, "--url", server.url, *words)
     assert answer.returncode == status
     assert told in answer.stderr
+
+
+async def test_a_run_that_somebody_else_ends_is_no_good_end(fake: Backend) -> None:
+    async with fake.serve() as server, trio.open_nursery() as nursery:
+
+        async def end_it() -> None:
+            await until(lambda: server.runs.statistics().live == 1)
+            server.runs.stop_all(Reason.STOPPED, "ended by request", now=True)
+
+        for words, stdin in (["ask", directive("silent")], b""), (["chat"], directive("silent").encode()):
+            nursery.start_soon(end_it)
+            told = await trio.run_process(
+                [*PROGRAM, *words, "--url", server.url],
+                stdin=stdin,
+                check=False,
+                capture_stdout=True,
+                capture_stderr=True,
+            )
+            assert told.returncode == 1
+            assert b"error: ended by request" in told.stderr
 
 
 HOSTILE = "\x1b]0;title\x07\x1b[2Jowned"

@@ -144,6 +144,17 @@ async def test_a_server_that_goes_down_and_one_that_is_lost(fake: Backend, folde
     check_end(seen["lost"], "ConnectionLost", 1006, code="lost")
 
 
+async def test_a_run_that_somebody_else_ends_is_no_good_end(fake: Backend, folder: Path) -> None:
+    async with fake.serve() as server, trio.open_nursery() as nursery:
+
+        async def end_it() -> None:
+            await until(lambda: server.runs.statistics().live == 1)
+            server.runs.stop_all(Reason.STOPPED, "ended by request", now=True)
+
+        nursery.start_soon(end_it)
+        check_end(await play(server, folder, "ask", SLOW), "RunFailed", 1000, message="ended by request")
+
+
 async def test_lines_that_nobody_reads_are_bounded(fake: Backend, folder: Path) -> None:
     long = directive("bigtext", bytes=50_000)
     async with fake.serve() as server:

@@ -23,8 +23,8 @@ class Ended:
 
     @property
     def ok(self) -> bool:
-        """Whether the CLI came to a good end."""
-        return self.code == 1000
+        """Whether the CLI came to a good end; a run that somebody else has ended says so as its error."""
+        return self.code == 1000 and self.error is None
 
 
 class Answer:

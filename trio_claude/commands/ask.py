@@ -14,7 +14,7 @@ from ..client import Answer, Assistant, ConnectFailed, Ended, Unknown, ask, pars
 from .complaints import painted, unreached
 from .credentials import find_key, key_option
 from .examples import examples
-from .statuses import by_close_code
+from .statuses import by_close
 from .words import clean
 
 
@@ -48,7 +48,7 @@ async def _ask(prompt: str, meta: str, url: str, options: dict[str, Any], as_jso
         return unreached(error, error.status, with_key=bool(options.get("key")))
     ended = answer.ended or Ended(1006, "the connection broke")
     _print_end(ended, as_json)
-    return by_close_code(ended.code)
+    return by_close(ended.code, ended.error)
 
 
 def _print_end(ended: Ended, as_json: bool) -> None:

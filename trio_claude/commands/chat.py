@@ -14,7 +14,7 @@ from ..errors import Draining
 from .complaints import complain, painted, unreached
 from .credentials import find_key, key_option
 from .examples import examples
-from .statuses import Status, by_close_code
+from .statuses import Status, by_close
 from .talking import Chat
 from .words import clean
 
@@ -51,8 +51,8 @@ async def _chat(meta: str, url: str, options: dict[str, Any]) -> int:
         later = isinstance(error, Refused) and (error.retry_after is not None or error.code == Draining.code)
         return Status.LATER if later else Status.REFUSED
     ended = session.ended
-    if ended is None or ended.reason == "stopped":
+    if ended is None or (ended.reason == "stopped" and ended.error is None):
         return Status.OK
-    if ended.error:
-        click.echo(f"{painted('error:', 'red', sys.stderr)} {clean(ended.error)}", err=True)
-    return by_close_code(ended.code)
+    if told := ended.error or ("" if ended.reason else "the connection to the server broke"):
+        click.echo(f"{painted('error:', 'red', sys.stderr)} {clean(told)}", err=True)
+    return by_close(ended.code, ended.error)

@@ -54,6 +54,6 @@ BY_CLOSE_CODE: Final[dict[int, Status]] = {
 """What a server's close means to `ask` and `chat`; every other one is FAILED."""
 
 
-def by_close_code(code: int) -> Status:
-    """Return what a close code means."""
-    return BY_CLOSE_CODE.get(code, Status.FAILED)
+def by_close(code: int, error: str | None) -> Status:
+    """Return what a close code means, and the server's error beside it: somebody else may have ended the run."""
+    return Status.FAILED if code == 1000 and error else BY_CLOSE_CODE.get(code, Status.FAILED)

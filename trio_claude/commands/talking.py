@@ -61,7 +61,10 @@ class Chat:
                 await session.end()
                 return
             if typed.strip() and session.ended is None:
-                await self._do(session, typed.strip())
+                try:
+                    await self._do(session, typed.strip())
+                except ConnectionError:  # it has ended meanwhile, as its end tells
+                    await session.end()
 
     async def _do(self, session: Session, typed: str) -> None:
         """Do what was typed: a command, or a turn."""

@@ -79,14 +79,14 @@ const CLOSES: Record<number, [Kind, string]> = {
 
 /** Return what a close means, undefined for a good one; `said` is the last error that the server told. */
 export function errorOfClose(closeCode: number, reason: string, said: Json = {}): TrioClaudeError | undefined {
-  if (closeCode === 1000) return undefined;
+  if (closeCode === 1000) return said["event"] === "refused" ? undefined : errorOfEnd(closeCode, { reason, ...said });
   const [kind, word] = CLOSES[closeCode] ?? [ConnectionLost, "lost"];
   const code = typeof said["code"] === "string" ? said["code"] : word;
   const text = typeof said["error"] === "string" ? said["error"] : reason;
   return new kind(text || "the connection broke", { code, reason, closeCode, said });
 }
 
-/** Return what a run's end means where the connection broke behind it, undefined for a good one. */
+/** Return what a run's end means by its own words, undefined for a good one. */
 export function errorOfEnd(closeCode: number, said: Json): TrioClaudeError | undefined {
   if (typeof said["error"] !== "string") return undefined;
   const [kind, code]: [Kind, string] = said["reason"] === "drained" ? [ServerGone, "server-gone"] : [RunFailed, "failed"];

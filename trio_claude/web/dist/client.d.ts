@@ -102,7 +102,7 @@ export declare class Overflow extends TrioClaudeError {
 }
 /** Return what a close means, undefined for a good one; `said` is the last error that the server told. */
 declare function errorOfClose(closeCode: number, reason: string, said?: Json): TrioClaudeError | undefined;
-/** Return what a run's end means where the connection broke behind it, undefined for a good one. */
+/** Return what a run's end means by its own words, undefined for a good one. */
 declare function errorOfEnd(closeCode: number, said: Json): TrioClaudeError | undefined;
 /** Return a `refused` event as an error. */
 declare function errorOfRefusal(said: Json): TrioClaudeError;

@@ -55,7 +55,10 @@ var CLOSES = {
 };
 /** Return what a close means, undefined for a good one; `said` is the last error that the server told. */
 function errorOfClose(closeCode, reason, said = {}) {
-	if (closeCode === 1e3) return void 0;
+	if (closeCode === 1e3) return said["event"] === "refused" ? void 0 : errorOfEnd(closeCode, {
+		reason,
+		...said
+	});
 	const [kind, word] = CLOSES[closeCode] ?? [ConnectionLost, "lost"];
 	const code = typeof said["code"] === "string" ? said["code"] : word;
 	return new kind((typeof said["error"] === "string" ? said["error"] : reason) || "the connection broke", {
@@ -65,7 +68,7 @@ function errorOfClose(closeCode, reason, said = {}) {
 		said
 	});
 }
-/** Return what a run's end means where the connection broke behind it, undefined for a good one. */
+/** Return what a run's end means by its own words, undefined for a good one. */
 function errorOfEnd(closeCode, said) {
 	if (typeof said["error"] !== "string") return void 0;
 	const [kind, code] = said["reason"] === "drained" ? [ServerGone, "server-gone"] : [RunFailed, "failed"];

@@ -19,8 +19,8 @@ TABLE: dict[str, set[str]] = {
     "context": set(),
     "events": {"errors", "faults"},
     "figures": set(),
-    "config": {"errors"},
-    "checks": {"errors"},
+    "config": {"errors", "figures"},
+    "checks": {"errors", "figures"},
     "messages": {"errors", "events", "checks"},
     # rules: no await, no trio, no clock
     "admission": {"errors", "config"},

@@ -13,6 +13,7 @@ from typing import Any
 import attrs
 
 from .errors import BadMessage
+from .figures import brief
 
 NO_NUL = r"[^\u0000]*"
 
@@ -66,14 +67,9 @@ def between(low: float, high: float) -> Check:
 
     def check(_instance: object, field: attrs.Attribute[Any], value: float | None) -> None:
         if value is not None and not low <= value <= high:
-            raise BadMessage(f"{field.name} must be from {low:g} to {high:g}, not {_brief(value)}")
+            raise BadMessage(f"{field.name} must be from {brief(low)} to {brief(high)}, not {brief(value)}")
 
     return Check(check, {"minimum": low, "maximum": high})
-
-
-def _brief(value: float) -> str:
-    """Return a number as it may stand in an error; JSON has integers of any size."""
-    return f"a number of {len(str(value))} digits" if isinstance(value, int) and abs(value) >= 10**18 else f"{value:g}"
 
 
 def choice(choices: tuple[str, ...]) -> Check:

@@ -17,6 +17,7 @@ from typing import Any, TypeAlias
 import attrs
 
 from .errors import ConfigError
+from .figures import brief
 
 KIB = 1024
 MIB = 1024 * KIB
@@ -80,14 +81,10 @@ Check: TypeAlias = "Callable[[object, attrs.Attribute[Any], Any], None]"
 def _between(low: float, high: float, unit: str) -> Check:
     def check(_instance: object, field: attrs.Attribute[Any], value: float) -> None:
         if not low <= value <= high:
-            raise ConfigError(f"{field.name} must be from {low:g} to {high:g} {unit}, not {_brief(value)}")
+            bounds = f"{brief(low)} to {brief(high)} {unit}".rstrip()
+            raise ConfigError(f"{field.name} must be from {bounds}, not {brief(value)}")
 
     return check
-
-
-def _brief(value: float) -> str:
-    """Return a number as it may stand in an error; TOML has integers of any size."""
-    return f"a number of {len(str(value))} digits" if isinstance(value, int) and abs(value) >= 10**18 else f"{value:g}"
 
 
 def _option(
@@ -384,9 +381,9 @@ class Config:
 
     @property
     def offered(self) -> tuple[str, ...]:
-        """Return what a client may set: what the operator allows, but for what the profile does not have."""
-        names = (*self.allow_options, *self.grants)
-        return tuple(name for name in names if name != "resume" or self.profile != "lean")
+        """Return what a client may set: what the operator allows, but for what this server or its profile lacks."""
+        absent = {"resume": self.profile == "lean", "workspace": not self.workspaces}
+        return tuple(name for name in (*self.allow_options, *self.grants) if not absent.get(name))
 
     @property
     def controls(self) -> tuple[str, ...]:
@@ -446,4 +443,4 @@ def _leaves(error: BaseException) -> list[str]:
     """Return the texts of an exception group's innermost errors, each on one line."""
     if isinstance(error, BaseExceptionGroup):
         return [text for part in error.exceptions for text in _leaves(part)]
-    return [" ".join(str(error).split())]
+    return [" ".join(str(error).split()).removeprefix("Could not convert loaded settings: - ConfigError: ")]

@@ -1,6 +1,6 @@
-"""Which numbers of a CLI's line count: tokens, dollars, milliseconds and turns that a hostile line can't blow up.
+"""Numbers from outside: which of a CLI's line count (tokens, dollars, milliseconds, turns), and how an error says one.
 
-Pure. Never raises: what is no such number counts for nothing.
+Pure. Never raises, whatever the size: what is no such number counts for nothing.
 """
 
 from __future__ import annotations
@@ -14,3 +14,10 @@ def counted(value: object) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < COUNTED:
         return 0.0
     return float(value)
+
+
+def brief(value: float) -> str:
+    """Return a number as it may stand in an error; JSON and TOML have integers of any size."""
+    if isinstance(value, int) and abs(value) >= 10**18:
+        return f"a number of {len(str(abs(value)))} digits"
+    return str(value) if isinstance(value, int) else f"{value:.15g}"

@@ -128,6 +128,8 @@ class Workplace:
         root = cwd.partition("{meta}")[0].rpartition("/")[0] if "{meta}" in cwd else cwd
         if not await trio.Path(root).is_dir():
             raise ConfigError(f"cwd is no folder: {root}; --cwd names another")
+        if config.workspaces and config.isolated == "off" and not await trio.Path(config.workspaces).is_dir():
+            raise ConfigError(f"workspaces is no folder: {config.workspaces}; --workspaces names another")
         own = inherited(environ, config.env)
         homes = _open_homes(config, environ)
         state = _cli_state(own)

@@ -33,7 +33,12 @@ ANSWERS = "the built-in stub of the Messages API answers, no account is used, an
 
 
 @click.command("demo", epilog=examples("trio-claude demo", "trio-claude demo --port 0"))
-@click.option("--port", default=3000, show_default=True, help="The port; the next free one if it is busy.")
+@click.option(
+    "--port",
+    default=3000,
+    type=click.IntRange(0, 65535),
+    help="The port; the next free one if it is busy. [default: 3000]",
+)
 def command(port: int) -> None:
     """Serve a demonstration that needs no account.
 

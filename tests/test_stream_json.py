@@ -32,6 +32,19 @@ def test_lines_are_those_of_the_whole_stream(chunks: list[bytes]) -> None:
     assert lines == [line.decode(errors="replace").encode() for line in expected]
 
 
+@given(CHUNKS)
+def test_what_is_kept_of_lines_is_all_of_them(chunks: list[bytes]) -> None:
+    splitter = LineSplitter(1000)
+    lines, kept = [], b""
+    for chunk in chunks:
+        fed = splitter.feed(chunk)
+        lines += fed
+        kept += b"".join(splitter.texts(fed, chunk)) if fed else b""
+    tail = splitter.finish()
+    kept += b"".join(splitter.texts(tail, b"")) if tail else b""
+    assert kept == b"".join(line + b"\n" for line in [*lines, *tail])
+
+
 @given(st.text(), st.integers(1, 7))
 def test_text_survives_any_cut(text: str, step: int) -> None:
     data = text.encode("utf-8", "replace") + b"\n"

@@ -89,7 +89,7 @@ class LineSplitter:
 
     def finish(self) -> list[bytes]:
         """Return what came after the last newline, as the last line."""
-        tail, self._rest = self._rest, []
+        tail, self._rest, self._intact = self._rest, [], 0
         return self._valid([b"".join(tail)]) if tail else []
 
     def _check(self, lines: list[bytes]) -> None:

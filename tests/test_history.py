@@ -69,6 +69,20 @@ async def test_what_a_client_said_is_kept_behind_its_line(fake: Backend) -> None
         assert (shown["door"], shown["session"]) == ("session", started["session"])
 
 
+async def test_what_is_nested_deeply_is_kept_and_shown(fake: Backend) -> None:
+    async with fake.serve(journal="memory") as server:
+        for depth in (400, 700, 900):
+            schema = {}
+            for _ in range(depth):
+                schema = {"a": schema}
+            said = await ask(server, "hello", json_schema=schema)
+            assert said.code in (1000, 1008)
+            await settled(server)
+        for run in (await get(server, "/api/runs"))["runs"]:
+            shown = await get(server, f"/api/runs/{run['id']}")
+            assert shown["options"]["json_schema"]["a"]
+
+
 async def test_pages_and_filters(fake: Backend) -> None:
     async with fake.serve(journal="memory") as server:
         for _ in range(5):

@@ -42,8 +42,9 @@ from trio_claude.journal import (
 )
 from trio_claude.journal.bulk import Bulk, folder_of
 from trio_claude.journal.facts import Text
+from trio_claude.journal.opening import BLOCK_BYTES, _clean_lock, is_alive
 from trio_claude.journal.schema import VERSIONS
-from trio_claude.journal.store import BLOCK_BYTES, Reader, Store, _clean_lock, is_alive
+from trio_claude.journal.store import Reader, Store
 from trio_claude.server import Server
 
 
@@ -248,11 +249,12 @@ async def test_without_content_only_facts_are_kept(opening: Opening, tmp_path: P
         run = journal.begin(begun("a", prompt="secret", options={"system_prompt": "secret"}))
         run.lines([b"secret"])
         run.said(b"secret")
-        run.end(ended("a", 1))
+        run.end(ended("a", 1, error="the CLI exited: secret", cause="the CLI exited"))
         await journal.settle()
         found = await journal.get(None, "a")
         assert found
         assert (found.prompt, found.options, found.whole, found.lines) == (None, {}, False, 1)
+        assert found.error == "the CLI exited"
     assert not [path for path in tmp_path.iterdir() if b"secret" in path.read_bytes()]
 
 
@@ -261,7 +263,7 @@ async def test_without_content_redis_is_told_none(redis_server: RedisServer) -> 
     async with on_redis(redis_server)(content=False) as journal:
         run = journal.begin(begun("a", prompt="secret", options={"system_prompt": "secret"}))
         run.lines([b"secret"])
-        run.end(ended("a", 1))
+        run.end(ended("a", 1, error="the CLI exited: secret", cause="the CLI exited"))
         assert await journal.settle()
     written = [path.read_bytes() for path in redis_server.folder.rglob("*.aof")]
     assert any(b"receipt" in text for text in written)
@@ -316,7 +318,7 @@ def test_servers_that_open_a_new_file_at_once_share_it(tmp_path: Path) -> None:
 
 
 def test_a_file_that_another_writes_to_is_opened_all_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("trio_claude.journal.store.BUSY_MS", 100)
+    monkeypatch.setattr("trio_claude.journal.opening.BUSY_MS", 100)
     first = Store(tmp_path / "j.db", "a")
     with first.transaction():
         first.begin(begun("lost"))
@@ -381,7 +383,7 @@ def test_only_a_server_without_a_lock_is_dead(tmp_path: Path, monkeypatch: pytes
 
 async def test_what_is_not_durable_is_not_told_as_deleted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(recorder, "RETRY", 0.05)
-    monkeypatch.setattr("trio_claude.journal.store.BUSY_MS", 10)
+    monkeypatch.setattr("trio_claude.journal.opening.BUSY_MS", 10)
     async with opened(tmp_path / "j.db") as journal:
         journal.begin(begun("a")).end(ended("a"))
         assert await journal.settle()
@@ -476,9 +478,56 @@ async def test_a_file_of_a_later_version_is_refused(tmp_path: Path) -> None:
     with sqlite3.connect(path) as db:
         db.execute(f"PRAGMA user_version = {len(VERSIONS) + 1}")
     db.close()
-    with pytest.raises(ConfigError, match="later version"):
+    await check_refused(path, "later version")
+
+
+async def test_another_programs_database_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "j.db"
+    with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as db:
+        db.execute("CREATE TABLE ours (x)")
+    await check_refused(path, "another program's database")
+
+
+async def check_refused(path: Path, why: str) -> None:
+    """Check that a file is refused, and left as it was."""
+    before = path.read_bytes()
+    with pytest.raises(ConfigError, match=why):
         async with opened(path):
             pytest.fail("opened")
+    assert path.read_bytes() == before
+
+
+async def test_where_nothing_can_be_made_beside_the_file_it_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "j.db.opening").mkdir()
+    with pytest.raises(ConfigError, match=r"j\.db\.opening can't be used: Is a directory"):
+        async with opened(tmp_path / "j.db"):
+            pytest.fail("opened")
+
+
+async def test_who_waits_for_another_to_open_the_file_holds_up_nobody(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("trio_claude.journal.opening.OPENING", 0.3)
+    lock = os.open(tmp_path / "j.db.opening", os.O_RDWR | os.O_CREAT)
+    fcntl.flock(lock, fcntl.LOCK_EX)
+    rounds = 0
+
+    async def count() -> None:
+        nonlocal rounds
+        while True:
+            await trio.sleep(0.01)
+            rounds += 1
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(count)
+        with pytest.raises(ConfigError, match="another program holds"):
+            async with opened(tmp_path / "j.db"):
+                pytest.fail("opened")
+        nursery.cancel_scope.cancel()
+    assert rounds > 3
+    os.close(lock)
+    async with opened(tmp_path / "j.db"):
+        pass
 
 
 @contextmanager
@@ -494,7 +543,7 @@ async def test_facts_have_a_bound_of_their_own(tmp_path: Path, monkeypatch: pyte
     monkeypatch.setattr(backlog, "QUEUE_BYTES", 0)
     monkeypatch.setattr(backlog, "FACTS_BYTES", 10_000)
     monkeypatch.setattr(recorder, "RETRY", 0.05)
-    monkeypatch.setattr("trio_claude.journal.store.BUSY_MS", 10)
+    monkeypatch.setattr("trio_claude.journal.opening.BUSY_MS", 10)
     async with opened(tmp_path / "j.db") as journal:
         with blocked(tmp_path / "j.db"):
             runs = [journal.begin(begun(f"r{number}")) for number in range(50)]
@@ -535,7 +584,7 @@ async def test_what_no_store_takes_holds_up_nothing_behind_it(tmp_path: Path) ->
 
 async def test_a_write_that_fails_is_tried_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(recorder, "RETRY", 0.05)
-    monkeypatch.setattr("trio_claude.journal.store.BUSY_MS", 10)
+    monkeypatch.setattr("trio_claude.journal.opening.BUSY_MS", 10)
     async with opened(tmp_path / "j.db") as journal:
         with blocked(tmp_path / "j.db"):
             run = journal.begin(begun("a"))
@@ -550,7 +599,7 @@ async def test_a_write_that_fails_is_tried_again(tmp_path: Path, monkeypatch: py
 async def test_what_waits_for_the_disk_is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(backlog, "QUEUE_BYTES", 10_000)
     monkeypatch.setattr(recorder, "RETRY", 0.05)
-    monkeypatch.setattr("trio_claude.journal.store.BUSY_MS", 10)
+    monkeypatch.setattr("trio_claude.journal.opening.BUSY_MS", 10)
     async with opened(tmp_path / "j.db") as journal:
         with blocked(tmp_path / "j.db"):
             run = journal.begin(begun("a"))

@@ -206,7 +206,7 @@ class Run:
 
     def _begun(self) -> Begun:
         """Return what the journal is told at the start."""
-        options = attrs.asdict(self.options, filter=lambda _field, value: value is not None)
+        options = attrs.asdict(self.options, recurse=False, filter=lambda _field, value: value is not None)
         return Begun(
             id=self.id, identity=self.account.name, meta=self.meta, door=self.door, session=self._session,
             started=time.time(), prompt=self._prompt, options=options, model=self.options.model or "",
@@ -219,7 +219,7 @@ class Run:
             id=self.id, ended=time.time(), reason=outcome.reason.value, exit_status=outcome.exit_status,
             signal=outcome.signal, lines=outcome.lines, encoding_errors=outcome.encoding_errors,
             tokens=self._meter.charged.tokens, dollars=self._meter.charged.dollars, turns=self.teller.turns,
-            error=outcome.error, receipt=attrs.asdict(outcome.receipt),
+            error=outcome.error, cause=outcome.cause, receipt=attrs.asdict(outcome.receipt),
             session=self._session,
         )  # fmt: skip
 

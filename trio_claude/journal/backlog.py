@@ -166,7 +166,8 @@ class Recorder:
         if not self.begun:
             return
         whole, room = self.stored and self._content, FACTS_BYTES + ENDS_BYTES
-        self._journal.put(FACT_BYTES, lambda writer: writer.end(attrs.evolve(end, whole=whole)), room)
+        error = end.error if self._content else end.cause
+        self._journal.put(FACT_BYTES, lambda writer: writer.end(attrs.evolve(end, whole=whole, error=error)), room)
 
     def _add(self, kind: PartKind, lines: list[bytes]) -> None:
         """Take lines that come behind the CLI's so far, which are a part of their own then."""

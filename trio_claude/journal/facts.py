@@ -111,6 +111,8 @@ class End:
     turns: int
     error: str | None = attrs.field(converter=_as_unicode)
     receipt: dict[str, Any]
+    cause: str | None = attrs.field(default=None, converter=_as_unicode)
+    """`error` without the CLI's words, which alone is kept where no content is."""
     session: str | None = attrs.field(default=None, converter=_as_unicode)
     whole: bool = True
 
@@ -162,7 +164,7 @@ class RunRow:
 
     def told(self, *, content: bool) -> dict[str, Any]:
         """Return what JSON says of it; prompt and options, which may be long, only with `content`."""
-        return attrs.asdict(self, filter=lambda field, _: content or field.name not in UNLISTED)
+        return attrs.asdict(self, recurse=False, filter=lambda field, _: content or field.name not in UNLISTED)
 
 
 @attrs.frozen(kw_only=True)

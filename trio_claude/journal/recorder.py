@@ -301,7 +301,8 @@ async def open_journal(
     path: Path, server: str, retention: Retention, run_limit: int, *, content: bool
 ) -> AsyncIterator[SqliteJournal]:
     """Open the journal in a file; leaving the context writes what waits. Raises `ConfigError`."""
-    journal = SqliteJournal(Store(path, server), retention, run_limit, content=content)
+    store = await trio.to_thread.run_sync(Store, path, server)  # which looks through the file
+    journal = SqliteJournal(store, retention, run_limit, content=content)
     try:
         yield journal
     finally:

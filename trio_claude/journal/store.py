@@ -9,9 +9,7 @@ power cut may cost what was committed since the last `checkpoint`, and damages n
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import json
-import os
 import sqlite3
 import time
 from collections.abc import Iterator
@@ -37,16 +35,10 @@ from .facts import (
     Usage,
     UsageQuery,
 )
-from .schema import VERSIONS
+from .opening import BUSY_MS, clean_locks, locked, open_database, opening
 
-BUSY_MS: Final = 2000
-"""Milliseconds for which a write waits for another program that has the file locked."""
 PAGE_BYTES: Final = 4 * 1024 * 1024
 """Bytes of history that are read at a time."""
-BLOCK_BYTES: Final = 16 * 1024
-"""Bytes of a block of a new file: a large part of a history costs half as much as in the usual ones of 4 KiB."""
-LOG_BYTES: Final = 64 * 1024 * 1024
-"""Bytes of the write-ahead log upon which it is put into the file at the latest, with syncs that writes wait for."""
 BEGIN: Final = """
     INSERT OR IGNORE INTO runs
     (id, identity, meta, door, batch, session, server, state, started, prompt, options, model)
@@ -77,8 +69,6 @@ LOSE: Final = """
     UPDATE runs SET state = ?, reason = 'node-lost', ended = ?, lines = stored, error = ?
     WHERE state = 'live' AND server = ? RETURNING id
 """
-FRESH: Final = 60.0
-"""Seconds for which a lock that nobody holds may be one that a server is about to take."""
 
 
 class Store:
@@ -94,13 +84,13 @@ class Store:
         self._gone: list[str] = []
         with contextlib.ExitStack() as held:
             held.callback(self._bulk.close)
-            held.enter_context(_locked(path, server))
-            with _opening(path):
-                self._db = _open(path, held)
+            held.enter_context(locked(path, server))
+            with opening(path):
+                self._db = open_database(path, held)
             self.lost: int = 0
             with contextlib.suppress(sqlite3.OperationalError):  # another writes just now; a later look does it
                 self.lost = self.disown()
-            _clean_locks(path)
+            clean_locks(path)
             bulk.clean(self._db, folder_of(path))
             self._held = held.pop_all()
 
@@ -209,7 +199,7 @@ class Store:
         for (server,) in self._db.execute("SELECT DISTINCT server FROM runs WHERE state = 'live'").fetchall():
             if server == self._server:
                 continue
-            with contextlib.suppress(ConfigError), _locked(self.path, server), self.transaction():
+            with contextlib.suppress(ConfigError), locked(self.path, server), self.transaction():
                 now = time.time()
                 gone = self._db.execute(LOSE, (ENDED, now, LOST, server)).fetchall()
                 for (run,) in gone:
@@ -311,128 +301,3 @@ def _row(row: sqlite3.Row) -> RunRow:
     del told["server"], told["bytes"], told["model"]
     receipt = json.loads(told["receipt"]) if told["receipt"] else None
     return RunRow(**{**told, "receipt": receipt, "options": json.loads(told["options"]), "whole": bool(told["whole"])})
-
-
-@contextlib.contextmanager
-def _locked(path: Path, server: str) -> Iterator[None]:
-    """Hold a server's lock. Raises `ConfigError` where that is held already, or can't be had."""
-    name = f"{path}.{server}.lock"
-    lock = _lock(path, name)
-    try:
-        yield
-    finally:
-        with contextlib.suppress(OSError):
-            Path(name).unlink()
-        os.close(lock)
-
-
-def is_alive(path: Path, server: str) -> bool:
-    """Return whether a server lives that writes to a file: whether somebody holds its lock, or may hold it."""
-    try:
-        lock = os.open(f"{path}.{server}.lock", os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
-    except FileNotFoundError:
-        return False
-    except OSError:
-        return True
-    try:
-        fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except OSError:
-        return True
-    finally:
-        os.close(lock)
-    return False
-
-
-def _clean_locks(path: Path) -> None:
-    """Remove what dead servers left beside a file: locks that nobody holds, and that nobody is about to take."""
-    with contextlib.suppress(OSError):
-        for lock in path.parent.iterdir():
-            if lock.name.startswith(f"{path.name}.") and lock.name.endswith(".lock"):
-                with contextlib.suppress(OSError):
-                    _clean_lock(lock)
-
-
-def _clean_lock(lock: Path) -> None:
-    """Remove one, unless another stands in its place by then. Raises OSError."""
-    held = os.open(lock, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
-    try:
-        fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        found = os.fstat(held)
-        if found.st_mtime < time.time() - FRESH and os.path.samestat(found, lock.lstat()):
-            lock.unlink()
-    finally:
-        os.close(held)
-
-
-def _lock(path: Path, name: str) -> int:
-    try:
-        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        lock = os.open(name, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
-    except OSError as error:
-        raise ConfigError(f"journal: {path} can't be used: {error.strerror}; name another, sqlite:PATH") from None
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        os.close(lock)
-        raise ConfigError(f"journal: {name} is held by another server") from None
-    return lock
-
-
-@contextlib.contextmanager
-def _opening(path: Path) -> Iterator[None]:
-    """Open a file one after the other: SQLite makes nobody wait who turns a new one into what it is to be."""
-    lock = os.open(f"{path}.opening", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(lock)
-
-
-def _open(path: Path, held: contextlib.ExitStack) -> sqlite3.Connection:
-    """Open the file until `held` ends, look whether it is whole, bring it to this version. Raises `ConfigError`."""
-    try:
-        if not path.exists():
-            os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600))
-        db = sqlite3.connect(path, timeout=BUSY_MS / 1000, isolation_level=None, check_same_thread=False)
-        held.callback(db.close)
-        db.execute(f"PRAGMA page_size = {BLOCK_BYTES}")
-        db.execute("PRAGMA journal_mode = WAL")
-        db.execute("PRAGMA synchronous = NORMAL")
-        db.execute(f"PRAGMA wal_autocheckpoint = {LOG_BYTES // BLOCK_BYTES}")
-        db.execute(f"PRAGMA journal_size_limit = {LOG_BYTES}")
-        (found,) = db.execute("PRAGMA quick_check(1)").fetchone()
-        if found != "ok":
-            raise ConfigError(f"journal: {path} is damaged ({found[:200]}); move it away, or name another")
-        _migrate(db, path)
-    except sqlite3.DatabaseError as error:
-        raise ConfigError(f"journal: {path} can't be used: {error}; move it away, or name another") from None
-    except OSError as error:
-        raise ConfigError(f"journal: {path} can't be used: {error.strerror}; name another, sqlite:PATH") from None
-    return db
-
-
-def _migrate(db: sqlite3.Connection, path: Path) -> None:
-    """Bring the tables to this version, one after the other. Raises `ConfigError` for a file of a later one."""
-    if _version(db, path) == len(VERSIONS):
-        return
-    db.execute("BEGIN IMMEDIATE")  # two servers may open a new file at once
-    try:
-        version = _version(db, path)
-        for statements in VERSIONS[version:]:
-            for statement in filter(str.strip, statements.split(";")):
-                db.execute(statement)
-        db.execute(f"PRAGMA user_version = {len(VERSIONS)}")
-        db.execute("COMMIT")
-    finally:
-        if db.in_transaction:
-            db.execute("ROLLBACK")
-
-
-def _version(db: sqlite3.Connection, path: Path) -> int:
-    (version,) = db.execute("PRAGMA user_version").fetchone()
-    if version > len(VERSIONS):
-        raise ConfigError(
-            f"journal: {path} is of a later version of this program ({version}); name another, sqlite:PATH"
-        )
-    return int(version)

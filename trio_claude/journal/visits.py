@@ -19,8 +19,9 @@ from typing import Final
 from ..errors import ConfigError, Reason
 from .bulk import folder_of, remove
 from .facts import LIVE
+from .opening import BUSY_MS, is_alive
 from .schema import VERSIONS
-from .store import BUSY_MS, LOST, Reader, is_alive
+from .store import LOST, Reader
 from .usage import count, drop
 
 AT_ONCE: Final = 100

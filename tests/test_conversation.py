@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import signal
+import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -129,6 +130,37 @@ async def test_a_message_in_a_turn_waits_for_the_next_one(cli: Backend) -> None:
     first, second = [event for event in cli.events if isinstance(event, TurnEnded)]
     assert first.seconds > 0.4
     assert second.seconds > 0  # also where the first one's result came in the same read as its beginning
+
+
+TURN_AND_BEGIN = """#!{python} -IS
+import json, os, sys, time
+begin, result = (json.dumps({{"session_id": "s", **line}}) for line in (
+    {{"type": "system", "subtype": "init"}}, {{"type": "result", "is_error": False, "result": "x", "total_cost_usd": 0}}
+))
+prompts = 0
+while prompts < 2:
+    prompts += json.loads(sys.stdin.readline())["type"] == "user"
+os.write(1, "\\n".join((begin, result, begin, "")).encode())
+time.sleep(0.4)
+os.write(1, result.encode() + b"\\n")
+sys.stdin.read()
+"""
+
+
+async def test_a_turn_and_the_begin_of_the_next_in_one_read_are_timed_each(fake: Backend, folder: Path) -> None:
+    program = folder / "turn-and-begin"
+    program.write_text(TURN_AND_BEGIN.format(python=sys.executable))
+    program.chmod(0o755)
+    async with fake.serve(cli=str(program)) as server, open_talk(server) as talk:
+        await talk.start()
+        for word in ("one", "two"):
+            await talk.user(word)
+        for _ in range(2):
+            await talk.result()
+        await talk.stop("end")
+        await talk.end()
+    _, second = [event for event in fake.events if isinstance(event, TurnEnded)]
+    assert second.seconds >= 0.4
 
 
 @pytest.mark.parametrize(

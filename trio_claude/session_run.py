@@ -271,8 +271,9 @@ class SessionRun(Run):
 
     def _hear(self, lines: list[bytes]) -> None:
         happened = self.session.hear(lines, trio.current_time())
-        if Happening.BEGAN in happened:
-            self.teller.begin_turn(behind=Happening.RESULT in happened[: happened.index(Happening.BEGAN)])
+        for place, happening in enumerate(happened):
+            if happening is Happening.BEGAN:
+                self.teller.begin_turn(behind=Happening.RESULT in happened[:place])
         self._tell_settled()
         for happening in happened:
             if happening is Happening.BEGAN and self.session.interrupted:

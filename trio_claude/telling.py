@@ -5,6 +5,7 @@ This module must never decide anything about a run, wait, or keep what the run s
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Mapping
 from typing import Any, Protocol
 
@@ -102,8 +103,8 @@ class Teller:
         self._began = 0.0
         self._turn_began: float | None = None
         """Since when a turn goes on, None between two of them."""
-        self._next_began: float | None = None
-        """Since when the next one does, where the result of this one is not dealt with yet."""
+        self._next_began: deque[float] = deque()
+        """Since when the next ones do, where the results of those before them are not dealt with yet."""
         self._has_spoken = False
         """Whether the turn has said its first words."""
         self.waited: float = 0.0
@@ -162,10 +163,10 @@ class Teller:
 
     def begin_turn(self, *, behind: bool = False) -> None:
         """Take that a turn goes on from now, unless one does already; `behind`: the result of that one has come."""
-        if self._turn_began is None:
+        if behind:
+            self._next_began.append(trio.current_time())
+        elif self._turn_began is None:
             self._go_on(trio.current_time())
-        elif behind:
-            self._next_began = trio.current_time()
 
     def _go_on(self, since: float) -> None:
         self._turn_began, self._has_spoken = since, False
@@ -183,9 +184,8 @@ class Teller:
                 self._run, self._meta, self.turns, seconds, used.tokens, used.dollars, error, self._identity, self._door
             )
         )
-        if self._next_began is not None:
-            self._go_on(self._next_began)
-            self._next_began = None
+        if self._next_began:
+            self._go_on(self._next_began.popleft())
 
     def charged(self, used: Spent) -> None:
         """Tell of what was charged."""

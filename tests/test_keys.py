@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import signal
 from pathlib import Path
 
@@ -12,7 +13,7 @@ import trio
 from harness import Backend, until
 from program import environ, serving, trio_claude
 
-from trio_claude.identity.keys import digest, read_keys
+from trio_claude.identity.keys import Key, digest, read_keys, write_keys
 
 
 def known(fake: Backend, folder: Path) -> dict[str, str]:
@@ -66,6 +67,32 @@ async def test_a_key_is_kept_as_a_hash_and_listed_without_it(fake: Backend, tmp_
     assert listed.endswith("dollars_per_day=2.5")
     assert json.loads(await made(env, "list", "--json"))["ci"]["limits"] == {"dollars_per_day": 2.5}
     assert digest(secret) not in listed
+
+
+async def test_a_link_to_the_file_stays_one(fake: Backend, tmp_path: Path) -> None:
+    env = known(fake, tmp_path)
+    await made(env, "add", "ci")
+    link = tmp_path / "elsewhere" / "link.json"
+    link.parent.mkdir()
+    link.symlink_to(tmp_path / "keys.json")
+    await made(env, "add", "other", "--file", str(link))
+    await made(env, "revoke", "ci", "--file", str(link))
+    assert list(read_keys(tmp_path / "keys.json")) == ["other"]
+    assert link.is_symlink()
+
+
+def test_a_file_that_can_not_be_written_is_as_it_was(tmp_path: Path) -> None:
+    path = tmp_path / "keys.json"
+    write_keys(path, {})
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1, hard))
+    try:
+        with pytest.raises(OSError, match="File too large"):
+            write_keys(path, {"ci": Key("0" * 64)})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert read_keys(path) == {}
+    assert list(tmp_path.iterdir()) == [path]
 
 
 async def test_keys_that_are_made_at_once_are_all_there(fake: Backend, tmp_path: Path) -> None:

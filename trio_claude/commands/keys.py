@@ -122,7 +122,7 @@ def key_file(file: Path | None) -> Path:
 @contextmanager
 def _changing(file: Path | None) -> Iterator[tuple[Path, dict[str, Key]]]:
     """Yield the keys for a change, which is written then; of two at once, one waits. Raises `ConfigError`."""
-    path = key_file(file)
+    path = key_file(file).resolve()  # a link stays one, and all who change it hold the same lock
     try:
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         with contextlib.closing(_Lock(path.with_name(f"{path.name}.lock"))):

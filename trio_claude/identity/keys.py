@@ -104,14 +104,18 @@ def write_keys(path: Path, keys: Mapping[str, Key]) -> None:
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     new = path.with_name(f"{path.name}.{secrets.token_hex(8)}")
     owner = (path if path.exists() else path.parent).stat()
-    with os.fdopen(os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
-        if os.geteuid() == 0:  # the server that reads it may be another user's
-            os.fchown(file.fileno(), owner.st_uid, owner.st_gid)
-        json.dump(_converter.unstructure(dict(keys)), file, indent=2)
-        file.write("\n")
-        file.flush()
-        os.fsync(file.fileno())
-    new.replace(path)
+    try:
+        with os.fdopen(os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
+            if os.geteuid() == 0:  # the server that reads it may be another user's
+                os.fchown(file.fileno(), owner.st_uid, owner.st_gid)
+            json.dump(_converter.unstructure(dict(keys)), file, indent=2)
+            file.write("\n")
+            file.flush()
+            os.fsync(file.fileno())
+        new.replace(path)
+    except BaseException:  # whatever it was, no half of a file stays; raised again
+        new.unlink(missing_ok=True)
+        raise
 
 
 _ABSENT = (0, 0, 0)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import trio
-from harness import Backend, alive, bearing, directive, listen, until
+from harness import Backend, alive, bearing, directive, head, listen, until
 from program import PROGRAM, environ, serving, trio_claude
 from trio_websocket import open_websocket_url
 
@@ -168,6 +168,22 @@ async def test_a_second_sigterm_or_sigint_ends_now(fake: Backend, signals: list[
         with trio.fail_after(10):
             assert await process.wait() == 0
         assert not [pid for pid in bearing(f"LC_TEST={fake.mark}") if alive(pid)]
+
+
+@pytest.mark.parametrize("command", ["serve", "demo"])
+@pytest.mark.parametrize("more", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT])
+async def test_a_signal_more_is_no_death(fake: Backend, folder: Path, command: str, more: signal.Signals) -> None:
+    env = {**environ(fake), "TMPDIR": str(folder)}
+    async with serving(command, "--port", "0", env=env) as (process, url):
+        async with await trio.open_tcp_stream("127.0.0.1", int(url.rpartition(":")[2])) as silent:
+            await silent.send_all(head())  # and its close is not answered
+            await silent.receive_some()
+            process.send_signal(signal.SIGINT)
+            await trio.sleep(0.3)
+            process.send_signal(more)
+            with trio.fail_after(10):
+                assert await process.wait() == 0
+    assert not list(folder.glob("*tcl-*"))
 
 
 @pytest.mark.parametrize(

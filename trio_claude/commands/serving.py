@@ -43,19 +43,22 @@ async def run_server(
         open_log(config, colours=takes_colours(sys.stderr)) as log,
         trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT, signal.SIGHUP) as signals,
     ):
-        async with (
-            open_services() as services,
-            open_server(
-                config, [log], environ=environ, notice=notice, demo=demo, listeners=manager.sockets or None
-            ) as server,
-        ):
-            if os.getpid() == INIT:
-                services.start_soon(reap_orphans)
-            if manager.watchdog:
-                services.start_soon(_show_life, manager)
-            manager.tell("READY=1", f"STATUS=listening on {server.url}")
-            click.echo(f"listening on {server.url}")
-            await _serve_until_signal(server, read, signals, manager, log)
+        async with open_services() as watchers:
+            with trio.CancelScope() as leaving:
+                async with (
+                    open_services() as services,
+                    open_server(
+                        config, [log], environ=environ, notice=notice, demo=demo, listeners=manager.sockets or None
+                    ) as server,
+                ):
+                    if os.getpid() == INIT:
+                        services.start_soon(reap_orphans)
+                    if manager.watchdog:
+                        services.start_soon(_show_life, manager)
+                    manager.tell("READY=1", f"STATUS=listening on {server.url}")
+                    click.echo(f"listening on {server.url}")
+                    await _serve_until_signal(server, read, signals, manager, log)
+                    watchers.start_soon(_hurry, signals, leaving)
 
 
 async def _show_life(manager: Manager) -> None:
@@ -81,6 +84,13 @@ async def _serve_until_signal(
             await server.drain()
             nursery.cancel_scope.cancel()
     await server.drain(0)
+
+
+async def _hurry(signals: AsyncIterator[int], leaving: trio.CancelScope) -> None:
+    """Take signals to the end: one more waits for no client; Trio would raise anew what nobody has taken."""
+    async for number in signals:
+        if number != signal.SIGHUP:
+            leaving.cancel()
 
 
 async def _end_on_signal(signals: AsyncIterator[int], scope: trio.CancelScope) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import json
 import logging
@@ -301,6 +302,39 @@ def test_what_nobody_reads_is_dropped_and_counted(monkeypatch: pytest.MonkeyPatc
     written = sum(line["event"] == "Strained" for line in lines)
     assert QUEUE_LIMIT <= written < 4 * QUEUE_LIMIT
     assert written + sum(line.get("lines", 0) for line in lines) == 4 * QUEUE_LIMIT
+
+
+class Full(io.StringIO):
+    """A file on a disk that is full, for a while."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__()
+        self.error: OSError | None = OSError(number, os.strerror(number))
+
+    def flush(self) -> None:
+        if self.error:
+            self.truncate(self.seek(0))
+            raise self.error
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EAGAIN])
+def test_a_disk_that_is_full_for_a_while_costs_what_came_meanwhile(
+    monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    file = Full(number)
+    monkeypatch.setattr(sys, "stderr", file)
+    with open_log(JSON) as log:
+        log(Weak("lost"))
+        time.sleep(0.2)
+        log(Weak("lost too"))
+        time.sleep(0.2)
+        file.error = None
+        log(Weak("kept"))
+    lines = [json.loads(line) for line in file.getvalue().splitlines()]
+    assert [(line["event"], line.get("what") or line["lines"]) for line in lines] == [
+        ("Weak", "kept"),
+        ("LogDropped", 2),
+    ]
 
 
 def _drain(reader: int, found: io.BytesIO) -> None:

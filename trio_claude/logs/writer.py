@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import queue
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Sequence
 from typing import Final
 
 from .lines import Entry, Line
@@ -18,6 +19,8 @@ IDLE: Final = 1.0
 """Seconds without a line after which it is asked what else there is to say."""
 QUEUE_LIMIT: Final = 1000
 """Lines that wait for stderr; more are dropped and counted."""
+_PASSING: Final = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EAGAIN, errno.EIO)
+"""Why stderr may take nothing for now: a disk that is full, a pipe that is and does not wait."""
 _END: Final = Entry(0, 0, "", None, {})
 
 
@@ -76,13 +79,17 @@ class Writer:
             facts = {"line": entry.name, "error": type(error).__name__}
             return self.line(entry._replace(name="LogFailed", level=logging.ERROR, facts=facts, context={}))
 
-    def _put_out(self, entries: Iterable[Entry]) -> bool:
+    def _put_out(self, entries: Sequence[Entry]) -> bool:
         """Write entries at once; return whether that could be done."""
         dropped, self._dropped = self._dropped, 0
         more = [Entry(time.time(), logging.WARNING, "LogDropped", {"lines": dropped}, {})] if dropped else []
         try:
             sys.stderr.write("".join(f"{self._rendered(entry)}\n" for entry in [*entries, *more]))
             sys.stderr.flush()
-        except (OSError, ValueError):
+        except OSError as error:
+            if error.errno not in _PASSING:
+                return False
+            self._dropped += dropped + len(entries)
+        except ValueError:
             return False
         return True

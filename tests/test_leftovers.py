@@ -31,10 +31,10 @@ async def start(mark: str) -> subprocess.Popen[bytes]:
 
 
 async def test_a_dead_servers_processes_and_folders_are_gone(folder: Path) -> None:
-    left = leave(folder, "dead")
-    ours, other = await start("dead:1"), await start("deader:1")
+    left = leave(folder, "dead_123")
+    ours, other = await start("dead_123:1"), await start("deader:1")
     try:
-        assert await sweep(folder) == ["dead"]
+        assert await sweep(folder) == ["dead_123"]
         assert not alive(ours.pid)
         assert alive(other.pid)
         assert not left.exists()
@@ -63,8 +63,10 @@ async def test_what_is_no_servers_folder_is_not_touched(folder: Path) -> None:
     (folder / "tcl-without-lock").mkdir()
     (folder / "other").mkdir()
     (folder / "tcl-link").symlink_to("/etc")
+    leave(folder, "project")
+    leave(folder, "Dead_123")
     assert await sweep(folder) == []
-    assert len(list(folder.iterdir())) == 3
+    assert len(list(folder.iterdir())) == 5
 
 
 async def test_a_servers_own_folder_is_locked_and_removed() -> None:
@@ -95,7 +97,7 @@ def sweep_without_rights(root: Path) -> list[str]:
 
 @pytest.mark.parametrize("mode", [0o555, 0o000])
 def test_a_folder_without_rights_is_removed(folder: Path, mode: int) -> None:
-    left = leave(folder, "dead")
+    left = leave(folder, "dead_123")
     inner = left / "run" / "mod"
     for name in ("pkg", "other"):
         (inner / name / "deeper").mkdir(parents=True)
@@ -103,7 +105,7 @@ def test_a_folder_without_rights_is_removed(folder: Path, mode: int) -> None:
     for path in (*inner.rglob("*"), inner, left / "run"):
         if path.is_dir() and (path == inner or inner not in path.parents or mode == 0o555):
             path.chmod(mode)
-    assert sweep_without_rights(folder) == ["dead"]
+    assert sweep_without_rights(folder) == ["dead_123"]
     assert not left.exists()
 
 
@@ -113,12 +115,12 @@ def test_no_link_is_followed_to_what_has_other_rights(folder: Path) -> None:
     (outside / "inner" / "file").write_text("x")
     for path in (outside / "inner", outside):
         path.chmod(0o555)
-    left = leave(folder, "dead")
+    left = leave(folder, "dead_123")
     (left / "run" / "link").symlink_to(outside)
     (left / "link").symlink_to(outside)
     (left / "nowhere").symlink_to("/nope")
     (left / "run").chmod(0o555)
-    assert sweep_without_rights(folder) == ["dead"]
+    assert sweep_without_rights(folder) == ["dead_123"]
     assert not left.exists()
     assert (outside / "inner" / "file").read_text() == "x"
     assert [path.stat().st_mode & 0o777 for path in (outside, outside / "inner")] == [0o555] * 2
@@ -129,13 +131,13 @@ def test_no_link_is_followed_to_what_has_other_rights(folder: Path) -> None:
 @pytest.mark.root
 def test_what_can_not_be_removed_is_found_again(folder: Path) -> None:
     """A folder of another user in one that only he may change, until somebody has seen to it."""
-    left = leave(folder, "dead")
+    left = leave(folder, "dead_123")
     (left / "run" / "his").mkdir()
     (left / "run" / "his" / "file").touch()
     os.chown(left / "run" / "his", 65534, 65534)
-    assert sweep_without_rights(folder) == ["dead"]
+    assert sweep_without_rights(folder) == ["dead_123"]
     assert (left / "lock").exists()
-    assert sweep_without_rights(folder) == ["dead"]
+    assert sweep_without_rights(folder) == ["dead_123"]
     (left / "lock").unlink()
     remove_tree(left)
     assert not left.exists()

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
+import re
 import secrets
 import tempfile
 from collections.abc import AsyncIterator, Iterator
@@ -69,7 +70,7 @@ async def open_held_folder() -> AsyncIterator[Path]:
 async def sweep(root: Path) -> list[str]:
     """End the processes and remove the folders of servers that are dead; return these servers' ids."""
     swept = []
-    for folder in root.glob(f"{PREFIX}*"):
+    for folder in filter(_is_named_so, root.glob(f"{PREFIX}*")):
         with contextlib.suppress(OSError):
             if folder.lstat().st_uid == os.getuid() and not _locked(folder):
                 swept.append(folder.name.removeprefix(PREFIX))
@@ -80,6 +81,11 @@ async def sweep(root: Path) -> list[str]:
             await trio.sleep(0.005)
         await remove(root / f"{PREFIX}{server}")
     return swept
+
+
+def _is_named_so(folder: Path) -> bool:
+    """Return whether a folder has a name as `open_home` makes it."""
+    return re.fullmatch(rf"{PREFIX}[a-z0-9_]{{8}}", folder.name) is not None
 
 
 def _locked(folder: Path) -> bool:

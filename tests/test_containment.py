@@ -544,6 +544,54 @@ async def test_a_supervisor_that_waits_may_be_attacked(supervisors: Containment,
         assert (await _guardian(supervisors) == guardian) == (number == signal.SIGSTOP)
 
 
+WEAR = {
+    "limits": "prlimit --pid $PPID --fsize=0:0",
+    "rank": "renice -n 5 -p $PPID >/dev/null",
+    "processors": "taskset -p -c 0 $PPID >/dev/null",
+}
+SHOW = "ulimit -f; cut -d' ' -f19 /proc/self/stat; grep Cpus_allowed_list /proc/self/status"
+
+
+@pytest.mark.parametrize(
+    ("mode", "way"),
+    [*(("supervisor", way) for way in WEAR), pytest.param("namespace", "limits", marks=pytest.mark.namespace)],
+)
+async def test_what_a_run_does_to_its_supervisor_no_other_run_inherits(mode: str, way: str) -> None:
+    async with open_containment(mode, lambda _: None) as containment:
+        async with containment.start(shell(SHOW)) as process:
+            fresh = await read_all(process.stdout)
+            await _end(process)
+        worn = await _guardian(containment, WEAR[way])
+        async with containment.start(shell(SHOW)) as process:
+            assert _parent(process.pid) != worn
+            assert await read_all(process.stdout) == fresh
+            await until(lambda: not alive(worn))
+
+
+@pytest.mark.parametrize("mode", ["supervisor", pytest.param("namespace", marks=pytest.mark.namespace)])
+async def test_signals_that_the_server_blocks_its_runs_hear(mode: str) -> None:
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGCHLD, signal.SIGTERM})
+    try:
+        async with open_containment(mode, lambda _: None) as containment:
+            script = "trap 'exit 3' TERM; echo ready; while :; do sleep .05; done"
+            async with containment.start(shell(script, limits={"RLIMIT_NOFILE": 100})) as process:
+                await process.stdout.receive_some()
+                process.send_signal(signal.SIGTERM)
+                with trio.fail_after(5):
+                    assert await process.wait_exit() == 3
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+async def test_a_stopped_supervisor_whose_zygote_was_killed_goes_with_the_server() -> None:
+    async with open_containment("supervisor", lambda _: None) as containment:
+        guardian = await _guardian(containment)
+        zygote = _parent(guardian)
+        os.kill(guardian, signal.SIGSTOP)
+        os.kill(zygote, signal.SIGKILL)
+    await until(lambda: not alive(guardian), 3)
+
+
 async def test_no_more_supervisors_wait_than_the_limit(supervisors: Containment) -> None:
     async with trio.open_nursery() as nursery:
         for _ in range(SPARE_LIMIT + 5):

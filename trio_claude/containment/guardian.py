@@ -18,10 +18,10 @@ The wire is a SOCK_SEQPACKET socket, one bounded JSON object a packet.
     zygote -> server      {"ready": pid}, {"swept": [supervisor, ...], "seen": n, "killed": n}
     on the lifeline, by the zygote       {"guardian": pid}, or {"failed": errno, "what": text} where it could not fork
     on the lifeline, by the supervisor   {"started": pid} or {"failed": errno, "what": text};
-                          {"exit": status, "alone": bool}; {"gone": true, "seen": n, "killed": n}; the last two in one
-                          packet where the CLI left nothing
+                          {"exit": status, "alone": bool}; {"gone": true, "worn": 0 or 1, "seen": n, "killed": n}, the
+                          last two in one packet where the CLI left nothing
     server -> supervisor  {"signal": n} to the CLI, {"end": true} to everything; end-of-file means {"end": true}; after
-                          "gone" the next job, as to the zygote but for the lifeline
+                          "gone" the next job, as to the zygote but for the lifeline, unless a run has "worn" it out
 """
 
 from __future__ import annotations
@@ -43,17 +43,15 @@ from typing import Any, NoReturn
 PACKET_LIMIT = 192 * 1024  # bytes: under the kernel's default socket buffer (208 KiB), over any real CLI's job
 ORDER_LIMIT = 4096  # bytes of a server's order to a supervisor
 END = b'{"end": true}'
-DESCRIPTORS = 4
-# Not `loads`: what that touches beyond is 80 KiB of each supervisor's own.
-_read_json = json.JSONDecoder().raw_decode
+DESCRIPTORS, RLIMITS = 4, 16  # that come with a job, and kinds of limits that the kernel has
+_read_json = json.JSONDecoder().raw_decode  # what `loads` touches beyond is 80 KiB of each supervisor's own
 SWEEP_PAUSE = 0.002  # seconds between two rounds of a sweep that finds processes which can't be killed
 OUTLIVE_GRACE = 5.0  # seconds that supervisors get, once the server is gone, before the zygote does their work
 OUTLIVE_POLL = 0.05  # seconds between two looks at the supervisors that are left then
 STRAY_POLL = 0.01  # seconds between two looks at orphans that are being ended
 WARM_UP = 12  # runs of nothing before the first fork: more than it takes CPython to specialise a function's code
 
-PR_SET_NAME = 15  # as `ps` and `pkill` see it, at most 15 bytes
-PR_SET_PDEATHSIG, PR_SET_DUMPABLE, PR_CAPBSET_DROP = 1, 4, 24
+PR_SET_PDEATHSIG, PR_SET_DUMPABLE, PR_SET_NAME, PR_CAPBSET_DROP = 1, 4, 15, 24
 PR_SET_CHILD_SUBREAPER, PR_SET_NO_NEW_PRIVS = 36, 38
 CLONE_NEWNS, CLONE_NEWPID, CLONE_NEWUSER = 0x00020000, 0x20000000, 0x10000000
 SYS_CLONE = {"x86_64": 56, "aarch64": 220, "riscv64": 220}.get(os.uname().machine)  # None: no mode `namespace`
@@ -221,11 +219,6 @@ class StartFailed(Exception):
     """A CLI can't be started; holds what the server is told."""
 
 
-def is_plain(job: dict[str, Any]) -> bool:
-    """Return whether nothing must be done between a CLI's fork and its exec."""
-    return not (job["user"] or job["cgroup"] or job["limits"].keys() - {"RLIMIT_CORE"})
-
-
 def spawn_cli(job: dict[str, Any], pipes: list[int]) -> int:
     """Start a CLI that is plain, without a copy of our memory. Raises OSError, and NotImplementedError."""
     return os.posix_spawn(
@@ -374,6 +367,7 @@ class Supervisor:
         self.wake: int = wake
         signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
         self.badness: Badness = Badness(proc)
+        self.fresh: list[Any] = self.bounds()
 
     def serve(self, job: dict[str, Any], pipes: list[int]) -> None:
         """Hold run after run, until one can't be started or the server wants no more."""
@@ -393,9 +387,14 @@ class Supervisor:
             self.sweep()
         if not self.inside and os.getppid() == self.zygote:
             send(self.zygote, signal.SIGCONT)  # a run may have stopped it, and nobody else may be left to do this
-        gone = b'"gone": true, "seen": %d, "killed": %d' % (len(self.count.seen), len(self.count.killed))
-        tell(self.lifeline, b"{%s, %s}" % (self.exit, gone) if self.exit else b"{%s}" % gone)
-        return True
+        worn, seen, killed = self.bounds() != self.fresh, len(self.count.seen), len(self.count.killed)
+        tell(self.lifeline, b'{%s"gone": true, "worn": %d, "seen": %d, "killed": %d}' % (self.exit, worn, seen, killed))
+        return not worn
+
+    def bounds(self) -> list[Any]:
+        """Return what a CLI inherits from us, and a process of the same user can change: limits, ranks, processors."""
+        ranks = os.getpriority(os.PRIO_PROCESS, 0), os.sched_getscheduler(0), os.sched_getaffinity(0)
+        return [[resource.getrlimit(kind) for kind in range(RLIMITS)], ranks, os.pread(self.badness.file, 16, 0)]
 
     def next(self) -> tuple[bytes, list[int]] | None:
         """Wait for the next job; orders to a run that has ended may still come. None where there is no more."""
@@ -443,9 +442,10 @@ class Supervisor:
 
     def start_cli(self) -> int:
         """Start the CLI, which is to be the first that the kernel takes when memory runs out; return its pid."""
+        plain = not (self.job["user"] or self.job["cgroup"] or self.job["limits"].keys() - {"RLIMIT_CORE"})
         self.badness.add(OOM_SCORE)
         try:
-            pid = self.start_plainly() if is_plain(self.job) else fork_cli(self.job, self.pipes)
+            pid = self.start_plainly() if plain else fork_cli(self.job, self.pipes)
         finally:
             self.badness.add(0)
         self.count.seen.add(pid)
@@ -485,14 +485,14 @@ class Supervisor:
         if self.cli in ended:
             self.note_exit(ended, left)
             if left:
-                tell(self.lifeline, b"{%s}" % self.exit)
+                tell(self.lifeline, b"{%s}" % self.exit[:-2])
                 self.exit = b""
         return left
 
     def note_exit(self, ended: dict[int, int], left: bool) -> None:
         """Keep how the CLI ended until it is told."""
         alone = b"false" if left else b"true"
-        self.exit = b'"exit": %d, "alone": %s' % (os.waitstatus_to_exitcode(ended[self.cli]), alone)
+        self.exit = b'"exit": %d, "alone": %s, ' % (os.waitstatus_to_exitcode(ended[self.cli]), alone)
         self.cli = 0
 
     def obey(self) -> bool:
@@ -501,11 +501,10 @@ class Supervisor:
             packet = os.read(self.lifeline, ORDER_LIMIT)
         except OSError:
             return False
-        if packet in (b"", END):
-            return False
-        if self.cli:
+        goes_on = packet not in (b"", END)
+        if goes_on and self.cli:
             send(self.target(), _read_json(packet.decode())[0]["signal"])
-        return True
+        return goes_on
 
     def target(self) -> int:
         """Return the CLI's pid, below the wrapper in which it may have been started."""
@@ -695,6 +694,7 @@ def warm_up(server: int, proc: int) -> None:
 
 def main(control: int, server_pid: int) -> None:
     """Be the zygote of the server `server_pid`, which holds the other end of `control`."""
+    signal.pthread_sigmask(signal.SIG_SETMASK, ())  # the server's program may block what we and the CLIs hear
     for number in IGNORED:
         signal.signal(number, signal.SIG_IGN)
     signal.signal(signal.SIGCHLD, lambda *_: None)

@@ -64,6 +64,7 @@ class Guardian:
     def close(self) -> None:
         """Give it up; it ends with what is below it."""
         self.lifeline.close()
+        self.signal(signal.SIGCONT)  # a run may have stopped it, and killed its zygote, which would wake it
         if self._pidfd >= 0:
             os.close(self._pidfd)
             self._pidfd = -1
@@ -241,7 +242,7 @@ class Supervised(Contained):
     @property
     def clean(self) -> bool:
         """Whether a supervisor that we know has itself proven that nothing is left: it can hold the next run."""
-        return bool(self.guarded and self._gone and "gone" in self._gone)
+        return bool(self.guarded and self._gone and "gone" in self._gone and not self._gone.get("worn"))
 
     def close(self) -> None:
         """Give up the pipes."""

@@ -281,6 +281,32 @@ async def test_an_owner_can_be_replaced_by_its_own_identity(fake: Backend) -> No
             assert (await second.event("ended"))["reason"] == "exit"
 
 
+async def test_an_owner_that_is_replaced_while_it_is_being_given_lines_is_told_so(fake: Backend) -> None:
+    """And is not cut off, as by a network: it would come back, and take the place of who took its own."""
+    url = "ws://127.0.0.1:{}/ws/session"
+    async with (
+        fake.serve(journal="memory") as server,
+        open_websocket_url(url.format(server.port), message_queue_size=1) as first,
+    ):
+        await first.send_message(json.dumps({"type": "gateway", "op": "start", "meta": "T"}))
+        while (frame := json.loads(await first.get_message())).get("event") != "started":
+            pass
+        content = directive("lines", n=20_000, size=1000)
+        await first.send_message(json.dumps({"type": "user", "message": {"role": "user", "content": content}}))
+        await trio.sleep(0.5)  # its window is full, and a write waits
+        async with open_talk(server) as second:
+            assert (await attach(second, frame["run"], **{"as": "owner"}))["role"] == "owner"
+            with pytest.raises(ConnectionClosed) as closed:
+                while True:
+                    await first.get_message()
+            assert closed.value.reason.code == 1000
+            assert closed.value.reason.reason == "another connection has taken over"
+            await first._stream.aclose()
+            await second.result(20)
+            assert len([line for line in second.lines() if line["type"] == "fake"]) == 20_000
+            await second.stop("kill")
+
+
 async def test_who_comes_back_is_told_how_many_of_its_messages_were_heard(fake: Backend) -> None:
     async with fake.serve() as server:
         async with open_talk(server) as first:

@@ -155,7 +155,7 @@ class Stage:
         self._owner: Client | None = peer
         self._coming: Client | None = None
         self._out = out
-        self._giving = False
+        self._giving: trio.CancelScope | None = None
         self._cursor = 0
         self._viewers: set[Client] = set()
         self._stir = trio.Event()
@@ -213,7 +213,7 @@ class Stage:
             self._owner = None
             show_out()
             if self._giving:
-                former.drop()
+                self._giving.cancel()  # what it was being given still goes out, and its close behind that
         try:
             if not peer.far:
                 await self._catch_up(peer, after)
@@ -330,17 +330,17 @@ class Stage:
                 await self._stir.wait()
                 continue
             cursor, self._cursor = self._cursor, self._replay.end
-            self._giving = True
             try:
-                if cursor == index - 1 and self._replay.end == index:
-                    await owner.send(lines)
-                else:
-                    await self._hand_over(owner, Place(cursor, 0))
+                with trio.CancelScope() as self._giving:
+                    if cursor == index - 1 and self._replay.end == index:
+                        await owner.send(lines)
+                    else:
+                        await self._hand_over(owner, Place(cursor, 0))
             except PeerGone:
                 if not self.leave(owner):
                     raise
             finally:
-                self._giving = False
+                self._giving = None
         self._replay.forget(self._kept, self._cursor)
 
     def check_history(self) -> None:

@@ -240,6 +240,15 @@ def test_an_answer(number: str, answer: object, expected: object) -> None:
     assert line["response"] == {"subtype": "success", "request_id": number, "response": expected or answer}
 
 
+def test_the_clis_own_input_goes_back_with_half_a_pair_in_it() -> None:
+    question = {"request": {"subtype": "can_use_tool", "input": {"command": "echo \ud83d"}}}
+    asked = {"q1": Asked("can_use_tool", json.dumps(question).encode(), 0.0)}
+    line = rebuild(response("q1", {"behavior": "allow"}), asked, ())
+    assert json.loads(line.data)["response"]["response"]["updatedInput"] == {"command": "echo \ud83d"}
+    with pytest.raises(BadMessage, match="lone surrogate"):
+        rebuild(response("q1", {"behavior": "allow", "updatedInput": {"command": "\ud83d"}}), asked, ())
+
+
 def test_an_error_answers_any_question() -> None:
     for number in ASKED:
         line = sent(response(number, subtype="error", error="crashed"))

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import binascii
 import enum
+import json
 from collections.abc import Collection, Mapping
 from typing import Any
 
@@ -235,12 +236,14 @@ def _response(said: dict[str, Any], asked: Mapping[str, Asked]) -> ClientLine:
         built = {"response": _answer(question, response.get("response", {}))}
     else:
         raise NotAllowed(f"a request of the kind {question.subtype[:40]!a} can only be answered with an error")
-    data = _encode({
+    answer = built.get("response", {})
+    own = "updatedInput" in answer and "updatedInput" not in response.get("response", {})
+    line = {
         "type": "control_response",
         "response": {"subtype": response["subtype"], "request_id": number_, **built},
-    })  # fmt: skip
-    allows = built.get("response", {}).get("behavior") == "allow"
-    return ClientLine(Kind.RESPONSE, data, number_, question.subtype, allows)
+    }
+    allows = answer.get("behavior") == "allow"
+    return ClientLine(Kind.RESPONSE, _encode(line, own=own), number_, question.subtype, allows)
 
 
 def _answer(question: Asked, answer: Any) -> dict[str, Any]:
@@ -262,9 +265,10 @@ def denial(request: str, text: str) -> bytes:
     })  # fmt: skip
 
 
-def _encode(line: dict[str, Any]) -> bytes:
+def _encode(line: dict[str, Any], *, own: bool = False) -> bytes:
+    """Return a line for the CLI; its `own` input may hold half a pair, escaped. Raises `BadMessage`."""
     try:
-        return compact(line).encode() + b"\n"
+        return (json.dumps(line) if own else compact(line)).encode() + b"\n"
     except UnicodeEncodeError:
         raise BadMessage("the line holds a lone surrogate, which is not UTF-8") from None
     except RecursionError:

@@ -55,6 +55,8 @@ def expected(origin: str, host: str, credential: str, door: str, *, asks: bool) 
         return 400
     if asks and credential in ("wrong key", "expired token", "ticket of another origin", "spent ticket"):
         return 401
+    if asks and credential == "ticket" and not door.startswith("/ws/"):
+        return 401
     known = not asks or credential in ("key", "key in a subprotocol", "viewer", "token", "ticket")
     if not known and DOORS[door] != "open":
         return 401

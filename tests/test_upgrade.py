@@ -11,7 +11,7 @@ import trio
 from harness import UPGRADE, Backend, head
 from hypothesis import given
 from hypothesis import strategies as st
-from trio.testing import MockClock
+from trio.testing import MockClock, wait_all_tasks_blocked
 
 from trio_claude.config import Config
 from trio_claude.entrance import check_host, check_origin
@@ -73,6 +73,13 @@ def status(answer: bytes) -> int:
         (b"GET /../../etc/passwd HTTP/1.1\r\nHost: localhost\r\n\r\n", 404),
         (b"POST / HTTP/1.1\r\nHost: localhost\r\nContent-Length: 2\r\n\r\nhi", 405),
         (b"POST / HTTP/1.1\r\nHost: localhost\r\nContent-Length: 70000\r\n\r\n" + b"x" * 70000, 413),
+        (head(content_length="0"), 101),
+        (head(content_length="6"), 400),
+        (head(transfer_encoding="chunked"), 400),
+        (
+            b"POST / HTTP/1.1\r\nHost: localhost\r\nContent-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
+            400,
+        ),
         (b"GET http://localhost/ HTTP/1.1\r\nHost: localhost\r\n\r\n", 400),
         (b"GET / HTTP/1.1\r\nHost: localhost\r\nHost: evil\r\n\r\n", 400),
         (b"GET / HTTP/1.1\r\nHost: localhost\r\nX: " + b"y" * 20000 + b"\r\n\r\n", 431),
@@ -86,6 +93,31 @@ def status(answer: bytes) -> int:
 async def test_each_head_gets_its_status(fake: Backend, data: bytes, expected: int) -> None:
     async with fake.serve() as server:
         assert status(await exchange(server, data)) == expected
+
+
+async def test_who_waits_for_it_is_told_to_go_on(fake: Backend) -> None:
+    asks = b"POST / HTTP/1.1\r\nHost: localhost\r\nContent-Length: 2\r\nExpect: 100-continue\r\n\r\n"
+    async with fake.serve() as server, await trio.open_tcp_stream("127.0.0.1", server.port) as stream:
+        await stream.send_all(asks)
+        with trio.fail_after(2):
+            assert status(bytes(await stream.receive_some())) == 100
+            await stream.send_all(b"hi")
+            assert status(bytes(await stream.receive_some())) == 405
+
+
+async def test_an_answer_that_is_on_its_way_is_not_cut_by_a_drain(fake: Backend) -> None:
+    async with fake.serve() as server, trio.open_nursery() as nursery:
+        with trio.socket.socket() as sock:
+            sock.setsockopt(trio.socket.SOL_SOCKET, trio.socket.SO_RCVBUF, 4096)
+            await sock.connect(("127.0.0.1", server.port))
+            await sock.send(b"GET /page.js HTTP/1.1\r\nHost: localhost\r\n\r\n")
+            answer = await sock.recv(4096)
+            nursery.start_soon(server.drain)
+            await wait_all_tasks_blocked(0.05)
+            while chunk := await sock.recv(65536):
+                answer += chunk
+    head_, _, body = answer.partition(b"\r\n\r\n")
+    assert len(body) == int(head_.lower().partition(b"content-length: ")[2].partition(b"\r\n")[0])
 
 
 async def test_only_our_subprotocol_is_echoed(fake: Backend) -> None:

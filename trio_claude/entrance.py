@@ -167,7 +167,7 @@ class Entrance:
     async def _spend_ticket(self, request: Request) -> Identity | None:
         """Return whose ticket a request carries; waits only where it is other servers' too. Raises `HttpRefusal`."""
         secret, origin = self._gatekeeper.ticket(request.headers), request.headers.get("origin")
-        if secret is None:
+        if secret is None or "upgrade" not in request.headers:  # it opens a socket, and nothing else
             return None
         if self._shared is None:
             return self._tickets.spend(secret, origin, trio.current_time())

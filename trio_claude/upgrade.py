@@ -13,6 +13,7 @@ import json
 import re
 import socket
 from collections.abc import Awaitable, Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from urllib.parse import parse_qsl
 
 import attrs
@@ -147,18 +148,23 @@ class Site:
 
 
 async def serve_http(
-    sock: socket.socket, site: Site, config: Config, on_request: Callable[[], None] = lambda: None
+    sock: socket.socket,
+    site: Site,
+    config: Config,
+    on_request: Callable[[], None] = lambda: None,
+    waiting: Callable[[], AbstractContextManager[object]] = nullcontext,
 ) -> Handshake | None:
     """Answer plain requests until the client leaves; return a WebSocket handshake if one comes to one of the doors.
 
-    `on_request` is called once the first request, good or bad, was read.
+    `on_request` is called once the first request, good or bad, was read. What `waiting` gives is held while one is
+    waited for, and not while it is answered.
 
     The head's limits hold for each request. Raises OSError where the connection breaks.
     """
     conn = _Http(h11.SERVER, max_incomplete_event_size=config.head_limit)
     for turn in range(REQUESTS_LIMIT):
         asked: Request | Response | None = None
-        with trio.move_on_after(KEEP_ALIVE if turn else config.head_timeout) as patience:
+        with waiting(), trio.move_on_after(KEEP_ALIVE if turn else config.head_timeout) as patience:
             if turn:
                 await _wait_bytes(sock, conn)
                 patience.deadline = trio.current_time() + config.head_timeout
@@ -232,8 +238,11 @@ async def _read_request(sock: socket.socket, conn: _Http, limit: int) -> Request
         if isinstance(event, h11.Request):
             head = event
             _check_size(event, limit)
+            _check_framing(event)
             if _wants_upgrade(event):
                 return _request(event, b"")
+            if conn.they_are_waiting_for_100_continue:
+                await _send_all(sock, conn.send(h11.InformationalResponse(status_code=100, headers=[])) or b"")
         elif isinstance(event, h11.Data):
             body += event.data
             if len(body) > BODY_LIMIT:
@@ -249,6 +258,13 @@ def _check_size(head: h11.Request, limit: int) -> None:
     size = len(head.target) + sum(len(name) + len(value) + 4 for name, value in head.headers)
     if size > limit:
         raise HttpRefusal(431, "head-too-large", f"a request head takes at most {limit} bytes")
+
+
+def _check_framing(head: h11.Request) -> None:
+    """Refuse two lengths, and a handshake with a body: a proxy may read either otherwise. Raises `HttpRefusal`."""
+    lengths = {name: value for name, value in head.headers if name in (b"content-length", b"transfer-encoding")}
+    if len(lengths) > 1 or (_wants_upgrade(head) and set(lengths.values()) - {b"0"}):
+        raise HttpRefusal(400, "bad-request", "a request has one length, and a handshake no body")
 
 
 def _wants_upgrade(head: h11.Request) -> bool:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import trio
-from harness import Backend, alive, bearing, directive, head, listen, until
+from harness import Backend, alive, ask, bearing, directive, head, listen, until
 from program import PROGRAM, environ, serving, trio_claude
 from trio_websocket import open_websocket_url
 
@@ -224,6 +224,46 @@ async def test_doctor_says_what_is_missing(fake: Backend) -> None:
     told = await trio_claude("doctor", "--port", "0", env={**environ(fake), "TRIO_CLAUDE_CLI": "/nope"})
     assert told.returncode == 1
     assert b"MISSING cli: /nope" in told.stdout
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["--profile", "unattended"], b"MISSING engine: profile: unattended"),
+        (["--journal", "sqlite:/proc/nope/x.db"], b"MISSING engine: journal: /proc/nope/x.db can't be used"),
+        (["--workspaces", "/nope"], b"MISSING engine: workspaces is no folder: /nope"),
+        (["--host", "nosuch.invalid", "--keys", "none.json"], b"--host names another"),
+        (["--host", "x" * 64 + ".invalid", "--keys", "none.json"], b"--host names another"),
+    ],
+)
+async def test_doctor_finds_what_keeps_a_server_from_starting(fake: Backend, words: list[str], told: bytes) -> None:
+    answer = await trio_claude("doctor", "--port", "0", *words, env=environ(fake))
+    assert answer.returncode == 1
+    assert told in answer.stdout
+    assert not answer.stderr
+    refused = await trio_claude("serve", "--port", "0", *words, env=environ(fake))
+    assert refused.returncode == 2
+    assert b"Traceback" not in refused.stderr
+
+
+@pytest.mark.parametrize("closed", ["<&-", ">&-", "2>&-", "<&- >&- 2>&-"])
+async def test_a_standard_stream_may_be_closed(fake: Backend, closed: str) -> None:
+    words = [*PROGRAM, "doctor", "--port", "0"]
+    told = await trio.run_process(
+        ["sh", "-c", f'exec "$@" {closed}', "sh", *words], env=environ(fake), capture_stdout=True, capture_stderr=True, check=False
+    )  # fmt: skip
+    assert told.returncode == 0
+    assert not told.stderr
+
+
+async def test_what_a_terminal_can_not_say_is_shown_in_ascii(fake: Backend) -> None:
+    env = {**environ(fake), "PYTHONIOENCODING": "ascii"}
+    result = {"type": "result", "is_error": True, "result": "übel", "session_id": "0", "subtype": "error"}
+    async with fake.serve(journal="memory") as server:
+        await ask(server, directive("raw", text=json.dumps(result) + "\n") + directive("exit", status=1))
+        told = await trio_claude("runs", "failed", "--url", server.url, env=env)
+    assert told.returncode == 0
+    assert b"\\xfcbel" in told.stdout
 
 
 async def test_a_live_check_makes_one_run(fake: Backend) -> None:

@@ -6,6 +6,7 @@ import json
 import os
 import resource
 import signal
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -53,6 +54,22 @@ async def test_a_key_opens_a_server_until_it_is_taken_back(fake: Backend, tmp_pa
         await trio.sleep(1.1)
         assert await ask(bob) == 69
         assert await ask(new) == 75
+
+
+async def test_a_file_that_is_gone_takes_no_key_away(fake: Backend, tmp_path: Path) -> None:
+    env = known(fake, tmp_path)
+    async with serving("serve", "--port", "0", env=env, stderr=subprocess.PIPE) as (process, url):
+        env["TRIO_CLAUDE_KEY"] = await made(env, "add", "ci")
+        with trio.fail_after(10):
+            while (await trio_claude("ask", "hello", "--url", url, env=env)).returncode:
+                pass
+        (tmp_path / "keys.json").rename(tmp_path / "elsewhere")
+        process.send_signal(signal.SIGHUP)
+        await trio.sleep(0.3)
+        assert (await trio_claude("ask", "hello", "--url", url, env=env)).returncode == 0
+        log = (await process.stderr.receive_some()).decode()
+    weak, *_ = (line for line in log.splitlines() if "is not there yet" in line)
+    assert "Weak" in weak
 
 
 async def test_a_key_is_kept_as_a_hash_and_listed_without_it(fake: Backend, tmp_path: Path) -> None:

@@ -120,6 +120,8 @@ class Entrance:
     def reload(self, config: Config) -> None:
         """Take another configuration; where it is bad, `ConfigError` is raised and the old one stays."""
         gatekeeper = _gatekeeper(config)
+        if gatekeeper.lacks_keys and not self.lacks_keys and config.keys == self.config.keys:
+            raise ConfigError(f"keys: {config.keys} is gone")
         self.config, self._gatekeeper = config, gatekeeper
         self._proxies = [ipaddress.ip_network(network) for network in config.trusted_proxies]
 
@@ -131,6 +133,11 @@ class Entrance:
     def asks(self) -> bool:
         """Whether clients must say who they are."""
         return self._gatekeeper.asks
+
+    @property
+    def lacks_keys(self) -> bool:
+        """Whether the file of keys is not there."""
+        return self._gatekeeper.lacks_keys
 
     @property
     def inside(self) -> int:

@@ -200,6 +200,8 @@ def _furnish(
     greet = functools.partial(greeting, config, __version__, engine.containment.mode)
     if entrance.asks and engine.containment.mode != "sandbox":
         engine.observer(Weak(f"containment {engine.containment.mode}: {NOT_APART}"))
+    if entrance.lacks_keys:
+        engine.observer(Weak(f"keys: {config.keys} is not there yet: nobody has a key; trio-claude keys add makes one"))
     return Household(config, engine.runs, entrance, api.answer, Heart(config), engine.observer, greet, far=far)
 
 
@@ -284,6 +286,8 @@ async def _listen(config: Config) -> list[socket.socket]:
         for listener in listeners:
             listener.close()
         raise ConfigError(_why_not(config, error)) from error
+    except UnicodeError:  # a part of it is empty, or of more than 63 characters
+        raise ConfigError(f"host: {config.host[:300]} is no name of a host; take another host") from None
     return listeners
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib
+import io
 import os
 import sys
 
@@ -83,6 +84,7 @@ def cli() -> None:
 
 def main() -> None:
     """Run the command line; what went wrong is one line on stderr."""
+    _hold_standard_streams()
     if COMPLETE in os.environ:
         importlib.import_module(".completion", __name__)
     try:
@@ -94,6 +96,21 @@ def main() -> None:
         _let_go_of_stdout()
         complain(error)
         sys.exit(Status.FAILED)
+
+
+def _hold_standard_streams() -> None:
+    """Have all three: else what is opened next stands in the place of one; what they can't say is shown in ASCII."""
+    for descriptor in range(3):
+        try:
+            os.fstat(descriptor)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)
+    for descriptor, name in enumerate(("stdin", "stdout", "stderr")):
+        if getattr(sys, name) is None:
+            setattr(sys, name, os.fdopen(descriptor, "w" if descriptor else "r", encoding="utf-8"))
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
 
 
 def _let_go_of_stdout() -> None:

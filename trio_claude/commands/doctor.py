@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import resource
 import socket
 import subprocess
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,14 +20,16 @@ import trio
 from ..config import Config
 from ..containment import open_containment
 from ..embed import open_run
-from ..engine import means
+from ..engine import means, open_engine
 from ..entrance import Entrance
 from ..errors import ConfigError, TrioClaudeError
+from ..events import Event, JournalReady
 from ..workplace import find_cli
 from .complaints import painted
 from .examples import examples
 from .options import config_options, read_config
 from .statuses import Status
+from .words import clean
 
 VERSION_TIMEOUT = 20.0
 """Seconds for `claude --version`."""
@@ -79,7 +82,8 @@ async def examine(config: Config, live: bool) -> list[Check]:
         await _cli(config),
         Check("login", ok=True, found=login(os.environ)),
         await _containment(config),
-        _attempt("port", lambda: _port(config)),
+        await _engine(config),
+        _port(config),
         _limits(config),
         _access(config),
     ]
@@ -95,7 +99,8 @@ async def _cli(config: Config) -> Check:
         return Check("cli", ok=False, found=str(error))
     except (OSError, subprocess.CalledProcessError, trio.TooSlowError) as error:
         return Check("cli", ok=False, found=f"{program} --version: {error}; --cli names another")
-    return Check("cli", ok=True, found=f"{program}, version {told.stdout.decode(errors='replace').strip()[:80]}")
+    version = " ".join(clean(told.stdout.decode(errors="replace")).split())
+    return Check("cli", ok=True, found=f"{program}, version {version[:80]}")
 
 
 def login(environ: Mapping[str, str]) -> str:
@@ -106,7 +111,7 @@ def login(environ: Mapping[str, str]) -> str:
     folder = Path(environ.get("CLAUDE_CONFIG_DIR") or Path(environ.get("HOME", "~")) / ".claude")
     if (folder / ".credentials.json").exists():
         return f"a stored login ({folder / '.credentials.json'}, not read)"
-    return "none found; `claude` logs you in, or set ANTHROPIC_API_KEY"
+    return "none found; `claude` logs you in, or set ANTHROPIC_API_KEY; --live makes sure"
 
 
 async def _containment(config: Config) -> Check:
@@ -119,19 +124,35 @@ async def _containment(config: Config) -> Check:
     return found
 
 
-def _attempt(name: str, check: Callable[[], str]) -> Check:
+async def _engine(config: Config) -> Check:
+    """Open all that a server opens before it listens: folders, containment, journal, what servers share."""
+    kept = JournalReady("", "there is none")
+
+    def hear(event: Event) -> None:
+        nonlocal kept
+        kept = event if isinstance(event, JournalReady) else kept
+
+    found = Check("engine", ok=False, found="not tried")
     try:
-        return Check(name, ok=True, found=check())
-    except OSError as error:
-        return Check(name, ok=False, found=f"{error.strerror or error}; --{name} names another")
+        async with open_engine(attrs.evolve(config, pool_size=0), [hear]):
+            found = Check("engine", ok=True, found=f"it opens; journal: {kept.path or kept.detail}")
+    except* (TrioClaudeError, OSError, trio.TooSlowError) as group:
+        found = Check("engine", ok=False, found=str(group.exceptions[0]))
+    return found
 
 
-def _port(config: Config) -> str:
-    family, kind, number, _, address = socket.getaddrinfo(config.host, config.port, type=socket.SOCK_STREAM)[0]
-    with socket.socket(family, kind, number) as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        probe.bind(address)
-    return f"{config.port} of {config.host} is free"
+def _port(config: Config) -> Check:
+    """Take the port for a moment."""
+    try:
+        family, kind, number, _, address = socket.getaddrinfo(config.host, config.port, type=socket.SOCK_STREAM)[0]
+        with socket.socket(family, kind, number) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind(address)
+    except (OSError, UnicodeError) as error:
+        by_name = isinstance(error, socket.gaierror | UnicodeError) or error.errno == errno.EADDRNOTAVAIL
+        field = "host" if by_name else "port"
+        return Check("port", ok=False, found=f"{getattr(error, 'strerror', None) or error}; --{field} names another")
+    return Check("port", ok=True, found=f"{config.port} of {config.host} is free")
 
 
 def _limits(config: Config) -> Check:

@@ -38,6 +38,11 @@ class Gatekeeper:
         return self._keyring is not None or self._tokens is not None
 
     @property
+    def lacks_keys(self) -> bool:
+        """Whether the file of keys is not there, so that nobody has one that is good."""
+        return self._keyring is not None and self._keyring.gone
+
+    @property
     def fault(self) -> str:
         """What is wrong with the file of keys as it is now, empty where nothing is."""
         return self._keyring.fault if self._keyring else ""

@@ -188,5 +188,10 @@ class Keyring:
             return _ABSENT
         return found.st_ino, found.st_mtime_ns, found.st_size
 
+    @property
+    def gone(self) -> bool:
+        """Whether there is no file."""
+        return self._stamp == _ABSENT
+
     def __len__(self) -> int:
         return len(self._keys)

@@ -192,6 +192,3 @@ class Keyring:
     def gone(self) -> bool:
         """Whether there is no file."""
         return self._stamp == _ABSENT
-
-    def __len__(self) -> int:
-        return len(self._keys)

@@ -18,7 +18,7 @@ from trio.testing import wait_all_tasks_blocked
 from trio_claude import Config, open_server, serve
 from trio_claude.admission import Doorstep
 from trio_claude.errors import ConfigError, PeerGone
-from trio_claude.events import ConnectionClosed, ConnectionOpened, Refused, Reloaded, Strained
+from trio_claude.events import ConnectionClosed, ConnectionOpened, Refused, Reloaded, Strained, Weak
 from trio_claude.identity.keys import Key, digest, new_secret, write_keys
 from trio_claude.server import DOORSTEP_GRACE
 
@@ -253,6 +253,17 @@ async def test_a_client_that_leaves_before_its_socket_is_open_was_never_there(
         await left.wait()
         assert await stream.receive_some() == b""
     assert not [event for event in fake.events if isinstance(event, ConnectionOpened | ConnectionClosed)]
+
+
+async def test_a_listener_that_another_has_shut_down_is_told_of_once(fake: Backend) -> None:
+    listener = socket.create_server(("127.0.0.1", 0))
+    with listener.dup() as copy:
+        config = Config(cli=fake.program, cwd=str(fake.cwd))
+        async with open_server(config, [fake.events.append], environ=fake.environ, listeners=[listener]):
+            copy.shutdown(socket.SHUT_RDWR)
+            await until(lambda: any(isinstance(event, Weak) and "shut down" in event.what for event in fake.events))
+            await trio.sleep(0.1)
+    assert sum(isinstance(event, Weak) and "shut down" in event.what for event in fake.events) == 1
 
 
 async def test_who_was_accepted_before_a_drain_is_answered(fake: Backend) -> None:

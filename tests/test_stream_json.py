@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from trio_claude import stream_json
 from trio_claude.messages import Options
-from trio_claude.stream_json import DELTA, LineSplitter, LineTooLong, Sign, Spent, signs
+from trio_claude.stream_json import DELTA, LineSplitter, LineTooLong, Sign, Spent, signs, without_reply
 
 CHUNKS = st.lists(st.binary(max_size=40).map(lambda data: data.replace(b"b", b"\n")), max_size=20)
 
@@ -113,6 +113,15 @@ def test_whether_all_lines_are_tokens_is_seen_at_two_of_them() -> None:
         assert stream_json.are_deltas(lines) == all(line.startswith(DELTA) for line in lines)
     assert seen == {True, False}
     assert not stream_json.are_deltas([])
+
+
+def test_a_reply_to_our_own_request_is_left_out_wherever_it_stands() -> None:
+    reply = json.dumps(
+        {"type": "control_response", "response": {"subtype": "success", "request_id": "r", "response": {}}}
+    ).encode()
+    assert without_reply([b"{}", reply, b"[]"], "r") == ([b"{}", b"[]"], "")
+    assert without_reply([b"{}"], "r") == ([b"{}"], "r")
+    assert without_reply([reply], "other") == ([reply], "other")
 
 
 def test_a_prompt_is_composed_by_the_client() -> None:

@@ -359,8 +359,8 @@ class Run:
 
     async def _take(self, lines: list[bytes], chunk: bytes, sink: Sink) -> None:
         """Hand lines on, which `chunk` has completed, and act on what they say about the run."""
-        if self._swallowed and lines and stream_json.is_reply(lines[0], self._swallowed):
-            lines, self._swallowed = lines[1:], ""
+        if self._swallowed:
+            lines, self._swallowed = stream_json.without_reply(lines, self._swallowed)
         if not lines:
             return
         if self._recorder:

@@ -407,6 +407,9 @@ class Gate:
         if error.errno in _EXHAUSTED:
             self._strain(on=True)
             await trio.sleep(ACCEPT_PAUSE)
+        if error.errno == errno.EINVAL:  # another process, which holds it too, has shut it down for good
+            self._household.observer(Weak("a listener was shut down: nobody comes in by it any more"))
+            await trio.sleep_forever()
 
     def _strain(self, *, on: bool) -> None:
         if on != self._strained:

@@ -254,6 +254,14 @@ def is_reply(line: bytes, request: str) -> bool:
         return False
 
 
+def without_reply(lines: list[bytes], request: str) -> tuple[list[bytes], str]:
+    """Return lines without the reply to a request of our own, and the request where that is still to come."""
+    for place, line in enumerate(lines):
+        if is_reply(line, request):
+            return [*lines[:place], *lines[place + 1 :]], ""
+    return lines, request
+
+
 def arguments(
     options: Options, profile: str, *, cli_settings: bool, files: dict[str, str], session: str | None = None
 ) -> list[str]:

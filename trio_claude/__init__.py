@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from .config import Config
     from .embed import OpenRun, open_run
     from .engine import Engine, open_engine
-    from .errors import ConfigError, Reason, TrioClaudeError
+    from .errors import BadMessage, Busy, ConfigError, Reason, SessionBusy, TrioClaudeError
     from .events import Event, Observer, Outcome, Receipt
     from .metrics import Metrics
     from .server import Server, open_server, serve
@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 __all__ = [
     "Answer",
+    "BadMessage",
+    "Busy",
     "Config",
     "ConfigError",
     "Ended",
@@ -33,6 +35,7 @@ __all__ = [
     "Reason",
     "Receipt",
     "Server",
+    "SessionBusy",
     "TrioClaudeError",
     "__version__",
     "ask",
@@ -44,6 +47,8 @@ __all__ = [
 
 _HOMES = {
     "Answer": "client",
+    "BadMessage": "errors",
+    "Busy": "errors",
     "Config": "config",
     "ConfigError": "errors",
     "Ended": "client",
@@ -56,6 +61,7 @@ _HOMES = {
     "Reason": "errors",
     "Receipt": "events",
     "Server": "server",
+    "SessionBusy": "errors",
     "TrioClaudeError": "errors",
     "ask": "client",
     "open_engine": "engine",

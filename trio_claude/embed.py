@@ -101,7 +101,8 @@ async def open_run(
     `engine` one is opened for this run alone; open one with `open_engine` for many.
 
     Error handling: raises `BadMessage` for a prompt or option that breaks the contract, `ConfigError` where the machine
-    lacks something, and `Busy` where no slot comes free in time. The body's exception comes out as it was raised.
+    lacks something, `Busy` where no slot comes free in time, and `SessionBusy` where another run has the session to be
+    resumed. The body's exception comes out as it was raised.
     """
     async with contextlib.AsyncExitStack() as stack:
         if engine is None:

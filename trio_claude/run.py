@@ -380,7 +380,7 @@ class Run:
         finally:
             self.teller.delivered(began)
         if signs and any(sign.unauthorized for sign in signs):
-            self._decide(Decision(Reason.UNAUTHORIZED, "the API refused the key (401 or 403); check ANTHROPIC_API_KEY"))
+            self._decide(Decision(Reason.UNAUTHORIZED, "the API refused the key (401); check ANTHROPIC_API_KEY"))
 
     def _hear(self, lines: list[bytes]) -> None:
         """Take what the CLI has said before anybody else does."""

@@ -31,6 +31,7 @@ class Tally:
         self.reasons: Counter[str] = Counter()
         self.survivors: int = 0
         self.unproven: int = 0
+        self.first_error: str | None = None
         self._seconds: array[float] = array("d")
         self._first: array[float] = array("d")
 
@@ -68,6 +69,7 @@ class Tally:
             self.cancelled += 1
         else:
             self.failed += 1
+            self.first_error = self.first_error or result.error
         if result.reason != CANCELLED and result.seconds is not None:
             self._seconds.append(result.seconds)
         if result.first_line_seconds is not None:
@@ -78,8 +80,8 @@ class Tally:
         return Summary(
             runs=self.runs, ok=self.ok, failed=self.failed, skipped=self.skipped, cancelled=self.cancelled,
             attempts=self.attempts, reasons=dict(self.reasons), cost_usd=round(self.cost_usd, 10), usage=self.usage,
-            survivors=self.survivors, unproven=self.unproven, seconds=_spread(self._seconds),
-            first_line_seconds=_spread(self._first),
+            survivors=self.survivors, unproven=self.unproven, first_error=self.first_error,
+            seconds=_spread(self._seconds), first_line_seconds=_spread(self._first),
         )  # fmt: skip
 
 
@@ -108,6 +110,7 @@ class Summary:
     usage: dict[str, int]
     survivors: int
     unproven: int
+    first_error: str | None
     seconds: dict[str, float]
     first_line_seconds: dict[str, float]
     wall_seconds: float | None = None

@@ -34,6 +34,7 @@ from ..services import open_services
 from .complaints import complain
 from .process import take_process
 from .statuses import Status
+from .words import clean
 
 
 @attrs.frozen(kw_only=True)
@@ -235,5 +236,7 @@ def _say(ending: Ending, *, as_json: bool) -> None:
         complain(ending.failure)
     if as_json:
         click.echo(json.dumps(ending.summary.as_dict()))
-    else:
-        click.echo(str(ending.summary), err=True)
+        return
+    if ending.summary.first_error:
+        complain(f"the first failure: {clean(ending.summary.first_error)}")
+    click.echo(str(ending.summary), err=True)

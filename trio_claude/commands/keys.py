@@ -6,6 +6,7 @@ import contextlib
 import datetime
 import fcntl
 import json
+import math
 import os
 import time
 from collections.abc import Iterator
@@ -24,6 +25,8 @@ from .completing import key_names
 from .examples import examples
 
 NAMES = ", ".join(IDENTITY_LIMITS)
+LONGEST_OVERLAP = 366 * 24 * 3600
+"""Seconds for which an old key may be good beside its new one, at most."""
 _json = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 _file = click.option(
     "--file", type=click.Path(dir_okay=False, path_type=Path), envvar="TRIO_CLAUDE_KEYS",
@@ -73,11 +76,18 @@ def add(name: str, role: str, limits: tuple[str, ...], as_json: bool, file: Path
 
 @command.command("rotate", epilog=examples("trio-claude keys rotate ci --overlap 3600"))
 @click.argument("name", shell_complete=key_names)
-@click.option("--overlap", type=click.FloatRange(0), default=0.0, help="Seconds for which the old key is good too.")
+@click.option(
+    "--overlap",
+    type=click.FloatRange(0, LONGEST_OVERLAP),
+    default=0.0,
+    help="Seconds for which the old key is good too.",
+)
 @_json
 @_file
 def rotate(name: str, overlap: float, as_json: bool, file: Path | None) -> None:
     """Make a new key for NAME and print it."""
+    if math.isnan(overlap):
+        raise ConfigError(f"--overlap must be from 0 to {LONGEST_OVERLAP} s, not nan")
     secret = new_secret()
     with _changing(file) as (path, keys):
         key = _known(keys, name)

@@ -31,7 +31,8 @@ class _Handler(logging.Handler):
         try:
             message = record.getMessage()
         except Exception as fault:  # its words do not fit its values: the fault of who logs, never of who writes
-            message = f"{record.msg} ({fault!r})"
+            said = record.msg if isinstance(record.msg, str) else type(record.msg).__name__
+            message = f"{said} ({type(fault).__name__})"
         error = record.exc_info[1] if record.exc_info else None
         self._tell(record.levelno, "Logged", {"logger": record.name, "message": message[:TEXT_LIMIT]}, error)
 

@@ -6,11 +6,13 @@ import datetime
 import ipaddress
 import logging
 import math
+import os
 import socket as sockets
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
+from unittest.mock import ANY
 
 import pytest
 import trio
@@ -18,11 +20,13 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
+from cutter import Cutter, open_cutter
+from harness import until
 from redis_server import RedisServer, open_redis_server
 
 from trio_claude.config import Config
 from trio_claude.errors import ConfigError
-from trio_claude.nodes.redis import RedisBroken, RedisFault, RedisGone, check, open_redis
+from trio_claude.nodes.redis import Redis, RedisBroken, RedisFault, RedisGone, check, open_redis
 from trio_claude.nodes.scripts import Script, load
 
 pytestmark = pytest.mark.redis
@@ -249,6 +253,68 @@ def test_an_old_one_is_refused_and_a_valkey_is_not() -> None:
     with pytest.raises(ConfigError, match="of no version is too old"):
         check(b"something else")
     assert check(b"redis_version:7.2.4\r\nserver_name:valkey\r\nvalkey_version:8.0.1\r\nrun_id:b\r\n") == "b"
+
+
+def test_what_info_says_is_read_whatever_it_is() -> None:
+    assert check(b"redis_version:7.0.15\r\nexecutable:/jos\xe9/redis-server\r\nrun_id:a\r\n") == "a"
+    for info in (b"redis_version:" + b"9" * 5000 + b".1\r\n", [b"redis_version:7.0.15\r\n"]):
+        with pytest.raises(ConfigError, match="is too old"):
+            check(info)
+
+
+async def test_one_comes_back_from_a_folder_that_is_not_utf8(redis_server: RedisServer) -> None:
+    """Its name stands in what `INFO` says."""
+    with open_redis_server() as other:
+        other.kill()
+        other.folder /= os.fsdecode(b"jos\xe9")
+        other.folder.mkdir()
+        other.start()
+        async with open_led(redis_server) as (redis, cutter):
+            cutter.lead(other.listen())
+            cutter.cut()
+            with trio.fail_after(3):
+                await redis.wait(connected=False)
+                await redis.wait()
+            assert b"jos\xe9" in await redis.ask("INFO")
+
+
+@asynccontextmanager
+async def open_led(server: RedisServer) -> AsyncIterator[tuple[Redis, Cutter]]:
+    """Connect with a Redis through what can lead to another."""
+    async with open_cutter(server.listen()) as cutter:
+        async with open_redis(Config(redis=f"redis://127.0.0.1:{cutter.port}", node_lease=2.0)) as redis:
+            yield redis, cutter
+
+
+HELLO = b"%3\r\n+proto\r\n:3\r\n+version\r\n+7.0.0\r\n+id\r\n:1\r\n"
+
+
+async def test_one_that_says_what_cannot_be_read_is_gone_meanwhile(redis_server: RedisServer) -> None:
+    asked: list[bytes] = []
+
+    async def answer(stream: trio.SocketStream) -> None:
+        with suppress(trio.BrokenResourceError):
+            async for data in stream:
+                words = [word for word in data.split(b"\r\n") if word in (b"HELLO", b"INFO", b"ECHO")]
+                asked.extend(words)
+                await stream.send_all(b"".join(HELLO if word == b"HELLO" else b":many\r\n" for word in words))
+
+    async with open_led(redis_server) as (redis, cutter), trio.open_nursery() as nursery:
+        (listener,) = await trio.open_tcp_listeners(0, host="127.0.0.1")
+        nursery.start_soon(trio.serve_listeners, answer, [listener])
+        async with redis.open_wire(2.0) as wire:
+            assert await wire.ask_all([("ECHO", 1), ("NOPE",)]) == [b"1", ANY]
+        cutter.lead(listener.socket.getsockname()[1])
+        async with redis.open_wire(2.0) as wire:
+            with pytest.raises(RedisGone):
+                await wire.ask_all([("ECHO", 1), ("ECHO", 2)])
+        cutter.cut()
+        await until(lambda: asked.count(b"INFO") > 1 and "can't be read" in redis.fault)
+        cutter.lead(redis_server.listen())
+        with trio.fail_after(3):
+            await redis.wait()
+        assert await redis.ask("PING") == b"PONG"
+        nursery.cancel_scope.cancel()
 
 
 @asynccontextmanager

@@ -201,6 +201,9 @@ class Wire:
             raise RedisGone(GONE) from None
         except coredis.exceptions.RedisError as error:
             raise _fault(error) from None
+        except Exception as error:  # the library can't read what has come, and ends the connection
+            self.cut()
+            raise RedisGone(GONE, f"what it says can't be read: {type(error).__name__}") from None
 
     async def ask_all(self, asked: Iterable[Sequence[Word]]) -> list[Any]:
         """Ask several commands at once; return the answers, a `RedisFault` in the place of each that is refused.
@@ -213,7 +216,7 @@ class Wire:
         except coredis.exceptions.ConnectionError:
             raise RedisGone(GONE) from None
         answers = [await request for request in requests]
-        if any(isinstance(answer, coredis.exceptions.ConnectionError) for answer in answers):
+        if any(map(_is_none, answers)):
             raise RedisGone(GONE)
         return [_fault(one) if isinstance(one, coredis.exceptions.RedisError) else one for one in answers]
 
@@ -362,9 +365,9 @@ async def open_redis(config: Config) -> AsyncIterator[Redis]:
 
 def check(info: Any) -> str:
     """Return the incarnation of a Redis that will do, out of what its INFO says. Raises `ConfigError`."""
-    text = info.decode() if isinstance(info, bytes) else str(info)
+    text = info.decode(errors="replace") if isinstance(info, bytes) else ""
     facts = dict(line.partition(":")[::2] for line in text.splitlines() if ":" in line)
-    version = re.match(r"(\d+)\.(\d+)", facts.get("redis_version", ""))
+    version = re.match(r"(\d{1,4})\.(\d{1,4})", facts.get("redis_version", ""))
     if not version or (int(version[1]), int(version[2])) < OLDEST:
         told = facts.get("redis_version", "of no version")
         raise ConfigError(f"Redis {told} is too old; {OLDEST[0]}.{OLDEST[1]} or later will do")
@@ -381,6 +384,12 @@ def _fault(error: coredis.exceptions.RedisError) -> RedisFault:
     known = isinstance(error, coredis.exceptions.ReadOnlyError) or re.match("[A-Z]+ ", str(error))
     kind = RedisBroken if of_script and not known else RedisFault
     return kind(f"Redis refuses: {_ADDRESS.sub('…', _SCRIPT.sub('', str(error)))}", str(error))
+
+
+def _is_none(answer: object) -> bool:
+    """Return whether the connection was over before an answer came, or could be read."""
+    refused = isinstance(answer, coredis.exceptions.RedisError)
+    return isinstance(answer, coredis.exceptions.ConnectionError if refused else Exception)
 
 
 _SCRIPT: Final = re.compile(r",? script: .*", re.DOTALL)

@@ -401,6 +401,23 @@ async def test_who_was_at_a_node_that_is_lost_has_left(apart: Apart) -> None:
             await third.end()
 
 
+async def test_who_was_at_a_run_of_a_node_that_was_taken_for_lost_has_left(apart: Apart) -> None:
+    """Their node tells that nobody who is lost; the run, which goes on, waits for its owner no longer than its grace."""
+    async with apart.serve() as (a, b), open_talk(a) as first, open_talk(b) as second, open_talk(b) as viewer:
+        run = (await first.start(**GRACE))["run"]
+        await attach(second, run, **{"as": "owner"})
+        await attach(viewer, run)
+        node = apart.hub.nodes[a.runs._kit.workplace.home.server]
+        apart.hub.lose(node.name)
+        for talk in (second, viewer):
+            assert (await talk.end())["reason"] == "node-lost"
+        assert a.stages[run].owned
+        apart.hub.take_back(node)
+        await orphaned(a, run)
+        await until(lambda: not a.stages[run]._viewers)
+        assert a.runs.stop(run, None)
+
+
 async def test_a_node_that_does_not_answer_is_said(apart: Apart, monkeypatch: pytest.MonkeyPatch) -> None:
     async with apart.serve() as (a, b), open_talk(a) as first:
         run = (await first.start(**GRACE))["run"]

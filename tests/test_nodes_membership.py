@@ -91,12 +91,15 @@ async def test_a_node_without_a_sign_of_life_is_lost_once_with_all_that_it_had(r
 
 async def test_one_that_was_found_lost_finds_out_and_joins_anew(redis_server: RedisServer) -> None:
     events: list[Event] = []
+    returns: list[int] = []
     async with open_node(redis_server, "a", events.append) as nodes:
         before = nodes.token
+        nodes.membership.on_return(lambda: returns.append(nodes.token))
         await begin(nodes.redis, "r", "a")
         await nodes.redis.ask("HDEL", nodes.redis.key("nodes"), "a")
         await until(lambda: nodes.token > before)
         assert states(events) == [("a", "connected"), ("a", "rejoined")]
+        assert returns == [before + 1]
         assert await nodes_in(nodes.redis) == {b"a"}
         assert await nodes.redis.ask("HGET", nodes.redis.key("run", "r"), "state") == b"ended"
 

@@ -254,6 +254,11 @@ class Guests:
             if one.peer.link.node == node:
                 one.peer.leave()
 
+    def leave(self) -> None:
+        """Take that this node was found to be lost: so all were told, and are gone."""
+        for one in list(self._here.values()):
+            one.peer.leave()
+
     # serving one
 
     async def _serve(self, peer: FarPeer, guest: Guest, stage: Stage) -> None:

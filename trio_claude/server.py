@@ -213,6 +213,7 @@ def _join_others(engine: Engine, household: Household, services: trio.Nursery) -
     services.start_soon(keep_going, "far clients", guests.serve, engine.observer)
     services.start_soon(keep_going, "links", household.far.serve, engine.observer)
     engine.nodes.membership.on_change(household.tell_history)
+    engine.nodes.membership.on_return(guests.leave)
 
 
 async def serve(

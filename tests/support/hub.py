@@ -125,6 +125,12 @@ class Hub:
             for handler in node.lost_handlers:
                 handler(name)
 
+    def take_back(self, node: Node) -> None:
+        """Have a node that was lost join anew."""
+        self.nodes[node.name] = node
+        for handler in node.return_handlers:
+            handler()
+
 
 class Journal:
     """The journal of one node."""
@@ -212,6 +218,7 @@ class Node:
         self.journal = Journal(hub, name)
         self.lost_handlers: list[Callable[[str], None]] = []
         self.change_handlers: list[Callable[[bool], None]] = []
+        self.return_handlers: list[Callable[[], None]] = []
         self._hub = hub
         self._handlers: dict[str, Callable[[str, Packet], Packet | None]] = {}
         self._answers: dict[int, tuple[trio.Event, list[Packet]]] = {}
@@ -242,6 +249,9 @@ class Node:
 
     def on_change(self, handler: Callable[[bool], None]) -> None:
         self.change_handlers.append(handler)
+
+    def on_return(self, handler: Callable[[], None]) -> None:
+        self.return_handlers.append(handler)
 
     def tell(self, node: str, packet: Packet) -> None:
         if node in self._hub.nodes and not self._hub.loses(packet):

@@ -38,6 +38,7 @@ class Membership:
         self._observer = observer
         self._handlers: list[Callable[[str], None]] = []
         self._listeners: list[Callable[[bool], None]] = []
+        self._returns: list[Callable[[], None]] = []
         self._refusal = ""
         self._takes = True
         self._came = trio.Event()
@@ -50,6 +51,10 @@ class Membership:
     def on_change(self, listener: Callable[[bool], None]) -> None:
         """Have `listener` told where Redis begins to take what it is told (True), or ends to; it must not wait."""
         self._listeners.append(listener)
+
+    def on_return(self, handler: Callable[[], None]) -> None:
+        """Have `handler` told where this node was found to be lost, and has joined anew; it must not wait."""
+        self._returns.append(handler)
 
     async def join(self) -> None:
         """Become a node, under a new token. Raises `RedisFault`."""
@@ -93,6 +98,8 @@ class Membership:
         if not alive:
             await self.join()
             self._observer(NodeState(self.name, REJOINED, "another server found this one to be lost"))
+            for handler in self._returns:
+                handler()
             return
         for name in told[1]:
             self._observer(NodeState(name.decode(), LOST, f"no sign of life for {self.lease:g} s"))

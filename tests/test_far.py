@@ -17,6 +17,7 @@ from hub import Hub, Node, opened
 from redis_server import RedisServer
 from returns import GRACE, attach, dropped, leave, numbered, orphaned, reset
 from talk import Talk, open_talk
+from trio.testing import wait_all_tasks_blocked
 from trio_websocket import ConnectionClosed, open_websocket_url
 
 from trio_claude import far, guests
@@ -416,6 +417,29 @@ async def test_who_was_at_a_run_of_a_node_that_was_taken_for_lost_has_left(apart
         await orphaned(a, run)
         await until(lambda: not a.stages[run]._viewers)
         assert a.runs.stop(run, None)
+
+
+@pytest.mark.parametrize("comes", [True, False])
+async def test_what_stderr_says_last_comes_before_the_end(apart: Apart, comes: bool) -> None:
+    """Though no number says that it is still to come; a journal that never gets it is not waited for for long."""
+    async with apart.serve() as (a, b), open_talk(a) as first, open_talk(b) as second:
+        run = (await first.start(**GRACE))["run"]
+        await attach(second, run)
+        await first.user("hello")
+        for talk in (first, second):
+            await talk.result()
+        closed = apart.hub.watch("close", losing=0)
+        apart.hub.hold()
+        a.stages[run].run._recorder.stderr(["oh"])  # type: ignore[union-attr] - it has one
+        await first.stop("end")
+        lines = (await first.end())["lines"]
+        await until(lambda: bool(closed))
+        await wait_all_tasks_blocked()
+        assert (second.code, len(numbered(second))) == (None, lines)
+        if comes:
+            apart.hub.let_go()
+        await second.end(far.LAST_LINES / 2)
+        assert await stderr_lines(second) == ([("oh", lines)] if comes else [])
 
 
 async def test_a_node_that_does_not_answer_is_said(apart: Apart, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -39,7 +39,10 @@ ACK_PERIOD: Final = 0.05
 LAST_LINES: Final = 10.0
 """Seconds without a line for which a client of a run that is over waits for the last ones."""
 LINES_ON_THE_WAY: Final = 1.0
-"""Seconds without a line for which one waits that is to come back: what Redis never gets its run's node has still."""
+"""Seconds without a line for which one waits that is to come back: what Redis never gets its run's node has still.
+
+And one that has all lines of a run that is over, for what stderr said behind them.
+"""
 SETTLING: Final = 5.0
 """Seconds for which the end of a run that its node has no more is waited for."""
 LOOK: Final = 0.05
@@ -165,6 +168,7 @@ class Relay:
         self._closing: Closing | None = None
         self._upto = 0
         self._comes_back = False
+        self._to_end = False
         self._over = False
         self._telling = trio.CancelScope()
         self._patience = trio.CancelScope()
@@ -287,9 +291,10 @@ class Relay:
             return
         self._closing = Closing(packet["frame"], CloseCode(packet["code"]), packet["reason"])
         self._upto = packet["upto"]
-        self._comes_back = _is_refusal(packet["frame"])
+        event = _event(packet["frame"])
+        self._comes_back, self._to_end = event == "refused", event == "ended"
         self._patience.deadline = self._latest
-        if self._number >= self._upto:
+        if not self._lacks:
             self._telling.cancel()
 
     # what the run says, out of the journal
@@ -298,13 +303,18 @@ class Relay:
         """Give the client all behind its line, until the run has ended or the client is to go."""
         with self._telling:
             async with self._far.nodes.tail.watch(self._attach.run, self._number) as watch:
-                while self._closing is None or self._number < self._upto:
+                while self._lacks:
                     if not (parts := await self._next(watch)):
                         break
                     await self._give(parts)
             await self._end()
         if self._number < self._upto and not self._comes_back:
             self._peer.post(past.render_gap(self._number + 1, self._upto))
+
+    @property
+    def _lacks(self) -> bool:
+        """Whether something is still to come: behind the last line of a run that is over that may be of stderr."""
+        return self._closing is None or self._to_end or self._number < self._upto
 
     async def _next(self, watch: Watch) -> list[Part]:
         """Return what comes next, nothing where nothing more does."""
@@ -317,7 +327,8 @@ class Relay:
         """Until when the next line may come."""
         if self._closing is None:
             return math.inf
-        return trio.current_time() + (LINES_ON_THE_WAY if self._comes_back else LAST_LINES)
+        has_all = self._number >= self._upto
+        return trio.current_time() + (LINES_ON_THE_WAY if self._comes_back or has_all else LAST_LINES)
 
     async def _give(self, parts: list[Part]) -> None:
         parts = [part for part in parts if part.last >= self._number]
@@ -354,9 +365,9 @@ def no_answer() -> NoAnswer:
     return NoAnswer("the server that runs it does not answer just now", retry_after=1.0)
 
 
-def _is_refusal(frame: str | None) -> bool:
-    """Return whether a last frame says that the client may come back, not that the run is over."""
-    return frame is not None and json.loads(frame).get("event") == "refused"
+def _event(frame: str | None) -> str | None:
+    """Return what a last frame says: `ended` where the run is over, `refused` where the client may come back."""
+    return None if frame is None else json.loads(frame).get("event")
 
 
 def _text(message: str | bytes) -> str | None:

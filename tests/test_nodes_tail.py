@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from unittest.mock import ANY
 
@@ -14,7 +15,7 @@ from redis_server import RedisServer
 from trio_claude.config import Config
 from trio_claude.journal import Part, PartKind
 from trio_claude.nodes import Watch
-from trio_claude.nodes.redis import open_redis
+from trio_claude.nodes.redis import Redis, open_redis
 from trio_claude.nodes.tail import WATCH_BYTES, Tail
 
 pytestmark = pytest.mark.redis
@@ -239,6 +240,40 @@ async def test_a_run_that_is_deleted_is_over(redis_server: RedisServer) -> None:
     async with open_node(redis_server) as nodes, nodes.tail.watch("nothing", 0) as watch:
         with trio.fail_after(2):
             assert await watch.receive() == []
+
+
+@pytest.mark.parametrize("cut", [True, False])
+async def test_a_run_that_ends_and_is_deleted_between_two_reads_is_over(redis_server: RedisServer, cut: bool) -> None:
+    """With the connection cut in between, or not; and though another run speaks all the time."""
+    text = "redis.call('XADD', KEYS[1], ARGV[1], 'end', 'exit') return redis.call('DEL', unpack(KEYS))"
+    async with open_node(redis_server) as nodes, trio.open_nursery() as nursery:
+        redis, tail = nodes.redis, nodes.tail
+        await begin(redis, "other")
+        await begin(redis, "r")
+        nursery.start_soon(speak, redis, "other")
+        async with tail.watch("other", 0) as other, tail.watch("r", 0) as watch:
+            nursery.start_soon(read, other, 10**6, None, 60)
+            await append(redis, "r", lines(1, 1))
+            assert await read(watch, 1) == [1]
+            got: list[list[Part]] = []
+            nursery.start_soon(receive, watch, got)
+            await until(lambda: tail._asked is not None and "r" in tail._asked)
+            if cut:
+                tail._wire.cut()  # type: ignore[union-attr] - it is connected
+            keys = redis.key("lines", "r"), redis.key("run", "r")
+            assert redis_server.call("EVAL", text, "2", *keys, f"{2**64 - 1}-0") == b"2"
+            await until(lambda: got == [[]])
+            nursery.cancel_scope.cancel()
+
+
+async def speak(redis: Redis, run: str) -> None:
+    for number in itertools.count(1):
+        await append(redis, run, lines(number, 1))
+        await trio.sleep(0.1)
+
+
+async def receive(watch: Watch, into: list[list[Part]]) -> None:
+    into.append(await watch.receive())
 
 
 async def test_what_ends_a_read_cuts_nothing_that_is_not_read(redis_server: RedisServer) -> None:

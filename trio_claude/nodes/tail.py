@@ -8,6 +8,7 @@ module must never write a history.
 
 from __future__ import annotations
 
+import math
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from contextlib import asynccontextmanager, suppress
 from typing import Any, Final, TypeAlias
@@ -21,6 +22,8 @@ from .redis import Redis, RedisFault, Wire, Word, check
 
 BLOCK: Final = 1.0
 """Seconds for which a read waits for an entry; then it is made anew."""
+LOOK: Final = 1.0
+"""Seconds at least between two looks whether the runs are still there that are watched."""
 READ_PARTS: Final = 4
 """Parts of one run that such a read gives at most."""
 READ_PACKETS: Final = 256
@@ -177,6 +180,7 @@ class Tail:
         self._incarnation = ""
         self._feeds: dict[str, _Feed] = {}
         self._asked: set[str] | None = None
+        self._looked = -math.inf
         self._stir = trio.Event()
         self._wire: Wire | None = None
         redis.on_change(self._cut)
@@ -240,10 +244,13 @@ class Tail:
             return
         self._incarnation = incarnation
         self._heard = self._trimmed = b"0-0"
-        feeds, self._feeds = self._feeds, {}
-        for feed in feeds.values():
-            for watch in feed.watches:
-                watch.wake()
+        for run in list(self._feeds):
+            self._put_off(run)
+
+    def _put_off(self, run: str) -> None:
+        """Have those who watch a run look for themselves."""
+        for watch in self._feeds.pop(run).watches:
+            watch.wake()
 
     async def _read(self, wire: Wire) -> None:
         """Wait for entries, and give them to whom they are for. Raises `RedisFault`."""
@@ -265,6 +272,20 @@ class Tail:
             start = b"(" + self._heard
             self._tell(await wire.ask("XRANGE", self._own, start, "+", "COUNT", READ_PACKETS))
         await self._trim(wire)
+        await self._look(wire)
+
+    async def _look(self, wire: Wire) -> None:
+        """Put off runs that are not there any more: one that ends and is deleted between two reads gives no entry.
+
+        Raises `RedisGone`.
+        """
+        if trio.current_time() < self._looked + LOOK:
+            return
+        self._looked, runs = trio.current_time(), list(self._feeds)
+        there = await wire.ask_all([("EXISTS", self._redis.key("run", run)) for run in runs])
+        for run, known in zip(runs, there, strict=True):
+            if known == 0 and run in self._feeds:
+                self._put_off(run)
 
     def _tell(self, entries: Iterable[Any]) -> None:
         """Have entries of this node's own stream heard."""

@@ -662,26 +662,27 @@ async def test_a_client_is_let_in_once(apart: Apart) -> None:
         await second.end()
 
 
-@pytest.mark.parametrize("text", ["", "x" * 100, b"\0"])
-async def test_what_a_client_says_is_bounded_whatever_it_says(text: str | bytes) -> None:
-    """It may fill no node with packets; what was heard counts no more."""
+@pytest.mark.parametrize("limit", [1024, 2**25])
+@pytest.mark.parametrize("text", ["", "x" * 100, b"\0", "x" * 2**18], ids=["nothing", "short", "no text", "long"])
+async def test_what_a_client_says_is_bounded_whatever_it_says(text: str | bytes, limit: int) -> None:
+    """It may fill no node with packets, of many bytes or without; what was heard counts no more."""
     hub = Hub()
-    relays = Far(Node(hub, "b"), Mock(), 1024)
+    relays = Far(Node(hub, "b"), Mock(), limit)
     peer, guest = Mock(), Mock()
     guest.facts.return_value = {}
     relay = relays.relay("a", peer, guest, Attach("r", 0))
-    most = far.MESSAGES * HEARD_SIZE // (len(text if isinstance(text, str) else "") + PACKET_SIZE)
+    size = len(text if isinstance(text, str) else "") + PACKET_SIZE
+    most = min(far.MESSAGES_MOST, far.MESSAGES * max(limit, HEARD_SIZE) // size)
     for _ in range(most):
         relay.say(text)
     peer.drop.assert_not_called()
     there = FarPeer(Link(Mock(), "b", relay.link.name), [], lambda: 0)
     for _ in range(most):
         there.hear(text if isinstance(text, str) else None)
-    sizes = [call.args[1]["size"] for call in there.link._control.tell.call_args_list]
-    for number, size in enumerate(sizes, 1):
-        relay.hear({"op": "heard", "link": relay.link.name, "n": number, "size": size})
-    assert relay._said == there._heard
-    relay._said = 0
+    for told in there.link._control.tell.call_args_list:
+        relay.hear(told.args[1])
+    assert (relay._said, relay._messages) == (there._heard, there._messages)
+    relay._said = relay._messages = 0
     for _ in range(most + 1):
         relay.say(text)
     peer.drop.assert_called_once()

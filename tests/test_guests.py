@@ -12,7 +12,7 @@ from trio_claude import guests
 from trio_claude.conversation import EARLY_LIMIT
 from trio_claude.errors import CloseCode, PeerGone
 from trio_claude.guests import FarPeer
-from trio_claude.link import HEARD_SIZE, PACKET_SIZE, Link
+from trio_claude.link import HEARD_MESSAGES, HEARD_SIZE, PACKET_SIZE, Link
 from trio_claude.messages import Closing
 
 
@@ -116,13 +116,15 @@ def test_its_node_is_told_how_much_was_heard() -> None:
     run.peer.hear("x" * (HEARD_SIZE - PACKET_SIZE - 1))
     assert not run.told
     run.peer.hear("yz")
-    assert [(packet["op"], packet["size"]) for packet in run.told] == [("heard", HEARD_SIZE + PACKET_SIZE + 1)]
+    packet = {"op": "heard", "link": "x", "n": 1, "size": HEARD_SIZE + PACKET_SIZE + 1, "messages": 2}
+    assert run.told == [packet]
 
 
 def test_a_message_with_nothing_in_it_counts_too() -> None:
     run = Run()
     run.listen()
-    for _ in range(HEARD_SIZE // PACKET_SIZE):
+    for _ in range(HEARD_MESSAGES):
         assert not run.told
         run.peer.hear(None)
-    assert [(packet["op"], packet["size"]) for packet in run.told] == [("heard", HEARD_SIZE)]
+    size = HEARD_MESSAGES * PACKET_SIZE
+    assert run.told == [{"op": "heard", "link": "x", "n": 1, "size": size, "messages": HEARD_MESSAGES}]

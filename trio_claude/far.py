@@ -51,6 +51,8 @@ LOOKS: Final = 20
 """How often it is looked for."""
 MESSAGES: Final = 2
 """How many of the longest messages of a client may be on their way; one that says more is dropped."""
+MESSAGES_MOST: Final = 1000
+"""And how many of any length: Redis keeps ten times as many for a node, and there are other clients."""
 
 
 class Far:
@@ -173,6 +175,7 @@ class Relay:
         self._telling = trio.CancelScope()
         self._patience = trio.CancelScope()
         self._said = 0
+        self._messages = 0
         self._unread = 0
         self._read = trio.Event()
 
@@ -220,7 +223,8 @@ class Relay:
         self._tell_guest()
         text = _text(message)
         self._said += size_of(text)
-        if self._said > MESSAGES * max(self._far.max_message, HEARD_SIZE):
+        self._messages += 1
+        if self._messages > MESSAGES_MOST or self._said > MESSAGES * max(self._far.max_message, HEARD_SIZE):
             self._peer.drop()
             return
         self.link.tell("said", text=text)
@@ -251,6 +255,7 @@ class Relay:
                 self._post(packet["frame"])
             case "heard":
                 self._said -= packet["size"]
+                self._messages -= packet["messages"]
             case "close":
                 self._close(packet)
 

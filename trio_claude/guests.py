@@ -22,7 +22,7 @@ from .errors import CloseCode, PeerGone
 from .events import Crashed
 from .faults import run_of
 from .identity import Identity
-from .link import HEARD_SIZE, Link, LinkBroken, size_of
+from .link import HEARD_MESSAGES, HEARD_SIZE, Link, LinkBroken, size_of
 from .messages import Closing
 from .peer import Listener
 from .room import Room
@@ -56,6 +56,7 @@ class FarPeer:
         self._listener: Listener | None = None
         self._on_left: Callable[[], None] | None = None
         self._heard = 0
+        self._messages = 0
         self._unread: deque[tuple[int, int]] = deque()
         self._behind = 0
         self._stir = trio.Event()
@@ -131,9 +132,10 @@ class FarPeer:
     def hear(self, message: str | None) -> None:
         """Take a message."""
         self._heard += size_of(message)
-        if self._heard >= HEARD_SIZE:
-            self.link.tell("heard", size=self._heard)
-            self._heard = 0
+        self._messages += 1
+        if self._heard >= HEARD_SIZE or self._messages >= HEARD_MESSAGES:
+            self.link.tell("heard", size=self._heard, messages=self._messages)
+            self._heard = self._messages = 0
         if self._listener:
             self._listener(_message(message))
         elif len(self._unheard) < EARLY_LIMIT:

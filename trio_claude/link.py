@@ -14,6 +14,8 @@ if TYPE_CHECKING:
 
 HEARD_SIZE: Final = 64 * 1024
 """What a client's messages that were heard count as, of which its node is not told yet."""
+HEARD_MESSAGES: Final = 64
+"""How many they are at most."""
 PACKET_SIZE: Final = 256
 """What a client's message counts as beside its characters: a packet with nothing in it has some 170 bytes."""
 

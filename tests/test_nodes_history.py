@@ -421,6 +421,19 @@ async def test_a_redis_that_has_lost_all_is_told_what_is_kept(
         assert await lines_of(journal, "a") == ([] if late else numbered(1, 15))
 
 
+async def test_a_redis_that_has_lost_an_idle_run_is_told_it_at_once(
+    redis_server: RedisServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not with the next look whether it answers: until then no other server would know the run."""
+    monkeypatch.setattr(history, "KEEP", 60)
+    async with open_history_of(redis_server) as journal:
+        journal.begin(begun("a"))
+        assert await journal.settle()
+        await until(lambda: journal._idle)
+        lose(redis_server, tmp_path / "none")
+        await until(lambda: redis_server.call("EXISTS", "trio-claude:run:a") == b"1")
+
+
 async def test_a_redis_that_hangs_holds_up_nobody_and_loses_nothing(redis_server: RedisServer) -> None:
     async with open_history_of(redis_server) as journal:
         run = journal.begin(begun("a"))

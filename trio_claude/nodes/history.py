@@ -198,6 +198,8 @@ class RedisJournal(Backlog, Journal):
         self._ended: deque[tuple[float, str]] = deque()
         self._passed = -math.inf
         self._come = trio.Event()
+        self._wire: Wire | None = None
+        redis.on_change(self._cut)
 
     def begin(self, run: Begun) -> Recorder:
         """Take a run that begins; return its recorder."""
@@ -258,6 +260,12 @@ class RedisJournal(Backlog, Journal):
             self._keep(Write(sum(map(len, runs)), lambda _writer: self._asks.delete(runs)))
         return gone
 
+    def _cut(self, connected: bool) -> None:
+        """End the connection where the one that all share has ended: what Redis has lost is to be told at once."""
+        if not connected and self._wire:
+            self._wire.cut()
+            self._wake()
+
     # the task
 
     async def serve(self) -> None:
@@ -266,6 +274,7 @@ class RedisJournal(Backlog, Journal):
             await self._redis.wait()
             try:
                 async with self._redis.open_wire(self._redis.patience) as wire:
+                    self._wire = wire
                     await self._greet(wire)
                     while self._again:
                         await self._pass_on(wire, self._again, len(self._again))
@@ -307,7 +316,7 @@ class RedisJournal(Backlog, Journal):
             self._idle, self._come = True, trio.Event()
             with trio.move_on_after(KEEP) as scope:
                 await self._come.wait()
-            if scope.cancelled_caught:
+            if scope.cancelled_caught or wire.lost.is_set():
                 await wire.ask("PING")
                 self._forget(trio.current_time())
                 self.fault = ""

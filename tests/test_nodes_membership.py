@@ -202,6 +202,21 @@ async def test_a_clock_that_jumps_loses_nobody(redis_server: RedisServer) -> Non
         assert await nodes_in(redis) == {b"one"}
 
 
+async def test_one_that_dies_while_the_clock_goes_back_is_lost_a_lease_after(redis_server: RedisServer) -> None:
+    """Not when the clock has caught up."""
+    async with open_redis(Config(redis=redis_server.url, node_lease=LEASE)) as redis:
+        one, dead = await join(redis, "one"), await join(redis, "dead")
+        redis.since = trio.current_time() - 1000
+        await shift(redis, "one", 500, since=1_000_000)
+        await shift(redis, "dead", -1_000_000)
+        await one._beat()
+        assert one.others == {"dead": dead.token}
+        await shift(redis, "one", 500)
+        await shift(redis, "dead", round(LEASE * 1000) + 100)
+        await one._beat()
+        assert await nodes_in(redis) == {b"one"}
+
+
 async def shift(redis: Redis, name: str, by: int, since: int = 0) -> None:
     """Make a node's last beat so many milliseconds older."""
     token, regular, beat, lease = (await redis.ask("HGET", redis.key("nodes"), name)).split(b":")

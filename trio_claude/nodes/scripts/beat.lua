@@ -38,6 +38,9 @@ for index = 1, #all, 2 do
     lose(prefix, name, at)
     lost[#lost + 1] = name
   elseif name ~= node then
+    if beat > at then -- the clock has gone back; if it lives no more it is lost a lease from now
+      write_node(prefix, name, its, at, at, its_lease)
+    end
     others[#others + 1] = its
     others[#others + 1] = name
   end

@@ -7,6 +7,7 @@ Times are those of the events. This module must never wait, raise, or act on a r
 from __future__ import annotations
 
 import functools
+import re
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
@@ -45,6 +46,11 @@ OWN_WILL = (Reason.STOPPED, Reason.DISCONNECTED)
 """Ends that are the client's own will: neither good nor an error."""
 NS = 1_000_000_000
 _W3C = TraceContextTextMapPropagator()
+_MEMBER = re.compile(
+    r"[ \t]*([a-z0-9][a-z0-9_*/-]{0,255}|[a-z0-9][a-z0-9_*/-]{0,240}@[a-z][a-z0-9_*/-]{0,13})"
+    r"=[ -+\--<>-~]{0,255}[!-+\--<>-~][ \t]*|[ \t]*"
+)
+"""A member of `tracestate`, by https://www.w3.org/TR/trace-context/; the library would log others, a client's words."""
 _P = ParamSpec("_P")
 _T = TypeVar("_T")
 _R = TypeVar("_R")
@@ -72,6 +78,14 @@ class _Use:
 
     span: Span
     turn: int | None
+
+
+def _extract(headers: Mapping[str, str]) -> Context:
+    """Return the trace that a client's headers go on with."""
+    members = headers.get("tracestate", "").split(",")
+    if not all(map(_MEMBER.fullmatch, members)):
+        headers = {name: value for name, value in headers.items() if name != "tracestate"}
+    return _W3C.extract(headers, Context())
 
 
 class Trace:
@@ -121,7 +135,7 @@ class Trace:
     @_harmless
     def link(self, headers: Mapping[str, str], role: str) -> None:
         """Take that a client has come to the run, as its owner or a viewer, out of a trace of its own."""
-        context = trace.get_current_span(_W3C.extract(headers, Context())).get_span_context()
+        context = trace.get_current_span(_extract(headers)).get_span_context()
         if context.is_valid and self._root.is_recording():
             self._root.add_link(context, _named(role=role))
 
@@ -277,7 +291,7 @@ class Tracer:
         arrived = now - round(waited * NS)
         root = self._tracer.start_span(
             "run",
-            None if headers is None else _W3C.extract(headers, Context()),
+            None if headers is None else _extract(headers),
             SpanKind.INTERNAL if headers is None else SpanKind.SERVER,
             _named(run=run, meta=meta, identity=identity, door=door),
             start_time=arrived,

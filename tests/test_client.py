@@ -5,10 +5,14 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import Callable
+from functools import partial
+from typing import Any
 
 import pytest
 import trio
+from anyio.streams.memory import MemoryObjectSendStream
 from harness import Backend, directive, until
+from libraries import under_asyncio as run_under_asyncio
 
 import trio_claude
 from trio_claude.client import Answer, ConnectFailed, Ended, door
@@ -58,6 +62,37 @@ async def test_leaving_early_ends_the_run(fake: Backend) -> None:
                 break
         await until(lambda: fake.ended)
     assert fake.ended[0].outcome.reason == "disconnected"
+
+
+async def test_a_look_that_is_cancelled_in_the_moment_of_a_line_loses_none(
+    fake: Backend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By asyncio itself, as its timeouts do: each frame that the library below hands over is such a moment."""
+    look: asyncio.Future[str]
+
+    def hand_over(
+        stream: MemoryObjectSendStream[Any], frame: Any, hand: Any = MemoryObjectSendStream.send_nowait
+    ) -> None:
+        hand(stream, frame)
+        look.cancel()
+
+    async def program(url: str) -> list[str]:
+        nonlocal look
+        lines = []
+        look = asyncio.get_running_loop().create_future()
+        async with trio_claude.ask(directive("lines", n=20), meta="T", url=url) as answer:
+            while not answer.ended:
+                look = asyncio.ensure_future(anext(answer, "{}"))
+                await asyncio.wait([look], timeout=10)
+                if not look.cancelled():
+                    lines.append(look.result())
+        return lines
+
+    async with fake.serve() as server:
+        monkeypatch.setattr(MemoryObjectSendStream, "send_nowait", hand_over)
+        lines = await run_under_asyncio(partial(program, server.url))
+    said = [json.loads(line) for line in lines]
+    assert [one["n"] for one in said if "n" in one] == list(range(1, 21))
 
 
 @pytest.mark.parametrize("url", ["http://127.0.0.1:1", "http://127.0.0.1:x", "ftp://127.0.0.1:1"])

@@ -10,7 +10,7 @@ from typing import Any
 
 import attrs
 
-from .sockets import BROKEN, Socket, door, open_socket
+from .sockets import BROKEN, Inbox, Socket, door, open_socket, open_tasks
 
 
 @attrs.frozen
@@ -38,6 +38,7 @@ class Answer:
 
     def __init__(self, socket: Socket) -> None:
         self._socket = socket
+        self._frames: Inbox[str] = Inbox(limit=1)
         self._error: str | None = None
         self.notes: list[dict[str, Any]] = []
         self.ended: Ended | None = None
@@ -57,9 +58,15 @@ class Answer:
 
     async def _receive(self) -> str | None:
         """Return the next frame, None at the end."""
-        if (text := await self._socket.receive()) is None:
+        if (text := await self._frames.take()) is None:
             self.ended = Ended(self._socket.code or BROKEN, self._socket.reason, self._error)
         return text
+
+    async def read(self) -> None:
+        """Read to the end, in a task of its own: a read that asyncio itself cancels may lose its frame."""
+        while (text := await self._socket.receive()) is not None:
+            await self._frames.put(text, size=1)  # one waits, whatever its length; then the server does
+        self._frames.close()
 
 
 def _gateway_note(text: str) -> dict[str, Any] | None:
@@ -94,4 +101,10 @@ async def ask(
     async with open_socket(door(url), url, key, headers=headers) as socket:
         with contextlib.suppress(ConnectionError):  # a server that went away is read out below, with its reason
             await socket.send(json.dumps({"prompt": prompt, "meta": meta, **options}))
-        yield Answer(socket)
+        answer = Answer(socket)
+        async with open_tasks() as tasks:
+            tasks.start_soon(answer.read)
+            try:
+                yield answer
+            finally:
+                tasks.cancel_scope.cancel()

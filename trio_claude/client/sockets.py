@@ -11,6 +11,7 @@ from typing import Any, Generic, TypeVar
 from urllib.parse import urlsplit, urlunsplit
 
 import anyio
+import anyio.abc
 import httpcore
 import httpx
 from httpx_ws import (
@@ -176,9 +177,10 @@ T = TypeVar("T")
 
 
 class Inbox(Generic[T]):
-    """Things that wait for one reader, at most `INBOX_LIMIT` bytes of them; whoever puts more in waits."""
+    """Things that wait for one reader, at most `limit` bytes of them; whoever puts more in waits."""
 
-    def __init__(self) -> None:
+    def __init__(self, limit: int = INBOX_LIMIT) -> None:
+        self._limit = limit
         self._things: deque[tuple[T, int]] = deque()
         self._size = 0
         self._closed = False
@@ -187,7 +189,7 @@ class Inbox(Generic[T]):
 
     async def put(self, thing: T, size: int = 0) -> None:
         """Put a thing of so many bytes in; wait where too much is there already."""
-        while self._size and self._size + size > INBOX_LIMIT and not (self._closed or self._refuses):
+        while self._size and self._size + size > self._limit and not (self._closed or self._refuses):
             await self._stir.wait()
         if not self._refuses:
             self.add(thing, size)
@@ -222,6 +224,21 @@ class Inbox(Generic[T]):
     def _wake(self) -> None:
         self._stir.set()
         self._stir = anyio.Event()
+
+
+@asynccontextmanager
+async def open_tasks() -> AsyncIterator[anyio.abc.TaskGroup]:
+    """Yield a task group; what its context raises comes out bare: a group would make every handler a group's."""
+    failure: BaseException | None = None
+    async with anyio.create_task_group() as tasks:
+        try:
+            yield tasks
+        except anyio.get_cancelled_exc_class():
+            raise
+        except BaseException as error:  # raised below
+            failure = error
+    if failure:
+        raise failure
 
 
 @asynccontextmanager

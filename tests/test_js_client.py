@@ -85,6 +85,13 @@ async def test_who_gives_up_at_once_connects_to_nobody(fake: Backend, folder: Pa
     assert not fake.ended
 
 
+async def test_who_gives_up_while_a_run_is_started_leaves_none(fake: Backend, folder: Path) -> None:
+    async with fake.serve() as server:
+        assert (await play(server, folder, "abort_opening"))["name"] == "AbortError"
+        await until(lambda: server.runs.statistics().live == 0)
+    assert not fake.left()
+
+
 ENDS = {
     "bad meta": ({}, {"meta": "no such meta"}, "Refused", 1008, {"code": "refused"}),
     "an option": ({}, {"nonsense": 1}, "Refused", 1008, {}),

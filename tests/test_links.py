@@ -36,6 +36,7 @@ from trio_claude.client import (
     sockets,
 )
 from trio_claude.client.links import OUTBOX_LIMIT, STEADY, Said
+from trio_claude.events import RunStarted
 from trio_claude.journal import PartKind
 from trio_claude.server import Server
 
@@ -493,6 +494,38 @@ async def test_who_leaves_while_coming_back_ends_the_run(fake: Backend, pause: f
                 await trio.sleep(pause)
         with trio.fail_after(2):
             await until(lambda: bool(fake.ended))
+
+
+@BOTH_LIBRARIES
+async def test_who_gives_up_while_a_run_is_started_leaves_none(fake: Backend, library: Library) -> None:
+    async def program(url: str) -> bool:
+        with anyio.CancelScope() as scope:
+            async with open_session(meta="T", url=url, reconnect=Reconnect(), on_event=lambda _: scope.cancel()):
+                pass
+        return scope.cancelled_caught
+
+    async with fake.serve() as server:
+        assert await library(partial(program, server.url))
+        await until(lambda: server.runs.statistics().live == 0)
+
+
+async def test_who_gives_up_before_the_handshake_is_done_asks_for_no_run(fake: Backend) -> None:
+    async with fake.serve() as server, open_cutter(server.port) as cutter, trio.open_nursery() as nursery:
+        cutter.silent = True
+
+        async def program() -> None:
+            async with open_session(meta="T", url=cutter.url, reconnect=Reconnect()):
+                pass
+
+        nursery.start_soon(program)
+        await until(lambda: cutter.made)
+        nursery.cancel_scope.cancel()
+        cutter.silent = False
+        with trio.CancelScope(shield=True):
+            await until(lambda: not nursery.child_tasks)
+            async with ask("hello", meta="T", url=server.url) as answer:
+                assert [line async for line in answer]
+    assert len([event for event in fake.events if isinstance(event, RunStarted)]) == 1
 
 
 @BOTH_LIBRARIES

@@ -87,6 +87,13 @@ const scenes = {
     return { text: await failure(() => run.text), opened: await opening, late };
   },
 
+  /** Give up as soon as the server has said hello, while the run is being started. */
+  async abort_opening() {
+    const leaving = new AbortController();
+    const onEvent = ({ event }) => event === "hello" && leaving.abort();
+    return failure(() => openSession({ url, grace: 30, signal: leaving.signal, onEvent }));
+  },
+
   /** Want the text alone, of more than may wait to be read; read in vain afterwards. */
   async text_only() {
     const run = ask(prompt, { url, bufferLimit: 10_000 });

@@ -103,6 +103,11 @@ class Link:
         """Whether it is not over where a connection breaks."""
         return self._reconnect is not None and not self._is_over
 
+    @property
+    def _may_run(self) -> bool:
+        """Whether there is a run, or one was asked for that may begin before a last word is heard."""
+        return bool(self._run or self._socket) and not (self._is_over or self._over.is_set())
+
     async def run(self, start: Json, take: Take) -> None:
         """Connect, say `start`, and have each frame taken, to the end. Raises `ConnectFailed` where it never began."""
         try:
@@ -120,7 +125,7 @@ class Link:
 
         It is waited for that the run is over: a connection that takes the word may be broken already.
         """
-        if self._reconnect and self._run and not self._is_over and last:
+        if self._reconnect and self._may_run and last:
             with contextlib.suppress(ConnectionError):
                 self._said.add(last)
                 await self._speak()
@@ -159,10 +164,13 @@ class Link:
         """Hold one connection from its first message to its end. Raises `ConnectFailed`."""
         silence, self._back = SILENCE if self._reconnect else math.inf, math.inf
         async with open_socket(self._address, self._name, self._key, silence, self._headers) as socket:
-            with anyio.CancelScope() as self._waiting, contextlib.suppress(ConnectionError):  # its end is heard below
-                await socket.send(json.dumps({**first, "client": self._token}))
+            if self._is_over:  # left meanwhile: nothing is to begin
+                return
             if first["op"] == "start":
                 self._socket = socket
+            with anyio.CancelScope() as self._waiting, contextlib.suppress(ConnectionError):  # its end is heard below
+                async with self._speaking:  # whatever else is said, a last word too, comes behind it
+                    await socket.send(json.dumps({**first, "client": self._token}))
             with anyio.CancelScope(deadline=self._until) as self._waiting:
                 await self._hear(socket, take)
             self._socket = None

@@ -97,6 +97,11 @@ export class Link {
     this.speak();
   }
 
+  /** Whether a run was asked for that may begin before a last word is heard. */
+  get isStarting(): boolean {
+    return this.socket !== undefined && !this.isAttached && !this.last;
+  }
+
   /** Leave, for `why` where that is an error. */
   leave(why?: TrioClaudeError): void {
     this.failure ??= why;

@@ -207,7 +207,7 @@ export class Session implements AsyncIterable<SessionEvent> {
 
   /** End the run, whatever it is at, and the session; a viewer only leaves. */
   async close(): Promise<SessionEnded> {
-    if (this.role === "owner" && !this.link.isOver && this.run) {
+    if (this.role === "owner" && !this.link.isOver && (this.run || this.link.isStarting)) {
       try {
         this.stop("kill");
       } catch {

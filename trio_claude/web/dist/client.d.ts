@@ -308,6 +308,8 @@ declare class Link {
     go(): Promise<Closed>;
     /** Say something, now or on the next connection. Throws once it is over, or where too much waits. */
     send(said: Json): void;
+    /** Whether a run was asked for that may begin before a last word is heard. */
+    get isStarting(): boolean;
     /** Leave, for `why` where that is an error. */
     leave(why?: TrioClaudeError): void;
     /** Say what was not said yet, in order. */

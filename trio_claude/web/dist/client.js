@@ -753,6 +753,10 @@ var Link = class {
 		this.said.add(JSON.stringify(said));
 		this.speak();
 	}
+	/** Whether a run was asked for that may begin before a last word is heard. */
+	get isStarting() {
+		return this.socket !== void 0 && !this.isAttached && !this.last;
+	}
 	/** Leave, for `why` where that is an error. */
 	leave(why) {
 		this.failure ??= why;
@@ -1105,7 +1109,7 @@ var Session = class {
 	}
 	/** End the run, whatever it is at, and the session; a viewer only leaves. */
 	async close() {
-		if (this.role === "owner" && !this.link.isOver && this.run) {
+		if (this.role === "owner" && !this.link.isOver && (this.run || this.link.isStarting)) {
 			try {
 				this.stop("kill");
 			} catch {}

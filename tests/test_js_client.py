@@ -85,6 +85,21 @@ async def test_who_gives_up_at_once_connects_to_nobody(fake: Backend, folder: Pa
     assert not fake.ended
 
 
+async def test_who_gives_up_is_heard_while_the_server_is_asked(folder: Path) -> None:
+    seen = await play("", folder, "abort_asking")
+    assert seen["asked"] == ["fetch"], "a ticket is fetched by nobody"
+    assert [reason.partition(":")[0] for reason in seen["ended"]] == ["stopped", "can't reach ws"]
+    assert [one["name"] for one in seen["texts"]] == ["AbortError", "AbortError"]
+
+
+async def test_a_class_that_throws_is_a_server_that_was_not_reached(folder: Path) -> None:
+    seen = await play("http://127.0.0.1:1", folder, "thrown")
+    for one in (seen["text"], seen["opened"]):
+        assert (one["kind"], one["closeCode"]) == ("ConnectionLost", 1006)
+        assert "not from here" in one["message"]
+    assert seen["ended"] == 1006
+
+
 async def test_who_gives_up_while_a_run_is_started_leaves_none(fake: Backend, folder: Path) -> None:
     async with fake.serve() as server:
         assert (await play(server, folder, "abort_opening"))["name"] == "AbortError"

@@ -87,6 +87,33 @@ const scenes = {
     return { text: await failure(() => run.text), opened: await opening, late };
   },
 
+  /** Give up where a ticket would be fetched, and while it is asked why there was no handshake. */
+  async abort_asking() {
+    const asked = [];
+    const none = "http://127.0.0.1:1";
+    const early = new AbortController();
+    const ticket = () => asked.push("ticket");
+    const first = ask(prompt, { url: none, ticket, signal: early.signal });
+    early.abort();
+    const late = new AbortController();
+    globalThis.fetch = () => (asked.push("fetch"), late.abort(), new Promise(() => undefined));
+    const second = ask(prompt, { url: none, signal: late.signal });
+    const ended = [await first.ended, await second.ended].map(({ reason }) => reason);
+    return { asked, ended, texts: [await failure(() => first.text), await failure(() => second.text)] };
+  },
+
+  /** Connect with a class that throws, as a browser's does in a page of https. */
+  async thrown() {
+    const WebSocket = class {
+      constructor() {
+        throw new Error("not from here");
+      }
+    };
+    const run = ask(prompt, { url, WebSocket });
+    const text = await failure(() => run.text);
+    return { text, ended: (await run.ended).code, opened: await failure(() => openSession({ url, WebSocket, grace: 30 })) };
+  },
+
   /** Give up as soon as the server has said hello, while the run is being started. */
   async abort_opening() {
     const leaving = new AbortController();

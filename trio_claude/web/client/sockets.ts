@@ -94,18 +94,21 @@ export async function hold(
 ): Promise<Closed> {
   const kind = findClass(way);
   const base = baseOf(way.url);
+  const stopped = { code: BROKEN, reason: "stopped" };
   let protocols: string[];
+  await Promise.resolve(); // who gives up at once, as a React effect in StrictMode does, connects to nobody
+  if (signal.aborted) return stopped;
   try {
-    await Promise.resolve(); // who gives up at once, as a React effect in StrictMode does, connects to nobody
     protocols = await within(credentials(way, base), ms, signal);
   } catch (error) {
     return failed(error);
   }
-  if (signal.aborted) return { code: BROKEN, reason: "stopped" };
+  if (signal.aborted) return stopped;
   const address = `${base.replace(/^http/, "ws")}${path}`;
   const closed = await listen(kind, address, protocols, handlers, signal, ms);
-  if (closed.error && !signal.aborted) closed.error = await explain(way, base, closed.error);
-  return closed;
+  const { error } = closed;
+  if (!error || signal.aborted) return closed;
+  return { ...closed, error: await within(explain(way, base, error), ASK_MS, signal).catch(() => error) };
 }
 
 function failed(error: unknown): Closed {
@@ -126,7 +129,13 @@ function listen(
   ms: number,
 ): Promise<Closed> {
   return new Promise((resolve) => {
-    const socket = new kind(address, protocols);
+    const never = (reason: string): Closed => ({ code: BROKEN, reason, error: new ConnectionLost(reason, LOST) });
+    let socket: WebSocketObject;
+    try {
+      socket = new kind(address, protocols);
+    } catch (error) {
+      return resolve(never(`can't reach ${address}: ${text(error)}`)); // as from a page of https to an address of ws
+    }
     let isOpen = false;
     let why = "";
     const settle = (closed: Closed): void => {
@@ -138,7 +147,6 @@ function listen(
     };
     const stop = (): void => (isOpen ? opened.close("stopped") : opened.cut("stopped"));
     const opened = new Socket(socket, settle);
-    const never = (reason: string): Closed => ({ code: BROKEN, reason, error: new ConnectionLost(reason, LOST) });
     const unreachable = (): string => `can't reach ${address}${why && `: ${why}`}`;
     let timer = setTimeout(() => {
       settle(never(`no handshake with ${address} within ${ms / 1000} s`));
@@ -251,6 +259,7 @@ async function within<T>(promise: Promise<T>, ms: number, signal: AbortSignal): 
   const over = new Promise<never>((_, reject) => {
     const timer = setTimeout(() => reject(new ConnectionLost("no ticket in time", LOST)), ms);
     const stop = (): void => reject(new ConnectionLost("stopped", LOST));
+    if (signal.aborted) stop();
     signal.addEventListener("abort", stop);
     done = () => {
       clearTimeout(timer);

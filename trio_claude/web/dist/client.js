@@ -310,20 +310,26 @@ var Socket = class {
 async function hold(way, path, handlers, signal, ms = CONNECT_MS) {
 	const kind = findClass(way);
 	const base = baseOf(way.url);
+	const stopped = {
+		code: BROKEN,
+		reason: "stopped"
+	};
 	let protocols;
+	await Promise.resolve();
+	if (signal.aborted) return stopped;
 	try {
-		await Promise.resolve();
 		protocols = await within(credentials(way, base), ms, signal);
 	} catch (error) {
 		return failed(error);
 	}
-	if (signal.aborted) return {
-		code: BROKEN,
-		reason: "stopped"
-	};
+	if (signal.aborted) return stopped;
 	const closed = await listen(kind, `${base.replace(/^http/, "ws")}${path}`, protocols, handlers, signal, ms);
-	if (closed.error && !signal.aborted) closed.error = await explain(way, base, closed.error);
-	return closed;
+	const { error } = closed;
+	if (!error || signal.aborted) return closed;
+	return {
+		...closed,
+		error: await within(explain(way, base, error), ASK_MS, signal).catch(() => error)
+	};
 }
 function failed(error) {
 	const known = error instanceof TrioClaudeError ? error : new ConnectionLost(`can't get a ticket: ${text(error)}`);
@@ -338,7 +344,17 @@ function text(error) {
 }
 function listen(kind, address, protocols, handlers, signal, ms) {
 	return new Promise((resolve) => {
-		const socket = new kind(address, protocols);
+		const never = (reason) => ({
+			code: BROKEN,
+			reason,
+			error: new ConnectionLost(reason, LOST$1)
+		});
+		let socket;
+		try {
+			socket = new kind(address, protocols);
+		} catch (error) {
+			return resolve(never(`can't reach ${address}: ${text(error)}`));
+		}
 		let isOpen = false;
 		let why = "";
 		const settle = (closed) => {
@@ -350,11 +366,6 @@ function listen(kind, address, protocols, handlers, signal, ms) {
 		};
 		const stop = () => isOpen ? opened.close("stopped") : opened.cut("stopped");
 		const opened = new Socket(socket, settle);
-		const never = (reason) => ({
-			code: BROKEN,
-			reason,
-			error: new ConnectionLost(reason, LOST$1)
-		});
 		const unreachable = () => `can't reach ${address}${why && `: ${why}`}`;
 		let timer = setTimeout(() => {
 			settle(never(`no handshake with ${address} within ${ms / 1e3} s`));
@@ -458,6 +469,7 @@ async function within(promise, ms, signal) {
 	const over = new Promise((_, reject) => {
 		const timer = setTimeout(() => reject(new ConnectionLost("no ticket in time", LOST$1)), ms);
 		const stop = () => reject(new ConnectionLost("stopped", LOST$1));
+		if (signal.aborted) stop();
 		signal.addEventListener("abort", stop);
 		done = () => {
 			clearTimeout(timer);

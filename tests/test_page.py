@@ -460,6 +460,65 @@ async def test_a_history_that_ends_is_told(fake: Backend, browser: Browser) -> N
         assert "From here on nothing is kept of this run." in await page.texts("#transcript .note")
 
 
+ODD = [
+    {"type": "assistant", "message": {"id": "m1", "content": "no list"}},
+    {"type": "assistant", "message": {"id": "m2", "content": [None, 5, {"type": "text", "text": "beside odd blocks"}]}},
+    {"type": "assistant", "message": {"id": "m3", "content": {"type": "text"}}},
+    {"type": "user", "message": {"content": [None, {"type": "tool_result", "tool_use_id": "t", "content": [None]}]}},
+    {"type": "stream_event", "event": None},
+    {
+        "type": "stream_event",
+        "event": {"type": "message_start", "message": {"id": "m4", "usage": {"input_tokens": "x"}}},
+    },
+    {"type": "stream_event", "event": {"type": "content_block_start", "index": 2, "content_block": {"type": "text"}}},
+    {"type": "assistant", "message": {"id": "m4", "content": [{"type": "thinking", "thinking": "a hole before it"}]}},
+    {"type": "result", "usage": None, "modelUsage": {"m": None}, "total_cost_usd": "much"},
+]
+
+
+async def test_a_line_of_a_shape_that_nobody_knows_is_no_end(fake: Backend, browser: Browser) -> None:
+    """As it comes, out of the journal behind a reload, and in the history."""
+    async with fake.serve(journal="memory") as server, looking(browser, server.url) as page:
+        lines = "".join(f"{json.dumps(line)}\n" for line in ODD)
+        await page.say(directive("raw", text=lines) + directive("text", text="and so on"))
+        await turns(page, 2)
+        assert [text for text in await page.texts(".answer") if text] == ["beside odd blocks", "and so on"]
+        assert "a hole before it" in await page.text("#transcript")
+        assert await page.texts("#transcript .fault") == []
+        assert await page.text("#link") == "connected"
+        await page.call("reload")
+        await turns(page, 2)
+        await page.click("#end")
+        await page.wait_text(".receipt", "0 left")
+        await page.click("#tab-history")
+        await page.click(".run")
+        await page.wait_count("#history .turn-end", 2)
+    assert [run.outcome.reason for run in fake.ended] == [Reason.EXIT]
+
+
+async def test_a_browser_that_keeps_nothing_has_a_page_all_the_same(fake: Backend, browser: Browser) -> None:
+    blocked = "{ get() { throw new DOMException('blocked', 'SecurityError'); } }"
+    async with fake.serve() as server, looking(browser, server.url) as page:
+        await page.call("addInitScript", f"Object.defineProperty(window, 'sessionStorage', {blocked})")
+        await page.call("reload")
+        await page.say(directive("text", text="shown"))
+        await turns(page, 1)
+        assert await page.texts(".answer") == ["shown"]
+        await page.click("#end")
+        await page.wait(".receipt")
+
+
+async def test_what_is_nested_too_deep_is_shown_as_it_is(fake: Backend, browser: Browser) -> None:
+    deep = ">" * 20_000 + " deep"
+    async with fake.serve(journal="memory") as server, looking(browser, server.url) as page:
+        await page.say(directive("text", text=f"**Before.**\n\n{deep}", deltas=20))
+        await turns(page, 1)
+        await page.wait_text(".answer", "> deep")
+        await page.say(directive("text", text=deep))
+        await turns(page, 2)
+        assert (await page.texts(".answer"))[1] == deep
+
+
 async def make_nothing(page: Page, panel: str) -> None:
     assert await page.evaluate("globalThis.hacked") is None
     made = f"{panel} :is(script, style, iframe, svg, form form, img, object, embed, [onerror], [onload], [onfocus], [style])"

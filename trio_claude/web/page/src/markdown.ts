@@ -132,6 +132,16 @@ export class MarkdownStream {
   private readonly draw = (): void => {
     const begun = performance.now();
     if (!this.done && begun < this.readyAt) return atFrame(this.draw);
+    try {
+      this.drawTail();
+    } catch {
+      this.drawPlain(); // it is nested deeper than marked can go
+    }
+    this.readyAt = performance.now() + REST * (performance.now() - begun);
+    this.onDrawn();
+  };
+
+  private drawTail(): void {
     const tokens = marked.lexer(this.tail);
     const keep = this.done ? tokens.length : lastBlock(tokens);
     if (keep) {
@@ -139,9 +149,14 @@ export class MarkdownStream {
       this.tail = tokens.slice(keep).map((token) => token.raw).join("");
     }
     this.drawLast(tokens.slice(keep));
-    this.readyAt = performance.now() + REST * (performance.now() - begun);
-    this.onDrawn();
-  };
+  }
+
+  /** Show what is not finished as it is. */
+  private drawPlain(): void {
+    this.last.before(h("p", { class: "plain" }, this.tail));
+    this.last.replaceChildren();
+    this.tail = "";
+  }
 
   /** Render what is not finished; a paragraph over the limit is cut at spaces. */
   private drawLast(tokens: Token[]): void {

@@ -1,7 +1,7 @@
 // The figures of the run on the page: state, time of the turn, tokens, dollars. Every figure is the CLI's own.
 import { find } from "./dom";
 import type { Json } from "./tools";
-import { clock, count, dollars } from "./words";
+import { clock, count, counted, dollars } from "./words";
 
 export class Meters {
   private base = 0;
@@ -32,8 +32,8 @@ export class Meters {
 
   take(line: Json): void {
     const event = line.type === "stream_event" ? line.event : null;
-    if (event?.type === "message_start") this.live += sum(event.message?.usage) - (event.message?.usage?.output_tokens ?? 0);
-    if (event?.type === "message_delta") this.live += event.usage?.output_tokens ?? 0;
+    if (event?.type === "message_start") this.live += sum(event.message?.usage) - counted(event.message?.usage?.output_tokens);
+    if (event?.type === "message_delta") this.live += counted(event.usage?.output_tokens);
     if (line.type === "result") this.takeResult(line);
     if (event || line.type === "result") this.show();
   }
@@ -43,7 +43,7 @@ export class Meters {
     const all = models.reduce((so, one) => so + camel(one), 0);
     this.base = all || this.base + sum(line.usage);
     this.live = 0;
-    this.cost = line.total_cost_usd ?? this.cost;
+    this.cost = counted(line.total_cost_usd ?? this.cost);
   }
 
   private show(): void {
@@ -58,12 +58,12 @@ export class Meters {
   }
 }
 
-function sum(usage: Json = {}): number {
+function sum(usage: Json | null = {}): number {
   const names = ["input_tokens", "cache_creation_input_tokens", "cache_read_input_tokens", "output_tokens"];
-  return names.reduce((so, name) => so + (usage?.[name] ?? 0), 0);
+  return names.reduce((so, name) => so + counted(usage?.[name]), 0);
 }
 
-function camel(usage: Json): number {
+function camel(usage: Json | null): number {
   const names = ["inputTokens", "cacheCreationInputTokens", "cacheReadInputTokens", "outputTokens"];
-  return names.reduce((so, name) => so + (usage[name] ?? 0), 0);
+  return names.reduce((so, name) => so + counted(usage?.[name]), 0);
 }

@@ -7,7 +7,7 @@ import { ApiRefused } from "./link";
 import { Meters } from "./meters";
 import { getRun, tell } from "./past";
 import type { Json } from "./tools";
-import { Transcript } from "./transcript";
+import { list, Transcript } from "./transcript";
 import { receiptWords, seconds } from "./words";
 
 const KEPT = "run";
@@ -197,7 +197,7 @@ export class Talk {
       for (const text of this.waiting.splice(0)) session.send(text);
       for await (const event of session) {
         if (!isOn()) return;
-        this.take(event);
+        this.tryTo(() => this.take(event)); // an odd line of the CLI is no reason to leave its run
       }
       if (isOn() && !this.ended && this.owner && this.run) return this.wasTaken();
     } catch (error) {
@@ -413,19 +413,28 @@ export class Talk {
 }
 
 function phase(line: Json): string {
-  const tools = (line.message?.content ?? []).filter((block: Json) => block.type === "tool_use");
-  return tools.length ? `running ${tools.map((block: Json) => block.name).join(", ")}`.slice(0, 80) : "writing";
+  const tools = list(line.message?.content).filter((block) => block.type === "tool_use");
+  return tools.length ? `running ${tools.map((block) => block.name).join(", ")}`.slice(0, 80) : "writing";
 }
 
 function keep(run: string): void {
-  sessionStorage.setItem(KEPT, run);
+  inTab((storage) => storage.setItem(KEPT, run));
 }
 
 function kept(): string | null {
-  const run = sessionStorage.getItem(KEPT);
+  const run = inTab((storage) => storage.getItem(KEPT));
   return run && /^[0-9a-f]{1,64}$/.test(run) ? run : null;
 }
 
 function forget(): void {
-  sessionStorage.removeItem(KEPT);
+  inTab((storage) => storage.removeItem(KEPT));
+}
+
+/** Use what the tab keeps; null where this browser keeps nothing. */
+function inTab<T>(act: (storage: Storage) => T): T | null {
+  try {
+    return act(sessionStorage);
+  } catch {
+    return null;
+  }
 }

@@ -3,7 +3,7 @@
 import { h } from "./dom";
 import { MarkdownStream } from "./markdown";
 import { limited, ToolCard, type Answers, type Json } from "./tools";
-import { count, dollars, seconds } from "./words";
+import { count, counted, dollars, seconds } from "./words";
 
 /** Things that a transcript keeps; the oldest go first, and it says so. */
 const ITEMS_KEPT = 500;
@@ -19,7 +19,7 @@ interface Piece {
 export class Transcript {
   private readonly cards = new Map<string, ToolCard>();
   private readonly asking = new Map<string, ToolCard>();
-  private pieces = new Map<string, Piece[]>();
+  private pieces = new Map<string, (Piece | undefined)[]>();
   private message = "";
   private following = true;
   private removed = 0;
@@ -94,7 +94,7 @@ export class Transcript {
   /** Take that the run is over. */
   end(): void {
     for (const card of this.cards.values()) card.abandon();
-    for (const pieces of this.pieces.values()) for (const piece of pieces) piece.stream?.finish();
+    for (const pieces of this.pieces.values()) for (const piece of pieces) piece?.stream?.finish();
     this.pieces.clear();
   }
 
@@ -148,7 +148,7 @@ export class Transcript {
   /** Show a text that came whole; what came in pieces before is that text already. */
   private takeText(message: string, block: Json, into: HTMLElement): void {
     const text = String(block.type === "text" ? block.text : block.thinking);
-    const piece = this.pieces.get(message)?.find((one) => one.kind === block.type && !one.final);
+    const piece = this.pieces.get(message)?.find((one) => one?.kind === block.type && !one?.final);
     if (piece) {
       piece.final = true;
       return piece.stream?.finish(text);
@@ -198,10 +198,10 @@ export class Transcript {
 
   private takeEnd(line: Json): void {
     const usage: Json = line.usage ?? {};
-    const told = `${count(usage.input_tokens ?? 0, "token")} in, ${(usage.output_tokens ?? 0).toLocaleString("en")} out`;
+    const told = `${count(counted(usage.input_tokens), "token")} in, ${counted(usage.output_tokens).toLocaleString("en")} out`;
     const took = typeof line.duration_ms === "number" ? `${seconds(line.duration_ms)} · ` : "";
     if (line.is_error) this.note(String(line.result ?? line.subtype ?? "the turn failed"), "note fault");
-    this.note(`${took}${told} · ${dollars(line.total_cost_usd ?? 0)} so far`, "note turn-end");
+    this.note(`${took}${told} · ${dollars(counted(line.total_cost_usd))} so far`, "note turn-end");
   }
 
   private takeSystem(line: Json): void {
@@ -242,8 +242,9 @@ export class Transcript {
   };
 }
 
-function list(value: unknown): Json[] {
-  return Array.isArray(value) ? value : [];
+/** Return the objects of a list, none where it is no list. */
+export function list(value: unknown): Json[] {
+  return Array.isArray(value) ? value.filter((one) => typeof one === "object" && one !== null) : [];
 }
 
 /** Return the text of a tool's result. */

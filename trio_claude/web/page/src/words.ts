@@ -18,6 +18,14 @@ export function count(value: number, one: string, many = `${one}s`): string {
   return `${value.toLocaleString("en")} ${value === 1 ? one : many}`;
 }
 
+/** What a line gives is less than this, else it is no cost and no number of tokens. */
+const COUNTED = 1e15;
+
+/** Return a number that a CLI says, 0 where it is none that counts. */
+export function counted(value: unknown): number {
+  return typeof value === "number" && value >= 0 && value < COUNTED ? value : 0;
+}
+
 export function dollars(value: number): string {
   return `$${value.toFixed(value && value < 0.01 ? 5 : 2)}`;
 }

@@ -181,6 +181,45 @@ async def test_escape_stops_a_turn_and_a_second_stop_the_run(real: Backend, brow
     assert [run.outcome.receipt.survivors for run in real.ended] == [0]
 
 
+async def test_escape_is_heard_once_where_it_is_held_and_not_from_an_input_method(
+    fake: Backend, browser: Browser
+) -> None:
+    press = "document.body.dispatchEvent(new KeyboardEvent('keydown', { key: 'Escape', bubbles: true, ...how }))"
+    async with fake.serve() as server, looking(browser, server.url) as page:
+        await page.say(directive("slow", n=400, ms=50))
+        await page.wait_text(".answer", "tok3")
+        await page.evaluate(f"[{{ isComposing: true }}].forEach((how) => {press})")
+        await page.wait_text(".answer", "tok9")
+        await page.evaluate(f"[false, true, true].forEach((repeat) => {{ const how = {{ repeat }}; {press}; }})")
+        await turns(page, 1)
+        await page.say(directive("text", text="again"))
+        await turns(page, 2)
+        await page.click("#end")
+        await page.wait(".receipt")
+    assert [run.outcome.reason for run in fake.ended] == [Reason.EXIT]
+
+
+async def test_what_is_asked_for_is_shown_whole(fake: Backend, browser: Browser) -> None:
+    """A command alone as what it is; beside anything else nothing is left out."""
+    plain = {"command": "ls", "description": "look around"}
+    whole = {"command": "status", "target": "production", "dangerouslyDisableSandbox": True}
+    lines = [
+        {
+            "type": "control_request",
+            "request_id": name,
+            "request": {"subtype": "can_use_tool", "tool_name": name, "input": given},
+        }
+        for name, given in (("Bash", plain), ("mcp__deploy", whole))
+    ]
+    async with fake.serve() as server, looking(browser, server.url) as page:
+        raw = "".join(f"{json.dumps(line)}\n" for line in lines)
+        await page.say(directive("raw", text=raw) + directive("text", text="asked"))
+        await page.wait_count("[data-answer=allow]", 2)
+        shown = await page.texts(".tool .code code")
+        assert shown[0] == "ls"
+        assert json.loads(shown[1]) == whole
+
+
 @pytest.mark.real_cli
 async def test_a_reload_in_mid_run_shows_every_line_once(real: Backend, browser: Browser) -> None:
     """The tab keeps the run's id and nothing else; prompts, lines and an open question are there again."""

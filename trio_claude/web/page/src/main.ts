@@ -50,7 +50,7 @@ function openForm(door: Promise<void>): void {
     find<HTMLFormElement>("ask").requestSubmit();
   });
   document.addEventListener("keydown", (event) => {
-    if (event.key === "Escape") talk.stop();
+    if (event.key === "Escape" && !event.repeat && !event.isComposing) talk.stop(); // held, or an input method's, it means no more
     if (event.altKey && event.code === "KeyA") talk.transcript.focusQuestion();
   });
   find("stop").addEventListener("click", () => talk.stop());

@@ -6,6 +6,9 @@ import { seconds } from "./words";
 /** Characters of an input or an output that are shown; frames and history have all. */
 export const SHOWN = 50_000;
 
+/** What a command is shown without: of whatever has more than these all is shown, because all is what is allowed. */
+const PLAIN = new Set(["command", "description"]);
+
 export type Json = Record<string, any>;
 
 export interface Answers {
@@ -39,7 +42,7 @@ export class ToolCard {
   setInput(input: Json): void {
     this.given = input;
     this.label.textContent = short(input);
-    const command = typeof input.command === "string";
+    const command = typeof input.command === "string" && Object.keys(input).every((name) => PLAIN.has(name));
     const shown = limited(command ? input.command : JSON.stringify(input, null, 2));
     this.input.replaceChildren(h("h4", {}, "Input"), codeBlock(shown, command ? "bash" : "json"));
   }

@@ -13,6 +13,7 @@ from browser import NODE, WEB, browse, node_environ, run_program, serve_page
 from harness import Backend, directive, until
 
 from trio_claude.errors import Reason
+from trio_claude.events import RunStarted
 
 pytestmark = [pytest.mark.node, pytest.mark.browser]
 SLOW = directive("slow", n=300, ms=50)
@@ -45,7 +46,7 @@ async def use(cli: Backend, modules: Path, home: Path, sources: dict[str, Path],
     async with serve_page(files) as origin, cli.serve(allow_origin=(origin,), journal="memory") as server:
         files["/page.js"] = ("text/javascript; charset=utf-8", await bundle(modules, home, sources))
         mounted = json.dumps(given).replace('"URL"', json.dumps(server.url))
-        text = f"(async () => {{ const root = mount({mounted}); {script} }})()"
+        text = f"(async () => {{ const given = {mounted}; const root = mount(given); {script} }})()"
         seen = await browse(modules, home, "play", origin, {"script": text})
         assert seen["errors"] == []
         await until(lambda: server.runs.statistics().live == 0)
@@ -95,6 +96,47 @@ async def test_unmounting_ends_the_run(
     assert not fake.left()
 
 
+async def test_a_component_that_is_gone_starts_no_run(
+    fake: Backend, modules: Path, tmp_path: Path, sources: dict[str, Path]
+) -> None:
+    script = """
+      await until(() => hook.connect);
+      root.unmount();
+      hook.connect(PROMPT, "LATE");
+      mount({ ...given, prompt: "hello", meta: "NEXT" });
+    """.replace("PROMPT", json.dumps(SLOW))
+    await use(fake, modules, tmp_path, sources, script + END, options={"url": "URL"})
+    assert [event.meta for event in fake.events if isinstance(event, RunStarted)] == ["NEXT"]
+
+
+@pytest.mark.parametrize("grace", [None, 30])
+async def test_a_component_that_was_hidden_shows_the_end_of_its_run(
+    fake: Backend, modules: Path, tmp_path: Path, sources: dict[str, Path], grace: int | None
+) -> None:
+    """Its state is kept, its effects are not."""
+    script = """
+      await until(() => hook.connect);
+      hook.connect(PROMPT, "HIDDEN");
+      await until(() => hook.messages.length > 0);
+      setMode("hidden");
+      await until(() => !hook.isConnected);
+      setMode("visible");
+    """.replace("PROMPT", json.dumps(SLOW))
+    seen = await use(fake, modules, tmp_path, sources, script + END, options={"url": "URL", "grace": grace})
+    assert (seen["state"], seen["isConnected"], seen["messages"] != []) == ("closed", False, True)
+    assert [run.meta for run in fake.ended] == ["HIDDEN"]
+
+
+@pytest.mark.parametrize("option", [{}, {"approvals": True}, {"grace": 30}], ids=["plain", "approvals", "grace"])
+async def test_a_run_that_ends_well_in_its_turn_is_no_error(
+    fake: Backend, modules: Path, tmp_path: Path, sources: dict[str, Path], option: dict[str, object]
+) -> None:
+    given = {"options": {"url": "URL", **option}, "prompt": directive("exit", status=0), "meta": "EXITS"}
+    seen = await use(fake, modules, tmp_path, sources, END, **given)
+    assert "error" not in seen
+    assert (seen["state"], seen["receipt"]["cause"].partition(" ")[0], seen["receipt"]["left"]) == ("closed", "exit", 0)
+
+
 async def test_another_connect_and_stop_end_a_run(
     fake: Backend, modules: Path, tmp_path: Path, sources: dict[str, Path]
 ) -> None:
@@ -124,6 +166,8 @@ async def test_a_person_approves(fake: Backend, modules: Path, tmp_path: Path, s
       await until(() => hook.approvals.length === 1);
       const [{ request_id, tool_name }] = hook.approvals;
       hook.approve(request_id, { command: "echo changed" });
+      hook.approve(request_id);  // a second click
+      hook.deny(request_id);
       await until(() => hook.approvals.length === 0);
     """
     given = {"options": {"url": "URL", "approvals": True}, "prompt": TOOL, "meta": "ASKS"}

@@ -132,7 +132,7 @@ class Running {
       if (event.type === "line") this.line(event.raw, event.line);
       if (event.type !== "gateway") this.change({ approvals: [...session.approvals.values()] });
     }
-    session.stop("end");
+    if (session.state !== "closed") session.stop("end"); // a run may have ended in its turn
     for await (const _ of session) continue;
   }
 
@@ -159,16 +159,17 @@ export function useClaudeWebSocket(options: HookOptions = {}): Hook {
   const running = useRef<Running | undefined>(undefined);
   const given = useRef(options);
   given.current = options;
+  const isGone = useRef(false);
 
   const stop = useCallback(() => running.current?.leaving.abort(), []);
 
-  useEffect(
-    () => () => {
-      running.current?.leaving.abort();
-      running.current = undefined;
-    },
-    [],
-  );
+  useEffect(() => {
+    isGone.current = false;
+    return () => {
+      isGone.current = true;
+      stop();
+    };
+  }, [stop]);
 
   const connect = useCallback((prompt: string, meta = "ASK") => {
     running.current?.leaving.abort();
@@ -179,14 +180,17 @@ export function useClaudeWebSocket(options: HookOptions = {}): Hook {
     running.current = own;
     const talks = given.current.approvals || given.current.grace;
     own.change({});
+    queueMicrotask(() => isGone.current && own.leaving.abort()); // before it dials; the effects of StrictMode are back by then
     void own.go(talks ? own.talk(prompt, meta, given.current) : own.ask(prompt, meta, given.current));
   }, []);
 
   const approve = useCallback((id: string, updatedInput?: Json) => {
-    running.current?.session?.approve(id, { updatedInput });
+    const session = running.current?.session;
+    if (session?.approvals.has(id)) session.approve(id, { updatedInput });
   }, []);
   const deny = useCallback((id: string, message?: string) => {
-    running.current?.session?.deny(id, message === undefined ? {} : { message });
+    const session = running.current?.session;
+    if (session?.approvals.has(id)) session.deny(id, message === undefined ? {} : { message });
   }, []);
 
   return { ...view, connect, approve, deny, stop };

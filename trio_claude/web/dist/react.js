@@ -117,7 +117,7 @@ var Running = class {
 			if (event.type === "line") this.line(event.raw, event.line);
 			if (event.type !== "gateway") this.change({ approvals: [...session.approvals.values()] });
 		}
-		session.stop("end");
+		if (session.state !== "closed") session.stop("end");
 		for await (const _ of session) continue;
 	}
 	async go(work) {
@@ -149,11 +149,15 @@ function useClaudeWebSocket(options = {}) {
 	const running = useRef(void 0);
 	const given = useRef(options);
 	given.current = options;
+	const isGone = useRef(false);
 	const stop = useCallback(() => running.current?.leaving.abort(), []);
-	useEffect(() => () => {
-		running.current?.leaving.abort();
-		running.current = void 0;
-	}, []);
+	useEffect(() => {
+		isGone.current = false;
+		return () => {
+			isGone.current = true;
+			stop();
+		};
+	}, [stop]);
 	const connect = useCallback((prompt, meta = "ASK") => {
 		running.current?.leaving.abort();
 		const show = (next) => {
@@ -163,13 +167,16 @@ function useClaudeWebSocket(options = {}) {
 		running.current = own;
 		const talks = given.current.approvals || given.current.grace;
 		own.change({});
+		queueMicrotask(() => isGone.current && own.leaving.abort());
 		own.go(talks ? own.talk(prompt, meta, given.current) : own.ask(prompt, meta, given.current));
 	}, []);
 	const approve = useCallback((id, updatedInput) => {
-		running.current?.session?.approve(id, { updatedInput });
+		const session = running.current?.session;
+		if (session?.approvals.has(id)) session.approve(id, { updatedInput });
 	}, []);
 	const deny = useCallback((id, message) => {
-		running.current?.session?.deny(id, message === void 0 ? {} : { message });
+		const session = running.current?.session;
+		if (session?.approvals.has(id)) session.deny(id, message === void 0 ? {} : { message });
 	}, []);
 	return {
 		...view,

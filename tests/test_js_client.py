@@ -230,6 +230,11 @@ async def test_without_a_websocket_one_is_asked_for(fake: Backend, modules: Path
     assert seen["wrong"]["kind"] == "Refused"
 
 
+async def test_a_ticket_that_is_not_to_be_had_now_says_when(folder: Path) -> None:
+    seen = await play("http://127.0.0.1:1", folder, "busy_tickets")
+    assert (seen["kind"], seen["code"], seen["retryAfter"]) == ("Busy", "redis", 30)
+
+
 # -- sessions ----------------------------------------------------------------------------------------------------------
 
 
@@ -303,6 +308,20 @@ async def test_a_run_is_left_and_come_back_to_and_watched(fake: Backend, folder:
     assert (seen["left"]["reason"], seen["left"]["code"]) == ("", 1000)
     assert seen["ended"]["reason"] == seen["viewer"]["reason"] == "stopped"
     assert not (fake.cwd / "asked").exists()
+
+
+async def test_a_run_that_may_not_be_left_is_stayed_with(fake: Backend, folder: Path) -> None:
+    async with fake.serve() as server:
+        seen = await play(server, folder, "detach")
+    assert (seen["failed"]["kind"], seen["failed"]["code"]) == ("Refused", "not-allowed")
+    assert (seen["text"], seen["ended"]["reason"]) == (ANSWER, "stopped")
+
+
+async def test_listeners_that_throw_stop_nothing(fake: Backend, folder: Path) -> None:
+    async with fake.serve() as server:
+        seen = await play(server, folder, "listeners")
+    assert (seen["text"], seen["reason"]) == (ANSWER, "stopped")
+    assert {"connecting", "open", "closed", "hello", "started", "ended"} <= set(seen["thrown"])
 
 
 # -- networks that fail ------------------------------------------------------------------------------------------------

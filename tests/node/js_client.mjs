@@ -269,6 +269,35 @@ const scenes = {
       ended, left, watched, roles: [first.role, second.role, viewer.role], viewer: await viewer.ended };
   },
 
+  /** Try to leave a run that was started without a grace by another client, then go on with it. */
+  async detach() {
+    const first = await openSession({ url });
+    const second = await openSession({ url, attach: { run: first.run, as: "owner" } });
+    const failed = await failure(() => second.detach());
+    const { text } = await result(second.turn(prompt));
+    return { failed, text, ended: await second.close() };
+  },
+
+  /** Listen with functions that throw. */
+  async listeners() {
+    const thrown = [];
+    process.on("uncaughtException", ({ message }) => thrown.push(message));
+    const fail = (said) => {
+      throw new Error(said);
+    };
+    const session = await openSession({ url, onState: fail, onEvent: ({ event }) => fail(event) });
+    const { text } = await result(session.turn(prompt));
+    return { text, reason: (await session.close()).reason, thrown };
+  },
+
+  /** Want a ticket of a server that is busy, in what looks like a page. */
+  async busy_tickets() {
+    globalThis.location = new URL(url);
+    const headers = { "Retry-After": "30" };
+    globalThis.fetch = async () => new Response('{"error":"not at hand","code":"redis"}', { status: 503, headers });
+    return failure(() => ask(prompt, { url, key: "tck" }).text);
+  },
+
   /** Many turns over a network that is cut; each line and each answer once. */
   async cut() {
     const states = [];

@@ -99,6 +99,8 @@ export class Session implements AsyncIterable<SessionEvent> {
   private unfinished = false;
   private asking = 0;
   private isLeaving = false;
+  private leavingTimer: ReturnType<typeof setTimeout> | undefined;
+  private stay: ((why: TrioClaudeError) => void) | undefined;
   private readonly mustStay: boolean;
 
   /** @internal */
@@ -198,11 +200,15 @@ export class Session implements AsyncIterable<SessionEvent> {
     });
   }
 
-  /** Leave, and let the run go on; only where it was started with a grace, or this client only watches. */
+  /**
+   * Leave, and let the run go on; only where it was started with a grace, or this client only watches. Throws `Refused`
+   * where it was not, and stays.
+   */
   async detach(): Promise<SessionEnded> {
     if (this.mustStay) throw new Refused("detach: the session was opened without `grace`", { code: "not-allowed" });
     if (!this.link.isOver) this.link.send({ type: "gateway", op: "detach" });
-    return this.leave();
+    const refused = new Promise<never>((_, reject) => (this.stay = reject));
+    return Promise.race([this.leave(), refused]);
   }
 
   /** End the run, whatever it is at, and the session; a viewer only leaves. */
@@ -241,8 +247,8 @@ export class Session implements AsyncIterable<SessionEvent> {
   /** Wait a while for the end that was asked for, then go. */
   private async leave(): Promise<SessionEnded> {
     this.isLeaving = true;
-    const timer = setTimeout(() => this.link.leave(), PARTING_MS);
-    return this.ended.finally(() => clearTimeout(timer));
+    this.leavingTimer = setTimeout(() => this.link.leave(), PARTING_MS);
+    return this.ended.finally(() => clearTimeout(this.leavingTimer));
   }
 
   private abort(why: unknown): void {
@@ -257,8 +263,8 @@ export class Session implements AsyncIterable<SessionEvent> {
     if (said.event === "ended") this.last = said;
     if (said.event === "refused") this.refuse(said);
     if (said.event === "started" || said.event === "attached") this.enter(said);
-    this.onEvent?.(said);
-    this.push([said], size);
+    aside(() => this.onEvent?.(said));
+    if (!this.stays(said)) this.push([said], size);
     this.push(this.asked.settledByEvent(said));
     if (said.event === "attached") this.push(pendingOf(said, this.asked));
     if (said.event === "started" || said.event === "attached") this.begin();
@@ -291,6 +297,16 @@ export class Session implements AsyncIterable<SessionEvent> {
     this.answers.delete(String(said["request_id"]));
   }
 
+  /** Stay where a detach is refused, and tell who asked for it, nobody else; return whether this was that. */
+  private stays(said: Json): boolean {
+    if (!this.stay || said["event"] !== "refused" || said["code"] !== "not-allowed" || "request_id" in said) return false;
+    this.isLeaving = false;
+    clearTimeout(this.leavingTimer);
+    this.stay(errorOfRefusal(said));
+    this.stay = undefined;
+    return true;
+  }
+
   private push(events: SessionEvent[], size = 0): void {
     for (const event of events) {
       if (this.events.push(event, size)) continue;
@@ -301,7 +317,7 @@ export class Session implements AsyncIterable<SessionEvent> {
 
   private setState(state: State): void {
     this.state = state;
-    this.onState?.(state);
+    aside(() => this.onState?.(state));
   }
 
   private finish(closed: Closed): SessionEnded {
@@ -315,6 +331,17 @@ export class Session implements AsyncIterable<SessionEvent> {
     this.events.close(failure);
     const ended = { reason: "", ...told, code: closed.code, close_reason: closed.reason } as SessionEnded;
     return failure ? { ...ended, failure } : ended;
+  }
+}
+
+/** Call what a program gave; what it throws is nobody's to catch here, and stops nothing. */
+function aside(call: () => void): void {
+  try {
+    call();
+  } catch (error) {
+    queueMicrotask(() => {
+      throw error;
+    });
   }
 }
 

@@ -225,7 +225,8 @@ async function buyTicket(base: string, key: string): Promise<string> {
   const headers = { Authorization: `Bearer ${key}` };
   const answer = await fetch(`${base}/api/ticket`, { method: "POST", headers, signal: AbortSignal.timeout(ASK_MS) });
   const said = (await answer.json().then(asObject, () => undefined)) ?? {};
-  if (!answer.ok) throw errorOfStatus(answer.status, said);
+  const after = Number(answer.headers.get("Retry-After"));
+  if (!answer.ok) throw errorOfStatus(answer.status, after > 0 ? { retry_after: after, ...said } : said);
   return String(said["ticket"]);
 }
 

@@ -426,6 +426,8 @@ export declare class Session implements AsyncIterable<SessionEvent> {
     private unfinished;
     private asking;
     private isLeaving;
+    private leavingTimer;
+    private stay;
     private readonly mustStay;
     /** The approvals that are open, by `request_id`. */
     get approvals(): ReadonlyMap<string, Approval>;
@@ -454,7 +456,10 @@ export declare class Session implements AsyncIterable<SessionEvent> {
     setModel(name: string | null): Promise<void>;
     /** Make a control request of the CLI; return its answer. Throws `Refused`, also where the CLI refuses. */
     control(subtype: string, fields?: Json): Promise<Json>;
-    /** Leave, and let the run go on; only where it was started with a grace, or this client only watches. */
+    /**
+     * Leave, and let the run go on; only where it was started with a grace, or this client only watches. Throws `Refused`
+     * where it was not, and stays.
+     */
     detach(): Promise<SessionEnded>;
     /** End the run, whatever it is at, and the session; a viewer only leaves. */
     close(): Promise<SessionEnded>;
@@ -469,6 +474,8 @@ export declare class Session implements AsyncIterable<SessionEvent> {
     private takeLine;
     private answered;
     private refuse;
+    /** Stay where a detach is refused, and tell who asked for it, nobody else; return whether this was that. */
+    private stays;
     private push;
     private setState;
     private finish;

@@ -442,7 +442,11 @@ async function buyTicket(base, key) {
 		signal: AbortSignal.timeout(ASK_MS)
 	});
 	const said = await answer.json().then(asObject, () => void 0) ?? {};
-	if (!answer.ok) throw errorOfStatus(answer.status, said);
+	const after = Number(answer.headers.get("Retry-After"));
+	if (!answer.ok) throw errorOfStatus(answer.status, after > 0 ? {
+		retry_after: after,
+		...said
+	} : said);
 	return String(said["ticket"]);
 }
 /** A browser says of a refused handshake only that there was none: ask over HTTP whether it was the credential. */
@@ -995,6 +999,8 @@ var Session = class {
 	unfinished = false;
 	asking = 0;
 	isLeaving = false;
+	leavingTimer;
+	stay;
 	mustStay;
 	/** @internal */
 	constructor(given) {
@@ -1110,14 +1116,18 @@ var Session = class {
 			});
 		});
 	}
-	/** Leave, and let the run go on; only where it was started with a grace, or this client only watches. */
+	/**
+	* Leave, and let the run go on; only where it was started with a grace, or this client only watches. Throws `Refused`
+	* where it was not, and stays.
+	*/
 	async detach() {
 		if (this.mustStay) throw new Refused("detach: the session was opened without `grace`", { code: "not-allowed" });
 		if (!this.link.isOver) this.link.send({
 			type: "gateway",
 			op: "detach"
 		});
-		return this.leave();
+		const refused = new Promise((_, reject) => this.stay = reject);
+		return Promise.race([this.leave(), refused]);
 	}
 	/** End the run, whatever it is at, and the session; a viewer only leaves. */
 	async close() {
@@ -1154,8 +1164,8 @@ var Session = class {
 	/** Wait a while for the end that was asked for, then go. */
 	async leave() {
 		this.isLeaving = true;
-		const timer = setTimeout(() => this.link.leave(), PARTING_MS);
-		return this.ended.finally(() => clearTimeout(timer));
+		this.leavingTimer = setTimeout(() => this.link.leave(), PARTING_MS);
+		return this.ended.finally(() => clearTimeout(this.leavingTimer));
 	}
 	abort(why) {
 		this.begin(why);
@@ -1168,8 +1178,8 @@ var Session = class {
 		if (said.event === "ended") this.last = said;
 		if (said.event === "refused") this.refuse(said);
 		if (said.event === "started" || said.event === "attached") this.enter(said);
-		this.onEvent?.(said);
-		this.push([said], size);
+		aside(() => this.onEvent?.(said));
+		if (!this.stays(said)) this.push([said], size);
 		this.push(this.asked.settledByEvent(said));
 		if (said.event === "attached") this.push(pendingOf(said, this.asked));
 		if (said.event === "started" || said.event === "attached") this.begin();
@@ -1205,6 +1215,15 @@ var Session = class {
 		this.answers.get(String(said["request_id"]))?.reject(errorOfRefusal(said));
 		this.answers.delete(String(said["request_id"]));
 	}
+	/** Stay where a detach is refused, and tell who asked for it, nobody else; return whether this was that. */
+	stays(said) {
+		if (!this.stay || said["event"] !== "refused" || said["code"] !== "not-allowed" || "request_id" in said) return false;
+		this.isLeaving = false;
+		clearTimeout(this.leavingTimer);
+		this.stay(errorOfRefusal(said));
+		this.stay = void 0;
+		return true;
+	}
 	push(events, size = 0) {
 		for (const event of events) {
 			if (this.events.push(event, size)) continue;
@@ -1214,7 +1233,7 @@ var Session = class {
 	}
 	setState(state) {
 		this.state = state;
-		this.onState?.(state);
+		aside(() => this.onState?.(state));
 	}
 	finish(closed) {
 		const { type: _, event: __, ...told } = this.last ?? {};
@@ -1237,6 +1256,16 @@ var Session = class {
 		} : ended;
 	}
 };
+/** Call what a program gave; what it throws is nobody's to catch here, and stops nothing. */
+function aside(call) {
+	try {
+		call();
+	} catch (error) {
+		queueMicrotask(() => {
+			throw error;
+		});
+	}
+}
 function isResult(event) {
 	return event.type === "line" && event.line?.["type"] === "result";
 }

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -23,6 +25,7 @@ from trio_claude.client import (
     Session,
     Unknown,
     User,
+    ask,
     open_session,
     parse_line,
 )
@@ -209,6 +212,52 @@ async def test_what_comes_too_late_for_a_run_is_no_exception(fake: Backend, libr
         ended = await library(partial(program, server.url))
     assert "ending" in heard
     assert (ended.reason, ended.code) == ("exit", 1000)
+
+
+@BOTH_LIBRARIES
+async def test_a_cli_that_can_not_be_started_is_told_with_its_error(fake: Backend, library: Library) -> None:
+    async def program(url: str) -> None:
+        async with open_session(meta="T", url=url):
+            pass
+
+    async with fake.serve(cli="/no/such/cli") as server:
+        with pytest.raises(ConnectionError, match="before the session began: the CLI was not found"):
+            await library(partial(program, server.url))
+
+
+@BOTH_LIBRARIES
+@pytest.mark.parametrize("left_by", [SystemExit(3), KeyboardInterrupt(), GeneratorExit()], ids=repr)
+async def test_what_leaves_a_program_leaves_it_bare(fake: Backend, library: Library, left_by: BaseException) -> None:
+    async def program(url: str, opened: Callable[..., Any]) -> BaseException | None:
+        try:
+            async with opened(meta="T", url=url):
+                raise left_by
+        except BaseException as error:
+            return error
+
+    async with fake.serve() as server:
+        for opened in (open_session, partial(ask, "hello")):
+            assert await library(partial(program, server.url, opened)) is left_by
+        await until(lambda: server.runs.statistics().live == 0)
+
+
+async def test_what_a_cli_asks_twice_is_one_question(fake: Backend) -> None:
+    request = {"subtype": "can_use_tool", "tool_name": "Bash", "input": {"command": "ls"}}
+    asks = json.dumps({"type": "control_request", "request_id": "R-1", "request": request})
+    cancels = json.dumps({"type": "control_cancel_request", "request_id": "R-1"})
+    asked: list[str] = []
+
+    async def decide(approval: Approval) -> Allow | Deny:
+        asked.append(approval.id)
+        return Deny()
+
+    async with (
+        fake.serve() as server,
+        open_session(meta="T", url=server.url, on_approval=decide) as session,
+    ):
+        lines = "".join(f"{line}\n" for line in (asks, asks, cancels, asks, cancels))
+        await turn(session, directive("raw", text=lines) + directive("text"))
+    assert set(asked) == {"R-1"}
 
 
 async def test_leaving_ends_the_run(fake: Backend) -> None:

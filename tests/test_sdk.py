@@ -340,6 +340,14 @@ async def test_why_nothing_is_read_any_more_is_told(fake: Backend, monkeypatch: 
     assert later.value.__cause__ is caught.value.__cause__
 
 
+async def test_a_cli_that_can_not_be_started_is_told_with_its_error(fake: Backend) -> None:
+    from claude_agent_sdk import CLIConnectionError
+
+    async with fake.serve(cli="/no/such/cli") as server:
+        with pytest.raises(CLIConnectionError, match="did not run: the CLI was not found"):
+            await over(server.url, None).connect()
+
+
 async def test_a_server_that_is_not_there() -> None:
     from claude_agent_sdk import CLIConnectionError
 

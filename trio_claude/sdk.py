@@ -238,6 +238,8 @@ class WebSocketTransport(Transport):
                 return
             if said.get("event") == "refused":
                 raise CLIConnectionError(f"the server refused: {said.get('error')}")
+            if said.get("event") == "ended":
+                raise CLIConnectionError(f"the CLI did not run: {said.get('error') or said.get('reason')}")
         raise CLIConnectionError("the server closed before the CLI ran") from self._failure
 
     async def _hold(self) -> None:

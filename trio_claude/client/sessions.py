@@ -21,7 +21,7 @@ import attrs
 from ..errors import TrioClaudeError
 from .cli_lines import Line, Question, Result
 from .links import Link, Reconnect
-from .sockets import ConnectFailed, Inbox, door
+from .sockets import ConnectFailed, Inbox, door, open_tasks
 
 Json: TypeAlias = dict[str, Any]
 
@@ -214,10 +214,12 @@ class Session:
         elif kind == "control_response":
             self._answered(line.said.get("response"))
         elif kind == "control_cancel_request":
-            if scope := self._approvals.get(str(line.said.get("request_id"))):
+            if scope := self._approvals.pop(str(line.said.get("request_id")), None):
                 scope.cancel()
         elif isinstance(line, Question) and line.subtype == "can_use_tool":
-            self._tasks.start_soon(self._approve, line)
+            if line.id not in self._approvals:  # what is asked twice is one question
+                self._approvals[line.id] = scope = anyio.CancelScope()
+                self._tasks.start_soon(self._approve, line, scope)
         else:
             await self._lines.put(line, size)
 
@@ -251,11 +253,11 @@ class Session:
             else:
                 waiting.fail(Refused("cli", str(response.get("error"))))
 
-    async def _approve(self, question: Question) -> None:
+    async def _approve(self, question: Question, scope: anyio.CancelScope) -> None:
         """Have an approval decided, and tell the CLI, unless it does not want to know any more."""
         said = question.said
         approval = Approval(question.id, str(said.get("tool_name")), said.get("input") or {}, said)
-        with anyio.CancelScope() as self._approvals[question.id]:
+        with scope:
             answer: Json = {"subtype": "error", "error": "the client's callback failed"}
             try:
                 answer = {"subtype": "success", "response": _decision(await self._decide(approval))}
@@ -263,7 +265,8 @@ class Session:
                 self._lines.add(error)
             with contextlib.suppress(ConnectionError):  # the session is over; whoever iterates sees it
                 await self.say({"type": "control_response", "response": {"request_id": question.id, **answer}})
-        del self._approvals[question.id]
+        if self._approvals.get(question.id) is scope:
+            del self._approvals[question.id]
 
     async def wait_started(self) -> None:
         """Wait until the CLI runs. Raises `ConnectFailed`, `Refused` and `ConnectionError`."""
@@ -271,7 +274,8 @@ class Session:
         if not self.started:
             async for _ in self:
                 pass
-            raise ConnectionError("the server closed before the session began")
+            why = self._last.get("error")
+            raise ConnectionError("the server closed before the session began" + (f": {why}" if why else ""))
 
 
 class Turn:
@@ -349,19 +353,14 @@ async def open_session(
     `traceparent`, where the run is to be part of a trace.
     Raises `ConnectFailed`, `Refused`, and `ConnectionError`.
     """
-    failure: Exception | None = None
     if reconnect:
         options["on_disconnect"] = {"grace": reconnect.grace}
     link = Link(door(url, "/ws/session", ""), url, key, reconnect, headers)
-    async with anyio.create_task_group() as tasks:
+    async with open_tasks() as tasks:
         session = Session(link, on_approval, on_event, tasks)
         tasks.start_soon(session.read, {"type": "gateway", "op": "start", "meta": meta, "options": options})
         try:
             await session.wait_started()
             yield session
-        except Exception as error:  # raised below, bare: a group would make every handler a group's
-            failure = error
         finally:
             await session.part()
-    if failure:
-        raise failure

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
-from collections.abc import Callable
+import re
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from functools import partial
 from typing import Any
 
@@ -114,6 +117,66 @@ async def test_the_key_stands_in_place_of_a_header_of_its_kind(fake: Backend) ->
         headers, key = {"authorization": "Bearer another"}, keys["alice"]
         async with trio_claude.client.ask("hello", meta="T-1", url=server.url, key=key, headers=headers) as answer:
             assert [line async for line in answer]
+
+
+@asynccontextmanager
+async def proxy(port: int) -> AsyncIterator[tuple[str, list[str]]]:
+    """A proxy that leads all to one server; yield its address, and the request lines that it gets."""
+    asked: list[str] = []
+
+    async def serve(client: trio.SocketStream) -> None:
+        head = await client.receive_some(65536)
+        asked.append(head.partition(b"\r\n")[0].decode())
+        if head.startswith(b"CONNECT"):
+            return
+        head = re.sub(rb"^GET http://[^/]+", b"GET ", head)
+        head = re.sub(rb"(?i)\r\nhost: [^\r]+", b"\r\nHost: localhost", head)
+        async with await trio.open_tcp_stream("127.0.0.1", port) as server, trio.open_nursery() as nursery:
+            await server.send_all(head)
+            nursery.start_soon(pump, client, server)
+            await pump(server, client)
+            nursery.cancel_scope.cancel()
+
+    async with trio.open_nursery() as nursery:
+        (listener,) = await trio.open_tcp_listeners(0, host="127.0.0.1")
+        nursery.start_soon(trio.serve_listeners, serve, [listener])
+        yield f"http://127.0.0.1:{listener.socket.getsockname()[1]}", asked
+        nursery.cancel_scope.cancel()
+
+
+async def pump(source: trio.SocketStream, sink: trio.SocketStream) -> None:
+    with contextlib.suppress(trio.BrokenResourceError):
+        async for data in source:
+            await sink.send_all(data)
+
+
+@pytest.mark.parametrize("variable", ["HTTP_PROXY", "ALL_PROXY"])
+async def test_a_proxy_of_the_environment_leads_to_the_server(
+    fake: Backend, monkeypatch: pytest.MonkeyPatch, variable: str
+) -> None:
+    forget_proxies(monkeypatch)
+    async with fake.serve() as server, proxy(server.port) as (url, asked):
+        monkeypatch.setenv(variable, url)
+        with trio.fail_after(10):
+            lines, answer = await collect("http://claude.example:3000", "hello")
+    assert asked == ["GET http://claude.example:3000/ws/claude?frames=verbatim HTTP/1.1"]
+    assert json.loads(lines[-1])["type"] == "result"
+    assert answer.ended.ok
+
+
+async def test_a_proxy_of_the_environment_is_asked_for_a_tunnel(monkeypatch: pytest.MonkeyPatch) -> None:
+    forget_proxies(monkeypatch)
+    async with proxy(0) as (url, asked):
+        monkeypatch.setenv("HTTPS_PROXY", url)
+        with pytest.raises(ConnectFailed):
+            await collect("https://claude.example", "hello")
+    assert asked == ["CONNECT claude.example:443 HTTP/1.1"]
+
+
+def forget_proxies(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("http_proxy", "https_proxy", "all_proxy", "no_proxy"):
+        monkeypatch.delenv(name, raising=False)
+        monkeypatch.delenv(name.upper(), raising=False)
 
 
 async def test_a_refusal_names_its_status(fake: Backend) -> None:

@@ -303,7 +303,7 @@ def _client(url: str, key: str | None, more: Mapping[str, str] | None) -> httpx.
 
 def _connection(url: str, client: httpx.AsyncClient) -> AbstractAsyncContextManager[_Session]:
     return aconnect_ws(
-        url,
+        re.sub("^ws", "http", url),  # by these names httpx knows which proxy is meant, and where TLS is
         client,
         max_message_size_bytes=MESSAGE_LIMIT,
         queue_size=QUEUE,

@@ -25,6 +25,7 @@ from trio_claude.server import Server
 pytestmark = [pytest.mark.node, pytest.mark.browser]
 SIZE_LIMIT = 200 * 1024
 NODES_LIMIT = 3000
+ITEMS_KEPT = 500
 PHONE = {"width": 390, "height": 780}
 TAB_KEPT = "sessionStorage.getItem('run')"
 
@@ -584,6 +585,24 @@ async def test_twenty_thousand_deltas_are_all_there_in_few_nodes(fake: Backend, 
         await page.wait_text("#raw", "the last 2000 are kept")
         assert len(await page.texts("#frames > div")) == 2000
         assert await page.evaluate("document.querySelectorAll('body *').length") < NODES_LIMIT
+
+
+async def test_what_is_shown_no_more_is_held_no_more(fake: Backend, browser: Browser) -> None:
+    """Cards of tools, those that asked, and those of subagents in them."""
+    lines = []
+    for number in range(20):
+        parent = f"t{number // 2 * 2}" if number % 2 else None
+        use = {"type": "tool_use", "id": f"t{number}", "name": "Bash", "input": {"command": f"{number}"}}
+        lines.append({"type": "assistant", "parent_tool_use_id": parent, "message": {"content": [use]}})
+        asks = {"subtype": "can_use_tool", "tool_name": "Bash", "tool_use_id": use["id"], "input": use["input"]}
+        lines.append({"type": "control_request", "request_id": f"r{number}", "request": asks})
+    lines += [{"type": "user", "message": {"content": "as a note"}} for _ in range(ITEMS_KEPT)]
+    async with fake.serve() as server, looking(browser, server.url) as page:
+        raw = "".join(f"{json.dumps(line)}\n" for line in lines)
+        await page.say(directive("raw", text=raw) + directive("text", text="last"))
+        await turns(page, 1)
+        assert await page.texts(".tool") == []
+        assert await page.live("HTMLDetailsElement") == 0
 
 
 # -- for everybody ----------------------------------------------------------------------------------------------------

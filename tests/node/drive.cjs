@@ -6,6 +6,7 @@
 //   {"until":NAME,"js":…}                      wait until an expression is true
 //   {"seen":NAME}                              errors, requests to whom, and violations of the policy, so far
 //   {"axe":NAME}                               what axe-core finds that is serious or critical
+//   {"live":NAME,"of":CLASS}                   how many objects of a class there are that something holds
 //   {"close":NAME}
 "use strict";
 const { readFileSync } = require("node:fs");
@@ -71,6 +72,18 @@ const commands = {
     return found.violations
       .filter(({ impact }) => ["serious", "critical"].includes(impact))
       .map(({ id, nodes }) => `${id}: ${nodes.map((node) => node.html).join(" ")}`);
+  },
+
+  async live({ live, of }) {
+    const { page } = pages.get(live);
+    const session = await page.context().newCDPSession(page);
+    await session.send("HeapProfiler.collectGarbage");
+    const kind = await session.send("Runtime.evaluate", { expression: `${of}.prototype` });
+    const { objects } = await session.send("Runtime.queryObjects", { prototypeObjectId: kind.result.objectId });
+    const length = { objectId: objects.objectId, functionDeclaration: "function () { return this.length; }", returnByValue: true };
+    const { result } = await session.send("Runtime.callFunctionOn", length);
+    await session.detach();
+    return result.value;
   },
 
   async close({ close }) {

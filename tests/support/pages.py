@@ -125,6 +125,10 @@ class Page:
         await self.call("fill", "#prompt", prompt)
         await self.call("press", "#prompt", "Enter")
 
+    async def live(self, kind: str) -> int:
+        """Return how many objects of a class there are, also of those that are shown no more."""
+        return await self.browser.ask(live=self.name, of=kind)
+
     async def axe(self) -> list[str]:
         """Return what axe-core finds that is serious or critical."""
         return await self.browser.ask(axe=self.name)

@@ -226,7 +226,9 @@ export class Transcript {
 
   private forget(from: HTMLElement): void {
     const oldest = from.firstElementChild === this.cut ? this.cut.nextElementSibling : from.firstElementChild;
-    for (const [id, card] of this.cards) if (card.element === oldest) this.cards.delete(id);
+    for (const known of [this.cards, this.asking]) {
+      for (const [id, card] of known) if (oldest?.contains(card.element)) known.delete(id);
+    }
     oldest?.remove();
     this.removed += 1;
     this.cut.hidden = false;

@@ -178,9 +178,9 @@ async def test_a_signal_more_is_no_death(fake: Backend, folder: Path, command: s
         async with await trio.open_tcp_stream("127.0.0.1", int(url.rpartition(":")[2])) as silent:
             await silent.send_all(head())  # and its close is not answered
             await silent.receive_some()
-            process.send_signal(signal.SIGINT)
-            await trio.sleep(0.3)
-            process.send_signal(more)
+            for number in (signal.SIGTERM, signal.SIGTERM, more):
+                process.send_signal(number)
+                await trio.sleep(0.3)
             with trio.fail_after(10):
                 assert await process.wait() == 0
     assert not list(folder.glob("*tcl-*"))

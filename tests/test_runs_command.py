@@ -685,6 +685,22 @@ async def test_what_is_no_server_of_ours_is_named(body: bytes) -> None:
         assert b"does not answer as trio-claude does" in (await runs("list", "--url", url, status=2)).stderr
 
 
+@pytest.mark.parametrize("body", [b'{"deleted":"abc"}', b'{"deleted":1e999}', b'{"deleted":[]}', b"{}"])
+async def test_what_no_server_of_ours_has_deleted_is_named(body: bytes) -> None:
+    async with answering(body) as url:
+        told = await runs("delete", "--all", "--yes", "--url", url, status=2)
+    assert b"does not answer as trio-claude does" in told.stderr
+
+
+async def test_what_no_server_can_be_asked_for_is_named(fake: Backend, monkeypatch: pytest.MonkeyPatch) -> None:
+    async with fake.serve(journal="memory") as server:
+        told = await runs("list", "--meta", os.fsdecode(b"\xff"), "--url", server.url, status=2)
+    assert b"not UTF-8" in told.stderr
+    monkeypatch.setenv("ALL_PROXY", "nonsense://127.0.0.1:1")
+    told = await runs("list", "--url", "http://elsewhere.invalid", status=2)
+    assert b"a proxy of the environment (\xe2\x80\xa6_PROXY) can't be used" in told.stderr
+
+
 def test_an_export_that_fails_leaves_no_file(tmp_path: Path) -> None:
     with pytest.raises(KeyError), open_out(tmp_path / "x") as write:
         write("half")

@@ -231,7 +231,7 @@ def read_entries(source: RunSource, run: str, *, follow: bool = False) -> Iterat
 def _entry(source: RunSource, line: bytes) -> Entry:
     try:
         said = json.loads(line)
-    except ValueError:
+    except (ValueError, RecursionError):
         said = None
     if not isinstance(said, dict) or not isinstance(said.get("line", said.get("in", said.get("stderr"))), str):
         raise ConfigError(f"what is told {source.name} is no run's history; name another with --journal or --url")

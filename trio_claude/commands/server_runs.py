@@ -36,7 +36,11 @@ def open_server(url: str, key: str | None) -> Iterator[ServerRuns]:
     base, host = _base(url)
     headers = {"Authorization": f"Bearer {key}"} if key else {}
     loopback = host in ("127.0.0.1", "localhost", "::1")  # a proxy of the environment is not for these
-    with httpx.Client(trust_env=not loopback, timeout=TIMEOUT, headers=headers) as client:
+    try:
+        client = httpx.Client(trust_env=not loopback, timeout=TIMEOUT, headers=headers)
+    except (ImportError, ValueError) as error:  # a kind of proxy for which something is missing, or that is none
+        raise ConfigError(f"a proxy of the environment (…_PROXY) can't be used: {error}") from None
+    with client:
         yield ServerRuns(client, base)
 
 
@@ -116,7 +120,10 @@ class ServerRuns:
     def delete(self, run: str | None) -> int:
         """Delete a run that has ended, or all of the key's."""
         path = "/api/runs" if run is None else f"/api/runs/{run}"
-        return int(self._told(self._ask("DELETE", path, {"state": "ended"})).get("deleted", 0))
+        deleted = self._told(self._ask("DELETE", path, {"state": "ended"})).get("deleted")
+        if not isinstance(deleted, int) or not 0 <= deleted <= LARGEST:
+            raise self._strange()
+        return deleted
 
     def _object(self, path: str, query: dict[str, Any]) -> dict[str, Any]:
         return self._told(self._ask("GET", path, query))
@@ -127,6 +134,8 @@ class ServerRuns:
         """Return an answer that is good, or with `unknown` one that says there is no such run."""
         try:
             answer = self._client.request(method, self._base + path, params=query)
+        except UnicodeEncodeError:
+            raise ConfigError("what is asked for holds bytes that are not UTF-8") from None
         except (httpx.HTTPError, httpx.InvalidURL) as error:
             raise Unreachable(f"can't reach {self._base}: {error}; {NOBODY}") from None
         if answer.is_success or (unknown and _code(answer) == "not-found"):

@@ -228,7 +228,7 @@ async def test_a_cli_deaf_to_signals_is_ended_all_the_same(fake: Backend) -> Non
 async def test_an_unknown_workspace_root_is_refused(fake: Backend) -> None:
     async with fake.serve() as server:
         said = await ask(server, "hi", workspace="project")
-    assert (said.errors[-1]["error"], said.code) == ("workspace: this server has no workspaces", 1011)
+    assert (said.errors[-1]["error"], said.code) == ("workspace is not allowed by this server", 1008)
 
 
 async def test_a_workspace_is_a_folder_of_its_own(fake: Backend, folder: Path) -> None:

@@ -284,6 +284,7 @@ def test_the_disk_keeps_room_for_more_until_nothing_more_comes(tmp_path: Path, e
     assert room(store.path) >= 2 * ROOM[0], "as much again"
     end(store)
     assert room(store.path) <= BLOCK
+    store.close()
 
 
 def test_a_server_that_died_keeps_no_room(tmp_path: Path) -> None:
@@ -296,6 +297,7 @@ def test_a_server_that_died_keeps_no_room(tmp_path: Path) -> None:
     with contextlib.closing(Store(tmp_path / "j.db", "next")) as store:
         assert store.lost == 1
         assert room(store.path) <= BLOCK
+    dead.close()
 
 
 @pytest.mark.parametrize(

@@ -583,6 +583,22 @@ async def test_signals_that_the_server_blocks_its_runs_hear(mode: str) -> None:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
+@pytest.mark.namespace
+async def test_a_namespace_whose_guardians_were_killed_is_proven_empty() -> None:
+    async with open_containment("namespace", lambda _: None) as containment:
+        script = "setsid env -i sleep 60 & sleep 60 & echo ready; sleep 60"
+        async with containment.start(shell(script)) as process:
+            await process.stdout.receive_some()
+            guardian = _parent(process.pid)
+            inside = _children(guardian) + _children(process.pid)
+            for pid in (_parent(guardian), guardian):
+                os.kill(pid, signal.SIGKILL)
+            receipt = await process.wait_gone()
+            assert not [pid for pid in inside if alive(pid)]
+    assert len(inside) >= 3
+    assert receipt.survivors == 0
+
+
 async def test_a_stopped_supervisor_whose_zygote_was_killed_goes_with_the_server() -> None:
     async with open_containment("supervisor", lambda _: None) as containment:
         guardian = await _guardian(containment)

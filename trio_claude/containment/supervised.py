@@ -61,6 +61,13 @@ class Guardian:
             return False
         return True
 
+    async def wait_end(self) -> bool:
+        """Wait until the process is no more; return whether that can be seen."""
+        if self._pidfd < 0:
+            return False
+        await trio.lowlevel.wait_readable(self._pidfd)
+        return True
+
     def close(self) -> None:
         """Give it up; it ends with what is below it."""
         self.lifeline.close()
@@ -222,6 +229,10 @@ class Supervised(Contained):
             swept = await self.zygote.wait_swept(self.guardian.pid) if self.guardian.pid else None
         if swept:
             return self._count(max(swept.seen, 1), swept.killed, 0)
+        if self._mode == "namespace":  # its supervisor was the init, which ends behind all that the kernel ends with it
+            with trio.move_on_after(PROOF_TIMEOUT):
+                if await self.guardian.wait_end():
+                    return self._count(1, 0, 0)
         killed, left = await self._end_marked()
         return self._count(max(killed, 1), killed, left or None)
 

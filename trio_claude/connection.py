@@ -100,8 +100,9 @@ async def serve_connection(
     """
     with context.Bound(peer=f"{host}:{port}"):
         try:
-            site, waiting = household.site(host), household.runs.until_drain
-            handshake = await serve_http(sock, site, household.config, on_request, waiting)
+            handshake = await serve_http(
+                sock, household.site(host), household.config, on_request, household.runs.until_drain
+            )
             if handshake is not None:
                 await _serve_websocket(sock, port, handshake, household, places)
         except* (OSError, Draining, PeerGone, trio.BrokenResourceError, trio.ClosedResourceError):

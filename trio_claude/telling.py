@@ -5,7 +5,6 @@ This module must never decide anything about a run, wait, or keep what the run s
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Mapping
 from typing import Any, Protocol
 
@@ -103,7 +102,7 @@ class Teller:
         self._began = 0.0
         self._turn_began: float | None = None
         """Since when a turn goes on, None between two of them."""
-        self._next_began: deque[float] = deque()
+        self._next_began: list[float] = []
         """Since when the next ones do, where the results of those before them are not dealt with yet."""
         self._has_spoken = False
         """Whether the turn has said its first words."""
@@ -185,7 +184,7 @@ class Teller:
             )
         )
         if self._next_began:
-            self._go_on(self._next_began.popleft())
+            self._go_on(self._next_began.pop(0))
 
     def charged(self, used: Spent) -> None:
         """Tell of what was charged."""

@@ -16,7 +16,7 @@ import pytest
 import trio
 from harness import MODES, alive, bearing, descriptors, until
 
-from trio_claude.containment import BrokenStart, Contained, Containment, Job, Means, open_containment
+from trio_claude.containment import BrokenStart, Contained, Containment, Job, Means, open_containment, zygote
 from trio_claude.containment.supervisor import SPARE_LIMIT, SupervisorContainment
 from trio_claude.errors import ContainmentUnavailable, SpawnFailed
 from trio_claude.events import Event, GuardianLost, Receipt
@@ -566,6 +566,20 @@ async def test_what_a_run_does_to_its_supervisor_no_other_run_inherits(mode: str
             assert _parent(process.pid) != worn
             assert await read_all(process.stdout) == fresh
             await until(lambda: not alive(worn))
+
+
+async def test_a_c_library_that_tells_no_policy_is_no_reason_not_to_hold_runs(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """As musl, which refuses each such question."""
+    source = Path(zygote.GUARDIAN).read_text()
+    refuse = "\ndef refuse(_): raise OSError(errno.ENOSYS, '')\nos.sched_getscheduler = refuse\n"
+    (tmp_path / "guardian.py").write_text(source.replace("\n_libc = ", f"{refuse}_libc = ", 1))
+    monkeypatch.setattr(zygote, "GUARDIAN", tmp_path / "guardian.py")
+    async with open_containment("supervisor", lambda _: None) as containment:
+        async with containment.start(shell("echo there")) as process:
+            assert await read_all(process.stdout) == b"there\n"
+            await _end(process)
 
 
 @pytest.mark.parametrize("mode", ["supervisor", pytest.param("namespace", marks=pytest.mark.namespace)])

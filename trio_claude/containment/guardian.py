@@ -63,7 +63,7 @@ OOM_SCORE = 500  # added to a CLI's badness: out of memory, the kernel ends a ru
 IGNORED = (signal.SIGPIPE, signal.SIGXFSZ, signal.SIGTERM, signal.SIGINT, signal.SIGHUP)  # and a CLI gets them back
 
 _libc = ctypes.CDLL(None, use_errno=True)
-_libc.mount, _libc.umount2  # noqa: B018 - found once, here, and not in each fork
+_libc.mount, _libc.umount2, _libc.sched_getscheduler  # noqa: B018 - found once, here, and not in each fork
 _syscall = ctypes.PyDLL(None, use_errno=True).syscall
 _syscall.argtypes = (ctypes.c_long,) * 6
 _before_fork = ctypes.pythonapi.PyOS_BeforeFork
@@ -393,7 +393,7 @@ class Supervisor:
 
     def bounds(self) -> list[Any]:
         """Return what a CLI inherits from us, and a process of the same user can change: limits, ranks, processors."""
-        ranks = os.getpriority(os.PRIO_PROCESS, 0), os.sched_getscheduler(0), os.sched_getaffinity(0)
+        ranks = os.getpriority(os.PRIO_PROCESS, 0), _libc.sched_getscheduler(0), os.sched_getaffinity(0)
         return [[resource.getrlimit(kind) for kind in range(RLIMITS)], ranks, os.pread(self.badness.file, 16, 0)]
 
     def next(self) -> tuple[bytes, list[int]] | None:

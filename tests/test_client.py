@@ -11,10 +11,12 @@ from contextlib import asynccontextmanager
 from functools import partial
 from typing import Any
 
+import anyio
 import pytest
 import trio
 from anyio.streams.memory import MemoryObjectSendStream
 from harness import Backend, directive, until
+from libraries import BOTH_LIBRARIES, Library
 from libraries import under_asyncio as run_under_asyncio
 
 import trio_claude
@@ -209,3 +211,18 @@ async def test_a_server_that_dies_is_an_end(fake: Backend) -> None:
 )
 def test_addresses_are_completed(url: str, expected: str) -> None:
     assert door(url) == expected
+
+
+@BOTH_LIBRARIES
+async def test_an_answer_that_was_left_has_an_end(fake: Backend, library: Library) -> None:
+    """Also for a task that iterates meanwhile: it is not left to wait for ever."""
+
+    async def program(url: str) -> tuple[list[str], Any]:
+        async with trio_claude.ask(directive("hang"), meta="T", url=url) as answer:
+            await anext(answer)
+        with anyio.fail_after(5):
+            return [line async for line in answer], answer.ended
+
+    async with fake.serve() as server:
+        _, ended = await library(partial(program, server.url))
+    assert (ended.ok, ended.code) == (False, 1006)

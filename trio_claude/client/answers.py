@@ -59,14 +59,17 @@ class Answer:
     async def _receive(self) -> str | None:
         """Return the next frame, None at the end."""
         if (text := await self._frames.take()) is None:
-            self.ended = Ended(self._socket.code or BROKEN, self._socket.reason, self._error)
+            code, reason = self._socket.code, self._socket.reason
+            self.ended = Ended(code, reason, self._error) if code else Ended(BROKEN, "it was left", self._error)
         return text
 
     async def read(self) -> None:
         """Read to the end, in a task of its own: a read that asyncio itself cancels may lose its frame."""
-        while (text := await self._socket.receive()) is not None:
-            await self._frames.put(text, size=1)  # one waits, whatever its length; then the server does
-        self._frames.close()
+        try:
+            while (text := await self._socket.receive()) is not None:
+                await self._frames.put(text, size=1)  # one waits, whatever its length; then the server does
+        finally:  # left too: whoever still iterates waits no longer
+            self._frames.close()
 
 
 def _gateway_note(text: str) -> dict[str, Any] | None:

@@ -156,6 +156,17 @@ async def exchange(port: int, data: bytes) -> bytes:
         return bytes(await stream.receive_some(65536))
 
 
+@pytest.mark.parametrize("upgrade", ["h2c", "websocket, h2c", ""])
+async def test_a_ticket_is_nothing_where_no_socket_is_opened(fake: Backend, upgrade: str) -> None:
+    async with fake.serve_known("alice", journal="memory") as (server, keys):
+        known = auth(keys["alice"])
+        answer = await exchange(server.port, request("POST", "/api/ticket", host="localhost", **known))
+        given = protocol("ticket", json.loads(answer.partition(b"\r\n\r\n")[2])["ticket"])
+        asks = request("GET", "/api/runs", host="localhost", upgrade=upgrade, **given)
+        assert told(await exchange(server.port, asks)) == 401
+        assert told(await exchange(server.port, head(host="localhost", **given))) == 101
+
+
 @pytest.fixture(params=["alone", pytest.param("shared", marks=pytest.mark.redis)])
 def sharing(request: pytest.FixtureRequest) -> dict[str, Any]:
     """The settings of a server that is alone, and of one that shares what it counts: both do the same."""

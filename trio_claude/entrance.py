@@ -21,7 +21,7 @@ from .config import IDENTITY_LIMITS, Config
 from .errors import Busy, ConfigError, HttpRefusal, NotAllowed, NotKnown
 from .identity import Gatekeeper, Identity, Tickets
 from .identity.gatekeeper import unauthorized
-from .upgrade import Request
+from .upgrade import Request, asks_upgrade
 
 if TYPE_CHECKING:
     from .nodes import Nodes
@@ -174,7 +174,7 @@ class Entrance:
     async def _spend_ticket(self, request: Request) -> Identity | None:
         """Return whose ticket a request carries; waits only where it is other servers' too. Raises `HttpRefusal`."""
         secret, origin = self._gatekeeper.ticket(request.headers), request.headers.get("origin")
-        if secret is None or "upgrade" not in request.headers:  # it opens a socket, and nothing else
+        if secret is None or not asks_upgrade(request):  # it opens a socket, and nothing else
             return None
         if self._shared is None:
             return self._tickets.spend(secret, origin, trio.current_time())

@@ -373,10 +373,15 @@ async def _send_all(sock: socket.socket, data: bytes) -> None:
 # -- the checks, in the order of the flow -----------------------------------------------------------------------------
 
 
+def asks_upgrade(request: Request) -> bool:
+    """Return whether a request is to become a WebSocket; one that is not is answered over HTTP."""
+    return request.headers.get("upgrade", "").strip().lower() == "websocket"
+
+
 def check_upgrade(request: Request, early: bytes) -> Handshake | None:
     """Return the handshake in a request, None where it asks for no upgrade. Raises `HttpRefusal`."""
     headers = request.headers
-    if headers.get("upgrade", "").strip().lower() != "websocket":
+    if not asks_upgrade(request):
         return None
     if request.method != "GET" or "upgrade" not in _tokens(headers.get("connection", "")):
         raise HttpRefusal(400, "bad-handshake", "a WebSocket handshake is a GET with Connection: Upgrade")

@@ -17,6 +17,7 @@ from cutter import open_cutter
 from harness import Backend, ask, call, directive, get, until
 from pages import Browser, Page
 from program import environ, serving
+from talk import open_talk
 
 from trio_claude.api import POLICY, takes_gzip
 from trio_claude.errors import Reason
@@ -349,6 +350,25 @@ async def test_two_tabs_on_one_run(real: Backend, browser: Browser) -> None:
             await second.click("#end")
             await first.wait_text(".receipt", "0 left")
     assert len(real.ended) == 1
+
+
+async def test_a_run_that_may_not_be_left_ends_where_its_page_goes_to_another(fake: Backend, browser: Browser) -> None:
+    async with (
+        fake.serve(journal="memory") as server,
+        looking(browser, server.url) as page,
+        open_talk(server) as first,
+        open_talk(server) as second,
+    ):
+        await first.start(meta="FIRST")
+        await second.start(meta="SECOND")
+        await page.click("#tab-running")
+        await page.click("#running tr:has-text('FIRST') >> text=Watch")
+        await page.click("#offer")
+        await page.wait_text("#link", "connected")
+        await page.click("#tab-running")
+        await page.click("#running tr:has-text('SECOND') >> text=Watch")
+        await page.wait_text("#link", "watching")
+        await until(lambda: [run.meta for run in fake.ended] == ["FIRST"], 6)
 
 
 async def test_runs_now_are_told_and_stopped(fake: Backend, browser: Browser) -> None:

@@ -181,7 +181,8 @@ export class Talk {
     const going = this.opening;
     this.session = this.opening = null;
     if (!session) return going?.abort();
-    void (this.grace || !this.owner ? session.detach() : session.close()).catch(() => undefined);
+    const left = this.grace || !this.owner ? session.detach().catch(() => session.close()) : session.close(); // a run that may not be left ends
+    void left.catch(() => undefined);
   }
 
   /** Open a session and hear it to its end, as long as the page is on it. */

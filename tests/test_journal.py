@@ -481,6 +481,14 @@ async def test_a_file_of_a_later_version_is_refused(tmp_path: Path) -> None:
     await check_refused(path, "later version")
 
 
+@pytest.mark.parametrize("version", range(1, len(VERSIONS) + 1))
+async def test_another_programs_database_is_refused_whatever_its_number(tmp_path: Path, version: int) -> None:
+    path = tmp_path / "other.db"
+    with contextlib.closing(sqlite3.connect(path)) as db:
+        db.executescript(f"CREATE TABLE bookmarks (a); CREATE TABLE runs (id); PRAGMA user_version = {version}")
+    await check_refused(path, "another program's database")
+
+
 async def test_another_programs_database_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "j.db"
     with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as db:

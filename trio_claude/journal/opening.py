@@ -139,7 +139,7 @@ def open_database(path: Path, held: contextlib.ExitStack) -> sqlite3.Connection:
             os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600))
         db = sqlite3.connect(path, timeout=BUSY_MS / 1000, isolation_level=None, check_same_thread=False)
         held.callback(db.close)
-        if not _version(db, path) and db.execute("SELECT 1 FROM sqlite_master").fetchone():
+        if not _is_ours(db, _version(db, path)):
             raise ConfigError(f"journal: {path} is another program's database; name another, sqlite:PATH")
         db.execute(f"PRAGMA page_size = {BLOCK_BYTES}")
         db.execute("PRAGMA journal_mode = WAL")
@@ -155,6 +155,14 @@ def open_database(path: Path, held: contextlib.ExitStack) -> sqlite3.Connection:
     except OSError as error:
         raise ConfigError(f"journal: {path} can't be used: {error.strerror}; name another, sqlite:PATH") from None
     return db
+
+
+def _is_ours(db: sqlite3.Connection, version: int) -> bool:
+    """Return whether a file is a journal, or nothing yet; other programs number their versions in the same place."""
+    if not version:
+        return db.execute("SELECT 1 FROM sqlite_master").fetchone() is None
+    columns = {name for _, name, *_ in db.execute("PRAGMA table_info(runs)")}
+    return columns >= {"id", "identity", "meta", "door", "batch", "server", "stored", "whole"}
 
 
 def _migrate(db: sqlite3.Connection, path: Path) -> None:

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import attrs
+import httpx
 import pytest
 import trio
 from click.testing import CliRunner
@@ -153,6 +154,25 @@ async def test_a_server_is_asked_page_by_page(place: Place, monkeypatch: pytest.
     assert asked == await trio.to_thread.run_sync(lambda: listed("--journal", str(place.path), "--limit", "4"))
     assert len(asked["runs"]) == 4
     assert asked["next"] == asked["runs"][-1]["id"]
+
+
+async def test_a_run_that_goes_between_two_pages_ends_no_list(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    oldest, *_, last, _ = [await place.run("hello") for _ in range(4)]
+    monkeypatch.setattr("trio_claude.commands.server_runs.PAGE", 2)
+    gone: list[str] = []
+
+    def request(client: httpx.Client, *words: Any, real: Any = httpx.Client.request, **more: Any) -> httpx.Response:
+        if more.get("params", {}).get("before") == last and not gone:
+            gone.append(last)
+            assert real(client, "DELETE", f"{place.server.url}/api/runs/{last}").is_success
+        return real(client, *words, **more)
+
+    monkeypatch.setattr(httpx.Client, "request", request)
+    words = ["runs", "list", "--json", "--url", place.server.url]
+    asked = await trio.to_thread.run_sync(lambda: json.loads(CliRunner().invoke(cli, words).stdout))
+    assert gone == [last]
+    assert len(asked["runs"]) == 4
+    assert asked["runs"][-1]["id"] == oldest
 
 
 @pytest.mark.parametrize("way", WAYS)

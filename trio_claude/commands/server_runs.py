@@ -74,9 +74,13 @@ class ServerRuns:
         said = {name: value for name, value in attrs.asdict(wanted).items() if value is not None}
         runs: list[Run] = []
         while True:
-            limit = min(PAGE, wanted.limit - len(runs))
+            said["limit"] = min(PAGE, wanted.limit - len(runs))
             before = {"before": runs[-1]["id"]} if runs else {}
-            page = self._object("/api/runs", {**said, **before, "limit": limit})
+            answer = self._ask("GET", "/api/runs", {**said, **before}, unknown=bool(runs))
+            if answer.status_code == 404:  # that run was deleted meanwhile
+                said["until"] = runs[-1].get("started")
+                answer = self._ask("GET", "/api/runs", said)
+            page = self._told(answer)
             found, more = page.get("runs"), page.get("next")
             if not isinstance(found, list) or not all(isinstance(run, dict) and "id" in run for run in found):
                 raise self._strange()

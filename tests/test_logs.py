@@ -304,6 +304,42 @@ def test_what_nobody_reads_is_dropped_and_counted(monkeypatch: pytest.MonkeyPatc
     assert written + sum(line.get("lines", 0) for line in lines) == 4 * QUEUE_LIMIT
 
 
+FULL = """
+import os, resource, signal, sys, time
+from trio_claude.config import Config
+from trio_claude.events import Weak
+from trio_claude.logs import open_log
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+def say(what, room):
+    resource.setrlimit(resource.RLIMIT_FSIZE, (room, resource.RLIM_INFINITY))
+    log(Weak(what))
+    time.sleep(0.1)
+with open_log(Config(log_format="json")) as log:
+    say("first", resource.RLIM_INFINITY)
+    room = os.fstat(2).st_size + 20
+    for number in range(5):
+        say(f"lost {number}", room)
+    say("kept", resource.RLIM_INFINITY)
+"""
+
+
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+def test_a_line_that_a_full_disk_cuts_spoils_no_other(tmp_path: Path, unbuffered: str) -> None:
+    """A real file: what it has taken stays, half a line too, and nothing is told as lost that stands there."""
+    with (tmp_path / "log").open("wb") as file:
+        subprocess.run(
+            [sys.executable, "-c", FULL],
+            stderr=file,
+            env={**os.environ, "PYTHONUNBUFFERED": unbuffered},
+            check=True,
+            timeout=30,
+        )
+    first, half, *rest = (tmp_path / "log").read_text().splitlines()
+    assert json.loads(first)["what"] == "first"
+    assert len(half) == 20
+    assert [json.loads(line).get("what") or json.loads(line)["lines"] for line in rest] == ["kept", 5]
+
+
 class Full(io.StringIO):
     """A file on a disk that is full, for a while."""
 

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import errno
 import logging
+import os
 import queue
 import sys
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Final
 
 from .lines import Entry, Line
@@ -35,6 +36,7 @@ class Writer:
         self._when_idle = when_idle
         self._entries: queue.SimpleQueue[Entry] = queue.SimpleQueue()  # the one whose `put` a destructor may call
         self._dropped = 0
+        self._torn = False
         self._thread = threading.Thread(target=self._write, name="log", daemon=True)
         self._thread.start()
 
@@ -83,13 +85,34 @@ class Writer:
         """Write entries at once; return whether that could be done."""
         dropped, self._dropped = self._dropped, 0
         more = [Entry(time.time(), logging.WARNING, "LogDropped", {"lines": dropped}, {})] if dropped else []
+        text = "".join(f"{self._rendered(entry)}\n" for entry in [*entries, *more])
+        whole = 0
         try:
-            sys.stderr.write("".join(f"{self._rendered(entry)}\n" for entry in [*entries, *more]))
-            sys.stderr.flush()
+            for piece in self._written(text):
+                whole += piece.count(b"\n")
         except OSError as error:
             if error.errno not in _PASSING:
                 return False
-            self._dropped += dropped + len(entries)
+            lost = len(entries) - min(whole, len(entries))
+            self._dropped += lost + (dropped if whole <= len(entries) else 0)
         except ValueError:
             return False
         return True
+
+    def _written(self, text: str) -> Iterator[bytes]:
+        """Write a text, past the stream, which would keep what no disk takes; yield each piece that is written."""
+        try:
+            descriptor = sys.stderr.fileno()
+        except (OSError, ValueError):  # a stream of the program's own
+            sys.stderr.write(text)
+            sys.stderr.flush()
+            yield text.encode()
+            return
+        if self._torn:  # half a line stands there; it ends where the next begins
+            os.write(descriptor, b"\n")
+        data = text.encode(sys.stderr.encoding or "utf-8", "backslashreplace")
+        while data:
+            taken = os.write(descriptor, data)
+            self._torn = not data[:taken].endswith(b"\n")
+            yield data[:taken]
+            data = data[taken:]

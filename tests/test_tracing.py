@@ -20,7 +20,7 @@ from opentelemetry.sdk.trace import ReadableSpan, SpanProcessor, TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from opentelemetry.sdk.trace.sampling import ALWAYS_OFF
-from opentelemetry.trace import SpanKind, StatusCode
+from opentelemetry.trace import SpanKind, StatusCode, get_current_span
 from program import environ, serving, trio_claude
 from talk import open_talk
 
@@ -663,6 +663,13 @@ async def test_serve_sends_a_runs_trace_to_a_collector(fake: Backend, collector:
     assert resource["service.name"] == "trio-claude"
     assert collector.heads[0].startswith(b"POST /v1/traces ")
     assert b"canary7d1e" in collector.heads[0]
+
+
+@pytest.mark.parametrize("state", ["0a=1", "a=1,0b=1", ",".join(f"k{number}=1" for number in range(33)), "a\x7f=1"])
+def test_a_tracestate_that_the_library_would_log_is_left_out(state: str, caplog: pytest.LogCaptureFixture) -> None:
+    context = spans._extract({"traceparent": PARENT, "tracestate": state})
+    assert not caplog.records
+    assert get_current_span(context).get_span_context().is_valid
 
 
 @attrs.frozen

@@ -47,10 +47,12 @@ OWN_WILL = (Reason.STOPPED, Reason.DISCONNECTED)
 NS = 1_000_000_000
 _W3C = TraceContextTextMapPropagator()
 _MEMBER = re.compile(
-    r"[ \t]*([a-z0-9][a-z0-9_*/-]{0,255}|[a-z0-9][a-z0-9_*/-]{0,240}@[a-z][a-z0-9_*/-]{0,13})"
+    r"[ \t]*([a-z][a-z0-9_*/-]{0,255}|[a-z0-9][a-z0-9_*/-]{0,240}@[a-z][a-z0-9_*/-]{0,13})"
     r"=[ -+\--<>-~]{0,255}[!-+\--<>-~][ \t]*|[ \t]*"
 )
 """A member of `tracestate`, by https://www.w3.org/TR/trace-context/; the library would log others, a client's words."""
+MEMBERS = 32
+"""How many it may have; of more the library would keep none, and log that."""
 _P = ParamSpec("_P")
 _T = TypeVar("_T")
 _R = TypeVar("_R")
@@ -83,7 +85,7 @@ class _Use:
 def _extract(headers: Mapping[str, str]) -> Context:
     """Return the trace that a client's headers go on with."""
     members = headers.get("tracestate", "").split(",")
-    if not all(map(_MEMBER.fullmatch, members)):
+    if not all(map(_MEMBER.fullmatch, members)) or sum(map(bool, map(str.strip, members))) > MEMBERS:
         headers = {name: value for name, value in headers.items() if name != "tracestate"}
     return _W3C.extract(headers, Context())
 

@@ -163,6 +163,46 @@ async def test_a_turn_and_the_begin_of_the_next_in_one_read_are_timed_each(fake:
     assert second.seconds >= 0.4
 
 
+BEGIN_TWICE = """#!{python} -IS
+import json, os, sys, time
+begin, result = (json.dumps({{"session_id": "s", **line}}) for line in (
+    {{"type": "system", "subtype": "init"}}, {{"type": "result", "is_error": False, "result": "x", "total_cost_usd": 0}}
+))
+def wait(prompts):
+    while prompts:
+        prompts -= json.loads(sys.stdin.readline())["type"] == "user"
+def say(*lines):
+    os.write(1, "\\n".join((*lines, "")).encode())
+wait(2)
+say(begin, result, begin, begin)
+say(result)
+wait(1)
+say(begin)
+say(result)
+sys.stdin.read()
+"""
+
+
+async def test_a_turn_that_begins_twice_in_one_read_is_one(fake: Backend, folder: Path) -> None:
+    """Else the next would count from then on, and the time in which nobody said anything would be of its own."""
+    program = folder / "begin-twice"
+    program.write_text(BEGIN_TWICE.format(python=sys.executable))
+    program.chmod(0o755)
+    async with fake.serve(cli=str(program)) as server, open_talk(server) as talk:
+        await talk.start()
+        for word in ("one", "two"):
+            await talk.user(word)
+        for _ in range(2):
+            await talk.result()
+        (run,) = server.runs._live.values()
+        assert run.teller._turn_began is None
+        await talk.user("three")
+        await talk.result()
+        await talk.stop("end")
+        await talk.end()
+    assert len([event for event in fake.events if isinstance(event, TurnEnded)]) == 3
+
+
 @pytest.mark.parametrize(
     ("answer", "made", "told"),
     [

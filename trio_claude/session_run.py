@@ -271,9 +271,13 @@ class SessionRun(Run):
 
     def _hear(self, lines: list[bytes]) -> None:
         happened = self.session.hear(lines, trio.current_time())
-        for place, happening in enumerate(happened):
-            if happening is Happening.BEGAN:
-                self.teller.begin_turn(behind=Happening.RESULT in happened[:place])
+        behind = begun = False
+        for happening in happened:
+            if happening is Happening.RESULT:
+                behind, begun = True, False
+            elif happening is Happening.BEGAN and not begun:  # a CLI may say anew that the same turn begins
+                self.teller.begin_turn(behind=behind)
+                begun = True
         self._tell_settled()
         for happening in happened:
             if happening is Happening.BEGAN and self.session.interrupted:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
+import sqlite3
 import subprocess
 from pathlib import Path
 
@@ -15,7 +17,10 @@ from program import PROGRAM, environ, serving, trio_claude
 from trio_websocket import open_websocket_url
 
 from trio_claude.commands.ask import readable
+from trio_claude.commands.doctor import examine
+from trio_claude.config import Config
 from trio_claude.errors import Reason
+from trio_claude.journal.schema import VERSIONS
 
 
 @pytest.mark.parametrize(
@@ -244,6 +249,18 @@ async def test_doctor_finds_what_keeps_a_server_from_starting(fake: Backend, wor
     refused = await trio_claude("serve", "--port", "0", *words, env=environ(fake))
     assert refused.returncode == 2
     assert b"Traceback" not in refused.stderr
+
+
+async def test_doctor_leaves_a_journal_of_an_earlier_version_to_the_server(fake: Backend, folder: Path) -> None:
+    with contextlib.closing(sqlite3.connect(folder / "j.db", isolation_level=None)) as db:
+        for statements in VERSIONS[:-1]:
+            db.executescript(statements)
+        db.execute(f"PRAGMA user_version = {len(VERSIONS) - 1}")
+        config = Config(port=0, cli=fake.program, cwd=str(fake.cwd), journal=f"sqlite:{folder / 'j.db'}")
+        checks = {check.name: check for check in await examine(config, live=False)}
+        assert checks["engine"].ok
+        assert "of an earlier version" in checks["engine"].found
+        assert db.execute("PRAGMA user_version").fetchone() == (len(VERSIONS) - 1,)
 
 
 @pytest.mark.parametrize("closed", ["<&-", ">&-", "2>&-", "<&- >&- 2>&-"])

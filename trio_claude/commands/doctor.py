@@ -24,6 +24,8 @@ from ..engine import means, open_engine
 from ..entrance import Entrance
 from ..errors import ConfigError, TrioClaudeError
 from ..events import Event, JournalReady
+from ..journal.visits import is_earlier
+from ..quarters import journal_file
 from ..workplace import find_cli
 from .complaints import painted
 from .examples import examples
@@ -127,6 +129,11 @@ async def _containment(config: Config) -> Check:
 async def _engine(config: Config) -> Check:
     """Open all that a server opens before it listens: folders, containment, journal, what servers share."""
     kept = JournalReady("", "there is none")
+    if config.journal not in ("none", "memory") and not config.redis:
+        path = journal_file(config.journal, config.state, os.environ)
+        if is_earlier(path):  # the servers that still hold it could write no more
+            config = attrs.evolve(config, journal="none")
+            kept = JournalReady("", f"{path} is of an earlier version, and a server's start brings it to this one")
 
     def hear(event: Event) -> None:
         nonlocal kept

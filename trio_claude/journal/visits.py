@@ -129,6 +129,16 @@ def _there(path: Path) -> None:
         raise ConfigError(f"there is no journal at {path}; --journal names another, --url asks a server")
 
 
+def is_earlier(path: Path) -> bool:
+    """Return whether a file is a journal of an earlier version of this program; it stays one."""
+    with contextlib.suppress(ConfigError, sqlite3.Error, OSError):
+        _there(path)
+        with Reader(path, _how(path)) as reader:
+            (version,) = reader._db.execute("PRAGMA user_version").fetchone()
+            return 0 < int(version) < len(VERSIONS)
+    return False
+
+
 def _check_version(db: sqlite3.Connection, path: Path) -> None:
     """Raise `ConfigError` for what is no journal of this version."""
     (version,) = db.execute("PRAGMA user_version").fetchone()

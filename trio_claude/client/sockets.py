@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator, Mapping
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from typing import Any, Generic, TypeVar
 from urllib.parse import urlsplit, urlunsplit
+from urllib.request import getproxies
 
 import anyio
 import anyio.abc
@@ -296,9 +297,19 @@ def _client(url: str, key: str | None, more: Mapping[str, str] | None) -> httpx.
     loopback = urlsplit(url).hostname in ("127.0.0.1", "localhost", "::1")
     return httpx.AsyncClient(
         trust_env=not loopback,
+        mounts={} if url.startswith("wss") or _through_socks() else {"http://": None},
         timeout=httpx.Timeout(None, connect=CONNECT_TIMEOUT, read=CONNECT_TIMEOUT),
         headers=headers,
     )
+
+
+def _through_socks() -> bool:
+    """Return whether the environment's proxy for what has no TLS takes a WebSocket.
+
+    One that speaks HTTP does not: httpx would have it hand the request on, and then it keeps the Upgrade for itself.
+    """
+    proxies = getproxies()
+    return (proxies.get("http") or proxies.get("all", "")).startswith("socks")
 
 
 def _connection(url: str, client: httpx.AsyncClient) -> AbstractAsyncContextManager[_Session]:

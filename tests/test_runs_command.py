@@ -715,7 +715,7 @@ async def test_what_no_server_of_ours_has_deleted_is_named(body: bytes) -> None:
 async def test_what_no_server_can_be_asked_for_is_named(fake: Backend, monkeypatch: pytest.MonkeyPatch) -> None:
     async with fake.serve(journal="memory") as server:
         told = await runs("list", "--meta", os.fsdecode(b"\xff"), "--url", server.url, status=2)
-    assert b"not UTF-8" in told.stderr
+    assert b"take UTF-8" in told.stderr
     monkeypatch.setenv("ALL_PROXY", "nonsense://127.0.0.1:1")
     told = await runs("list", "--url", "http://elsewhere.invalid", status=2)
     assert b"a proxy of the environment (\xe2\x80\xa6_PROXY) can't be used" in told.stderr

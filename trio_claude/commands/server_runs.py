@@ -39,7 +39,7 @@ def open_server(url: str, key: str | None) -> Iterator[ServerRuns]:
     try:
         client = httpx.Client(trust_env=not loopback, timeout=TIMEOUT, headers=headers)
     except (ImportError, ValueError) as error:  # a kind of proxy for which something is missing, or that is none
-        raise ConfigError(f"a proxy of the environment (…_PROXY) can't be used: {error}") from None
+        raise ConfigError(f"--url: a proxy of the environment (…_PROXY) can't be used: {error}") from None
     with client:
         yield ServerRuns(client, base)
 
@@ -139,7 +139,7 @@ class ServerRuns:
         try:
             answer = self._client.request(method, self._base + path, params=query)
         except UnicodeEncodeError:
-            raise ConfigError("what is asked for holds bytes that are not UTF-8") from None
+            raise ConfigError("--meta, --batch and IDs take UTF-8") from None
         except (httpx.HTTPError, httpx.InvalidURL) as error:
             raise Unreachable(f"can't reach {self._base}: {error}; {NOBODY}") from None
         if answer.is_success or (unknown and _code(answer) == "not-found"):

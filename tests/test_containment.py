@@ -562,8 +562,9 @@ async def test_what_a_run_does_to_its_supervisor_no_other_run_inherits(mode: str
             fresh = await read_all(process.stdout)
             await _end(process)
         worn = await _guardian(containment, WEAR[way])
-        async with containment.start(shell(SHOW)) as process:
+        async with containment.start(shell(f"read line; {SHOW}")) as process:
             assert _parent(process.pid) != worn
+            await process.stdin.send_all(b"go\n")
             assert await read_all(process.stdout) == fresh
             await until(lambda: not alive(worn))
 

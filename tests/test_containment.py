@@ -185,25 +185,24 @@ async def test_a_stopped_supervisor_is_woken(supervisors: Containment) -> None:
 async def test_a_killed_supervisor_is_replaced_by_the_zygote(supervisors: Containment) -> None:
     script = "setsid env -i sleep 60 & echo $!; sleep 0.2; kill -KILL $PPID; sleep 60"
     async with supervisors.start(shell(script)) as process:
-        child = int(await process.stdout.receive_some())
-        with pytest.raises(trio.BrokenResourceError):
-            await process.wait_exit()
-        receipt = await process.wait_gone()
-    assert receipt.survivors == 0
-    assert not alive(child)
+        await check_replaced(process)
     assert not alive(process.pid)
+
+
+async def check_replaced(process: Contained) -> None:
+    """Check that the zygote ends the child that a run names, whose supervisor it has killed."""
+    child = int(await process.stdout.receive_some())
+    with pytest.raises(trio.BrokenResourceError):
+        await process.wait_exit()
+    assert (await process.wait_gone()).survivors == 0
+    assert not alive(child)
 
 
 async def test_a_zygote_that_was_stopped_before_replaces_a_killed_supervisor(supervisors: Containment) -> None:
     script = "read zygote; setsid env -i sleep 60 & echo $!; kill -STOP $zygote; kill -KILL $PPID; sleep 60"
     async with supervisors.start(shell(script)) as process:
         await process.stdin.send_all(b"%d\n" % _parent(_parent(process.pid)))
-        child = int(await process.stdout.receive_some())
-        with pytest.raises(trio.BrokenResourceError):
-            await process.wait_exit()
-        receipt = await process.wait_gone()
-    assert receipt.survivors == 0
-    assert not alive(child)
+        await check_replaced(process)
 
 
 async def test_of_two_supervisors_that_are_lost_at_once_neither_gets_the_others_count(supervisors: Containment) -> None:

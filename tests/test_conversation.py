@@ -132,26 +132,34 @@ async def test_a_message_in_a_turn_waits_for_the_next_one(cli: Backend) -> None:
     assert second.seconds > 0  # also where the first one's result came in the same read as its beginning
 
 
-TURN_AND_BEGIN = """#!{python} -IS
+SCRIPTED = """#!{python} -IS
 import json, os, sys, time
 begin, result = (json.dumps({{"session_id": "s", **line}}) for line in (
     {{"type": "system", "subtype": "init"}}, {{"type": "result", "is_error": False, "result": "x", "total_cost_usd": 0}}
 ))
-prompts = 0
-while prompts < 2:
-    prompts += json.loads(sys.stdin.readline())["type"] == "user"
-os.write(1, "\\n".join((begin, result, begin, "")).encode())
-time.sleep(0.4)
-os.write(1, result.encode() + b"\\n")
+def wait(prompts):
+    while prompts:
+        prompts -= json.loads(sys.stdin.readline())["type"] == "user"
+def say(*lines):
+    os.write(1, "\\n".join((*lines, "")).encode())
+{acts}
 sys.stdin.read()
 """
+"""A CLI that says whole lines at the moments, and in the reads, that a test is about."""
+
+
+def scripted(folder: Path, *acts: str) -> str:
+    program = folder / "scripted-cli"
+    program.write_text(SCRIPTED.format(python=sys.executable, acts="\n".join(acts)))
+    program.chmod(0o755)
+    return str(program)
 
 
 async def test_a_turn_and_the_begin_of_the_next_in_one_read_are_timed_each(fake: Backend, folder: Path) -> None:
-    program = folder / "turn-and-begin"
-    program.write_text(TURN_AND_BEGIN.format(python=sys.executable))
-    program.chmod(0o755)
-    async with fake.serve(cli=str(program)) as server, open_talk(server) as talk:
+    program = scripted(
+        folder, "wait(2)", "say(begin, result, begin)", "time.sleep(0.4)  # the second turn", "say(result)"
+    )
+    async with fake.serve(cli=program) as server, open_talk(server) as talk:
         await talk.start()
         for word in ("one", "two"):
             await talk.user(word)
@@ -163,32 +171,11 @@ async def test_a_turn_and_the_begin_of_the_next_in_one_read_are_timed_each(fake:
     assert second.seconds >= 0.4
 
 
-BEGIN_TWICE = """#!{python} -IS
-import json, os, sys, time
-begin, result = (json.dumps({{"session_id": "s", **line}}) for line in (
-    {{"type": "system", "subtype": "init"}}, {{"type": "result", "is_error": False, "result": "x", "total_cost_usd": 0}}
-))
-def wait(prompts):
-    while prompts:
-        prompts -= json.loads(sys.stdin.readline())["type"] == "user"
-def say(*lines):
-    os.write(1, "\\n".join((*lines, "")).encode())
-wait(2)
-say(begin, result, begin, begin)
-say(result)
-wait(1)
-say(begin)
-say(result)
-sys.stdin.read()
-"""
-
-
 async def test_a_turn_that_begins_twice_in_one_read_is_one(fake: Backend, folder: Path) -> None:
     """Else the next would count from then on, and the time in which nobody said anything would be of its own."""
-    program = folder / "begin-twice"
-    program.write_text(BEGIN_TWICE.format(python=sys.executable))
-    program.chmod(0o755)
-    async with fake.serve(cli=str(program)) as server, open_talk(server) as talk:
+    first = "wait(2)", "say(begin, result, begin, begin)", "say(result)"
+    program = scripted(folder, *first, "wait(1)", "say(begin)", "say(result)")
+    async with fake.serve(cli=program) as server, open_talk(server) as talk:
         await talk.start()
         for word in ("one", "two"):
             await talk.user(word)

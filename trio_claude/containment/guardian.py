@@ -269,7 +269,7 @@ def become_cli(job: dict[str, Any], pipes: list[int], report: int) -> NoReturn:
         os.chdir(job["cwd"])
         what = "exec"
         os.execve(job["argv"][0], job["argv"], job["env"])
-    except BaseException as error:
+    except BaseException as error:  # whatever it is, it is told, and no second supervisor goes on
         os.write(report, failed(error, what))
     os._exit(127)
 

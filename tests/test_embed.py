@@ -17,6 +17,7 @@ from sweep import Stepper
 import trio_claude
 from trio_claude import Config, Engine, OpenRun, open_engine, open_run
 from trio_claude.errors import BadMessage, Busy, ConfigError, Reason
+from trio_claude.events import RunEnded
 
 
 @pytest.fixture
@@ -112,6 +113,8 @@ async def test_cancelled_at_every_step(engine: Engine, fake: Backend) -> None:
         assert descriptors() == before, f"cancelled at step {step}"
         assert trio.lowlevel.current_statistics().tasks_living == tasks
         assert engine.runs.statistics().taken == 0
+        ended = [event for event in fake.events if isinstance(event, RunEnded)][-1:]
+        assert all(event.outcome.receipt.survivors == 0 for event in ended), f"unproven when cancelled at step {step}"
     assert fake.left() == []
 
 

@@ -97,8 +97,9 @@ class Warm:
     @asynccontextmanager
     async def owned(self) -> AsyncIterator[Contained]:
         """Yield the process to the one that took it; leaving the context ends it."""
+        with trio.CancelScope(shield=True):
+            await self._released.wait()  # one round of the loop
         try:
-            await self._released.wait()
             yield self.process
         finally:
             await self.aclose()

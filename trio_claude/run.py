@@ -134,7 +134,7 @@ class Run:
         self.teller: Teller = Teller(self.id, self.meta, account.name, self.door, kit.observer, kit.tally, kit.tracer)
         self._meter = Meter(account.baseline, task.options.max_budget_usd)
         self._decision: Decision | None = None
-        self._proof: Receipt | None = None
+        self._proof: Receipt | None = self._receipt(survivors=0)
         self._scope = trio.CancelScope()
         self._splitter = LineSplitter(kit.workplace.config.max_line)
         self._delivery = Delivery()
@@ -227,13 +227,20 @@ class Run:
     async def _started(self) -> AsyncIterator[Contained]:
         """Yield a CLI: one that waited, else one that is started now. Raises `SpawnFailed`."""
         if self._warm:
+            self._proof = None
             async with self._warm.owned() as process:
                 yield process
             return
         await self._turns.wait_apart(self)
-        async with self._job() as job, self._containment.start(job) as process:
-            del job  # its environment is of no use any more
-            yield process
+        async with self._job() as job:
+            self._proof = None
+            async with self._containment.start(job, self._keep) as process:
+                del job  # its environment is of no use any more
+                yield process
+
+    def _keep(self, proof: Receipt) -> None:
+        """Take what was counted of a CLI whose start was cut short."""
+        self._proof = proof
 
     def _job(self) -> AbstractAsyncContextManager[Job]:
         """Return what there is to start."""

@@ -9,6 +9,7 @@ import trio
 from trio.testing import MemoryReceiveStream, MemorySendStream, memory_stream_one_way_pair
 
 from trio_claude.containment import Contained, Containment, Job
+from trio_claude.containment.base import Told, forget
 from trio_claude.events import Receipt
 
 
@@ -93,11 +94,11 @@ class FakeContainment(Containment):
         self.live = 0
         self.changed = trio.Event()
 
-    def start(self, job: Job) -> AbstractAsyncContextManager[Contained]:
-        return self._start(job)
+    def start(self, job: Job, told: Told = forget) -> AbstractAsyncContextManager[Contained]:
+        return self._start(job, told)
 
     @asynccontextmanager
-    async def _start(self, job: Job) -> AsyncIterator[Contained]:
+    async def _start(self, job: Job, told: Told) -> AsyncIterator[Contained]:
         process = FakeProcess(job)
         self.live += 1
         try:
@@ -108,7 +109,9 @@ class FakeContainment(Containment):
         finally:
             process.end()
             with trio.CancelScope(shield=True):
-                await process.wait_gone()
+                receipt = await process.wait_gone()
+            if process not in self.started:
+                told(receipt)
             self.live -= 1
 
     async def wait_started(self) -> FakeProcess:

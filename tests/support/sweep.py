@@ -94,14 +94,14 @@ class FaultyContainment(FakeContainment):
         super().__init__()
         self.faults = faults
 
-    def start(self, job):  # type: ignore[no-untyped-def]
+    def start(self, job, told):  # type: ignore[no-untyped-def]
         try:
             self.faults.check()
         except OSError as error:
             from trio_claude.errors import SpawnFailed
 
             raise SpawnFailed(str(error)) from error
-        return super().start(job)
+        return super().start(job, told)
 
 
 class Stepper(trio.abc.Instrument):

@@ -6,7 +6,7 @@ This module holds the words only. It must never start or end a process.
 from __future__ import annotations
 
 import abc
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import AbstractAsyncContextManager
 
 import attrs
@@ -46,6 +46,13 @@ class Job:
     """By how much the run yields the processors to the server and its guardians, as in nice(1)."""
     depth: int = 0
     """How many processes of a wrapper stand between the one that is started and the CLI."""
+
+
+Told = Callable[[Receipt], None]
+
+
+def forget(_receipt: Receipt) -> None:
+    """Leave a receipt unread."""
 
 
 class BrokenStart(SpawnFailed):
@@ -115,8 +122,8 @@ class Containment(abc.ABC):
     """Whether a job's `binds` are carried out."""
 
     @abc.abstractmethod
-    def start(self, job: Job) -> AbstractAsyncContextManager[Contained]:
+    def start(self, job: Job, told: Told = forget) -> AbstractAsyncContextManager[Contained]:
         """Start `job`; leaving the context ends the tree and waits for the proof, also when cancelled.
 
-        Raises `SpawnFailed`.
+        `told` hears what was counted where the start is cancelled when it has begun. Raises `SpawnFailed`.
         """

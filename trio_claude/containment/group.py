@@ -21,7 +21,7 @@ import trio
 from ..errors import SpawnFailed
 from ..events import Receipt
 from . import marks
-from .base import MARK, PROOF_TIMEOUT, Contained, Containment, Job
+from .base import MARK, PROOF_TIMEOUT, Contained, Containment, Job, Told, forget
 from .pipes import PipeReader, PipeWriter, is_quiet, wait_any
 
 SWEEPS = 50
@@ -174,8 +174,8 @@ class GroupContainment(Containment):
     binds = False
     detail = "a process group and a mark in the environment: weaker, survivors can't be proven"
 
-    def start(self, job: Job) -> AbstractAsyncContextManager[Contained]:
-        """Start `job` in a group of its own."""
+    def start(self, job: Job, _told: Told = forget) -> AbstractAsyncContextManager[Contained]:
+        """Start `job` in a group of its own; a start that is cancelled has started nothing."""
         return self._start(job)
 
     @asynccontextmanager

@@ -20,7 +20,7 @@ import trio
 from ..errors import SpawnFailed
 from ..events import GuardianLost, Observer, Strained
 from ..services import open_services
-from .base import MARK, PROOF_TIMEOUT, START_TIMEOUT, BrokenStart, Contained, Containment, Job
+from .base import MARK, PROOF_TIMEOUT, START_TIMEOUT, BrokenStart, Contained, Containment, Job, Told, forget
 from .cgroup import Cgroups
 from .guardian import PACKET_LIMIT
 from .pipes import is_quiet
@@ -128,17 +128,17 @@ class SupervisorContainment(Containment):
             with trio.move_on_after(2 * PROOF_TIMEOUT, shield=True):
                 await zygote.wait_exit()
 
-    def start(self, job: Job) -> AbstractAsyncContextManager[Contained]:
+    def start(self, job: Job, told: Told = forget) -> AbstractAsyncContextManager[Contained]:
         """Start `job` below a supervisor of its own."""
         wrapped = self._sandbox.wrap(job) if self._sandbox else job
-        return self._start_grouped(wrapped, self._cgroups) if self._cgroups else self._start(wrapped)
+        return self._start_grouped(wrapped, told, self._cgroups) if self._cgroups else self._start(wrapped, told)
 
     @asynccontextmanager
-    async def _start_grouped(self, job: Job, cgroups: Cgroups) -> AsyncIterator[Contained]:
+    async def _start_grouped(self, job: Job, told: Told, cgroups: Cgroups) -> AsyncIterator[Contained]:
         """Start `job` in a control group of its own."""
         group = cgroups.make(job.env.get(MARK, f"unmarked:{secrets.token_hex(8)}").replace(":", "-"))
         try:
-            async with self._start(attrs.evolve(job, cgroup=str(group)), lambda: cgroups.kill(group)) as process:
+            async with self._start(attrs.evolve(job, cgroup=str(group)), told, lambda: cgroups.kill(group)) as process:
                 yield process
         finally:
             cgroups.remove(group)
@@ -155,23 +155,23 @@ class SupervisorContainment(Containment):
         raise SpawnFailed("no zygote answers; the next one is being started")
 
     @asynccontextmanager
-    async def _start(self, job: Job, kill: Callable[[], None] = lambda: None) -> AsyncIterator[Contained]:
+    async def _start(self, job: Job, told: Told, kill: Callable[[], None] = lambda: None) -> AsyncIterator[Contained]:
         """Start `job`, and give its guardian back in the end."""
-        process = await self._begin(job, kill)
+        process = await self._begin(job, told, kill)
         del job  # its environment is of no use any more
         try:
             yield process
         finally:
             await self._end(process)
 
-    async def _begin(self, job: Job, kill: Callable[[], None]) -> Supervised:
+    async def _begin(self, job: Job, told: Told, kill: Callable[[], None]) -> Supervised:
         """Start `job`; where a zygote dies before it has forked a supervisor, below the next one."""
         for _ in range(TRIES - 1):
             with suppress(Unguarded):
-                return await self._try(job, kill)
-        return await self._try(job, kill)
+                return await self._try(job, told, kill)
+        return await self._try(job, told, kill)
 
-    async def _try(self, job: Job, kill: Callable[[], None]) -> Supervised:
+    async def _try(self, job: Job, told: Told, kill: Callable[[], None]) -> Supervised:
         """Start `job` below the zygote that is there. Raises `Unguarded` where nothing of it was ever started."""
         zygote = await self._wait_zygote()
         theirs, process = _open_run(zygote, self._take_spare(), job, self.mode)
@@ -183,6 +183,7 @@ class SupervisorContainment(Containment):
         finally:
             if not has_begun:
                 await self._end(process)
+                told(await process.wait_gone())
         return process
 
     async def _end(self, process: Supervised) -> None:

@@ -208,6 +208,13 @@ async def test_serve_names_what_is_wrong(fake: Backend, words: list[str], told: 
     assert told in answer.stderr
 
 
+async def test_serve_warns_of_a_variable_that_is_no_setting(fake: Backend) -> None:
+    env = {**environ(fake), "TRIO_CLAUDE_MAX_RUNZ": "5"}
+    answer = await trio_claude("serve", "--cwd", "/nope", env=env)
+    (warned,) = (line for line in answer.stderr.splitlines() if b"Weak" in line)
+    assert b"TRIO_CLAUDE_MAX_RUNZ: no such setting" in warned
+
+
 async def test_serve_says_that_its_port_is_busy(fake: Backend) -> None:
     async with fake.serve() as server:
         answer = await trio_claude("serve", "--port", str(server.port), env=environ(fake))

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import attrs
 import pytest
 
-from trio_claude.config import Config, load
+from trio_claude.commands.settings import load, strange_variables
+from trio_claude.config import Config
 from trio_claude.engine import open_engine
 from trio_claude.errors import ConfigError
 from trio_claude.server import open_server
@@ -44,7 +46,13 @@ def test_flags_beat_the_environment_and_that_beats_the_file(folder: Path, monkey
     [
         ("prot = 1", "prot"),
         ("port = 99999", "port must be from 0 to 65535"),
-        ("port = 'x'", "port"),
+        ("port = 'x'", r"port takes a whole number, not 'x' \(.*server.toml\)"),
+        ("port = 1.5", "port takes a whole number, not 1.5"),
+        ("port = true", "port takes a whole number, not True"),
+        ("timeout = true", "timeout takes a number, not True"),
+        ("metrics = 'perhaps'", "metrics takes true or false, not 'perhaps'"),
+        ("allow_host = 3", "allow_host takes a list of strings, not 3"),
+        (f"port = '{'x' * 100}'", "port takes a whole number, not 'x{63}… "),
         ("timeout = 0", "timeout must be from 0.01 to 86400 s"),
         ("profile = 'root'", "profile must be one of lean, chat, approve, edit, unattended"),
         ("allow_options = ['sudo']", "allow_options names 'sudo'"),
@@ -61,6 +69,39 @@ def test_flags_beat_the_environment_and_that_beats_the_file(folder: Path, monkey
 def test_a_wrong_setting_is_named(folder: Path, text: str, told: str) -> None:
     with pytest.raises(ConfigError, match=told):
         load({}, toml(folder, text))
+
+
+def test_a_wrong_variable_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TRIO_CLAUDE_PORT", "tcp://10.0.0.1:3000")
+    with pytest.raises(ConfigError, match=r"port takes a whole number, not 'tcp://10.0.0.1:3000' \(TRIO_CLAUDE_PORT\)"):
+        load({})
+
+
+@pytest.mark.parametrize(
+    ("settings", "told"),
+    [
+        ({"port": "3000"}, "port takes a whole number, not '3000'"),
+        ({"port": True}, "port takes a whole number, not True"),
+        ({"timeout": "5"}, "timeout takes a number, not '5'"),
+        ({"metrics": 1}, "metrics takes true or false, not 1"),
+        ({"cwd": Path("/")}, r"cwd takes a string, not PosixPath\('/'\)"),
+        ({"profile": None}, "profile takes a string, not None"),
+        ({"allow_host": "a.example"}, "allow_host takes a tuple of strings, not 'a.example'"),
+        ({"allow_host": (1,)}, r"allow_host takes a tuple of strings, not \(1,\)"),
+    ],
+)
+def test_a_value_of_the_wrong_type_is_named_in_python_too(settings: dict[str, Any], told: str) -> None:
+    with pytest.raises(ConfigError, match=told):
+        Config(**settings)
+    assert Config(timeout=5).timeout == 5
+
+
+def test_a_variable_that_is_no_setting_is_found() -> None:
+    environ = dict.fromkeys(
+        ("TRIO_CLAUDE_PORT", "TRIO_CLAUDE_MAX_RUNZ", "TRIO_CLAUDE_KEY", "TRIO_CLAUDE_RUN", "PORT", "TRIO_CLAUDE_keys"),
+        "x",
+    )
+    assert strange_variables(environ) == ["TRIO_CLAUDE_MAX_RUNZ", "TRIO_CLAUDE_keys"]
 
 
 def test_a_missing_file_is_named() -> None:

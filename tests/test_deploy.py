@@ -23,7 +23,8 @@ from harness import Backend, alive, bearing, directive, until
 from program import PROGRAM, environ, trio_claude
 
 from trio_claude.commands import keys, serve
-from trio_claude.config import Config, load
+from trio_claude.commands.settings import load
+from trio_claude.config import Config
 from trio_claude.containment.base import PROOF_TIMEOUT
 from trio_claude.containment.guardian import children, state_of
 from trio_claude.server import DOORSTEP_GRACE, FINISH_TIMEOUT
@@ -87,6 +88,14 @@ def test_every_option_that_is_given_to_serve_exists(words: list[str]) -> None:
     values = {name: value for name, value in context.params.items() if value not in (None, ())}
     values.pop("config_file", None)
     assert load(values).drain_timeout == Config().drain_timeout
+
+
+def test_a_pod_hears_nothing_of_services_as_if_it_were_a_setting(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Kubernetes tells a pod of each service of its namespace by variables, unless it is told not to."""
+    name = MANIFESTS["Service"]["metadata"]["name"].upper().replace("-", "_")
+    if POD.get("enableServiceLinks", True):
+        monkeypatch.setenv(f"{name}_PORT", "tcp://10.0.0.1:3000")
+    assert load({}) == Config()
 
 
 def test_whatever_is_begun_is_serve_and_a_key_is_made_by_keys() -> None:

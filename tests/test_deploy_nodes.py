@@ -22,7 +22,8 @@ from harness import Backend, ask, until
 from redis_server import RedisServer
 
 from trio_claude.commands import keys, serve
-from trio_claude.config import Config, load
+from trio_claude.commands.settings import load
+from trio_claude.config import Config
 from trio_claude.containment.base import PROOF_TIMEOUT
 from trio_claude.nodes.redis import check, read_password
 from trio_claude.server import DOORSTEP_GRACE, FINISH_TIMEOUT

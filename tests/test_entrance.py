@@ -23,7 +23,8 @@ from talk import open_talk
 from trio_websocket import ConnectionClosed
 
 from trio_claude.api import OPEN_PATHS
-from trio_claude.config import Config, load
+from trio_claude.commands.settings import load
+from trio_claude.config import Config
 from trio_claude.entrance import RELOADED, Entrance, changed
 from trio_claude.errors import ConfigError, HttpRefusal, Reason
 from trio_claude.events import ConnectionOpened, Reloaded, RunEnded, Weak

@@ -10,8 +10,7 @@ import ipaddress
 import os
 import re
 import shlex
-from collections.abc import Callable, Mapping
-from pathlib import Path
+from collections.abc import Callable
 from typing import Any, TypeAlias
 
 import attrs
@@ -21,7 +20,6 @@ from .figures import brief
 
 KIB = 1024
 MIB = 1024 * KIB
-ENV_PREFIX = "TRIO_CLAUDE_"
 RUN_MEMORY = 150 * MIB
 """What one real CLI is reckoned to need, in bytes (measured: 100 to 130 MB private for a live session)."""
 OPTIONS = (
@@ -75,6 +73,14 @@ LIMITS = {
 """The settings that are limits of a run's processes, with their names in `resource`."""
 LOG_LEVELS = ("debug", "info", "warning", "error")
 LOG_FORMATS = ("auto", "json", "console")
+KINDS: dict[type, str] = {
+    bool: "true or false",
+    int: "a whole number",
+    float: "a number",
+    str: "a string",
+    tuple: "a tuple of strings",
+}
+"""What a field takes, by the kind of its default."""
 Check: TypeAlias = "Callable[[object, attrs.Attribute[Any], Any], None]"
 
 
@@ -87,13 +93,29 @@ def _between(low: float, high: float, unit: str) -> Check:
     return check
 
 
+def _is_of(kind: type) -> Check:
+    """Check that a value is of the kind of a field's default; an integer will do for a float."""
+    takes = (int, float) if kind is float else kind
+
+    def check(_instance: object, field: attrs.Attribute[Any], value: object) -> None:
+        whole = isinstance(value, bool) == (kind is bool) and isinstance(value, takes)
+        if not whole or (isinstance(value, tuple) and not all(isinstance(part, str) for part in value)):
+            raise ConfigError(f"{field.name} takes {KINDS[kind]}, not {value!r}")
+
+    return check
+
+
 def _option(
     default: Any, text: str, *, low: float = 0, high: float = float("inf"), unit: str = "", check: Check | None = None
 ) -> Any:
     """Declare a field with its help text and what it takes: for numbers bounds and a unit, else what `check` says."""
     numeric = isinstance(default, int | float) and not isinstance(default, bool)
-    validator = check or (_between(low, high, unit) if numeric else None)
-    return attrs.field(default=default, validator=validator, metadata={"help": text, "unit": unit})
+    bounds = check or (_between(low, high, unit) if numeric else None)
+    return attrs.field(
+        default=default,
+        validator=[_is_of(type(default)), *([bounds] if bounds else [])],
+        metadata={"help": text, "unit": unit},
+    )
 
 
 def _one_of(choices: tuple[str, ...]) -> Check:
@@ -412,35 +434,6 @@ def _memory() -> int:
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
-def load(flags: Mapping[str, Any], file: Path | None = None, *, defaults: Mapping[str, Any] | None = None) -> Config:
-    """Build a `Config` from flags, then TRIO_CLAUDE_… variables, then a TOML file; the first that names a field wins.
-
-    `defaults` stand in place of the fields' own.
-    Raises `ConfigError` for an unknown key, a value of the wrong type or one out of bounds.
-    """
-    import cattrs
-    import typed_settings as ts  # takes a quarter of a second, and only commands need it
-
-    if file and not file.is_file():
-        raise ConfigError(f"no such config file: {file}; --config names another")
-    files: list[ts.loaders.Loader] = [ts.FileLoader({"*": ts.TomlFormat(None)}, files=[file])] if file else []
-    converter = ts.default_converter(resolve_paths=False)
-    assert isinstance(converter, cattrs.Converter)
-    ts.register_strlist_hook(converter, sep=",")
-    first = ts.loaders.DictLoader(dict(defaults or {}))
-    loaders = [first, *files, ts.EnvLoader(ENV_PREFIX), ts.loaders.DictLoader(dict(flags))]
-    try:
-        return ts.load_settings(Config, loaders, converter=converter)
-    except (ValueError, OSError, RecursionError) as error:
-        raise ConfigError(f"{file}: {error}") from error
-    except ts.exceptions.ConfigFileLoadError as error:
-        raise ConfigError(f"{file}: {error}") from error
-    except ts.exceptions.TsError as error:
-        raise ConfigError("; ".join(_leaves(error))) from error
-
-
-def _leaves(error: BaseException) -> list[str]:
-    """Return the texts of an exception group's innermost errors, each on one line."""
-    if isinstance(error, BaseExceptionGroup):
-        return [text for part in error.exceptions for text in _leaves(part)]
-    return [" ".join(str(error).split()).removeprefix("Could not convert loaded settings: - ConfigError: ")]
+def kind(name: str) -> str:
+    """Return in words what the field `name` takes."""
+    return KINDS[type(attrs.fields_dict(Config)[name].default)]

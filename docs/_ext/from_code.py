@@ -137,13 +137,15 @@ def _takes(field: attrs.Attribute[Any]) -> str:
     """Return what a setting takes, in the words in which the code refuses what it does not take."""
     many = isinstance(field.default, tuple)
     bad: Any = ("\0",) if many else "\0" if isinstance(field.default, str) else float("-inf")
+    if isinstance(field.default, int):
+        bad = -(10**9)
     try:
         if field.validator:
             field.validator(None, field, bad)
     except ConfigError as error:
         said = re.sub(r",? not [^,]*$|^.*?(it takes: |takes |must be (one of |from )?)", "", str(error))
         return escaped(re.sub(r"\d[\d.]*e\+\d+", _whole, said.replace(" to inf", " or more")))
-    return "several" if many else {"str": "text", "bool": "true, false"}[type(field.default).__name__]
+    return "several" if many else "text"
 
 
 def inherited() -> Iterator[str]:

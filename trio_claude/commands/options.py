@@ -9,8 +9,9 @@ from typing import Any
 import attrs
 import click
 
-from ..config import Config, load
+from ..config import Config
 from .completing import for_field
+from .settings import load
 
 _REPEATED = tuple(field.name for field in attrs.fields(Config) if isinstance(field.default, tuple))
 

@@ -17,12 +17,14 @@ import click
 import trio
 
 from ..config import Config
+from ..events import Weak
 from ..logs import Log, open_log
 from ..server import Server, open_server
 from ..services import open_services
 from .complaints import takes_colours
 from .manager import Manager, take_manager
 from .process import reap_orphans, take_process
+from .settings import SHOWN, strange_variables
 
 INIT: Final = 1
 """The process to which the kernel gives the orphans of its container."""
@@ -43,6 +45,8 @@ async def run_server(
         open_log(config, colours=takes_colours(sys.stderr)) as log,
         trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT, signal.SIGHUP) as signals,
     ):
+        for name in strange_variables(os.environ):
+            log(Weak(f"{name[:SHOWN]}: no such setting, so it is not read"))
         async with open_services() as watchers:
             with trio.CancelScope() as leaving:
                 async with (

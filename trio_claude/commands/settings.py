@@ -1,0 +1,102 @@
+"""A `Config` out of flags, the environment and a TOML file.
+
+Duty: the first that names a field wins, and whatever is wrong is told with where it stands. This module must never hold
+a default: those are the fields' own.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Final
+
+import attrs
+
+from ..config import Config, kind
+from ..containment import MARK
+from ..errors import ConfigError
+from .credentials import KEY
+
+ENV_PREFIX: Final = "TRIO_CLAUDE_"
+_UNCONVERTED = re.compile(
+    r"Could not convert value (?P<value>.*) for option '(?P<name>\w+)' from loader (?P<loader>.*): \w+\(.*\)", re.DOTALL
+)
+_CHECKED = "Could not convert loaded settings: - ConfigError: "
+SHOWN: Final = 64
+"""Characters of a wrong value, or of a name, that are told."""
+
+
+def load(flags: Mapping[str, Any], file: Path | None = None, *, defaults: Mapping[str, Any] | None = None) -> Config:
+    """Build a `Config` from flags, then TRIO_CLAUDE_… variables, then a TOML file; the first that names a field wins.
+
+    `defaults` stand in place of the fields' own.
+    Raises `ConfigError` for an unknown key, a value of the wrong type or one out of bounds.
+    """
+    import cattrs
+    import typed_settings as ts  # takes a quarter of a second, and only commands need it
+
+    if file and not file.is_file():
+        raise ConfigError(f"no such config file: {file}; --config names another")
+    files: list[ts.loaders.Loader] = [ts.FileLoader({"*": ts.TomlFormat(None)}, files=[file])] if file else []
+    converter = ts.default_converter(resolve_paths=False)
+    assert isinstance(converter, cattrs.Converter)
+    ts.register_strlist_hook(converter, sep=",")
+    converter.register_structure_hook(int, lambda value, _: _whole(value))
+    converter.register_structure_hook(float, lambda value, _: _number(value))
+    first = ts.loaders.DictLoader(dict(defaults or {}))
+    loaders = [first, *files, ts.EnvLoader(ENV_PREFIX), ts.loaders.DictLoader(dict(flags))]
+    try:
+        return ts.load_settings(Config, loaders, converter=converter)
+    except (ValueError, OSError, RecursionError) as error:
+        raise ConfigError(f"--config {file}: {error}") from error
+    except ts.exceptions.ConfigFileLoadError as error:
+        raise ConfigError(f"--config {file}: {error}") from error
+    except ts.exceptions.TsError as error:
+        told = "; ".join(_told(text) for text in _leaves(error))
+        raise ConfigError(f"{told}; `trio-claude serve --help` tells of each setting") from error
+
+
+def strange_variables(environ: Mapping[str, str]) -> list[str]:
+    """Return the names of variables that look like settings and are none: nothing reads them."""
+    known = {f"{ENV_PREFIX}{name.upper()}" for name in attrs.fields_dict(Config)} | {KEY, MARK}
+    return sorted(name for name in environ if name.startswith(ENV_PREFIX) and name not in known)
+
+
+def _whole(value: object) -> int:
+    """Return a whole number. Raises ValueError: a fraction is not cut, and `true` is no number."""
+    if isinstance(value, bool) or not isinstance(value, int | str):
+        raise ValueError("not a whole number")
+    return int(value)
+
+
+def _number(value: object) -> float:
+    """Return a number. Raises ValueError."""
+    if isinstance(value, bool) or not isinstance(value, int | float | str):
+        raise ValueError("not a number")
+    return float(value)
+
+
+def _told(text: str) -> str:
+    """Return what a person is told of an error: the field, what it takes, and where the wrong value stands."""
+    found = _UNCONVERTED.fullmatch(text)
+    if not found:
+        return text.removeprefix(_CHECKED)
+    name, value = found["name"], found["value"]
+    shown = value if len(value) <= SHOWN else f"{value[:SHOWN]}…"
+    takes = kind(name).replace("a tuple of", "a list of")  # as TOML calls it
+    return f"{name} takes {takes}, not {shown} ({_place(name, found['loader'])})"
+
+
+def _place(name: str, loader: str) -> str:
+    """Return where a value stands: its variable, else its file."""
+    if loader == "EnvLoader":
+        return f"{ENV_PREFIX}{name.upper()}"
+    return loader.removeprefix("FileLoader[").removesuffix("]")
+
+
+def _leaves(error: BaseException) -> list[str]:
+    """Return the texts of an exception group's innermost errors, each on one line."""
+    if isinstance(error, BaseExceptionGroup):
+        return [text for part in error.exceptions for text in _leaves(part)]
+    return [" ".join(str(error).split())]

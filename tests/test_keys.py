@@ -96,6 +96,11 @@ async def test_a_link_to_the_file_stays_one(fake: Backend, tmp_path: Path) -> No
     await made(env, "revoke", "ci", "--file", str(link))
     assert list(read_keys(tmp_path / "keys.json")) == ["other"]
     assert link.is_symlink()
+    (tmp_path / "a").symlink_to(tmp_path / "b")
+    (tmp_path / "b").symlink_to(tmp_path / "a")
+    told = await trio_claude("keys", "add", "other", "--file", str(tmp_path / "a"), env=env)
+    assert (told.returncode, b"Traceback" in told.stderr) == (2, False)
+    assert b"links" in told.stderr
 
 
 def test_a_file_that_can_not_be_written_is_as_it_was(tmp_path: Path) -> None:

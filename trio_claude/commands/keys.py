@@ -132,16 +132,18 @@ def key_file(file: Path | None) -> Path:
 @contextmanager
 def _changing(file: Path | None) -> Iterator[tuple[Path, dict[str, Key]]]:
     """Yield the keys for a change, which is written then; of two at once, one waits. Raises `ConfigError`."""
-    path = key_file(file).resolve()  # a link stays one, and all who change it hold the same lock
+    path = key_file(file)
     try:
+        path = path.resolve()  # a link stays one, and all who change it hold the same lock
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         with contextlib.closing(_Lock(path.with_name(f"{path.name}.lock"))):
             keys = read_keys(path)
             yield path, keys
             write_keys(path, keys)
-    except OSError as error:
+    except (OSError, RuntimeError) as error:  # of links that lead round in a circle
+        why = error.strerror if isinstance(error, OSError) else "a loop of links"
         raise ConfigError(
-            f"--file: {path} can't be written: {error.strerror}; --file names another, TRIO_CLAUDE_STATE another folder"
+            f"--file: {path} can't be written: {why}; --file names another, TRIO_CLAUDE_STATE another folder"
         ) from None
 
 

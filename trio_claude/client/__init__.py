@@ -7,7 +7,8 @@ was sent may have had effects.
 from .answers import Answer, Ended, ask
 from .cli_lines import Assistant, Delta, Init, Line, Question, Result, Unknown, User, parse_line
 from .links import Reconnect
-from .sessions import Allow, Approval, Deny, Refused, Session, SessionEnded, Turn, open_session
+from .openings import attach_session, open_session
+from .sessions import Allow, Approval, Deny, Refused, Session, SessionEnded, Turn
 from .sockets import ConnectFailed, door
 
 __all__ = [
@@ -31,6 +32,7 @@ __all__ = [
     "Unknown",
     "User",
     "ask",
+    "attach_session",
     "door",
     "open_session",
     "parse_line",

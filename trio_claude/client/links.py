@@ -85,7 +85,10 @@ class Link:
         self._token = secrets.token_hex(16)
         self._socket: Socket | None = None
         self._run = ""
+        self._role = "owner"
         self._lines = 0
+        self._stays = reconnect is not None
+        self._is_in = False
         self._said = Said(OUTBOX_LIMIT if reconnect else 0)
         self._speaking = anyio.Lock()
         self._waiting = anyio.CancelScope()
@@ -104,12 +107,27 @@ class Link:
         return self._reconnect is not None and not self._is_over
 
     @property
+    def lines(self) -> int:
+        """The number of the last line that was heard."""
+        return self._lines
+
+    @property
+    def stays(self) -> bool:
+        """Whether the run goes on for a while without this client: it was begun so, or come to."""
+        return self._stays
+
+    @property
     def _may_run(self) -> bool:
         """Whether there is a run, or one was asked for that may begin before a last word is heard."""
-        return bool(self._run or self._socket) and not (self._is_over or self._over.is_set())
+        return bool((self._run and self._is_in) or self._socket) and not (self._is_over or self._over.is_set())
 
     async def run(self, start: Json, take: Take) -> None:
-        """Connect, say `start`, and have each frame taken, to the end. Raises `ConnectFailed` where it never began."""
+        """Connect, say `start` or `attach`, and have each frame taken, to the end.
+
+        Raises `ConnectFailed` where it never began.
+        """
+        if start["op"] == "attach":
+            self._run, self._lines, self._role, self._stays = start["run"], start["after"], start["as"], True
         try:
             await self._connect(start, take)
             while self._reconnect and self._run and not self._is_over:
@@ -125,7 +143,7 @@ class Link:
 
         It is waited for that the run is over: a connection that takes the word may be broken already.
         """
-        if self._reconnect and self._may_run and last:
+        if self._stays and self._may_run and last:
             with contextlib.suppress(ConnectionError):
                 self._said.add(last)
                 await self._speak()
@@ -208,27 +226,29 @@ class Link:
         """Take from what the server says what it takes to come back, and what was heard."""
         match said.get("event"):
             case "started":
-                self._run, self._back = str(said.get("run")), anyio.current_time()
+                self._run, self._is_in, self._back = str(said.get("run")), True, anyio.current_time()
             case "attached":
                 await self._attached(said, socket)
             case "gap":
                 self._lines = max(self._lines, int(said.get("to", 0)))
-            case "refused" if said.get("code") == "ahead" and int(said.get("last", self._lines)) < self._lines:
-                self._lines, self._is_ahead = int(said["last"]), True
+            case "refused" if self._is_in and said.get("code") == "ahead":
+                last = int(said.get("last", self._lines))
+                self._is_ahead, self._lines = last < self._lines, min(last, self._lines)
             case "ended":
                 self._run = ""
                 self._over.set()
 
     async def _attached(self, said: Json, socket: Socket) -> None:
-        """Be back; say what was not heard, unless the run is over, and only told again."""
+        """Be there, or back; say what was not heard, unless the run is over, and only told again."""
         self._waiting.deadline, self._back, self._refusal = math.inf, anyio.current_time(), None
         if not said.get("ended"):
             async with self._speaking:  # nobody is in the middle of a message on the connection before
                 self._said.rewind(int(said.get("heard") or 0))
                 self._socket = socket
             await self._speak()
-        if self._reconnect:
+        if self._is_in and self._reconnect:
             self._reconnect.on_back(self._run)
+        self._is_in = True
 
     async def _come_back(self, reconnect: Reconnect, take: Take) -> None:
         """Come back once, and hold that connection; give up where that lasts too long, or the server says no for good.
@@ -243,7 +263,7 @@ class Link:
                 await anyio.sleep(min(self._pause(), self._until - anyio.current_time()))
             if self._is_over or anyio.current_time() >= self._until:
                 break
-            attach = {"type": "gateway", "op": "attach", "run": self._run, "after": self._lines, "as": "owner"}
+            attach = {"type": "gateway", "op": "attach", "run": self._run, "after": self._lines, "as": self._role}
             try:
                 await self._connect(attach, take)
             except ConnectFailed as error:

@@ -10,8 +10,7 @@ from __future__ import annotations
 import contextlib
 import json
 import secrets
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
-from contextlib import asynccontextmanager
+from collections.abc import Awaitable, Callable
 from typing import Any, Final, TypeAlias
 
 import anyio
@@ -19,9 +18,9 @@ import anyio.abc
 import attrs
 
 from ..errors import TrioClaudeError
-from .cli_lines import Line, Question, Result
-from .links import Link, Reconnect
-from .sockets import ConnectFailed, Inbox, door, open_tasks
+from .cli_lines import Init, Line, Question, Result, parse_line
+from .links import Link
+from .sockets import ConnectFailed, Inbox
 
 Json: TypeAlias = dict[str, Any]
 
@@ -86,14 +85,16 @@ Decide: TypeAlias = Callable[[Approval], Awaitable[Allow | Deny]]
 Hear: TypeAlias = Callable[[Json], None]
 
 
-async def _deny(_approval: Approval) -> Allow | Deny:
+async def deny(_approval: Approval) -> Allow | Deny:
+    """Deny whatever is asked for."""
     return Deny("nobody is here to be asked")
 
 
 class Session:
-    """A conversation with one CLI.
+    """A conversation with one CLI. `started` is what the server said when it began: `started`, or `attached`.
 
-    Resource handling: lives in the context that `open_session` gives; leaving it ends the run, whatever it is at.
+    Resource handling: lives in the context that `open_session` or `attach_session` gives; leaving it ends the run,
+    whatever it is at, unless `detach` was called, or it is only watched.
     Error handling: methods raise `Refused` for what the server refuses, and `ConnectionError` once the session is over.
     What is said to a run that is just ending is not done, and raises nothing: `ended` tells why.
     """
@@ -106,17 +107,31 @@ class Session:
         self._decide = decide
         self._hear = hear
         self._tasks = tasks
-        self._lines: Inbox[Line | Exception] = Inbox()
+        self.after: int = 0
+        """The number of the last line that was iterated over; `attach_session` gives those behind it."""
+        self._lines: Inbox[tuple[int, Line] | Exception] = Inbox()
         self._answers: dict[str, _Answer] = {}
         self._approvals: dict[str, anyio.CancelScope] = {}
         self._last: Json = {}
+        self._session = ""
         self._begun = anyio.Event()
+        self._leaving: _Answer | None = None
         self._reading = anyio.CancelScope(shield=True)
 
     @property
     def id(self) -> str:
-        """The CLI's id of this session, by which it can be resumed."""
-        return str(self.started.get("session", ""))
+        """The CLI's id of this session, by which it can be resumed; behind `attach_session` it comes with an `Init`."""
+        return str(self.started.get("session", self._session))
+
+    @property
+    def run(self) -> str:
+        """The run's id, by which `attach_session` comes to it."""
+        return str(self.started.get("run", ""))
+
+    @property
+    def role(self) -> str:
+        """`owner`, or `viewer` of a run that is only watched."""
+        return str(self.started.get("role", "owner"))
 
     # what this program says
 
@@ -136,6 +151,20 @@ class Session:
         """End the whole process tree now; return how the run ended, maybe before this."""
         return await self._conclude("kill")
 
+    async def detach(self) -> SessionEnded:
+        """Leave, and let the run go on for its grace; lines that were not iterated over are dropped.
+
+        Raises `Refused` where the run would end with this client, and stays.
+        """
+        if not self._link.stays:
+            raise Refused("not-allowed", "detach: the session was opened without reconnect")
+        self._leaving = waiting = _Answer()
+        with anyio.move_on_after(PARTING):
+            await self.say({"type": "gateway", "op": "detach"})
+            await waiting.get()
+        await self._link.leave()
+        return await self._wait_end()
+
     async def set_model(self, model: str | None) -> None:
         """Choose a model from the next turn on, None for the CLI's own."""
         await self.control("set_model", model=model)
@@ -148,10 +177,11 @@ class Session:
         return await waiting.get()
 
     async def part(self) -> None:
-        """Leave; end a run that would wait for this client to come back."""
+        """Leave; end a run that would wait for its client, unless that is wanted, or this is a viewer."""
         self._lines.refuse()
-        with anyio.move_on_after(PARTING, shield=True):
-            await self._link.leave(json.dumps({"type": "gateway", "op": "stop", "mode": "kill"}))
+        if not (self._leaving or self.role == "viewer"):
+            with anyio.move_on_after(PARTING, shield=True):
+                await self._link.leave(json.dumps({"type": "gateway", "op": "stop", "mode": "kill"}))
         await self._link.leave()
         self._reading.deadline = anyio.current_time() + PARTING
 
@@ -183,7 +213,8 @@ class Session:
             raise StopAsyncIteration
         if isinstance(line, Exception):
             raise line
-        return line
+        self.after, said = line
+        return said
 
     async def _wait_end(self) -> SessionEnded:
         async for _ in self:
@@ -204,6 +235,8 @@ class Session:
             waiting.fail(ConnectionError("the session is over"))
         for scope in self._approvals.values():
             scope.cancel()
+        if self._leaving:
+            self._leaving.set({})
         self._begun.set()
         self._lines.close()
 
@@ -216,12 +249,18 @@ class Session:
         elif kind == "control_cancel_request":
             if scope := self._approvals.pop(str(line.said.get("request_id")), None):
                 scope.cancel()
-        elif isinstance(line, Question) and line.subtype == "can_use_tool":
-            if line.id not in self._approvals:  # what is asked twice is one question
-                self._approvals[line.id] = scope = anyio.CancelScope()
-                self._tasks.start_soon(self._approve, line, scope)
+        elif isinstance(line, Question) and line.subtype == "can_use_tool" and self.role == "owner":
+            self._ask(line)
         else:
-            await self._lines.put(line, size)
+            if isinstance(line, Init):
+                self._session = line.session
+            await self._lines.put((self._link.lines, line), size)
+
+    def _ask(self, question: Question) -> None:
+        """Have an approval decided in a task of its own; what is asked twice is one question."""
+        if question.id not in self._approvals:
+            self._approvals[question.id] = scope = anyio.CancelScope()
+            self._tasks.start_soon(self._approve, question, scope)
 
     def _event(self, said: Json) -> None:
         """Take what the server says of its own."""
@@ -231,15 +270,30 @@ class Session:
             case "started":
                 self.started = said
                 self._begun.set()
+            case "attached" if not self.started:
+                self._come_to(said)
             case "ended":
                 self._last = said
             case "refused":
                 self._refused(said)
         self._hear(said)
 
+    def _come_to(self, said: Json) -> None:
+        """Be at a run that was there, and take up the questions that are open."""
+        self.started, self.after = said, self._link.lines
+        self._begun.set()
+        for pending in said.get("pending", ()) if self.role == "owner" else ():
+            line = pending["line"]
+            question = parse_line(line if isinstance(line, str) else json.dumps(line))
+            if isinstance(question, Question):
+                self._ask(question)
+
     def _refused(self, said: Json) -> None:
         refused = Refused(str(said.get("code")), str(said.get("error")), said.get("retry_after"))
-        if (name := said.get("request_id")) in self._answers:
+        if self._leaving and refused.code == "not-allowed" and "request_id" not in said:
+            self._leaving.fail(refused)
+            self._leaving = None
+        elif (name := said.get("request_id")) in self._answers:
             self._answers.pop(str(name)).fail(refused)
         elif name is None and refused.code != ENDING:
             self._lines.add(refused)
@@ -330,37 +384,3 @@ def _decision(decision: Allow | Deny) -> Json:
     if isinstance(decision, Allow):
         return {"behavior": "allow", **({} if decision.input is None else {"updatedInput": decision.input})}
     return {"behavior": "deny", "message": decision.message, **({"interrupt": True} if decision.interrupt else {})}
-
-
-@asynccontextmanager
-async def open_session(
-    *,
-    meta: str,
-    url: str = "http://127.0.0.1:3000",
-    key: str | None = None,
-    on_approval: Decide = _deny,
-    on_event: Hear = lambda _said: None,
-    reconnect: Reconnect | None = None,
-    headers: Mapping[str, str] | None = None,
-    **options: Any,
-) -> AsyncIterator[Session]:
-    """Open a session and yield it; leaving the context ends its run.
-
-    `key` is an API key or token, for servers that want one. `options` are those of the wire contract.
-    `on_approval` decides what a tool may do; without it all that is asked for is denied. `on_event` hears what the
-    server itself says. With `reconnect` the run waits for its client where the connection breaks, and what is said and
-    asked meanwhile goes on afterwards; without it the run ends with its connection. `headers` go with each handshake:
-    `traceparent`, where the run is to be part of a trace.
-    Raises `ConnectFailed`, `Refused`, and `ConnectionError`.
-    """
-    if reconnect:
-        options["on_disconnect"] = {"grace": reconnect.grace}
-    link = Link(door(url, "/ws/session", ""), url, key, reconnect, headers)
-    async with open_tasks() as tasks:
-        session = Session(link, on_approval, on_event, tasks)
-        tasks.start_soon(session.read, {"type": "gateway", "op": "start", "meta": meta, "options": options})
-        try:
-            await session.wait_started()
-            yield session
-        finally:
-            await session.part()

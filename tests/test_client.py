@@ -15,12 +15,13 @@ import anyio
 import pytest
 import trio
 from anyio.streams.memory import MemoryObjectSendStream
+from cutter import open_cutter
 from harness import Backend, directive, until
 from libraries import BOTH_LIBRARIES, Library
 from libraries import under_asyncio as run_under_asyncio
 
 import trio_claude
-from trio_claude.client import Answer, ConnectFailed, Ended, door
+from trio_claude.client import Answer, ConnectFailed, Ended, answers, door, open_session, sockets
 
 
 async def collect(url: str, prompt: str, **options: object) -> tuple[list[str], Answer]:
@@ -198,6 +199,62 @@ async def test_a_server_that_dies_is_an_end(fake: Backend) -> None:
         await until(lambda: server.runs.statistics().live)
         await server.drain(0)
     assert answers[0] == Ended(1012, answers[0].reason, "server shutting down")
+
+
+@BOTH_LIBRARIES
+async def test_a_program_that_takes_its_time_keeps_its_run(
+    fake: Backend, library: Library, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A ping behind what it has not taken is not read: it says unasked that it lives."""
+    monkeypatch.setattr(sockets, "ALIVE", 0.2)
+    monkeypatch.setattr(answers, "INBOX_LIMIT", 1)
+
+    async def program(url: str) -> Any:
+        lines = []
+        async with trio_claude.ask(directive("lines", n=2000, rate=400), meta="T", url=url) as answer:
+            async for line in answer:
+                lines.append(line)
+                await anyio.sleep(3 if len(lines) == 3 else 0)
+        return lines, answer.ended
+
+    async with fake.serve(ping_interval=0.5, ping_timeout=0.5) as server:
+        lines, ended = await library(partial(program, server.url))
+    assert (len([line for line in lines if '"n":' in line]), ended.ok, ended.code) == (2000, True, 1000)
+
+
+@BOTH_LIBRARIES
+async def test_a_server_that_vanishes_without_a_word_is_left(
+    fake: Backend, library: Library, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sockets, "SILENCE", 0.2)
+
+    async def program(url: str) -> Any:
+        async with trio_claude.ask(directive("silent"), meta="T", url=url) as answer:
+            cutter.silent = True
+            with anyio.fail_after(10):
+                return [line async for line in answer], answer.ended
+
+    async with fake.serve() as server, open_cutter(server.port) as cutter:
+        _, ended = await library(partial(program, cutter.url))
+    assert (ended.code, ended.reason) == (1006, "the server has been silent for 0.4 s")
+
+
+@pytest.mark.parametrize("host", ["..", f"{'a' * 70}.example", "xn--", "xn--:1"])
+async def test_a_name_that_no_host_has_is_named(host: str) -> None:
+    for opened in (
+        trio_claude.ask("hello", meta="T", url=f"http://{host}/"),
+        open_session(meta="T", url=f"http://{host}/"),
+    ):
+        with pytest.raises(ConnectFailed, match="can't reach http://"):
+            async with opened:
+                pytest.fail("there")
+
+
+async def test_a_proxy_of_an_unknown_kind_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ALL_PROXY", "socks://127.0.0.1:1")
+    with pytest.raises(ConnectFailed, match="socks"):
+        async with trio_claude.ask("hello", meta="T", url="http://claude.example"):
+            pytest.fail("there")
 
 
 @pytest.mark.parametrize(

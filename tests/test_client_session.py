@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import Callable
 from functools import partial
@@ -9,8 +10,9 @@ from typing import Any
 
 import pytest
 import trio
+from cutter import open_cutter
 from harness import Backend, directive, until
-from libraries import BOTH_LIBRARIES, Library
+from libraries import BOTH_LIBRARIES, Library, under_asyncio
 
 from trio_claude.client import (
     Allow,
@@ -20,6 +22,7 @@ from trio_claude.client import (
     Delta,
     Deny,
     Init,
+    Reconnect,
     Refused,
     Result,
     Session,
@@ -101,6 +104,58 @@ async def test_a_callback_that_fails_is_the_programs_error_and_the_tool_does_not
             await library(partial(program, server.url))
         await until(lambda: fake.ended)
     assert not (fake.cwd / "made-by-tool").exists()
+
+
+@BOTH_LIBRARIES
+@pytest.mark.parametrize(
+    ("decision", "error"),
+    [(Allow({"command": "echo \udcff"}), Refused), (Deny("\ud800"), Refused), (Allow({"a": {1}}), TypeError)],
+    ids=["a surrogate", "in a text", "no JSON"],
+)
+async def test_an_answer_that_can_not_be_given_is_the_programs_error_and_the_cli_goes_on(
+    fake: Backend, library: Library, decision: Allow | Deny, error: type[Exception]
+) -> None:
+    async def program(url: str) -> Any:
+        async def decide(_approval: Approval) -> Allow | Deny:
+            return decision
+
+        async with open_session(meta="T", url=url, on_approval=decide) as session:
+            turn = session.ask(ASKS)
+            with pytest.raises(error):
+                async for _ in turn:
+                    pass
+            async for _ in turn:  # the tool did not run, and the turn ends
+                pass
+            return turn.result
+
+    async with fake.serve() as server:
+        result = await library(partial(program, server.url))
+    assert isinstance(result, Result)
+    assert not (fake.cwd / "made-by-tool").exists()
+
+
+@BOTH_LIBRARIES
+async def test_an_error_of_what_hears_events_is_raised_where_the_program_iterates(
+    fake: Backend, library: Library
+) -> None:
+    def hear(said: dict[str, Any]) -> None:
+        if said["event"] == "started":
+            raise ConnectionError("my database")
+
+    async def program(url: str) -> Any:
+        async with open_session(meta="T", url=url, on_event=hear) as session:
+            with pytest.raises(ConnectionError, match="my database"):
+                await turn(session, "hello")
+            return await session.end()
+
+    async with fake.serve() as server:
+        assert (await library(partial(program, server.url))).ok
+
+
+async def test_a_start_that_is_no_json_is_the_programs_error() -> None:
+    with pytest.raises(TypeError, match="JSON"):
+        async with open_session(meta="T", json_schema={"a": {1}}):
+            pytest.fail("there")
 
 
 async def test_without_a_callback_all_is_denied(fake: Backend) -> None:
@@ -267,6 +322,36 @@ async def test_leaving_ends_the_run(fake: Backend) -> None:
                 break
         await until(lambda: fake.ended)
     assert fake.ended[0].outcome.reason == "disconnected"
+
+
+@pytest.mark.parametrize("silent", [False, True])
+async def test_a_task_that_asyncio_cancels_twice_leaves_at_once(fake: Backend, silent: bool) -> None:
+    """Its own cancellations go through a shield; a run that can be reached is ended all the same."""
+
+    async def program(url: str) -> float:
+        ready = asyncio.Event()
+
+        async def talk() -> None:
+            async with open_session(meta="T", url=url, reconnect=Reconnect(grace=20)) as session:
+                await turn(session, "hello")
+                ready.set()
+                await asyncio.sleep(60)
+
+        task = asyncio.create_task(talk())
+        await ready.wait()
+        cutter.silent = silent
+        task.cancel()
+        await asyncio.sleep(0)
+        task.cancel()
+        await asyncio.sleep(0.1)
+        task.cancel()
+        done, _ = await asyncio.wait([task], timeout=10)
+        return len(done)
+
+    async with fake.serve() as server, open_cutter(server.port) as cutter:
+        assert await under_asyncio(partial(program, cutter.url)) == 1
+        if not silent:
+            await until(lambda: fake.ended)
 
 
 async def test_events_are_heard(fake: Backend) -> None:

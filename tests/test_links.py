@@ -31,7 +31,6 @@ from trio_claude.client import (
     Session,
     User,
     ask,
-    links,
     open_session,
     sockets,
 )
@@ -298,7 +297,7 @@ async def test_a_break_that_is_seen_by_who_says_something_first(fake: Backend, l
 
 
 async def test_a_network_that_is_silent_is_left(fake: Backend, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(links, "SILENCE", 0.2)
+    monkeypatch.setattr(sockets, "SILENCE", 0.2)
     lost: list[str] = []
     async with fake.serve() as server, open_cutter(server.port) as cutter:
         async with open_session(meta="T", url=cutter.url, reconnect=Reconnect(on_lost=lost.append)) as session:
@@ -314,7 +313,7 @@ async def test_a_network_that_is_silent_is_left(fake: Backend, monkeypatch: pyte
 async def test_a_message_that_nobody_takes_keeps_no_one_from_coming_back(
     fake: Backend, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(links, "SILENCE", 0.2)
+    monkeypatch.setattr(sockets, "SILENCE", 0.2)
     lost: list[str] = []
     async with fake.serve() as server, open_cutter(server.port) as cutter, trio.open_nursery() as nursery:
         async with open_session(meta="T", url=cutter.url, reconnect=Reconnect(on_lost=lost.append)) as session:
@@ -357,7 +356,7 @@ async def test_who_is_cancelled_in_a_message_that_nobody_takes_gets_out(
 
 async def test_a_message_that_takes_long_is_no_silence(monkeypatch: pytest.MonkeyPatch) -> None:
     """The server says nothing, and takes the message in small pieces."""
-    monkeypatch.setattr(links, "SILENCE", 0.3)
+    monkeypatch.setattr(sockets, "SILENCE", 0.3)
     lost: list[str] = []
     sent = trio.Event()
 

@@ -272,6 +272,27 @@ async def test_leaving_ends_the_run_at_once(real: Backend, library: Library, fol
     assert real.ended[0].outcome.reason == "disconnected"
 
 
+@BOTH_LIBRARIES
+async def test_an_answer_that_the_server_refuses_is_the_sdks_own_error(fake: Backend, library: Library) -> None:
+    """`updated_permissions`, as "always allow" gives them, would widen what the server's operator allows."""
+    from claude_agent_sdk import ClaudeAgentOptions, ClaudeSDKClient, CLIConnectionError, PermissionResultAllow
+
+    async def decide(_tool: str, _input: Any, _context: Any) -> Any:
+        return PermissionResultAllow(updated_permissions=[])
+
+    async def program(url: str) -> None:
+        options = ClaudeAgentOptions(can_use_tool=decide)
+        async with ClaudeSDKClient(options=options, transport=over(url, options)) as client:
+            await client.query(ASKS)
+            with anyio.fail_after(20), pytest.raises(Exception, match="updatedPermissions") as caught:
+                async for _ in client.receive_response():
+                    pass
+            assert "server refused" in str(caught.value) or isinstance(caught.value, CLIConnectionError)
+
+    async with fake.serve() as server:
+        await library(partial(program, server.url))
+
+
 async def test_what_the_server_refuses_is_the_sdks_own_error(fake: Backend) -> None:
     from claude_agent_sdk import ClaudeAgentOptions, ClaudeSDKClient, CLIConnectionError
 

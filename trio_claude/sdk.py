@@ -19,6 +19,7 @@ import anyio
 import sniffio
 from claude_agent_sdk import ClaudeAgentOptions, CLIConnectionError, ProcessError, Transport
 
+from .client.sessions import ENDING, NOT_OPEN
 from .client.sockets import Inbox, Socket, door, open_socket
 
 Json: TypeAlias = dict[str, Any]
@@ -204,7 +205,8 @@ class WebSocketTransport(Transport):
         self._meta = meta
         self._key = key
         self._socket: Socket | None = None
-        self._frames: Inbox[Json] = Inbox()
+        self._frames: Inbox[Json] = Inbox(alive=self._show_life)
+        self._asked: set[str] = set()
         self._failure: BaseException | None = None
         self._started = False
         self._opened = anyio.Event()
@@ -268,11 +270,17 @@ class WebSocketTransport(Transport):
                 await self._frames.put(said, len(text))
         self._frames.close()
 
+    async def _show_life(self) -> None:
+        if self._socket:
+            await self._socket.show_life()
+
     async def write(self, data: str) -> None:
         """Say lines to the CLI. Raises `CLIConnectionError` where nobody is left to hear them."""
         for text in filter(str.strip, data.split("\n")):
             line = json.loads(text)
             request = line.get("request")
+            if line.get("type") == "control_request":
+                self._asked.add(str(line.get("request_id")))
             if self._own_servers and isinstance(request, dict) and request.get("subtype") == "initialize":
                 request["sdkMcpServers"] = self._own_servers
             await self._send(line)
@@ -292,6 +300,8 @@ class WebSocketTransport(Transport):
     async def next_message(self) -> Json | None:
         """Return the CLI's next line, None after a good end."""
         while (said := await self._frames.take()) is not None:
+            if said.get("type") == "control_response":
+                self._asked.discard(_answered(said))
             if said.get("type") != "gateway":
                 return said
             if (answer := self._hear(said)) is not None:
@@ -310,9 +320,12 @@ class WebSocketTransport(Transport):
             self._take_stderr(str(said.get("line")))
         if said.get("event") != "refused":
             return None
-        if name := said.get("request_id"):
+        if (name := said.get("request_id")) in self._asked:
+            self._asked.discard(str(name))
             failed = {"subtype": "error", "request_id": name, "error": said.get("error")}
             return {"type": "control_response", "response": failed}
+        if name and said.get("code") in (NOT_OPEN, ENDING):  # an answer that came too late
+            return None
         raise CLIConnectionError(f"the server refused: {said.get('error')}")
 
     def _take_stderr(self, line: str) -> None:
@@ -357,6 +370,12 @@ def _parse_object(text: str) -> Json | None:
     except (ValueError, RecursionError):
         return None
     return said if isinstance(said, dict) else None
+
+
+def _answered(said: Json) -> str:
+    """Return which request the CLI has answered."""
+    response = said.get("response")
+    return str(response.get("request_id")) if isinstance(response, dict) else ""
 
 
 class _Messages:

@@ -10,7 +10,7 @@ from typing import Any
 
 import attrs
 
-from .sockets import BROKEN, Inbox, Socket, door, open_socket, open_tasks
+from .sockets import BROKEN, INBOX_LIMIT, Inbox, Socket, door, open_socket, open_tasks
 
 
 @attrs.frozen
@@ -31,14 +31,15 @@ class Answer:
     """What comes back for one prompt: iterate over the CLI's lines; then `ended` says how it went.
 
     Lines are JSON as the CLI wrote them; `notes` collects what the server itself and the CLI's stderr said, at most
-    `NOTES` of them. Resource handling: lives in the context that `ask` gives; leaving it early ends the run.
+    `NOTES` of them. What is not iterated over is kept, up to `INBOX_LIMIT` bytes; then the server waits, at most for
+    its `send_timeout` (120 s). Resource handling: lives in the context that `ask` gives; leaving it early ends the run.
     """
 
     NOTES = 1000
 
     def __init__(self, socket: Socket) -> None:
         self._socket = socket
-        self._frames: Inbox[str] = Inbox(limit=1)
+        self._frames: Inbox[str] = Inbox(INBOX_LIMIT, socket.show_life)
         self._error: str | None = None
         self.notes: list[dict[str, Any]] = []
         self.ended: Ended | None = None
@@ -67,7 +68,7 @@ class Answer:
         """Read to the end, in a task of its own: a read that asyncio itself cancels may lose its frame."""
         try:
             while (text := await self._socket.receive()) is not None:
-                await self._frames.put(text, size=1)  # one waits, whatever its length; then the server does
+                await self._frames.put(text, len(text))
         finally:  # left too: whoever still iterates waits no longer
             self._frames.close()
 

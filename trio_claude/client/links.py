@@ -34,8 +34,6 @@ NOT_NOW: Final = (1012, 1013)
 """Those of a server that goes down, or has no way to the run just now; without `ended` the run may still be there."""
 CLOSING: Final = ("draining", "journal", "no-answer")
 """Codes of refusals that a close comes behind; behind `attached` all others are of one message, and the run goes on."""
-SILENCE: Final = 20.0
-"""Seconds without a word of the server after which it is asked for a sign of life; as long again without one: gone."""
 STEADY: Final = 0.1
 """Seconds for which a connection to the run holds that is one, though no line comes; a failing server is quicker."""
 FIRST_WAIT: Final = 0.05
@@ -84,6 +82,7 @@ class Link:
         self._reconnect = reconnect
         self._token = secrets.token_hex(16)
         self._socket: Socket | None = None
+        self._current: Socket | None = None
         self._run = ""
         self._role = "owner"
         self._lines = 0
@@ -148,6 +147,10 @@ class Link:
                 self._said.add(last)
                 await self._speak()
                 await self._over.wait()
+        self.drop()
+
+    def drop(self) -> None:
+        """Close the connection, at once and without a word; `run` returns."""
         self._is_over = True
         self._waiting.cancel()
 
@@ -162,6 +165,11 @@ class Link:
         except BaseException:  # cancelled too; raised again
             self._said.take_back(text)
             raise
+
+    async def show_life(self) -> None:
+        """Say on the connection that is read that this program lives, though it takes nothing."""
+        if self._current:
+            await self._current.show_life()
 
     async def _speak(self) -> None:
         """Say what was not said yet, in order."""
@@ -180,8 +188,9 @@ class Link:
 
     async def _connect(self, first: Json, take: Take) -> None:
         """Hold one connection from its first message to its end. Raises `ConnectFailed`."""
-        silence, self._back = SILENCE if self._reconnect else math.inf, math.inf
-        async with open_socket(self._address, self._name, self._key, silence, self._headers) as socket:
+        self._back = math.inf
+        async with open_socket(self._address, self._name, self._key, self._headers) as socket:
+            self._current = socket
             if self._is_over:  # left meanwhile: nothing is to begin
                 return
             if first["op"] == "start":

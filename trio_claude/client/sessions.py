@@ -79,6 +79,10 @@ class Approval:
 
 ENDING: Final = "ending"
 """The code of what is refused because the run ends: its end is on its way, and says why."""
+NOT_OPEN: Final = "not-open"
+"""The code of what is refused because the CLI does not ask any more."""
+TOLD: Final = 64
+"""Answers to approvals that are remembered, in case that the server refuses them."""
 PARTING: Final = 1.0
 """Seconds for telling the server that this program leaves."""
 Decide: TypeAlias = Callable[[Approval], Awaitable[Allow | Deny]]
@@ -109,9 +113,10 @@ class Session:
         self._tasks = tasks
         self.after: int = 0
         """The number of the last line that was iterated over; `attach_session` gives those behind it."""
-        self._lines: Inbox[tuple[int, Line] | Exception] = Inbox()
+        self._lines: Inbox[tuple[int, Line] | Exception] = Inbox(alive=link.show_life)
         self._answers: dict[str, _Answer] = {}
         self._approvals: dict[str, anyio.CancelScope] = {}
+        self._told: dict[str, None] = {}
         self._last: Json = {}
         self._session = ""
         self._begun = anyio.Event()
@@ -162,7 +167,7 @@ class Session:
         with anyio.move_on_after(PARTING):
             await self.say({"type": "gateway", "op": "detach"})
             await waiting.get()
-        await self._link.leave()
+        self._link.drop()
         return await self._wait_end()
 
     async def set_model(self, model: str | None) -> None:
@@ -176,14 +181,21 @@ class Session:
         await self.say({"type": "control_request", "request_id": name, "request": {"subtype": subtype, **fields}})
         return await waiting.get()
 
-    async def part(self) -> None:
-        """Leave; end a run that would wait for its client, unless that is wanted, or this is a viewer."""
+    def part(self) -> None:
+        """Leave; end a run that would wait for its client, unless that is wanted, or this is a viewer.
+
+        In a task of its own: asyncio's own cancellations go through a shield, and there may be several.
+        """
         self._lines.refuse()
-        if not (self._leaving or self.role == "viewer"):
-            with anyio.move_on_after(PARTING, shield=True):
-                await self._link.leave(json.dumps({"type": "gateway", "op": "stop", "mode": "kill"}))
-        await self._link.leave()
-        self._reading.deadline = anyio.current_time() + PARTING
+        stays = self._leaving or self.role == "viewer"
+        self._tasks.start_soon(self._part, "" if stays else json.dumps(_stop("kill")))
+
+    async def _part(self, last: str) -> None:
+        with anyio.CancelScope(shield=True):
+            with anyio.move_on_after(PARTING):
+                await self._link.leave(last)
+            self._link.drop()
+            self._reading.deadline = anyio.current_time() + PARTING
 
     async def _conclude(self, mode: str) -> SessionEnded:
         try:
@@ -194,7 +206,7 @@ class Session:
         return await self._wait_end()
 
     async def _stop(self, mode: str) -> None:
-        await self.say({"type": "gateway", "op": "stop", "mode": mode})
+        await self.say(_stop(mode))
 
     async def say(self, line: Json) -> None:
         """Say a line of the wire contract as it is. Raises `ConnectionError` once the session is over."""
@@ -209,15 +221,20 @@ class Session:
 
     async def __anext__(self) -> Line:
         """Return the next line, whichever turn it belongs to; stop at the session's end."""
-        if (line := await self._lines.take()) is None:
+        if (said := await self._next()) is None:
             raise StopAsyncIteration
-        if isinstance(line, Exception):
-            raise line
-        self.after, said = line
+        self.after, line = said
+        return line
+
+    async def _next(self) -> tuple[int, Line] | None:
+        """Return the next line with its number, None at the end. Raises what a program is to hear where it iterates."""
+        said = await self._lines.take()
+        if isinstance(said, Exception):
+            raise said
         return said
 
     async def _wait_end(self) -> SessionEnded:
-        async for _ in self:
+        while await self._next():
             pass
         assert self.ended
         return self.ended
@@ -276,7 +293,10 @@ class Session:
                 self._last = said
             case "refused":
                 self._refused(said)
-        self._hear(said)
+        try:
+            self._hear(said)
+        except Exception as error:  # the program's own; raised where it iterates
+            self._lines.add(error)
 
     def _come_to(self, said: Json) -> None:
         """Be at a run that was there, and take up the questions that are open."""
@@ -297,6 +317,10 @@ class Session:
             self._answers.pop(str(name)).fail(refused)
         elif name is None and refused.code != ENDING:
             self._lines.add(refused)
+        elif name in self._told and refused.code not in (ENDING, NOT_OPEN):
+            del self._told[str(name)]
+            self._lines.add(refused)
+            self._tasks.start_soon(self._say_answer, _answer(str(name), error="the client's answer was refused"))
 
     def _answered(self, response: Any) -> None:
         if not isinstance(response, dict):
@@ -312,15 +336,21 @@ class Session:
         said = question.said
         approval = Approval(question.id, str(said.get("tool_name")), said.get("input") or {}, said)
         with scope:
-            answer: Json = {"subtype": "error", "error": "the client's callback failed"}
             try:
-                answer = {"subtype": "success", "response": _decision(await self._decide(approval))}
+                text = _answer(question.id, response=_decision(await self._decide(approval)))
             except Exception as error:  # the program's own; raised where it iterates
                 self._lines.add(error)
-            with contextlib.suppress(ConnectionError):  # the session is over; whoever iterates sees it
-                await self.say({"type": "control_response", "response": {"request_id": question.id, **answer}})
+                text = _answer(question.id, error="the client's callback failed")
+            self._told[question.id] = None
+            while len(self._told) > TOLD:
+                del self._told[next(iter(self._told))]
+            await self._say_answer(text)
         if self._approvals.get(question.id) is scope:
             del self._approvals[question.id]
+
+    async def _say_answer(self, text: str) -> None:
+        with contextlib.suppress(ConnectionError):  # the session is over; whoever iterates sees it
+            await self._link.send(text)
 
     async def wait_started(self) -> None:
         """Wait until the CLI runs. Raises `ConnectFailed`, `Refused` and `ConnectionError`."""
@@ -378,6 +408,16 @@ class _Answer:
         if isinstance(self._value, Exception):
             raise self._value
         return self._value
+
+
+def _answer(question: str, **more: Any) -> str:
+    """Return an answer to a question of the CLI's, as text. Raises TypeError for what is no JSON."""
+    kind = "error" if "error" in more else "success"
+    return json.dumps({"type": "control_response", "response": {"subtype": kind, "request_id": question, **more}})
+
+
+def _stop(mode: str) -> Json:
+    return {"type": "gateway", "op": "stop", "mode": mode}
 
 
 def _decision(decision: Allow | Deny) -> Json:

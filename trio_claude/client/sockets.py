@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import re
 from collections import deque
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from typing import Any, Generic, TypeVar
 from urllib.parse import urlsplit, urlunsplit
@@ -13,6 +14,7 @@ from urllib.request import getproxies
 
 import anyio
 import anyio.abc
+import anyio.lowlevel
 import httpcore
 import httpx
 from httpx_ws import (
@@ -22,16 +24,15 @@ from httpx_ws import (
     WebSocketUpgradeError,
     aconnect_ws,
 )
+from wsproto.events import Pong
 from wsproto.utilities import LocalProtocolError
 
 from ..errors import TrioClaudeError
 
-MESSAGE_LIMIT = 32 * 1024 * 1024
-"""Bytes of one frame: twice what a server takes for a line by default."""
-QUEUE = 64
-"""Frames that the library keeps unread."""
+READ_SIZE = 256 * 1024
+"""Bytes that are read at once at most."""
 INBOX_LIMIT = 32 * 1024 * 1024
-"""Bytes of lines that a session keeps for a program which does not iterate; then the server waits."""
+"""Bytes of frames that are kept for a program which does not iterate; then the server waits."""
 BROKEN = 1006
 """What stands for a close code where the connection broke."""
 CONNECT_TIMEOUT = 10.0
@@ -43,6 +44,12 @@ As long is waited for a network that takes no close frame, or no ping.
 """
 PIECE = 64 * 1024
 """Bytes that are written at once; where the next ones go out too, a long message is under way."""
+
+
+SILENCE = 20.0
+"""Seconds without a word of the server after which it is asked for a sign of life; as long again without one: gone."""
+ALIVE = 5.0
+"""Seconds between two signs of life of a program that takes nothing; a server waits for 10 s behind 10 s by default."""
 
 
 class ConnectFailed(TrioClaudeError):
@@ -104,13 +111,13 @@ class _Session(AsyncWebSocketSession):
 class Socket:
     """A connected WebSocket. `code` and `reason` say how it ended, once it has.
 
-    With `silence`, a server that says nothing for so many seconds, and for as many does not answer a ping, is gone,
-    unless it takes more and more of a long message meanwhile.
+    A server that says nothing for `SILENCE` seconds, and for as many does not answer a ping, is gone, unless it takes
+    more and more of a long message meanwhile.
     """
 
-    def __init__(self, session: _Session, silence: float = math.inf) -> None:
+    def __init__(self, session: _Session) -> None:
         self._session = session
-        self._silence = silence
+        self._silence = SILENCE
         self._pong: anyio.Event | None = None
         self._broken = math.inf
         self._receiving = anyio.CancelScope()
@@ -130,6 +137,11 @@ class Socket:
         except anyio.get_cancelled_exc_class():
             self._break()
             raise
+
+    async def show_life(self) -> None:
+        """Say unasked that this program lives: while a frame is not taken, the library reads no ping behind it."""
+        with contextlib.suppress(*_GONE):
+            await self._session.send(Pong())
 
     def _break(self) -> None:
         """Let whoever receives take what is there and then wait no longer; the library does not always say the end."""
@@ -178,10 +190,11 @@ T = TypeVar("T")
 
 
 class Inbox(Generic[T]):
-    """Things that wait for one reader, at most `limit` bytes of them; whoever puts more in waits."""
+    """Things that wait for one reader, at most `limit` bytes of them; whoever puts more in waits, and says `alive`."""
 
-    def __init__(self, limit: int = INBOX_LIMIT) -> None:
+    def __init__(self, limit: int = INBOX_LIMIT, alive: Callable[[], Awaitable[None]] | None = None) -> None:
         self._limit = limit
+        self._alive = alive or anyio.lowlevel.checkpoint
         self._things: deque[tuple[T, int]] = deque()
         self._size = 0
         self._closed = False
@@ -191,7 +204,10 @@ class Inbox(Generic[T]):
     async def put(self, thing: T, size: int = 0) -> None:
         """Put a thing of so many bytes in; wait where too much is there already."""
         while self._size and self._size + size > self._limit and not (self._closed or self._refuses):
-            await self._stir.wait()
+            with anyio.move_on_after(ALIVE) as patience:
+                await self._stir.wait()
+            if patience.cancelled_caught:
+                await self._alive()
         if not self._refuses:
             self.add(thing, size)
 
@@ -247,12 +263,11 @@ async def open_socket(
     url: str,
     name: str,
     key: str | None = None,
-    silence: float = math.inf,
     headers: Mapping[str, str] | None = None,
 ) -> AsyncIterator[Socket]:
     """Connect to a door and yield the socket; `name` is the address as its user knows it, `key` a key or token.
 
-    `silence` is that of `Socket`, `headers` go with the handshake.
+    `headers` go with the handshake.
 
     Raises `ConnectFailed`.
     """
@@ -263,9 +278,9 @@ async def open_socket(
         except WebSocketUpgradeError as error:
             status = error.response.status_code
             raise ConnectFailed(f"{name} refused: {_why(status)}", status) from error
-        except (httpx.InvalidURL, httpx.HTTPError, HTTPXWSException, OSError, ImportError) as error:
+        except (httpx.InvalidURL, httpx.HTTPError, HTTPXWSException, OSError, ImportError, ValueError) as error:
             raise ConnectFailed(f"can't reach {name}: {error}") from error
-        socket = Socket(session, silence)
+        socket = Socket(session)
         try:
             yield socket
         finally:
@@ -316,8 +331,7 @@ def _connection(url: str, client: httpx.AsyncClient) -> AbstractAsyncContextMana
     return aconnect_ws(
         re.sub("^ws", "http", url),  # by these names httpx knows which proxy is meant, and where TLS is
         client,
-        max_message_size_bytes=MESSAGE_LIMIT,
-        queue_size=QUEUE,
+        max_message_size_bytes=READ_SIZE,
         keepalive_ping_interval_seconds=None,
         session_class=_Session,
     )

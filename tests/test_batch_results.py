@@ -11,7 +11,9 @@ from trio_claude.batch.tasks import Rules, make_plan
 from trio_claude.config import OPTIONS
 from trio_claude.errors import Reason
 from trio_claude.events import Outcome, Receipt
+from trio_claude.metering import PRICE
 
+SESSION = "01234567-89ab-cdef-0123-456789abcdef"
 RECEIPT = Receipt(seen=3, killed=1, survivors=0, ms=12.34, containment="namespace")
 
 
@@ -26,8 +28,8 @@ def folded(*lines: str) -> Fold:
     return fold
 
 
-def record() -> Record:
-    (item,) = make_plan(b'{"prompt":"x","id":"a","model":"haiku"}', Rules(OPTIONS, 300))
+def record(more: str = "") -> Record:
+    (item,) = make_plan(f'{{"prompt":"x","id":"a","model":"haiku"{more}}}'.encode(), Rules(OPTIONS, 300))
     return Record(item=item)
 
 
@@ -46,6 +48,30 @@ def test_cost_is_cumulative_over_a_process_and_usage_is_not() -> None:
     ]
     fold = folded(*lines)
     assert (fold.cost_usd, fold.num_turns, fold.usage["input_tokens"], fold.result) == (0.2, 2, 2, "2")
+
+
+def test_a_run_that_resumes_a_session_is_not_charged_for_what_was_before() -> None:
+    usage = {**dict.fromkeys(TOKENS, 0), "input_tokens": 20, "output_tokens": 5}
+    models = {"haiku": {"inputTokens": 80, "outputTokens": 20}}
+    line = result_line(is_error=False, result="r", total_cost_usd=2.0, usage=usage, modelUsage=models)
+    for more, cost in (("", 2.0), (f',"resume":"{SESSION}"', 0.5)):
+        one = record(more)
+        one.begin().feed(line)
+        one.settle()
+        assert one.result(Finish(reason="exit", exit_status=0)).cost_usd == cost
+
+
+def test_what_no_result_tells_of_is_reckoned() -> None:
+    said = {"type": "assistant", "session_id": "s", "message": {"id": "m", "usage": {"input_tokens": 100_000}}}
+    one = record()
+    one.begin().feed(json.dumps(said))
+    one.settle()
+    assert one.result(Finish(reason="deadline", error="timed out")).cost_usd == pytest.approx(100_000 * PRICE, rel=0.01)
+    one.begin().feed(json.dumps(said))
+    one.fold.feed(result_line(is_error=False, result="r", total_cost_usd=0.25))
+    before = one.spent_usd
+    one.settle()
+    assert one.spent_usd == before + 0.25, "and nothing that one has told of"
 
 
 @pytest.mark.parametrize(

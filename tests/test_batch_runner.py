@@ -188,6 +188,15 @@ async def test_nothing_starts_once_the_money_is_spent(autojump_clock: object) ->
     assert out.lines[-1]["attempts"] == 0
 
 
+async def test_money_that_no_result_tells_of_is_spent_too(autojump_clock: object) -> None:
+    words = '{"type":"assistant","session_id":"s","message":{"id":"m","usage":{"input_tokens":100000}}}'
+    door = FakeDoor({"a": [(1.0, words, Finish(reason="deadline", error="timed out"))]})
+    out = Out()
+    await runner(plan("a", "b"), door, out, concurrency=1, max_usd=0.01).run()
+    assert out.of("reason") == ["deadline", "skipped"]
+    assert out.lines[0]["cost_usd"] > 1
+
+
 async def test_no_more_attempts_either(autojump_clock: object) -> None:
     door = FakeDoor({"a": [(1.0, result(is_error=True, api_error_status=500, total_cost_usd=1), FAILED)]})
     out = Out()

@@ -100,7 +100,8 @@ TABLE: dict[str, set[str]] = {
     "client": {"errors", "figures"},
     "sdk": {"client"},
     "batch": {
-        "errors", "figures", "events", "config", "messages", "containment", "engine", "embed", "client", "__init__",
+        "errors", "figures", "events", "config", "messages", "stream_json", "metering", "containment", "engine", "embed",
+        "client", "__init__",
     },
     "testing": set(),
     "commands": {

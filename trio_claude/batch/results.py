@@ -18,6 +18,8 @@ from ..errors import Reason
 from ..events import Outcome, Receipt
 from ..figures import counted
 from ..messages import compact
+from ..metering import Meter
+from ..stream_json import Spent, signs
 from .tasks import Item
 
 SKIPPED = "skipped"
@@ -36,10 +38,12 @@ _RECEIPT = re.compile(r"(?P<cause>.*); (?P<seen>\d+) process(?:es)?, (?:(?P<left
 class Fold:
     """What one process says of itself, as far as a result needs it.
 
-    `total_cost_usd` is cumulative over a process; usage and turns are those of each result, so they are added up.
+    `total_cost_usd` is that of the whole session, so a run that has `resumed` one is charged for what it added; what no
+    result tells of is reckoned. Usage and turns are those of each result, so they are added up.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, resumed: bool = False) -> None:
+        self._meter = Meter(None if resumed else Spent(), None)
         self.lines: int = 0
         self.session_id: str | None = None
         self.result: str | None = None
@@ -47,7 +51,6 @@ class Fold:
         self.is_error: bool = False
         self.api_status: int | None = None
         self.num_turns: int = 0
-        self.cost_usd: float = 0.0
         self.usage: dict[str, int] = dict.fromkeys(TOKENS, 0)
         self.unconnected: bool = False
         """Whether the last complaint was that the API could not be reached."""
@@ -55,6 +58,7 @@ class Fold:
     def feed(self, line: str) -> bool:
         """Take a line; return whether it says that the API is overloaded."""
         self.lines += 1
+        self._reckon([line.encode()])
         if self.session_id is not None and not any(mark in line for mark in _MARKS):
             return False
         try:
@@ -62,6 +66,21 @@ class Fold:
         except (ValueError, RecursionError):
             return False
         return isinstance(said, dict) and self._take(said)
+
+    @property
+    def cost_usd(self) -> float:
+        """What the process has cost, in US dollars."""
+        return self._meter.charged.dollars
+
+    def finish(self) -> None:
+        """Charge what no result has told of: the process is over."""
+        self._meter.rest()
+
+    def _reckon(self, lines: list[bytes]) -> None:
+        self._meter.hear(lines)
+        for sign in signs(lines):
+            if sign.spent is not None:
+                self._meter.result(sign)
 
     def _take(self, said: dict[str, Any]) -> bool:
         if self.session_id is None and isinstance(session := said.get("session_id"), str):
@@ -82,7 +101,6 @@ class Fold:
         self.error = str(self.result or first)[:500] if self.is_error else None
         self.api_status = status if isinstance(status := said.get("api_error_status"), int) else None
         self.num_turns += _whole(said.get("num_turns"))
-        self.cost_usd = max(self.cost_usd, counted(said.get("total_cost_usd")))
         if isinstance(usage := said.get("usage"), dict):
             for name in TOKENS:
                 self.usage[name] += _whole(usage.get(name))
@@ -152,11 +170,12 @@ class Record:
         """Count one more attempt and return what is to hear its lines."""
         self.attempts += 1
         self.first_line_seconds = self.seconds = None
-        self.fold = Fold()
+        self.fold = Fold(resumed=self.item.prompt.options.resume is not None)
         return self.fold
 
     def settle(self) -> None:
         """Add what the attempt that is over has cost."""
+        self.fold.finish()
         self.spent_usd += self.fold.cost_usd
         for name in TOKENS:
             self.used[name] += self.fold.usage[name]

@@ -199,6 +199,15 @@ async def test_the_tasks_are_never_written_over(fake: Backend, folder: Path) -> 
     assert (told.status, told.stderr) == (2, "trio-claude: results.jsonl is named for two things\n")
 
 
+async def test_a_loop_of_links_is_no_traceback(fake: Backend, folder: Path) -> None:
+    (folder / "loop").symlink_to("loop")
+    (folder / "ws").mkdir()
+    tasks = write_tasks(folder, "hello")
+    for words in (["--out", "loop"], ["--manifest", "loop"], ["--workspaces", "ws", "--artifacts", "loop"], ["--out", ""]):
+        told = await batch(fake, folder, tasks, *words)
+        assert (told.status, told.stderr.count("\n")) == (2, 1), told.stderr
+
+
 async def test_what_was_not_begun_leaves_no_file(fake: Backend, folder: Path) -> None:
     told = await batch(fake, folder, write_tasks(folder, "hello"), "--cli", "/nope")
     assert told.status == 2

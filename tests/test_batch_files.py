@@ -9,7 +9,17 @@ from pathlib import Path
 import pytest
 
 from trio_claude.batch import files
-from trio_claude.batch.files import LinesFolder, OutFile, ResultsFile, Unwritable, read_tasks, write_whole
+from trio_claude.batch.files import (
+    LinesFolder,
+    OutFile,
+    ResultsFile,
+    Unwritable,
+    ahead_of,
+    check_free,
+    read_tasks,
+    write_whole,
+)
+from trio_claude.batch.locks import lock_of
 from trio_claude.batch.tasks import BadTasks
 
 
@@ -72,6 +82,28 @@ def test_a_file_that_exists_is_kept_unless_forced(folder: Path) -> None:
     assert (folder / "out").read_text() == "mine"
     OutFile(folder / "out", force=True).close()
     assert (folder / "out").read_text() == ""
+
+
+@pytest.mark.parametrize("manifest", ["r.jsonl", "sub/../r.jsonl", "here/r.jsonl", "link", "r.jsonl.lock"])
+def test_one_file_is_not_for_two_things_whatever_its_path(
+    folder: Path, manifest: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(folder)
+    (folder / "sub").mkdir()
+    (folder / "here").symlink_to(".")
+    (folder / "link").symlink_to("r.jsonl")
+    out = Path("r.jsonl")
+    for force in (False, True):
+        with pytest.raises(Unwritable, match="is named for two things"):
+            check_free(out, Path(manifest), lock=lock_of(out), keep="-", force=force)
+        check_free(out, Path("here/m.json"), lock=lock_of(out), keep="-", force=force)
+
+
+def test_what_leads_nowhere_is_named(folder: Path) -> None:
+    loop = folder / "loop"
+    loop.symlink_to("loop")
+    with pytest.raises(Unwritable, match="loop: "):
+        check_free(ahead_of(folder / "r"), loop, lock=folder / "r.lock", keep="-", force=True)
 
 
 def test_no_folder_is_named(folder: Path) -> None:

@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Final, TypeAlias
 
-from .files import Unwritable, make_folder
+from .files import Unwritable, make_folder, resolved
 
 FILES: Final = 10_000
 BYTES: Final = 1024 * 1024 * 1024
@@ -40,7 +40,7 @@ class Artifacts:
     """
 
     def __init__(self, workspaces: Path, folder: Path, *, force: bool = False) -> None:
-        ours, theirs = folder.resolve(), workspaces.resolve()
+        ours, theirs = resolved(folder), resolved(workspaces)
         if ours.is_relative_to(theirs) or theirs.is_relative_to(ours):
             raise Unwritable(f"{folder}: artifacts must be apart from the workspaces in {workspaces}")
         make_folder(folder, force=force)

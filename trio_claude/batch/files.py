@@ -52,16 +52,25 @@ def ahead_of(out: Path) -> Path:
 
 
 def beside(out: Path, ending: str) -> Path:
-    """Return a path beside a file; where a link leads to the file, beside what it leads to."""
-    real = out.resolve()
-    return out.with_name(f"{out.name}{ending}") if real == out.absolute() else real.with_name(f"{real.name}{ending}")
+    """Return a path beside a file; where a link leads to the file, beside what it leads to. Raises `Unwritable`."""
+    real = resolved(out)
+    place = out if real == out.absolute() else real
+    return place.with_name(f"{place.name}{ending}")
+
+
+def resolved(path: Path) -> Path:
+    """Return where a path leads, links followed. Raises `Unwritable`."""
+    try:
+        return path.resolve()
+    except (OSError, RuntimeError) as error:  # of links that lead round in a circle
+        raise Unwritable(f"{path}: {error.strerror if isinstance(error, OSError) else 'a loop of links'}") from None
 
 
 def write_whole(path: Path, lines: Iterable[bytes]) -> None:
     """Put a file in the place of another, whole or not at all; a link to it stays one. Raises `Unwritable`."""
     try:
         if is_plain(path):
-            _replace(path.resolve(), lines)
+            _replace(resolved(path), lines)
             return
         with path.open("wb") as file:
             file.writelines(lines)
@@ -85,13 +94,16 @@ def _replace(path: Path, lines: Iterable[bytes]) -> None:
         raise
 
 
-def check_free(*paths: Path, keep: str, force: bool) -> None:
-    """Look, before anything runs, whether `paths` can be made without loss. `keep` is the file of tasks.
+def check_free(*paths: Path, lock: Path, keep: str, force: bool) -> None:
+    """Look, before anything runs, whether `paths` can be made without loss, by whichever way they are named.
 
-    Raises `Unwritable`.
+    `lock` is the file that is locked meanwhile, `keep` that of the tasks. Raises `Unwritable`.
     """
-    if len({path.absolute() for path in paths}) < len(paths):
-        raise Unwritable(f"{paths[0]} is named for two things")
+    taken = {resolved(lock): lock}
+    for path in paths:
+        if (place := resolved(path)) in taken:
+            raise Unwritable(f"{taken[place]} is named for two things")
+        taken[place] = path
     for path in paths:
         try:
             path.stat()

@@ -104,6 +104,14 @@ async def test_the_manifest_says_what_the_figures_need(fake: Backend, folder: Pa
     assert "p50" in manifest["summary"]["seconds"]
 
 
+async def test_each_file_of_results_has_a_manifest_of_its_own(fake: Backend, folder: Path) -> None:
+    tasks = write_tasks(folder, "hello")
+    for out in ("sonnet-4.1", "sonnet-4.5", "x.jsonl"):
+        assert (await batch(fake, folder, tasks, "--out", out)).status == 0
+    manifests = sorted(path.name for path in folder.glob("*.manifest.json"))
+    assert manifests == ["sonnet-4.1.manifest.json", "sonnet-4.5.manifest.json", "x.manifest.json"]
+
+
 async def test_failures_are_told_and_the_rest_goes_on(fake: Backend, folder: Path) -> None:
     tasks = write_tasks(
         folder, directive("exit", status=3), directive("err", status=400), {"prompt": directive("silent"), "timeout": 0.4},

@@ -59,8 +59,8 @@ class Batch:
 
     @property
     def beside(self) -> Path:
-        """Where the manifest is."""
-        return self.manifest or self.out.with_suffix(".manifest.json")
+        """Where the manifest is: a name of its own for each file of results."""
+        return self.manifest or self.out.with_name(f"{self.out.name.removesuffix('.jsonl')}.manifest.json")
 
 
 @attrs.define

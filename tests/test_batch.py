@@ -207,11 +207,29 @@ async def test_the_tasks_are_never_written_over(fake: Backend, folder: Path) -> 
     assert (told.status, told.stderr) == (2, "trio-claude: results.jsonl is named for two things\n")
 
 
+async def test_nor_by_lines(fake: Backend, folder: Path) -> None:
+    tasks = write_tasks(folder, {"prompt": "hello", "id": "tasks"}, {"prompt": "hello", "id": "x"})
+    before = Path(tasks).read_text()
+    told = await batch(fake, folder, "tasks.jsonl", "--lines", ".", "--force")
+    assert (told.status, Path(tasks).read_text(), told.results) == (2, before, [])
+    assert told.stderr.startswith("trio-claude: tasks.jsonl: the lines of tasks would be written over it")
+    tasks = write_tasks(folder, {"prompt": "hello", "id": "results"})
+    told = await batch(fake, folder, "tasks.jsonl", "--lines", ".", "--force")
+    assert told.status == 2
+    assert told.stderr.startswith("trio-claude: results.jsonl: the lines of results")
+    assert not (folder / "results.jsonl").exists()
+
+
 async def test_a_loop_of_links_is_no_traceback(fake: Backend, folder: Path) -> None:
     (folder / "loop").symlink_to("loop")
     (folder / "ws").mkdir()
     tasks = write_tasks(folder, "hello")
-    for words in (["--out", "loop"], ["--manifest", "loop"], ["--workspaces", "ws", "--artifacts", "loop"], ["--out", ""]):
+    for words in (
+        ["--out", "loop"],
+        ["--manifest", "loop"],
+        ["--workspaces", "ws", "--artifacts", "loop"],
+        ["--out", ""],
+    ):
         told = await batch(fake, folder, tasks, *words)
         assert (told.status, told.stderr.count("\n")) == (2, 1), told.stderr
 

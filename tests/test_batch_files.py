@@ -133,6 +133,16 @@ def test_lines_go_to_an_empty_folder(folder: Path) -> None:
         LinesFolder(folder / "a" / "b" / "1.jsonl", force=True)
 
 
+@pytest.mark.parametrize("path", ["lines/x.jsonl", "here/lines/x.jsonl", "link"])
+def test_lines_are_not_written_over_a_file_of_the_batch(folder: Path, path: str) -> None:
+    lines = LinesFolder(folder / "lines", force=False)
+    (folder / "here").symlink_to(".")
+    (folder / "link").symlink_to("lines/x.jsonl")
+    lines.keep_off(["x", "y"], folder / "x.jsonl", folder / "lines" / "z.jsonl")
+    with pytest.raises(Unwritable, match="the lines of x would be written over it"):
+        lines.keep_off(["w", "x"], folder / "z.jsonl", folder / path)
+
+
 def test_tasks_that_cant_be_read(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(BadTasks, match="nope: No such file or directory"):
         read_tasks(str(folder / "nope"))

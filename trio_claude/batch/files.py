@@ -236,9 +236,21 @@ class LinesFolder:
         self._folder = folder
         make_folder(folder, force=force)
 
+    def keep_off(self, runs: Iterable[str], *paths: Path) -> None:
+        """Look, before anything runs, whether no run's lines go where one of `paths` is. Raises `Unwritable`."""
+        folder = resolved(self._folder)
+        ours = {place.name: path for path in paths if (place := resolved(path)).parent == folder}
+        for name in runs if ours else ():
+            if path := ours.get(_lines_of(name)):
+                raise Unwritable(f"{path}: the lines of {name} would be written over it; --lines takes another folder")
+
     def open(self, name: str) -> OutFile:
         """Open the file of the run `name`, empty: of several attempts the last one's lines are kept."""
-        return OutFile(self._folder / f"{name}.jsonl", force=True)
+        return OutFile(self._folder / _lines_of(name), force=True)
+
+
+def _lines_of(name: str) -> str:
+    return f"{name}.jsonl"
 
 
 def rendered(manifest: dict[str, Any]) -> bytes:

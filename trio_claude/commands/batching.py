@@ -156,6 +156,9 @@ def _settings(batch: Batch, settings: Settings, earlier: Earlier | None) -> Sett
     """Return how a batch is run; one that goes on writes results as they come, and puts them in order at the end."""
     force = batch.force or earlier is not None
     folder = LinesFolder(batch.lines, force=force) if batch.lines else None
+    if folder:
+        ours = (batch.out, batch.beside) if batch.source == "-" else (batch.out, batch.beside, Path(batch.source))
+        folder.keep_off((item.name for item in batch.plan), *ours)
     artifacts = None
     if batch.artifacts and batch.config:
         artifacts = Artifacts(Path(batch.config.workspaces), batch.artifacts, force=force)

@@ -240,6 +240,17 @@ async def test_what_was_not_begun_leaves_no_file(fake: Backend, folder: Path) ->
     assert not (folder / "results.jsonl").exists()
 
 
+@pytest.mark.parametrize("manifest", ["no/m.json", "x" * 240, ""])
+async def test_results_stay_where_no_manifest_can_be_written(fake: Backend, folder: Path, manifest: str) -> None:
+    tasks = write_tasks(folder, "hello")
+    told = await batch(fake, folder, tasks, "--manifest", manifest)
+    assert (told.status, told.stderr.count("\n")) == (2, 1), told.stderr
+    assert not (folder / "results.jsonl").exists()
+    (folder / "results.jsonl").write_text('{"mine":1}\n')
+    told = await batch(fake, folder, tasks, "--manifest", manifest, "--force")
+    assert (told.status, told.results) == (2, [{"mine": 1}])
+
+
 async def test_a_full_disk_is_said(fake: Backend, folder: Path) -> None:
     words = ["--out", "/dev/full", "--manifest", "m.json", "--force"]
     told = await batch(fake, folder, write_tasks(folder, *["hello"] * 30), *words)

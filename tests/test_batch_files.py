@@ -16,6 +16,7 @@ from trio_claude.batch.files import (
     Unwritable,
     ahead_of,
     check_free,
+    check_whole,
     read_tasks,
     write_whole,
 )
@@ -57,6 +58,17 @@ def test_what_can_not_be_replaced_stays_and_nothing_is_left_beside_it(folder: Pa
     with pytest.raises(Unwritable, match="elsewhere"):
         write_whole(folder / "out", lines())
     assert {path.name: path.read_text() for path in folder.iterdir()} == {"out": "old"}
+
+
+def test_whether_a_file_can_be_put_there_is_seen_before(folder: Path) -> None:
+    (folder / "old").write_text("old")
+    check_whole(folder / "old")
+    check_whole(folder / "new")
+    check_whole(Path("/dev/null"))
+    assert {path.name: path.read_text() for path in folder.iterdir()} == {"old": "old"}
+    for path, why in (("no/m", "No such file"), ("n" * 240, "File name too long"), ("old/m", "Not a directory")):
+        with pytest.raises(Unwritable, match=why):
+            check_whole(folder / path)
 
 
 def test_beside_a_pipe_or_a_device_nothing_is_made(folder: Path) -> None:

@@ -78,9 +78,26 @@ def write_whole(path: Path, lines: Iterable[bytes]) -> None:
         raise Unwritable(f"{path}: {error.strerror}") from error
 
 
-def _replace(path: Path, lines: Iterable[bytes]) -> None:
+def check_whole(path: Path) -> None:
+    """Look, before anything is lost, whether `write_whole` can put a file there. Raises `Unwritable`."""
+    if not is_plain(path):
+        return
+    try:
+        new, descriptor = _new(resolved(path))
+        os.close(descriptor)
+        new.unlink()
+    except OSError as error:
+        raise Unwritable(f"{path}: {error.strerror}") from error
+
+
+def _new(path: Path) -> tuple[Path, int]:
+    """Return an empty file that may take the place of another, beside it, and its descriptor. Raises OSError."""
     new = path.with_name(f"{path.name}.{secrets.token_hex(8)}.new")
-    descriptor = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
+    return new, os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
+
+
+def _replace(path: Path, lines: Iterable[bytes]) -> None:
+    new, descriptor = _new(path)
     try:
         with open(descriptor, "wb") as file:  # noqa: PTH123 - a descriptor
             if path.exists():

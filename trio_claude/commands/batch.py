@@ -71,8 +71,8 @@ def command(tasks: str, url: str | None, key_file: Path | None, config_file: Pat
     Exit status: 0 where all are ok, 1 where some are not, 2 for bad input, 130 or 143 after SIGINT or SIGTERM.
     """
     values = {name: options.pop(name) for name in attrs.fields_dict(Config) if name in options}
-    if not options["out"].name:
-        raise ConfigError("--out must name a file")
+    if not all(path.name for path in (options["out"], options["manifest"]) if path):
+        raise ConfigError("--out and --manifest take the name of a file")
     if options["force"] and options["resume"]:
         raise ConfigError("--resume keeps what is done, --force writes over it: say one of them")
     if options["artifacts"] and url:

@@ -22,7 +22,17 @@ import trio
 from ..batch.artifacts import Artifacts
 from ..batch.doors import Door, open_embedded
 from ..batch.earlier import Earlier, check_same, read_manifest, sort_results, take_up
-from ..batch.files import LinesFolder, ResultsFile, Unwritable, ahead_of, check_free, is_plain, rendered, write_whole
+from ..batch.files import (
+    LinesFolder,
+    ResultsFile,
+    Unwritable,
+    ahead_of,
+    check_free,
+    check_whole,
+    is_plain,
+    rendered,
+    write_whole,
+)
 from ..batch.locks import alone, lock_of
 from ..batch.manifest import about_engine, describe, now, number_of, starts
 from ..batch.runner import Runner, Settings
@@ -108,6 +118,7 @@ async def _run_alone(batch: Batch) -> Ending:
     check_free(
         batch.out, *aside, batch.beside, lock=lock_of(batch.out), keep=batch.source, force=batch.force or batch.resume
     )
+    check_whole(batch.beside)
     earlier = _take_up(batch) if batch.resume else None
     name = _name(earlier)
     async with _open_caught() as caught, _open_door(batch, name, caught.asking) as (door, settings, about):

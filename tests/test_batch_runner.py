@@ -266,8 +266,13 @@ async def test_lines_are_kept_by_run(autojump_clock: object, folder: Path) -> No
 async def test_lines_that_cant_be_written_stop_everything(autojump_clock: object, folder: Path) -> None:
     lines = LinesFolder(folder / "lines", force=False)
     (folder / "lines" / "1.jsonl").symlink_to("/dev/full")
+    door, out = FakeDoor({"b": [(0.8, result(total_cost_usd=1.5), GOOD)]}), Out()
+    one = runner(plan("a", "b", "c", "d"), door, out, lines=lines)
     with pytest.raises(Unwritable, match="No space left"):
-        await runner(plan("a", "b", "c", "d"), FakeDoor(), Out(), lines=lines).run()
+        await one.run()
+    assert out.of("reason") == ["cancelled"] * 4, "the results themselves can be written"
+    assert out.of("cost_usd") == [0, 1.5, 0, 0]
+    assert "No space left" in out.lines[0]["error"]
 
 
 class Stopper(trio.abc.Instrument):

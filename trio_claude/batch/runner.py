@@ -53,8 +53,8 @@ class Runner:
     """One batch.
 
     Resource handling: `run` owns all its runs; when it returns or raises, nothing of them is left. Error handling: what
-    happens to a run is told in its result; where results can't be written, everything is stopped and `run` raises
-    `Unwritable`.
+    happens to a run is told in its result; where a file can't be written, everything is stopped and `run` raises
+    `Unwritable`, when there is a result of each run, unless it is the results that can't be written.
     """
 
     def __init__(self, plan: Plan, door: Door, out: Out, settings: Settings, earlier: Earlier | None = None) -> None:
@@ -70,6 +70,7 @@ class Runner:
         self._changed = trio.lowlevel.ParkingLot()
         self._stop = trio.Event()
         self._failure: Unwritable | None = None
+        self._full = False
         self._late: Unwritable | None = None
 
     def stop(self) -> None:
@@ -218,9 +219,10 @@ class Runner:
         result = record.result(finish)
         self.tally.add(result)
         try:
-            if self._failure is None:
+            if not self._full:
                 self._write(self._order.add(record.item.place, data := result.render()), data)
         except Unwritable as error:
+            self._full = True
             self._fail(error)
         self._changed.unpark_all()
 

@@ -90,6 +90,9 @@ class Out:
     def keep(self, data: bytes) -> None:
         self.kept.append(json.loads(data)["id"])
 
+    def drop(self) -> None:
+        self.kept.clear()
+
     def of(self, name: str) -> list[Any]:
         return [line[name] for line in self.lines]
 
@@ -108,6 +111,17 @@ async def test_results_come_in_the_order_of_tasks(autojump_clock: object) -> Non
     await runner(plan("a", "b", "c", "d"), door, out).run()
     assert out.of("id") == ["1", "2", "3", "4"]
     assert door.most == 2
+
+
+async def test_what_waits_is_kept_as_long_as_anything_does(autojump_clock: object) -> None:
+    door, out = FakeDoor({"a": [(2.5, result(), GOOD)]}), Out()
+    one = runner(plan("a", "b", "c", "d", "e"), door, out)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(one.run)
+        await trio.sleep(2.2)
+        assert (out.of("id"), out.kept) == ([], ["2", "3"])
+        await trio.sleep(0.5)
+        assert (out.of("id"), out.kept) == (["1", "2", "3"], [])
 
 
 async def test_or_as_they_end(autojump_clock: object) -> None:

@@ -5,6 +5,8 @@ Rules: no await, no clock. What waits for those before it is bounded: too far ah
 
 from __future__ import annotations
 
+from typing import Final
+
 AHEAD = 1000
 """Runs that may be started ahead of the oldest whose result is not out."""
 WAITING_BYTES = 64 * 1024 * 1024
@@ -25,6 +27,11 @@ class InOrder:
         """Whether the run at `place` may start."""
         return place == self._next or (place < self._next + self._ahead and self._bytes <= self._limit)
 
+    @property
+    def waits(self) -> bool:
+        """Whether there is a result that waits for others."""
+        return bool(self._waiting)
+
     def add(self, place: int, result: bytes) -> list[bytes]:
         """Take a result; return those that may come out now."""
         self._waiting[place] = result
@@ -39,6 +46,8 @@ class InOrder:
 
 class AsCompleted:
     """Lets each result out at once."""
+
+    waits: Final = False
 
     def may_start(self, place: int) -> bool:
         """Whether the run at `place` may start: always."""

@@ -36,6 +36,9 @@ class Out(Protocol):
     def keep(self, data: bytes) -> None:
         """Take one line that waits for others, and is written later. Raises `Unwritable`."""
 
+    def drop(self) -> None:
+        """Forget what waited: it is all written. Raises `Unwritable`."""
+
 
 @attrs.frozen(kw_only=True)
 class Settings:
@@ -227,11 +230,13 @@ class Runner:
         self._changed.unpark_all()
 
     def _write(self, out: list[bytes], latest: bytes) -> None:
-        """Write what may come out; where that is nothing yet, keep the latest result beside. Raises `Unwritable`."""
+        """Write what may come out; what waits is kept beside, as long as anything does. Raises `Unwritable`."""
         for line in out:
             self._out.write(line)
         if not out:
             self._out.keep(latest)
+        elif not self._order.waits:
+            self._out.drop()
 
 
 class _Lines:

@@ -126,7 +126,7 @@ async def _run_alone(batch: Batch) -> Ending:
         with ResultsFile(batch.out, force=batch.force, resume=batch.resume) as out:
             runner = Runner(batch.plan, door, out, settings, earlier)
             manifest = _described(batch, settings, about, name, earlier)
-            return await _run(batch, runner, out, manifest, caught)
+            return await _run(batch, runner, manifest, caught)
 
 
 @asynccontextmanager
@@ -216,7 +216,7 @@ def _described(
     }
 
 
-async def _run(batch: Batch, runner: Runner, out: ResultsFile, about: dict[str, Any], caught: Caught) -> Ending:
+async def _run(batch: Batch, runner: Runner, about: dict[str, Any], caught: Caught) -> Ending:
     """Run, then finish the files."""
     began, failure = time.monotonic(), None
     caught.follow(runner)
@@ -226,7 +226,6 @@ async def _run(batch: Batch, runner: Runner, out: ResultsFile, about: dict[str, 
             if sys.stderr.isatty():
                 await services.start(_show, runner)
             await runner.run()
-        out.drop()
         if batch.resume and not batch.settings.as_completed:
             sort_results(batch.out, batch.plan)
     except Unwritable as error:

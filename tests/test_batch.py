@@ -463,6 +463,25 @@ async def test_a_terminal_gets_a_bar(fake: Backend, folder: Path) -> None:
     assert "4 runs: 3 ok, 1 failed" in text
 
 
+async def test_a_terminal_that_goes_away_costs_nothing(fake: Backend, folder: Path) -> None:
+    ours, theirs = pty.openpty()
+    tasks = write_tasks(folder, "hello", directive("slow", n=10, ms=100), directive("exit", status=3))
+    process = await trio.lowlevel.open_process(
+        [*PROGRAM, tasks, "--concurrency", "1"],
+        env=environ(fake, TERM="xterm"),
+        cwd=folder,
+        stdin=subprocess.DEVNULL,
+        stderr=theirs,
+    )
+    os.close(theirs)
+    await until(lambda: bool(results(folder)), 30)
+    os.close(ours)
+    with trio.fail_after(60):
+        assert await process.wait() == 1
+    assert [line["reason"] for line in results(folder)] == ["exit", "exit", "failed"]
+    assert json.loads((folder / "results.manifest.json").read_text())["summary"]["ok"] == 2
+
+
 def _read(descriptor: int) -> bytes:
     try:
         return os.read(descriptor, 65536)

@@ -41,7 +41,7 @@ from ..batch.tasks import Plan, Rules
 from ..config import Config
 from ..errors import ConfigError
 from ..services import open_services
-from .complaints import complain
+from .complaints import complain, tell
 from .process import take_process
 from .statuses import Status
 from .words import clean
@@ -254,4 +254,4 @@ def _say(ending: Ending, *, as_json: bool) -> None:
         return
     if ending.summary.first_error:
         complain(f"the first failure: {clean(ending.summary.first_error)}")
-    click.echo(str(ending.summary), err=True)
+    tell(str(ending.summary))

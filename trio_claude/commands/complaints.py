@@ -5,6 +5,7 @@ This module must never print a key, nor colour what goes to a file or a pipe.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 from typing import Final, TextIO
@@ -27,7 +28,16 @@ _LATER: Final = (429, 503)
 
 def complain(error: object) -> None:
     """Say what went wrong."""
-    click.echo(f"{painted('trio-claude:', 'red', sys.stderr)} {error}", err=True)
+    tell(f"{painted('trio-claude:', 'red', sys.stderr)} {error}")
+
+
+def tell(text: str) -> None:
+    """Say something on stderr; where nobody can hear it, as on a terminal that went away, that ends nothing."""
+    try:
+        click.echo(text, err=True)
+    except OSError:
+        with contextlib.suppress(OSError):  # what it could not take would be tried again at the end
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stderr.fileno())
 
 
 def next_step(status: int | None, *, with_key: bool) -> str:

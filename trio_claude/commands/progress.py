@@ -5,6 +5,7 @@ It draws in its own task, never in a thread, and never changes what it shows.
 
 from __future__ import annotations
 
+import contextlib
 from typing import Any
 
 import trio
@@ -22,11 +23,16 @@ WORDS = (
 
 
 async def show(runner: Runner, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
-    """Draw until cancelled; the last drawing stays."""
+    """Draw until cancelled; the last drawing stays. A terminal that goes away is drawn on no more."""
+    task_status.started()
+    with contextlib.suppress(OSError):
+        await _draw(runner)
+
+
+async def _draw(runner: Runner) -> None:
     columns = BarColumn(), MofNCompleteColumn(), TextColumn(WORDS), TimeElapsedColumn(), TimeRemainingColumn()
     with Progress(*columns, console=Console(stderr=True), auto_refresh=False) as progress:
         task = progress.add_task("batch", total=runner.tally.runs, **_fields(runner))
-        task_status.started()
         try:
             while True:
                 progress.update(task, completed=runner.tally.done, **_fields(runner), refresh=True)

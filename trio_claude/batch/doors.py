@@ -45,7 +45,7 @@ class EmbeddedDoor:
                 async for line in run:
                     hear(line)
         except Busy as error:
-            return Finish(reason=BUSY, error=str(error))
+            return Finish(reason=BUSY, error=str(error), retry_after=error.retry_after)
         except Draining as error:
             return Finish(reason=Reason.DRAINED.value, error=str(error))
         except ClientError as error:

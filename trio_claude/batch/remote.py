@@ -5,11 +5,20 @@ It runs one attempt and says how it ended. It must never try again, and never ju
 
 from __future__ import annotations
 
+from typing import Final
+
+import trio
+
 from ..client import Answer, ConnectFailed, Ended, ask
+from ..figures import counted
 from ..messages import Prompt
 from .doors import Hear
-from .results import UNREACHABLE, Finish, from_close
-from .tasks import options_of
+from .results import DISCONNECTED, REFUSED, UNREACHABLE, Finish, from_close
+from .retries import STATUSES
+from .tasks import LONGEST, options_of
+
+PATIENCE: Final = 3900.0
+"""Seconds that a server has beyond the run's own: for its queue, an hour at most, the run's end, and the proof."""
 
 
 class ServerDoor:
@@ -21,13 +30,20 @@ class ServerDoor:
 
     async def run(self, prompt: Prompt, hear: Hear) -> Finish:
         """Ask the server; leaving early ends the run there."""
+        longest = (prompt.options.timeout or LONGEST) + PATIENCE
+        with trio.move_on_after(longest):
+            return await self._ask(prompt, hear)
+        return Finish(reason=DISCONNECTED, error=f"the server did not end the run within {longest:g} s")
+
+    async def _ask(self, prompt: Prompt, hear: Hear) -> Finish:
         options = options_of(prompt.options)
         try:
             async with ask(prompt.prompt, meta=prompt.meta, url=self._url, key=self._key, **options) as answer:
                 async for line in answer:
                     hear(line)
         except ConnectFailed as error:
-            return Finish(reason=UNREACHABLE, error=str(error))
+            later = error.status is None or error.status in STATUSES
+            return Finish(reason=UNREACHABLE if later else REFUSED, error=str(error))
         ended = answer.ended or Ended(1006, "the connection broke")
         return from_close(ended.code, ended.reason, ended.error, _retry_after(answer))
 
@@ -36,6 +52,5 @@ class ServerDoor:
 
 
 def _retry_after(answer: Answer) -> float | None:
-    """Return the seconds that a full server asked for."""
-    asked = answer.notes[-1].get("retry_after") if answer.notes else None
-    return float(asked) if isinstance(asked, int | float) and not isinstance(asked, bool) else None
+    """Return the seconds that a full server asked for, None where it named none that can be waited."""
+    return counted(answer.notes[-1].get("retry_after")) or None if answer.notes else None

@@ -169,6 +169,7 @@ async def test_nothing_of_a_run_is_left(fake: Backend, folder: Path) -> None:
         ('{"prompt":"x"}', ["--cli", "/nope"], "cli: "),
         ('{"prompt":"x"}', ["--concurrency", "0"], "Invalid value for '--concurrency'"),
         ('{"prompt":"x"}', ["--url", "http://127.0.0.1:1", "--profile", "chat"], "--profile has no meaning with --url"),
+        ('{"prompt":"x"}', ["--url", ""], "--url must name a server"),
         ('{"prompt":"x"}', ["--max-usd", "nan"], "--max-usd must be a number over 0 US dollars, not nan"),
         ('{"prompt":"x"}', ["--max-usd", "inf"], "--max-usd must be a number over 0 US dollars, not inf"),
         ('{"prompt":"x"}', ["--config", "/nope.toml"], "no such config file: /nope.toml"),
@@ -406,6 +407,18 @@ async def test_what_a_server_refuses_is_no_crash(fake: Backend, folder: Path) ->
         told = await batch(fake, folder, write_tasks(folder, {"prompt": "hello", "effort": "low"}), "--url", server.url)
     assert (told.status, told.of("reason"), told.of("attempts")) == (1, ["refused"], [1])
     assert told.results[0]["error"] == "effort is not allowed by this server"
+
+
+async def test_what_the_operator_grants_may_be_asked_for(fake: Backend, folder: Path) -> None:
+    tasks = write_tasks(folder, {"prompt": "hello", "allowed_tools": ["Read"]})
+    async with fake.serve(grants=("allowed_tools",)) as server:
+        told = await batch(fake, folder, tasks, "--url", server.url)
+    assert (told.status, told.of("ok")) == (0, [True])
+    told = await batch(fake, folder, tasks, "--out", "inside.jsonl")
+    assert (told.status, told.stderr) == (2, "trio-claude: line 1: allowed_tools is not allowed by this server\n")
+    (folder / "c.toml").write_text('grants = ["allowed_tools"]\n')
+    told = await batch(fake, folder, tasks, "--out", "inside.jsonl", "--config", "c.toml")
+    assert told.status != 2, told.stderr
 
 
 async def test_nobody_there_is_tried_again_then_told(fake: Backend, folder: Path) -> None:

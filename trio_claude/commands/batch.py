@@ -15,7 +15,7 @@ from ..batch.files import read_tasks
 from ..batch.manifest import sha256
 from ..batch.runner import Settings
 from ..batch.tasks import LONGEST, Rules, make_plan
-from ..config import OPTIONS, Config
+from ..config import GRANTS, OPTIONS, Config
 from ..errors import ConfigError
 from .batching import Batch, run_batch
 from .completing import files
@@ -71,6 +71,8 @@ def command(tasks: str, url: str | None, key_file: Path | None, config_file: Pat
     values = {name: options.pop(name) for name in attrs.fields_dict(Config) if name in options}
     if not all(path.name for path in (options["out"], options["manifest"]) if path):
         raise ConfigError("--out and --manifest take the name of a file")
+    if url == "":
+        raise ConfigError("--url must name a server")
     if options["force"] and options["resume"]:
         raise ConfigError("--resume keeps what is done, --force writes over it: say one of them")
     if options["artifacts"] and url:
@@ -100,12 +102,12 @@ def _rules(
 ) -> Rules:
     """Return what tasks are held to. Raises `ConfigError` where settings are given that only a server has."""
     if config:
-        return Rules(config.allow_options, config.timeout, models, repeat, workspaces=bool(config.workspaces))
+        return Rules(config.offered, config.timeout, models, repeat, workspaces=bool(config.workspaces))
     timeout = values.pop("timeout")
     for name, value in {**values, "config": file}.items():
         if value is not None:
             raise ConfigError(f"--{name.replace('_', '-')} has no meaning with --url: the server decides it")
-    return Rules(OPTIONS, LONGEST, models, repeat, timeout=timeout)
+    return Rules((*OPTIONS, *GRANTS), LONGEST, models, repeat, timeout=timeout)
 
 
 def _settings(options: dict[str, Any]) -> Settings:

@@ -110,9 +110,11 @@ def test_a_manifest_of_other_tasks_is_refused(folder: Path) -> None:
 
 def test_what_is_dropped_is_what_never_came_to_an_end(folder: Path) -> None:
     out = folder / "r.jsonl"
-    undone = ("cancelled", "skipped", "busy", "refused", "unreachable", "drained", "spawn-failed")
+    undone = (
+        "cancelled", "skipped", "busy", "refused", "unreachable", "disconnected", "drained", "node-lost", "spawn-failed",
+    )  # fmt: skip
     out.write_bytes(b"".join(line(task, reason) for task, reason in enumerate(undone, 1)))
-    assert not any(take_up(out, folder / "m.json", {}, plan(7)).done)
+    assert not any(take_up(out, folder / "m.json", {}, plan(len(undone))).done)
 
 
 def test_a_file_that_can_not_be_read_is_named(folder: Path) -> None:

@@ -19,12 +19,13 @@ import attrs
 from ..errors import ConfigError, Reason
 from .files import Unwritable, ahead_of, remove, rendered, write_whole
 from .manifest import number_of
-from .results import BUSY, CANCELLED, REFUSED, SKIPPED, UNREACHABLE, Result, parse_result
+from .results import BUSY, CANCELLED, DISCONNECTED, REFUSED, SKIPPED, UNREACHABLE, Result, parse_result
 from .tally import Tally
 from .tasks import Plan
 
 UNDONE: Final = (
-    CANCELLED, SKIPPED, BUSY, REFUSED, UNREACHABLE, Reason.DRAINED.value, Reason.SPAWN_FAILED.value,
+    CANCELLED, SKIPPED, BUSY, REFUSED, UNREACHABLE, DISCONNECTED, Reason.DRAINED.value, Reason.NODE_LOST.value,
+    Reason.SPAWN_FAILED.value,
 )  # fmt: skip
 """Reasons of results that do not stay: these runs did not come to an end of their own, and are made anew."""
 

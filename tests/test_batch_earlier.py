@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import subprocess
 from pathlib import Path
@@ -180,6 +181,36 @@ async def test_a_batch_that_is_broken_off_three_times_has_each_result_once(name:
     manifest = json.loads((folder / "results.manifest.json").read_text())
     assert (manifest["resumed"], manifest["summary"]["ok"], manifest["summary"]["runs"]) == (3, count, count)
     assert sorted(path.name for path in folder.glob("results*")) == ["results.jsonl", "results.manifest.json"]
+
+
+async def test_a_signal_waits_until_the_results_are_whole(fake: Backend, folder: Path) -> None:
+    """The results are read twice, and each time what waited beside them: a pipe, which holds the reader up."""
+    tasks, ahead = write_tasks(folder, "hello", "hello"), folder / "results.jsonl.ahead"
+    first = await batch(fake, folder, tasks, "--max-usd", "0.0001", "--concurrency", "1")
+    assert first.of("reason") == ["exit", "skipped"]
+    os.mkfifo(ahead)
+    (folder / f"results.jsonl.{'0' * 16}.new").touch()
+    process = await trio.lowlevel.open_process(
+        [*PROGRAM, tasks, "--resume"], env=environ(fake), cwd=folder, stderr=subprocess.DEVNULL
+    )
+    await until(lambda: ended(ahead), 30)
+    await until(lambda: bool(list(folder.glob("results.jsonl.*.new"))), 30)
+    process.send_signal(signal.SIGTERM)
+    await until(lambda: ended(ahead), 30)
+    with trio.fail_after(20):
+        assert await process.wait() == 143
+    told = results(folder)
+    assert (told[0], [result["reason"] for result in told]) == (first.results[0], ["exit", "cancelled"])
+    assert sorted(path.name for path in folder.glob("results*")) == ["results.jsonl", "results.manifest.json"]
+
+
+def ended(pipe: Path) -> bool:
+    """Let who reads a pipe find its end; return whether anybody did."""
+    try:
+        os.close(os.open(pipe, os.O_WRONLY | os.O_NONBLOCK))
+    except OSError:
+        return False
+    return True
 
 
 def done(folder: Path) -> dict[str, dict[str, Any]]:

@@ -18,6 +18,7 @@ from trio_claude.batch.files import (
     check_free,
     check_whole,
     read_tasks,
+    sweep,
     write_whole,
 )
 from trio_claude.batch.locks import lock_of
@@ -58,6 +59,16 @@ def test_what_can_not_be_replaced_stays_and_nothing_is_left_beside_it(folder: Pa
     with pytest.raises(Unwritable, match="elsewhere"):
         write_whole(folder / "out", lines())
     assert {path.name: path.read_text() for path in folder.iterdir()} == {"out": "old"}
+
+
+def test_what_a_kill_left_of_a_replacement_is_swept_and_nothing_else(folder: Path) -> None:
+    names = {f"out.{'0' * 16}.new", "out", "out.new", "out.mine.new", f"other.{'0' * 16}.new", f"out.{'0' * 16}.new.x"}
+    for name in names:
+        (folder / name).touch()
+    (folder / "link").symlink_to("out")
+    sweep(folder / "link")
+    assert names - {path.name for path in folder.iterdir()} == {f"out.{'0' * 16}.new"}
+    sweep(Path("/dev/stdout"))
 
 
 def test_whether_a_file_can_be_put_there_is_seen_before(folder: Path) -> None:

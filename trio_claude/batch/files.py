@@ -6,7 +6,9 @@ result is with the system when `write` returns. Writes are short, and go out in 
 
 from __future__ import annotations
 
+import contextlib
 import os
+import re
 import secrets
 import stat
 import sys
@@ -94,6 +96,17 @@ def _new(path: Path) -> tuple[Path, int]:
     """Return an empty file that may take the place of another, beside it, and its descriptor. Raises OSError."""
     new = path.with_name(f"{path.name}.{secrets.token_hex(8)}.new")
     return new, os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
+
+
+def sweep(path: Path) -> None:
+    """Remove what a killed batch has left of a file that was to take the place of this one."""
+    if not is_plain(path):
+        return
+    real = resolved(path)
+    left = re.compile(rf"{re.escape(real.name)}\.[0-9a-f]{{16}}\.new")
+    with contextlib.suppress(OSError):  # it does no harm but for its size
+        for new in [entry for entry in real.parent.iterdir() if left.fullmatch(entry.name)]:
+            new.unlink()
 
 
 def _replace(path: Path, lines: Iterable[bytes]) -> None:

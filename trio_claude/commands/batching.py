@@ -31,6 +31,7 @@ from ..batch.files import (
     check_whole,
     is_plain,
     rendered,
+    sweep,
     write_whole,
 )
 from ..batch.locks import alone, lock_of
@@ -119,14 +120,16 @@ async def _run_alone(batch: Batch) -> Ending:
         batch.out, *aside, batch.beside, lock=lock_of(batch.out), keep=batch.source, force=batch.force or batch.resume
     )
     check_whole(batch.beside)
-    earlier = _take_up(batch) if batch.resume else None
-    name = _name(earlier)
-    async with _open_caught() as caught, _open_door(batch, name, caught.asking) as (door, settings, about):
-        settings = _settings(batch, settings, earlier)
-        with ResultsFile(batch.out, force=batch.force, resume=batch.resume) as out:
-            runner = Runner(batch.plan, door, out, settings, earlier)
-            manifest = _described(batch, settings, about, name, earlier)
-            return await _run(batch, runner, manifest, caught)
+    sweep(batch.out)
+    async with _open_caught() as caught:  # from here on a signal waits until a file is whole
+        earlier = _take_up(batch) if batch.resume else None
+        name = _name(earlier)
+        async with _open_door(batch, name, caught.asking) as (door, settings, about):
+            settings = _settings(batch, settings, earlier)
+            with ResultsFile(batch.out, force=batch.force, resume=batch.resume) as out:
+                runner = Runner(batch.plan, door, out, settings, earlier)
+                manifest = _described(batch, settings, about, name, earlier)
+                return await _run(batch, runner, manifest, caught)
 
 
 @asynccontextmanager

@@ -83,6 +83,7 @@ def test_what_no_result_tells_of_is_reckoned() -> None:
             "Reached maximum number of turns (2)",
         ),
         ({"subtype": "error_during_execution"}, "error_during_execution"),
+        ({}, "an error without words"),
     ],
 )
 def test_is_error_tells_never_subtype(fields: dict[str, object], error: str) -> None:

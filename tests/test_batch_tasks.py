@@ -35,6 +35,12 @@ def test_a_task_may_name_itself() -> None:
     assert (task.id, task.prompt.meta, task.prompt.prompt) == ("mine-1", "X_1", "é")
 
 
+def test_a_byte_order_mark_alone_is_no_task() -> None:
+    mark = b"\xef\xbb\xbf"
+    plan = make_plan(mark + b"\r\n" + mark + jsonl({"prompt": "one"}) + mark, RULES)
+    assert [task.line for task in plan.tasks] == [2]
+
+
 @pytest.mark.parametrize(
     ("data", "told"),
     [

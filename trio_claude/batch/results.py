@@ -98,7 +98,7 @@ class Fold:
         text, texts = said.get("result"), said.get("errors")
         self.result = text if isinstance(text, str) else None
         first = texts[0] if isinstance(texts, list) and texts else said.get("subtype")
-        self.error = str(self.result or first)[:500] if self.is_error else None
+        self.error = str(self.result or first or "an error without words")[:500] if self.is_error else None
         self.api_status = status if isinstance(status := said.get("api_error_status"), int) else None
         self.num_turns += _whole(said.get("num_turns"))
         if isinstance(usage := said.get("usage"), dict):

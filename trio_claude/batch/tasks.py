@@ -6,6 +6,7 @@ opens no file and knows no clock.
 
 from __future__ import annotations
 
+import codecs
 import itertools
 import re
 from collections.abc import Iterable, Iterator
@@ -127,7 +128,7 @@ def parse_tasks(lines: Iterable[bytes], rules: Rules) -> Iterator[Task]:
     ids: dict[str, int] = {}
     number = 0
     for line, raw in enumerate(lines, 1):
-        if not raw.strip():
+        if not raw.removeprefix(codecs.BOM_UTF8).strip():
             continue
         number += 1
         try:

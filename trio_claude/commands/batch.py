@@ -53,7 +53,7 @@ _FILE = click.Path(dir_okay=False, path_type=Path)
 @click.option(
     "--max-usd",
     type=float,
-    help="US dollars; once the runs have cost more, none is started.",
+    help="US dollars; once the runs have cost as much, none is started.",
 )
 @click.option("--retries", type=click.IntRange(0, 100), default=2, show_default=True, help="Further attempts.")
 @click.option("--url", help="A server that is to run the prompts, instead of this process.")

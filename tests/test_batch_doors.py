@@ -9,14 +9,15 @@ from contextlib import asynccontextmanager
 
 import pytest
 import trio
-from harness import Backend
+from cutter import open_cutter
+from harness import Backend, directive, until
 from trio_websocket import WebSocketRequest, serve_websocket
 
-from trio_claude.batch import remote
 from trio_claude.batch.doors import open_embedded
 from trio_claude.batch.remote import ServerDoor
 from trio_claude.batch.results import Finish
 from trio_claude.batch.tasks import Rules, make_plan
+from trio_claude.client import sockets
 from trio_claude.config import OPTIONS, Config
 from trio_claude.messages import Prompt
 
@@ -28,7 +29,7 @@ def prompt(**more: object) -> Prompt:
 
 @asynccontextmanager
 async def served(frame: str = "", status: int | None = None) -> AsyncIterator[ServerDoor]:
-    """Yield the door to a server that refuses with a status, or says a frame and that it is full; or nothing at all."""
+    """Yield the door to a server that refuses with a status, or says a frame and that it is full."""
 
     async def serve(request: WebSocketRequest) -> None:
         if status:
@@ -36,8 +37,6 @@ async def served(frame: str = "", status: int | None = None) -> AsyncIterator[Se
             return
         socket = await request.accept()
         await socket.get_message()
-        if not frame:
-            await trio.sleep_forever()
         await socket.send_message(frame)
         await socket.aclose(1013, "full")
 
@@ -75,12 +74,20 @@ async def test_nobody_there_is_not_reached() -> None:
     assert finish.reason == "unreachable"
 
 
-async def test_a_server_that_vanished_holds_nothing_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(remote, "PATIENCE", 0.3)
-    async with served() as door:
+async def test_a_server_that_vanished_holds_nothing_for_ever(fake: Backend, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sockets, "SILENCE", 0.2)
+    async with fake.serve() as server, open_cutter(server.port) as cutter, trio.open_nursery() as nursery:
+        finishes: list[Finish] = []
+
+        async def run() -> None:
+            finishes.append(await ServerDoor(cutter.url).run(prompt(prompt=directive("silent")), print))
+
+        nursery.start_soon(run)
+        await until(lambda: server.runs.statistics().live)
+        cutter.silent = True
         with trio.fail_after(30):
-            finish = await door.run(prompt(timeout=0.2), print)
-    assert finish == Finish(reason="disconnected", error="the server did not end the run within 0.5 s")
+            await until(lambda: finishes, 20)
+    assert (finishes[0].reason, finishes[0].error) == ("disconnected", "the server has been silent for 0.4 s")
 
 
 async def test_inside_the_command_the_seconds_of_a_limit_are_told_too(fake: Backend) -> None:

@@ -5,20 +5,13 @@ It runs one attempt and says how it ended. It must never try again, and never ju
 
 from __future__ import annotations
 
-from typing import Final
-
-import trio
-
 from ..client import Answer, ConnectFailed, Ended, ask
 from ..figures import counted
 from ..messages import Prompt
 from .doors import Hear
-from .results import DISCONNECTED, REFUSED, UNREACHABLE, Finish, from_close
+from .results import REFUSED, UNREACHABLE, Finish, from_close
 from .retries import STATUSES
-from .tasks import LONGEST, options_of
-
-PATIENCE: Final = 3900.0
-"""Seconds that a server has beyond the run's own: for its queue, an hour at most, the run's end, and the proof."""
+from .tasks import options_of
 
 
 class ServerDoor:
@@ -30,12 +23,6 @@ class ServerDoor:
 
     async def run(self, prompt: Prompt, hear: Hear) -> Finish:
         """Ask the server; leaving early ends the run there."""
-        longest = (prompt.options.timeout or LONGEST) + PATIENCE
-        with trio.move_on_after(longest):
-            return await self._ask(prompt, hear)
-        return Finish(reason=DISCONNECTED, error=f"the server did not end the run within {longest:g} s")
-
-    async def _ask(self, prompt: Prompt, hear: Hear) -> Finish:
         options = options_of(prompt.options)
         try:
             async with ask(prompt.prompt, meta=prompt.meta, url=self._url, key=self._key, **options) as answer:

@@ -13,7 +13,7 @@ from trio_claude.batch.manifest import cli_version
 from trio_claude.config import Config
 from trio_claude.containment import Job, Means, open_containment
 from trio_claude.engine import open_engine
-from trio_claude.errors import ContainmentUnavailable
+from trio_claude.errors import ConfigError, ContainmentUnavailable, SpawnFailed
 from trio_claude.testing import fake_cli
 
 pytestmark = pytest.mark.sandbox
@@ -141,6 +141,34 @@ async def test_the_real_cli_answers_and_its_tool_sees_nothing_of_others(real: Ba
 async def test_unattended_needs_a_sandbox_or_a_word(fake: Backend) -> None:
     async with fake.serve(containment="sandbox", profile="unattended") as server:
         assert server.port
+
+
+@pytest.mark.parametrize("place", ["/", "/proc", "/dev", "/etc", "/usr/..", "link"])
+async def test_nothing_that_it_is_made_of_is_laid_open(folder: Path, place: str) -> None:
+    """A server that was started in `/` has no other folder for its runs."""
+    (folder / "link").symlink_to("/")
+    wide = str(folder / place)
+    with pytest.raises(ConfigError, match="cwd: a sandbox with all of"):
+        async with open_engine(Config(cli="sh", cwd=wide, containment="sandbox")):
+            pytest.fail("opened")
+    with pytest.raises(ConfigError, match="CLAUDE_CONFIG_DIR: a sandbox with all of"):
+        async with open_engine(
+            Config(cli="sh", cwd=str(folder), containment="sandbox"), environ={"CLAUDE_CONFIG_DIR": wide}
+        ):
+            pytest.fail("opened")
+    with pytest.raises(ContainmentUnavailable, match="sandbox_read: a sandbox with all of"):
+        await run("true", folder, read=(wide,))
+    with pytest.raises(SpawnFailed, match="a sandbox with all of"):
+        await run("true", Path(wide))
+
+
+async def test_bubblewrap_that_can_not_start_is_no_sandbox(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    program = folder / "bwrap"
+    program.write_text("#!/bin/sh\necho bwrap: hello; echo bwrap: no namespaces here >&2\nexit 1\n")
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", str(folder), prepend=":")
+    with pytest.raises(ContainmentUnavailable, match="bwrap: no namespaces here"):
+        await run("true", folder)
 
 
 async def test_without_bubblewrap_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:

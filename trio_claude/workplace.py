@@ -133,6 +133,8 @@ class Workplace:
         own = inherited(environ, config.env)
         homes = _open_homes(config, environ)
         state = _cli_state(own)
+        if config.containment == "sandbox" and not homes:
+            _check_sandbox(cwd, state)
         async with open_home() as home:
             folders = home.folder / "runs"
             folders.mkdir(mode=0o700)
@@ -354,6 +356,16 @@ def _cli_state(environ: Mapping[str, str]) -> tuple[str, ...]:
         return (folder,)
     home = environ.get("HOME", "/")
     return (f"{home}/.claude", f"{home}/.claude.json")
+
+
+def _check_sandbox(cwd: str, state: tuple[str, ...]) -> None:
+    """Raise `ConfigError` where what runs may write would leave nothing of a sandbox."""
+    from .containment.sandbox import too_wide
+
+    if too_wide((cwd,)):
+        raise ConfigError(f"cwd: a sandbox with all of {cwd} in it would be none; --cwd names a folder")
+    if wide := too_wide(state):
+        raise ConfigError(f"CLAUDE_CONFIG_DIR: a sandbox with all of {wide} in it would be none")
 
 
 def _make_sessions(state: str) -> str:

@@ -87,9 +87,13 @@ def _check_group(means: Means) -> None:
 
 
 def _sandbox(read: tuple[str, ...], *, network: bool) -> Sandbox:
-    """Return the sandbox of every run. Raises `ContainmentUnavailable` without bubblewrap."""
-    from .sandbox import Sandbox
+    """Return the sandbox of every run. Raises `ContainmentUnavailable` without bubblewrap, or with a path too wide."""
+    from .sandbox import Sandbox, too_wide
 
+    if wide := too_wide(read):
+        raise ContainmentUnavailable(
+            f"sandbox_read: a sandbox with all of {wide} in it would be none; name what is read"
+        )
     program = shutil.which("bwrap")
     if not program:
         raise ContainmentUnavailable("containment 'sandbox' needs bubblewrap: apt install bubblewrap")

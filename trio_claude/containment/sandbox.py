@@ -6,10 +6,13 @@ configuration. This module starts nothing; it turns a job into the same job insi
 
 from __future__ import annotations
 
+import os
+from collections.abc import Iterable
 from pathlib import Path
 
 import attrs
 
+from ..errors import SpawnFailed
 from .base import Job
 
 SYSTEM = ("/usr", "/bin", "/sbin", "/lib", "/lib32", "/lib64", "/libx32")
@@ -31,6 +34,8 @@ SETTINGS = (
     "/etc/timezone",
 )
 """What programs need of /etc; no key, no shadow, no service's configuration."""
+PRIVATE = ("/proc", "/dev")
+"""What is the sandbox's own, and never the machine's."""
 DEPTH = 2
 """Processes of bubblewrap between the supervisor and the CLI."""
 
@@ -44,7 +49,9 @@ class Sandbox:
     network: bool = True
 
     def wrap(self, job: Job) -> Job:
-        """Return `job` inside the sandbox."""
+        """Return `job` inside the sandbox. Raises `SpawnFailed` where that would be none."""
+        if wide := too_wide(job.writable):
+            raise SpawnFailed(f"a sandbox with all of {wide} in it would be none")
         argv = (self.program, *self._words(job), "--", *job.argv)
         return attrs.evolve(job, argv=argv, cwd="/", binds=(), depth=DEPTH)
 
@@ -65,3 +72,12 @@ class Sandbox:
         for source, target in job.binds:
             words += ["--bind", source, target]
         return [*words, "--chdir", job.cwd]
+
+
+def too_wide(paths: Iterable[str]) -> str:
+    """Return one of `paths` that would lie over what a sandbox is made of, as `/` and `/etc` do; empty if none does."""
+    return next((path for path in paths if _hides(os.path.realpath(path))), "")
+
+
+def _hides(path: str) -> bool:
+    return path in PRIVATE or any(own.startswith(f"{path.rstrip('/')}/") for own in (*PRIVATE, *SYSTEM, *SETTINGS))

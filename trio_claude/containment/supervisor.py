@@ -80,11 +80,13 @@ class SupervisorContainment(Containment):
                 containment._spare_none()
 
     async def probe(self) -> str | None:
-        """Run a program that does nothing; return why it could not be started, None where it could."""
+        """Run a program that does nothing; return why it could not be started or failed, None where it did neither."""
         try:
             async with self.start(Job(argv=(shutil.which("true") or "/bin/true",), env={}, cwd="/")) as process:
-                await process.wait_exit()
-        except SpawnFailed as error:
+                if status := await process.wait_exit():
+                    complaint = (await process.stderr.receive_some()).decode(errors="replace").splitlines()
+                    return complaint[-1] if complaint else f"exit status {status}"
+        except (SpawnFailed, trio.BrokenResourceError) as error:
             return str(error)
         return None
 

@@ -568,6 +568,31 @@ async def test_what_a_run_does_to_its_supervisor_no_other_run_inherits(mode: str
             await until(lambda: not alive(worn))
 
 
+@pytest.mark.parametrize("way", WEAR)
+async def test_what_a_run_does_to_the_zygote_no_other_run_inherits(supervisors: Containment, way: str) -> None:
+    async with supervisors.start(
+        shell(f'echo "$({SHOW})"; read line; {WEAR[way].replace("PPID", "line")}; sleep 60')
+    ) as process:
+        fresh = await process.stdout.receive_some()
+        zygote = _parent(_parent(process.pid))
+        before = _bounds(zygote)
+        await process.stdin.send_all(b"%d\n" % zygote)
+        await until(lambda: _bounds(zygote) != before)
+        other = shell(f'echo "$({SHOW})"; read line', env={**ENV, "TRIO_CLAUDE_RUN": "test:2"})
+        async with supervisors.start(other) as second:
+            assert await second.stdout.receive_some() == fresh
+            assert _parent(_parent(second.pid)) != zygote
+        assert alive(process.pid)
+
+
+def _bounds(pid: int) -> list[object]:
+    return [
+        resource.prlimit(pid, resource.RLIMIT_FSIZE),
+        os.getpriority(os.PRIO_PROCESS, pid),
+        os.sched_getaffinity(pid),
+    ]
+
+
 async def test_a_c_library_that_tells_no_policy_is_no_reason_not_to_hold_runs(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
@@ -647,6 +672,48 @@ def _name(pid: int) -> str:
 async def test_a_run_yields_the_processors(guarded: Containment) -> None:
     async with guarded.start(shell("sleep 0.3; cat /proc/self/stat", nice=7)) as process:
         assert (await read_all(process.stdout)).rpartition(b")")[2].split()[16] == b"7"
+
+
+PRINTS = """
+import sys, trio
+from trio_claude.containment import Job, open_containment
+async def main():
+    async with open_containment(sys.argv[1], lambda _: None) as containment:
+        async with containment.start(Job(argv=("/bin/sh", "-c", sys.argv[2]), env={}, cwd="/", nice=5)) as process:
+            sys.stdout.write(b"".join([bytes(chunk) async for chunk in process.stdout]).decode())
+trio.run(main)
+"""
+
+
+def told_below(*words: str, mode: str, script: str) -> subprocess.CompletedProcess[str]:
+    """Run a script below a server that is started by `words`."""
+    return subprocess.run([*words, sys.executable, "-c", PRINTS, mode, script], capture_output=True, text=True)
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_a_run_yields_to_a_server_that_yields_to_others(mode: str) -> None:
+    assert told_below("nice", "-n", "4", mode=mode, script="sleep 0.3; nice").stdout == "9\n"
+    assert told_below("nice", "-n", "19", mode=mode, script="sleep 0.3; nice").stdout == "19\n"
+
+
+@pytest.mark.root
+@pytest.mark.namespace
+def test_a_capability_that_the_server_would_hand_on_is_none_of_a_runs() -> None:
+    told = told_below(
+        "setpriv",
+        "--inh-caps",
+        "+sys_admin",
+        mode="namespace",
+        script="grep ^Cap /proc/self/status | cut -f2 | sort -u",
+    )
+    assert told.stdout == "0000000000000000\n"
+
+
+@pytest.mark.root
+@pytest.mark.namespace
+def test_a_server_that_can_not_take_capabilities_has_no_namespace() -> None:
+    told = told_below("setpriv", "--bounding-set", "-setpcap", mode="namespace", script="true")
+    assert "containment 'namespace' can't be had here: the CLI could not be started: capabilities" in told.stderr
 
 
 @pytest.mark.parametrize("left", range(12))

@@ -52,7 +52,7 @@ STRAY_POLL = 0.01  # seconds between two looks at orphans that are being ended
 WARM_UP = 12  # runs of nothing before the first fork: more than it takes CPython to specialise a function's code
 
 PR_SET_PDEATHSIG, PR_SET_DUMPABLE, PR_SET_NAME, PR_CAPBSET_DROP = 1, 4, 15, 24
-PR_SET_CHILD_SUBREAPER, PR_SET_NO_NEW_PRIVS = 36, 38
+PR_SET_CHILD_SUBREAPER, PR_SET_NO_NEW_PRIVS, PR_CAP_AMBIENT, PR_CAP_AMBIENT_CLEAR_ALL = 36, 38, 47, 4
 CLONE_NEWNS, CLONE_NEWPID, CLONE_NEWUSER = 0x00020000, 0x20000000, 0x10000000
 SYS_CLONE = {"x86_64": 56, "aarch64": 220, "riscv64": 220}.get(os.uname().machine)  # None: no mode `namespace`
 MS_BIND, MS_REC, MS_PRIVATE, MS_NOSUID, MS_NODEV, MS_NOEXEC = 4096, 16384, 1 << 18, 2, 4, 8
@@ -64,6 +64,7 @@ IGNORED = (signal.SIGPIPE, signal.SIGXFSZ, signal.SIGTERM, signal.SIGINT, signal
 
 _libc = ctypes.CDLL(None, use_errno=True)
 _libc.mount, _libc.umount2, _libc.sched_getscheduler  # noqa: B018 - found once, here, and not in each fork
+_capabilities = (ctypes.c_uint32 * 2)(0x20080522), (ctypes.c_uint32 * 6)()  # for all of 64, of ourselves
 _syscall = ctypes.PyDLL(None, use_errno=True).syscall
 _syscall.argtypes = (ctypes.c_long,) * 6
 _before_fork = ctypes.pythonapi.PyOS_BeforeFork
@@ -108,11 +109,8 @@ def tell(descriptor: int, packet: bytes) -> None:
 
 def put(path: str, words: bytes) -> None:
     """Write to a file of the kernel's. Raises OSError."""
-    file = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
-    try:
-        os.write(file, words)
-    finally:
-        os.close(file)
+    with open(path, "wb", 0) as file:
+        file.write(words)
 
 
 def failed(error: BaseException, step: str) -> bytes:
@@ -137,9 +135,8 @@ def children(pid: int) -> list[int]:
             with open(f"/proc/{pid}/task/{task}/children", "rb") as file:
                 found += map(int, file.read().split())
     except (FileNotFoundError, ProcessLookupError):
-        if HAS_CHILDREN_FILE:
-            return found
-        return [child for child, parent in parents().items() if parent == pid]
+        if not HAS_CHILDREN_FILE:
+            return [child for child, parent in parents().items() if parent == pid]
     return found
 
 
@@ -163,11 +160,9 @@ HAS_CHILDREN_FILE = os.path.exists(f"/proc/{os.getpid()}/task/{os.getpid()}/chil
 
 def descendants(roots: list[int]) -> list[int]:
     """Return `roots` and everything below them."""
-    todo, found = list(roots), []
-    while todo:
-        pid = todo.pop()
-        found.append(pid)
-        todo += children(pid)
+    found = list(roots)
+    for pid in found:  # which grows
+        found += children(pid)
     return found
 
 
@@ -221,14 +216,9 @@ class StartFailed(Exception):
 
 def spawn_cli(job: dict[str, Any], pipes: list[int]) -> int:
     """Start a CLI that is plain, without a copy of our memory. Raises OSError, and NotImplementedError."""
+    ends = [(os.POSIX_SPAWN_DUP2, source, target) for target, source in enumerate(pipes)]
     return os.posix_spawn(
-        job["argv"][0],
-        job["argv"],
-        job["env"],
-        file_actions=[(os.POSIX_SPAWN_DUP2, source, target) for target, source in enumerate(pipes)],
-        setsid=True,
-        setsigdef=IGNORED,
-        setsigmask=(),
+        job["argv"][0], job["argv"], job["env"], file_actions=ends, setsid=True, setsigdef=IGNORED, setsigmask=()
     )
 
 
@@ -256,6 +246,7 @@ def become_cli(job: dict[str, Any], pipes: list[int], report: int) -> NoReturn:
         for number in IGNORED:
             signal.signal(number, signal.SIG_DFL)
         for name, value in job["limits"].items():
+            what = f"limits: {name}"
             resource.setrlimit(getattr(resource, name), (value, value))
         what = "cgroup"
         if job["cgroup"]:
@@ -272,6 +263,12 @@ def become_cli(job: dict[str, Any], pipes: list[int], report: int) -> NoReturn:
     except BaseException as error:  # whatever it is, it is told, and no second supervisor goes on
         os.write(report, failed(error, what))
     os._exit(127)
+
+
+def bounds(*files: int) -> list[Any]:
+    """Return what our children inherit, and a process of the same user can change: limits, ranks, processors."""
+    ranks = os.getpriority(os.PRIO_PROCESS, 0), _libc.sched_getscheduler(0), os.sched_getaffinity(0)
+    return [[resource.getrlimit(kind) for kind in range(RLIMITS)], ranks, *(os.pread(file, 16, 0) for file in files)]
 
 
 class Badness:
@@ -298,6 +295,7 @@ class Badness:
 def defer(pid: int, nice: int) -> None:
     """Let `pid` and its descendants yield the processors to everything of the server's."""
     try:
+        nice = min(19, os.getpriority(os.PRIO_PROCESS, 0) + nice)
         os.setpriority(os.PRIO_PROCESS, pid, nice)
         put(f"/proc/{pid}/autogroup", b"%d" % nice)
     except OSError:
@@ -330,21 +328,22 @@ def bind(old: list[list[str]], new: list[list[str]]) -> None:
 
 
 def bound_capabilities() -> None:
-    """See to it that no program started from here on has any capability, also as root."""
-    for number in range(64):
-        if _libc.prctl(PR_CAPBSET_DROP, number, 0, 0, 0):
-            break
+    """See to it that no program started from here on has any capability, also as root. Raises OSError."""
+    for option, number in ((PR_CAP_AMBIENT, PR_CAP_AMBIENT_CLEAR_ALL), *((PR_CAPBSET_DROP, one) for one in range(64))):
+        if _libc.prctl(option, number, 0, 0, 0) and ctypes.get_errno() != errno.EINVAL:  # the kernel knows it
+            raise OSError(ctypes.get_errno(), "prctl")
+    call("capget", *_capabilities)
+    _capabilities[1][2] = _capabilities[1][5] = 0  # what is inheritable
+    call("capset", *_capabilities)
 
 
 def first_child(proc: int) -> int:
     """Return the pid of our first child as the descriptor `proc` of a /proc shows it, 0 where that is not told."""
     try:
-        file = os.open("thread-self/children", os.O_RDONLY, dir_fd=proc)
-        pid = int(os.read(file, 64).split()[0])
-        os.close(file)
+        with open(os.open("thread-self/children", os.O_RDONLY, dir_fd=proc), "rb", 0) as file:
+            return int(file.read(64).split()[0])
     except (OSError, IndexError):
         return 0
-    return pid
 
 
 class Supervisor:
@@ -367,7 +366,7 @@ class Supervisor:
         self.wake: int = wake
         signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
         self.badness: Badness = Badness(proc)
-        self.fresh: list[Any] = self.bounds()
+        self.fresh: list[Any] = bounds(self.badness.file)
 
     def serve(self, job: dict[str, Any], pipes: list[int]) -> None:
         """Hold run after run, until one can't be started or the server wants no more."""
@@ -387,14 +386,9 @@ class Supervisor:
             self.sweep()
         if not self.inside and os.getppid() == self.zygote:
             send(self.zygote, signal.SIGCONT)  # a run may have stopped it, and nobody else may be left to do this
-        worn, seen, killed = self.bounds() != self.fresh, len(self.count.seen), len(self.count.killed)
+        worn, seen, killed = bounds(self.badness.file) != self.fresh, len(self.count.seen), len(self.count.killed)
         tell(self.lifeline, b'{%s"gone": true, "worn": %d, "seen": %d, "killed": %d}' % (self.exit, worn, seen, killed))
         return not worn
-
-    def bounds(self) -> list[Any]:
-        """Return what a CLI inherits from us, and a process of the same user can change: limits, ranks, processors."""
-        ranks = os.getpriority(os.PRIO_PROCESS, 0), _libc.sched_getscheduler(0), os.sched_getaffinity(0)
-        return [[resource.getrlimit(kind) for kind in range(RLIMITS)], ranks, os.pread(self.badness.file, 16, 0)]
 
     def next(self) -> tuple[bytes, list[int]] | None:
         """Wait for the next job; orders to a run that has ended may still come. None where there is no more."""
@@ -564,6 +558,7 @@ class Zygote:
         self.wakes: tuple[int, int] = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
         self.spaces: int = CLONE_NEWNS | CLONE_NEWPID | signal.SIGCHLD
         self.user: tuple[int, int] | None = None
+        self.fresh: list[Any] = bounds()
 
     def run(self) -> None:
         """Serve until the server is gone and no child is left."""
@@ -607,6 +602,8 @@ class Zygote:
 
     def fork(self, packet: bytes, pipes: list[int]) -> None:
         """Fork a supervisor for the job; a failure is told on the job's own lifeline."""
+        if bounds() != self.fresh:
+            os._exit(1)  # a run has changed what later ones would inherit; the server starts the next zygote
         job = _read_json(packet.decode())[0]
         try:
             pid = self.fork_within() if job["namespace"] else os.fork()

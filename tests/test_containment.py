@@ -16,7 +16,16 @@ import pytest
 import trio
 from harness import MODES, alive, bearing, descriptors, until
 
-from trio_claude.containment import BrokenStart, Contained, Containment, Job, Means, open_containment, zygote
+from trio_claude.containment import (
+    BrokenStart,
+    Contained,
+    Containment,
+    Job,
+    Means,
+    open_containment,
+    supervisor,
+    zygote,
+)
 from trio_claude.containment.supervisor import SPARE_LIMIT, SupervisorContainment
 from trio_claude.errors import ContainmentUnavailable, SpawnFailed
 from trio_claude.events import Event, GuardianLost, Receipt
@@ -295,6 +304,70 @@ async def test_a_stopped_zygote_is_woken(supervisors: Containment) -> None:
         with trio.fail_after(4):
             async with supervisors.start(shell("echo second")) as second:
                 assert await read_all(second.stdout) == b"second\n"
+
+
+def behaving(monkeypatch: pytest.MonkeyPatch, folder: Path, first: str) -> None:
+    """Let guardians begin with `first`."""
+    source = Path(zygote.GUARDIAN).read_text()
+    (folder / "guardian.py").write_text(source.replace("\n_libc = ", f"\n{first}\n_libc = ", 1))
+    monkeypatch.setattr(zygote, "GUARDIAN", folder / "guardian.py")
+
+
+@pytest.mark.parametrize("woken", [True, False])
+async def test_a_zygote_that_was_stopped_before_it_was_ready_is_woken_or_replaced(
+    monkeypatch: pytest.MonkeyPatch, folder: Path, woken: bool
+) -> None:
+    """Also where it is stopped again and again."""
+    async with open_containment("supervisor", lambda _: None) as containment:
+        assert isinstance(containment, SupervisorContainment)
+        monkeypatch.setattr(supervisor, "START_TIMEOUT", 2)
+        free = f"os.path.exists({str(folder / 'free')!r})"
+        stop = "os.kill(os.getpid(), signal.SIGSTOP)"
+        behaving(monkeypatch, folder, stop if woken else f"while not {free}: {stop}")
+        containment._spare_none()
+        before = containment._zygote
+        assert before
+        before.kill()
+        await until(lambda: containment._zygote is not before)
+        if not woken:
+            stopped = containment._zygote
+            await until(lambda: containment._zygote is not stopped)
+            (folder / "free").touch()
+        monkeypatch.setattr(supervisor, "START_TIMEOUT", 10)
+        async with containment.start(shell("echo there")) as process:
+            assert await read_all(process.stdout) == b"there\n"
+
+
+async def test_a_zygote_that_is_never_ready_is_told_in_a_sentence(
+    monkeypatch: pytest.MonkeyPatch, folder: Path, events: list[Event]
+) -> None:
+    monkeypatch.setattr(supervisor, "START_TIMEOUT", 0.5)
+    behaving(monkeypatch, folder, "os._exit(1)")
+    with pytest.raises(ContainmentUnavailable, match=r"the zygote did not answer within 0\.5 s: it needs /proc"):
+        async with open_containment("auto", events.append):
+            pytest.fail("opened")
+    monkeypatch.setattr(zygote, "GUARDIAN", folder / "none")
+    with pytest.raises(ContainmentUnavailable, match=r"the zygote can't be started: .*No such file"):
+        async with open_containment("auto", events.append):
+            pytest.fail("opened")
+    assert not events
+
+
+async def test_a_job_that_a_stopped_zygote_does_not_take_has_begun_nothing(
+    monkeypatch: pytest.MonkeyPatch, supervisors: Containment
+) -> None:
+    monkeypatch.setattr(supervisor, "START_TIMEOUT", 0.3)
+    assert isinstance(supervisors, SupervisorContainment)
+    assert supervisors._zygote
+    supervisors._spare_none()
+    os.kill(supervisors._zygote.process.pid, signal.SIGSTOP)
+    with pytest.raises(BlockingIOError):
+        while True:
+            supervisors._zygote.control.send({"x": "y" * 4000})
+    with pytest.raises(BrokenStart, match="took no job") as refused:
+        async with supervisors.start(shell("sleep 60")):
+            pytest.fail("started")
+    assert (refused.value.receipt.seen, refused.value.receipt.survivors) == (0, 0)
 
 
 SERVER = """
@@ -597,10 +670,7 @@ async def test_a_c_library_that_tells_no_policy_is_no_reason_not_to_hold_runs(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     """As musl, which refuses each such question."""
-    source = Path(zygote.GUARDIAN).read_text()
-    refuse = "\ndef refuse(_): raise OSError(errno.ENOSYS, '')\nos.sched_getscheduler = refuse\n"
-    (tmp_path / "guardian.py").write_text(source.replace("\n_libc = ", f"{refuse}_libc = ", 1))
-    monkeypatch.setattr(zygote, "GUARDIAN", tmp_path / "guardian.py")
+    behaving(monkeypatch, tmp_path, "def refuse(_): raise OSError(errno.ENOSYS, '')\nos.sched_getscheduler = refuse")
     async with open_containment("supervisor", lambda _: None) as containment:
         async with containment.start(shell("echo there")) as process:
             assert await read_all(process.stdout) == b"there\n"

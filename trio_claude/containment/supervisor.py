@@ -17,7 +17,7 @@ from typing import Any
 import attrs
 import trio
 
-from ..errors import SpawnFailed
+from ..errors import ContainmentUnavailable, SpawnFailed
 from ..events import GuardianLost, Observer, Strained
 from ..services import open_services
 from .base import MARK, PROOF_TIMEOUT, START_TIMEOUT, BrokenStart, Contained, Containment, Job, Told, forget
@@ -37,6 +37,8 @@ SPARE_LIMIT = 16
 """Supervisors that are kept for the next runs, each of about 1 MiB; starting one anew costs two milliseconds of CPU."""
 TRIES = 3
 """How often a job is given to a zygote; one that dies with a job in its hands has started nothing of it."""
+NEEDS = "it needs /proc, /dev/fd, descriptors and one process more"
+"""What to look for where there is no zygote."""
 RESTART_PAUSE = 0.05
 """Seconds between the loss of a zygote and the next one, so that a machine without memory is not flogged."""
 
@@ -68,12 +70,14 @@ class SupervisorContainment(Containment):
         sandbox: Sandbox | None = None,
         cgroups: Cgroups | None = None,
     ) -> AsyncIterator[SupervisorContainment]:
-        """Start the zygote. Raises OSError, or trio.TooSlowError where it does not answer."""
+        """Start the zygote. Raises `ContainmentUnavailable` where it can't be started or does not answer."""
         containment = cls(observer, mode, sandbox, cgroups)
         async with open_services() as services:
             services.start_soon(containment._keep_zygote)
-            with trio.fail_after(START_TIMEOUT):
+            with trio.move_on_after(START_TIMEOUT) as patience:
                 await containment._ready.wait()
+            if patience.cancelled_caught:
+                raise ContainmentUnavailable(f"the zygote did not answer within {START_TIMEOUT:g} s: {NEEDS}")
             try:
                 yield containment
             finally:
@@ -98,18 +102,22 @@ class SupervisorContainment(Containment):
 
     async def _keep_zygote(self) -> None:
         """Keep one zygote alive."""
+        begun = False
         while True:
+            ready = self._ready
             try:
                 zygote = Zygote()
-            except OSError:
+            except OSError as error:
                 if self._zygote is None:
-                    raise
+                    raise ContainmentUnavailable(f"the zygote can't be started: {error}; {NEEDS}") from error
                 self._strain(on=True)
             else:
                 self._zygote = zygote
                 self._strain(on=False)
                 await self._follow_zygote(zygote)
-                self._observer(GuardianLost("zygote"))
+                begun = begun or ready.is_set()
+                if begun:
+                    self._observer(GuardianLost("zygote"))
             await trio.sleep(RESTART_PAUSE)
 
     def _strain(self, *, on: bool) -> None:
@@ -121,7 +129,9 @@ class SupervisorContainment(Containment):
     async def _follow_zygote(self, zygote: Zygote) -> None:
         """Hear a zygote until it is gone, and give it up then."""
         try:
-            await zygote.follow(self._ready)
+            async with open_services() as services:
+                services.start_soon(_hurry, zygote, self._ready)
+                await zygote.follow(self._ready)
         finally:
             zygote.close()
             self._spare_none()
@@ -217,6 +227,15 @@ class SupervisorContainment(Containment):
             self._spare.pop().close()
 
 
+async def _hurry(zygote: Zygote, ready: trio.Event) -> None:
+    """Wake, then end, a zygote that does not get ready: a run may have stopped it."""
+    for act in (zygote.wake, zygote.kill):
+        with trio.move_on_after(START_TIMEOUT / 2):
+            await ready.wait()
+            return
+        act()
+
+
 def _packet(job: Job, *, namespace: bool) -> dict[str, Any]:
     """Return what the zygote is told of a job."""
     return {
@@ -300,6 +319,7 @@ async def _hand_over(process: Supervised, packet: dict[str, Any], descriptors: l
             raise SpawnFailed(why(error.errno or 0, "hand-over")) from error
         if patience.cancelled_caught:
             zygote.kill()
+            process.refuse()
             raise SpawnFailed(f"the zygote took no job for {START_TIMEOUT:g} s")
 
 

@@ -63,6 +63,15 @@ async def test_a_place_without_groups_is_refused(folder: Path) -> None:
             pytest.fail("opened")
 
 
+async def test_a_group_that_can_not_be_joined_is_no_lack_of_namespaces(
+    delegated: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Cgroups, "make", lambda self, name: self.root / name)
+    with pytest.raises(ContainmentUnavailable, match=r"no run can be started here: .*cgroup"):
+        async with open_containment("auto", lambda _: None, Means(cgroup=str(delegated))):
+            pytest.fail("opened")
+
+
 async def test_limits_need_a_group() -> None:
     with pytest.raises(ContainmentUnavailable, match="need a cgroup"):
         async with open_containment("auto", lambda _: None, Means(pids_max=10)):

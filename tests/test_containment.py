@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import resource
 import signal
 import subprocess
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ from trio_claude.containment import (
     supervisor,
     zygote,
 )
+from trio_claude.containment.supervised import why
 from trio_claude.containment.supervisor import SPARE_LIMIT, SupervisorContainment
 from trio_claude.errors import ContainmentUnavailable, SpawnFailed
 from trio_claude.events import Event, GuardianLost, Receipt
@@ -464,17 +466,39 @@ async def test_what_can_not_be_had_is_done_without_and_said(
     monkeypatch: pytest.MonkeyPatch, events: list[Event]
 ) -> None:
     """Where namespaces are refused, `auto` falls back and says so, and `namespace` refuses to start."""
-    from trio_claude.containment.supervisor import SupervisorContainment
-
-    async def refused(_self: object) -> str:
-        return "namespaces are refused here"
-
-    monkeypatch.setattr(SupervisorContainment, "probe", refused)
+    monkeypatch.setattr(SupervisorContainment, "probe", refuse("namespaces are refused here"))
     async with open_containment("auto", events.append) as containment:
         assert containment.mode == "supervisor"
         assert "no namespaces: namespaces are refused here" in containment.detail
     with pytest.raises(ContainmentUnavailable, match="refused here"):
         async with open_containment("namespace", events.append):
+            pytest.fail("opened")
+
+
+def refuse(why: str) -> Callable[..., Awaitable[str | None]]:
+    """Return a probe that fails in namespaces."""
+
+    async def probe(self: SupervisorContainment, *_: object) -> str | None:
+        return why if self.binds else None
+
+    return probe
+
+
+@pytest.mark.parametrize("limits", [{"RLIMIT_NOFILE": 2**40}, {"RLIMIT_NOPE": 1}])
+async def test_what_no_mode_can_do_is_no_lack_of_namespaces(limits: dict[str, int]) -> None:
+    with pytest.raises(ContainmentUnavailable, match=f"no run can be started here: .*limits: {next(iter(limits))}"):
+        async with open_containment("auto", lambda _: None, Means(rlimits=limits)):
+            pytest.fail("opened")
+
+
+@pytest.mark.parametrize("name", ["EAGAIN", "EMFILE", "ENFILE", "ENOMEM"])
+async def test_what_passes_is_no_lack_of_namespaces(
+    monkeypatch: pytest.MonkeyPatch, events: list[Event], name: str
+) -> None:
+    said = why(getattr(errno, name), "namespace")
+    monkeypatch.setattr(SupervisorContainment, "probe", refuse(said))
+    with pytest.raises(ContainmentUnavailable, match=f"no run can be started here: .*{name}"):
+        async with open_containment("auto", events.append):
             pytest.fail("opened")
 
 

@@ -7,10 +7,13 @@ import shutil
 from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 
+import attrs
 import pytest
+from harness import MODES
 
 from trio_claude.config import Config
 from trio_claude.containment import Job
+from trio_claude.engine import open_engine
 from trio_claude.errors import ConfigError, SpawnFailed
 from trio_claude.messages import Options
 from trio_claude.workplace import RUN_NAME, Workplace, find_cli, find_user, inherited
@@ -146,3 +149,23 @@ def test_a_user_is_found_or_named() -> None:
     for name in ("nonsense", "²", "９", "9" * 30, "9" * 5000):
         with pytest.raises(ConfigError, match=f"there is no user {name}"):
             find_user(name)
+
+
+@pytest.mark.root
+@pytest.mark.parametrize("mode", MODES)
+async def test_a_user_who_can_not_enter_where_runs_live_is_refused(folder: Path, mode: str) -> None:
+    program = folder / "cli"
+    program.write_text("#!/bin/sh\nexec true\n")
+    program.chmod(0o755)
+    closed, opened = folder / "closed", folder / "open"
+    for place, rights in ((folder, 0o755), (closed, 0o700), (opened, 0o755)):
+        place.mkdir(exist_ok=True)
+        place.chmod(rights)
+    config = Config(cli=str(program), user="nobody", containment=mode, journal="none")
+    for field, more in (("cwd", {"cwd": str(closed)}), ("state", {"isolation": "identity", "state": str(closed)})):
+        with pytest.raises(ConfigError, match=f"{field}: user nobody can't run in {closed}.*can't be entered"):
+            async with open_engine(attrs.evolve(config, **more)):
+                pytest.fail("opened")
+    for more in ({"cwd": str(opened)}, {"isolation": "identity", "state": str(opened)}):
+        async with open_engine(attrs.evolve(config, **more)):
+            pass

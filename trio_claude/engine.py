@@ -18,15 +18,15 @@ import attrs
 import trio
 
 from .config import LIMITS, Config
-from .containment import Containment, Means, open_containment
-from .errors import ConfigError
+from .containment import Containment, Job, Means, open_containment
+from .errors import ConfigError, SpawnFailed
 from .events import JournalReady, Observer, PoolReady, fan_out
 from .journal import Journal, Retention, open_journal
 from .quarters import journal_file
 from .runs import Runs
 from .services import keep_going, open_services
 from .telling import Tracer, TracerProvider
-from .workplace import Workplace
+from .workplace import Workplace, find_user
 
 if TYPE_CHECKING:
     from .nodes import Nodes
@@ -49,7 +49,10 @@ class Engine:
 
 
 def means(config: Config, dead: tuple[str, ...] = ()) -> Means:
-    """Return what the containment is told of a configuration, and of dead servers whose groups it is to remove."""
+    """Return what the containment is told of a configuration, and of dead servers whose groups it is to remove.
+
+    Raises `ConfigError` where there is no such user.
+    """
     return Means(
         read=config.sandbox_read,
         network=config.sandbox_network,
@@ -58,6 +61,8 @@ def means(config: Config, dead: tuple[str, ...] = ()) -> Means:
         pids_max=config.pids_max,
         dead=dead,
         limits=tuple(name for name in LIMITS if getattr(config, name)),
+        rlimits=config.limits,
+        user=find_user(config.user),
     )
 
 
@@ -91,6 +96,7 @@ async def open_engine(
         _opened_journal(config, workplace, os.environ if environ is None else environ, observer, nodes) as journal,
         open_services() as services,
     ):
+        await _check_user(workplace, containment)
         runs = Runs(workplace, containment, observer, journal, batch, tracer, nodes)
         await runs.recall()
         if workplace.homes:
@@ -101,6 +107,26 @@ async def open_engine(
             if not why_not:
                 services.start_soon(keep_going, "pool", runs.pool.serve, observer)
         yield Engine(config, workplace, containment, runs, observer, nodes)
+
+
+async def _check_user(workplace: Workplace, containment: Containment) -> None:
+    """Raise `ConfigError` where the user that the CLI becomes can't enter a folder in which runs live."""
+    if not workplace.user:
+        return
+    places = {"TMPDIR": workplace.folders}
+    if workplace.homes and not workplace.homes.per_run:
+        places["state"] = workplace.homes.root
+    elif not workplace.homes and "{meta}" not in workplace.cwd:
+        places["cwd"] = workplace.cwd
+    for field, folder in places.items():
+        job = Job(argv=("/bin/sh", "-c", ":"), env={}, cwd=folder, user=workplace.user, writable=(folder,))
+        try:
+            async with containment.start(job) as process:
+                status = await process.wait_exit()
+        except SpawnFailed as error:
+            raise ConfigError(f"{field}: user {workplace.config.user} can't run in {folder}: {error}") from error
+        if status:
+            raise ConfigError(f"{field}: user {workplace.config.user} can't run in {folder}")
 
 
 @asynccontextmanager

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import shutil
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
 
@@ -22,8 +22,11 @@ from .marks import kill as kill_marked
 
 if TYPE_CHECKING:
     from .sandbox import Sandbox
+    from .supervisor import SupervisorContainment
 
 __all__ = ["MARK", "BrokenStart", "Contained", "Containment", "Job", "Means", "kill_marked", "open_containment"]
+SHORTAGES = ("EAGAIN", "EMFILE", "ENFILE", "ENOMEM")
+"""Errors that pass, and say nothing of what a machine can do."""
 
 
 @attrs.frozen(kw_only=True)
@@ -32,7 +35,7 @@ class Means:
 
     `read` and `network` are for a sandbox. `cgroup` is a delegated folder of cgroup v2, "auto" for our own group, empty
     for none; `memory_max` (bytes) and `pids_max` (processes) need one. Groups of the servers in `dead` are removed.
-    `limits` names the settings that a job will ask for which only a guardian can set.
+    `limits` names the settings that a job will ask for which only a guardian can set; `rlimits` and `user` are a job's.
     """
 
     read: tuple[str, ...] = ()
@@ -42,13 +45,15 @@ class Means:
     pids_max: int = 0
     dead: tuple[str, ...] = ()
     limits: tuple[str, ...] = ()
+    rlimits: Mapping[str, int] = attrs.Factory(dict)
+    user: tuple[int, int] | None = None
 
 
 @asynccontextmanager
 async def open_containment(mode: str, observer: Observer, means: Means | None = None) -> AsyncIterator[Containment]:
     """Open the containment that `mode` names, or with "auto" the strongest that works here, which is never a sandbox.
 
-    Raises `ContainmentUnavailable` where a named mode, or a cgroup that is asked for, can't be had.
+    Raises `ContainmentUnavailable` where a named mode, or a cgroup that is asked for, can't be had, or no run started.
     """
     means = means or Means()
     if (means.memory_max or means.pids_max) and not means.cgroup:
@@ -68,14 +73,26 @@ async def open_containment(mode: str, observer: Observer, means: Means | None = 
     cgroups = _cgroups(means) if means.cgroup else None
     wanted = "namespace" if mode == "auto" else mode
     async with SupervisorContainment.open(observer, wanted, sandbox, cgroups) as containment:
-        if (why := await containment.probe()) and mode != "auto":
-            raise ContainmentUnavailable(
-                f"containment {mode!r} can't be had here: {why}; auto takes the best that can be had"
-            )
-        if why:
-            containment.weaken(why)
+        await _try(containment, mode, means)
         observer(ContainmentReady(containment.mode, containment.detail))
         yield containment
+
+
+async def _try(containment: SupervisorContainment, mode: str, means: Means) -> None:
+    """See that a run as it will be can be started; with "auto" weaken the containment, if that is what it takes.
+
+    Raises `ContainmentUnavailable`.
+    """
+    why = await containment.probe(means.rlimits, means.user)
+    if why and mode != "auto":
+        raise ContainmentUnavailable(
+            f"containment {mode!r} can't be had here: {why}; auto takes the best that can be had"
+        )
+    if why and not any(f"({name})" in why for name in SHORTAGES):
+        containment.weaken(why)
+        why = await containment.probe(means.rlimits, means.user)
+    if why:
+        raise ContainmentUnavailable(f"no run can be started here: {why}")
 
 
 def _check_group(means: Means) -> None:

@@ -10,7 +10,7 @@ import os
 import secrets
 import shutil
 import socket
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
 from typing import Any
 
@@ -83,10 +83,11 @@ class SupervisorContainment(Containment):
             finally:
                 containment._spare_none()
 
-    async def probe(self) -> str | None:
+    async def probe(self, limits: Mapping[str, int], user: tuple[int, int] | None) -> str | None:
         """Run a program that does nothing; return why it could not be started or failed, None where it did neither."""
+        job = Job(argv=(shutil.which("true") or "/bin/true",), env={}, cwd="/", limits=limits, user=user)
         try:
-            async with self.start(Job(argv=(shutil.which("true") or "/bin/true",), env={}, cwd="/")) as process:
+            async with self.start(job) as process:
                 if status := await process.wait_exit():
                     complaint = (await process.stderr.receive_some()).decode(errors="replace").splitlines()
                     return complaint[-1] if complaint else f"exit status {status}"

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from harness import MODES, alive, cgroup2
 
-from trio_claude.containment import Job, Means, open_containment
+from trio_claude.containment import Job, Means, open_containment, supervised
 from trio_claude.containment.cgroup import Cgroups
 from trio_claude.errors import ContainmentUnavailable
 
@@ -42,6 +42,21 @@ async def test_a_run_is_in_its_group_and_the_group_is_gone_with_it(delegated: Pa
         assert list(delegated.glob("trio-claude-*")) == []
     assert receipt.survivors == 0
     assert not alive(process.pid)
+
+
+@pytest.mark.parametrize("mode", MODES)
+async def test_what_is_ended_is_counted_as_without_a_group(
+    delegated: Path, mode: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(supervised, "COUNT_GRACE", 5, raising=False)
+    script = "for i in 1 2 3 4 5 6; do setsid sleep 60 & done; echo; exec sleep 60"
+    async with open_containment(mode, lambda _: None, Means(cgroup=str(delegated))) as containment:
+        for _ in range(5):
+            async with containment.start(Job(argv=("/bin/sh", "-c", script), env=ENV, cwd="/")) as process:
+                await process.stdout.receive_some()
+                process.end()
+                receipt = await process.wait_gone()
+            assert (receipt.killed, receipt.survivors) == (7, 0)
 
 
 async def test_what_re_forks_faster_than_a_sweep_is_ended_at_once(delegated: Path) -> None:

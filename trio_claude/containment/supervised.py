@@ -26,6 +26,9 @@ from .zygote import Packets, Zygote
 CONTINUE_GRACE = 0.5
 """Seconds that a guardian gets to answer after a SIGCONT, in case a run had stopped it."""
 
+COUNT_GRACE = 0.2
+"""Seconds in which a supervisor ends and counts a tree by itself, before what counts nothing ends it too."""
+
 MARKED_TIMEOUT = 2.0
 """Seconds in which what bears a run's mark has to end once it is killed, where no guardian is left to tell."""
 
@@ -96,13 +99,14 @@ class Supervised(Contained):
         self._mark = mark
         self._mode = mode
         self.kill: Callable[[], None] = lambda: None
-        """What ends the tree beside the supervisor."""
+        """What ends the tree beside the supervisor, and counts nothing."""
         self.status = None
         self._alone = False
         self._failure = ""
         self._gone: dict[str, Any] | None = None
         self._receipt: Receipt | None = None
         self._decided = math.inf
+        self._ended = False
 
     async def wait_started(self) -> None:
         """Wait for the CLI's pid. Raises `SpawnFailed`, `Unguarded` where no supervisor was forked for it."""
@@ -159,8 +163,8 @@ class Supervised(Contained):
     def end(self) -> None:
         """Begin to end the whole tree."""
         self._decided = min(self._decided, trio.current_time())
+        self._ended = True
         if self._gone is None:
-            self.kill()
             with contextlib.suppress(OSError):
                 self._lifeline.send({"end": True})
 
@@ -177,7 +181,11 @@ class Supervised(Contained):
         return self._receipt
 
     async def _prove(self) -> Receipt:
+        with trio.move_on_after(COUNT_GRACE):
+            await self._wait_proof()
         if self._gone is None:
+            if self._ended:
+                self.kill()
             with trio.move_on_after(PROOF_TIMEOUT):
                 await self._wait_proof()
         if self._gone is None:

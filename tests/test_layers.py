@@ -34,7 +34,7 @@ TABLE: dict[str, set[str]] = {
     "inbox": {"errors"},
     "containment": {"errors", "events", "services"},
     "quarters": set(),
-    "leftovers": {"containment"},
+    "leftovers": {"errors", "containment"},
     "transcripts": {"quarters", "leftovers"},
     "journal": {"errors"},
     "identity": {"errors", "config"},

@@ -6,12 +6,14 @@ import fcntl
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 import trio
 from harness import alive, descriptors
 
+from trio_claude.errors import ConfigError
 from trio_claude.leftovers import open_home, remove_tree, sweep
 
 
@@ -70,10 +72,38 @@ async def test_what_is_no_servers_folder_is_not_touched(folder: Path) -> None:
 
 
 async def test_a_servers_own_folder_is_locked_and_removed() -> None:
+    """Its lock, as other servers look at it, and the folder itself, as systemd-tmpfiles does."""
     async with open_home() as home:
+        whole = os.open(home.folder, os.O_RDONLY)
+        with pytest.raises(BlockingIOError):
+            fcntl.flock(whole, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        os.close(whole)
         assert home.server not in await sweep(home.folder.parent)
         assert home.folder.exists()
     assert not home.folder.exists()
+
+
+async def test_a_folder_that_can_not_be_locked_is_not_left(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(folder))
+    monkeypatch.setattr("trio_claude.leftovers.LOCK", "none/lock")
+    with pytest.raises(ConfigError, match=r"No such file or directory: .*TMPDIR names another place"):
+        async with open_home():
+            pytest.fail("opened")
+    assert not list(folder.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("age", "name", "left"), [(90, "unborn_1", 0), (0, "unborn_1", 1), (90, "UNBORN_1", 1), (90, "full_123", 1)]
+)
+async def test_what_died_before_it_had_a_lock_is_removed(folder: Path, age: float, name: str, left: int) -> None:
+    unborn = folder / f".tcl-{name}"
+    unborn.mkdir()
+    if name.startswith("full"):
+        (unborn / "file").touch()
+    then = time.time() - age
+    os.utime(unborn, (then, then))
+    assert await sweep(folder) == []
+    assert len(list(folder.iterdir())) == left
 
 
 # -- removing ---------------------------------------------------------------------------------------------------------

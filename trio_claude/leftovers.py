@@ -12,6 +12,7 @@ import os
 import re
 import secrets
 import tempfile
+import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -20,6 +21,7 @@ import attrs
 import trio
 
 from .containment import kill_marked
+from .errors import ConfigError
 
 PREFIX = "tcl-"
 LOCK = "lock"
@@ -27,6 +29,8 @@ LIFTED = ".lifted-"
 """What the name begins with of a folder that is being removed, and was further below."""
 TMP_LIMIT = 60
 """Bytes of a run's TMPDIR: the CLI makes sockets below it, whose paths Linux takes to 107 bytes."""
+UNBORN = 60.0
+"""Seconds in which a server locks a folder that it has made."""
 SWEEPS = 100
 """Looks for a dead server's processes, some milliseconds apart, until one finds none."""
 
@@ -53,22 +57,45 @@ async def open_home() -> AsyncIterator[Home]:
 
 @asynccontextmanager
 async def open_held_folder() -> AsyncIterator[Path]:
-    """Make a folder and lock it, and remove it in the end; where this process dies, a later sweep does."""
-    root = Path(_short_tmp())
+    """Make a folder and lock it, and remove it in the end; where this process dies, a later sweep does.
+
+    Raises `ConfigError` where it can't be made.
+    """
+    with contextlib.ExitStack() as held:
+        try:
+            folder = _make_held(Path(_short_tmp()), held)
+        except OSError as error:
+            raise ConfigError(f"no folder for temporary files: {error}; TMPDIR names another place") from error
+        try:
+            yield folder
+        finally:
+            with trio.CancelScope(shield=True):
+                await remove(folder)
+
+
+def _make_held(root: Path, held: contextlib.ExitStack) -> Path:
+    """Make a folder that is locked, and so is left alone by other servers' sweeps and by systemd-tmpfiles.
+
+    The locks are let go of with `held`. Raises OSError, and then leaves nothing behind.
+    """
     hidden = Path(tempfile.mkdtemp(prefix=f".{PREFIX}", dir=root))
-    lock = os.open(hidden / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # before another server's sweep can see the folder
-    folder = hidden.rename(root / hidden.name[1:])
     try:
-        yield folder
-    finally:
-        with trio.CancelScope(shield=True):
-            await remove(folder)
-        os.close(lock)
+        lock = os.open(hidden / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        held.callback(os.close, lock)
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # before another server's sweep can see the folder
+        whole = os.open(hidden, _FOLDER)
+        held.callback(os.close, whole)
+        with contextlib.suppress(OSError):  # not every file system locks folders
+            fcntl.flock(whole, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        return hidden.rename(root / hidden.name[1:])
+    except OSError:
+        remove_tree(hidden)
+        raise
 
 
 async def sweep(root: Path) -> list[str]:
     """End the processes and remove the folders of servers that are dead; return these servers' ids."""
+    _remove_unborn(root)
     swept = []
     for folder in filter(_is_named_so, root.glob(f"{PREFIX}*")):
         with contextlib.suppress(OSError):
@@ -83,9 +110,18 @@ async def sweep(root: Path) -> list[str]:
     return swept
 
 
+def _remove_unborn(root: Path) -> None:
+    """Remove the empty folders of servers that died before they had locked theirs."""
+    for folder in root.glob(f".{PREFIX}*"):
+        with contextlib.suppress(OSError):
+            facts = folder.lstat()
+            if _is_named_so(folder) and facts.st_uid == os.getuid() and facts.st_mtime < time.time() - UNBORN:
+                folder.rmdir()
+
+
 def _is_named_so(folder: Path) -> bool:
-    """Return whether a folder has a name as `open_home` makes it."""
-    return re.fullmatch(rf"{PREFIX}[a-z0-9_]{{8}}", folder.name) is not None
+    """Return whether a folder has a name as `open_home` makes it, hidden or not."""
+    return re.fullmatch(rf"\.?{PREFIX}[a-z0-9_]{{8}}", folder.name) is not None
 
 
 def _locked(folder: Path) -> bool:

@@ -100,6 +100,36 @@ async def test_a_run_in_a_namespace_has_a_list_of_sessions_of_its_own(folder: Pa
             assert job.env["TMPDIR"] == f"{workplace.folders}/{'b' * RUN_NAME}"
 
 
+@pytest.mark.parametrize("how", ["removed", "link", "relative"])
+async def test_the_list_of_sessions_is_where_it_can_be_bound(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, how: str
+) -> None:
+    """Though a run has removed it, the operator has put it elsewhere, or says where it is from where he stands."""
+    state = folder / "state"
+    (folder / "elsewhere").mkdir()
+    state.mkdir()
+    if how == "link":
+        (state / "sessions").symlink_to(folder / "elsewhere")
+    monkeypatch.chdir(folder)
+    config = Config(cli="sh", cwd=str(folder / "elsewhere"))
+    async with Workplace.open(config, {"CLAUDE_CONFIG_DIR": "state" if how == "relative" else str(state)}) as workplace:
+        if how == "removed":
+            shutil.rmtree(state)
+        async with opened(workplace, "a", binds=True) as job:
+            (_, place), _ = job.binds
+            assert place == str(folder / "elsewhere" if how == "link" else state / "sessions")
+            assert Path(place).is_dir()
+            assert job.env["CLAUDE_CONFIG_DIR"] == str(state)
+
+
+async def test_nothing_is_made_behind_a_link_that_leads_nowhere(folder: Path) -> None:
+    (folder / "sessions").symlink_to(folder / "nowhere")
+    async with Workplace.open(Config(cli="sh", cwd=str(folder)), {"CLAUDE_CONFIG_DIR": str(folder)}) as workplace:
+        async with opened(workplace, "a", binds=True) as job:
+            assert len(job.binds) == 1
+    assert not (folder / "nowhere").exists()
+
+
 async def test_what_a_killed_cli_left_in_the_list_of_sessions_is_removed(folder: Path) -> None:
     sessions = folder / "sessions"
     sessions.mkdir()

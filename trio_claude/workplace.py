@@ -130,7 +130,7 @@ class Workplace:
             raise ConfigError(f"cwd is no folder: {root}; --cwd names another")
         if config.workspaces and config.isolated == "off" and not await trio.Path(config.workspaces).is_dir():
             raise ConfigError(f"workspaces is no folder: {config.workspaces}; --workspaces names another")
-        own = inherited(environ, config.env)
+        own = _with_whole_paths(inherited(environ, config.env))
         homes = _open_homes(config, environ)
         state = _cli_state(own)
         if config.containment == "sandbox" and not homes:
@@ -266,7 +266,8 @@ class Workplace:
         """Return where a run lives. Raises `SpawnFailed` and OSError."""
         if not self.homes:
             cwd = self._folder(options, meta)
-            return _Place(cwd, {}, self._own_sessions(folder, self.sessions) if binds else (), (cwd, *self.state))
+            listed = _make_sessions(self.state[0]) if binds and self.sessions else ""  # a run may have removed it
+            return _Place(cwd, {}, self._own_sessions(folder, listed) if binds else (), (cwd, *self.state))
         if options.workspace is not None and not self.config.workspaces:
             raise SpawnFailed(NO_WORKSPACES)
         quarters = self.homes.quarters(who, folder, self.folders if binds else folder, binds=binds)
@@ -350,6 +351,12 @@ def _open_homes(config: Config, environ: Mapping[str, str]) -> Homes | None:
         ) from None
 
 
+def _with_whole_paths(environ: dict[str, str]) -> dict[str, str]:
+    """Return what a CLI inherits, with no path that means another place where it works than where the server does."""
+    folder = environ.get("CLAUDE_CONFIG_DIR")
+    return {**environ, "CLAUDE_CONFIG_DIR": str(Path(folder).absolute())} if folder else environ
+
+
 def _cli_state(environ: Mapping[str, str]) -> tuple[str, ...]:
     """Return where the CLI keeps its settings, transcripts and login."""
     if folder := environ.get("CLAUDE_CONFIG_DIR"):
@@ -369,13 +376,16 @@ def _check_sandbox(cwd: str, state: tuple[str, ...]) -> None:
 
 
 def _make_sessions(state: str) -> str:
-    """Make the folder in which CLIs list themselves; return it, empty where the CLI can't write there either."""
+    """Make the folder in which CLIs list themselves; return where it really is.
+
+    Empty where the CLI can't write there either.
+    """
     folder = Path(state) / "sessions"
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError:
         return ""
-    return str(folder)
+    return str(folder.resolve())
 
 
 def _give(folder: Path, user: tuple[int, int]) -> None:

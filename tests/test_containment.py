@@ -543,6 +543,18 @@ async def test_what_stays_in_a_group_is_ended_with_the_cli() -> None:
             await until(lambda: not alive(child))
 
 
+async def test_no_group_is_killed_by_the_pid_of_a_cli_that_was_reaped(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It may be another's by then."""
+    killed: list[int] = []
+    async with open_containment("group", lambda _: None) as containment:
+        async with containment.start(shell("exit 3")) as process:
+            assert await process.wait_exit() == 3
+            monkeypatch.setattr(os, "killpg", lambda pid, _: killed.append(pid))
+            assert await process.wait_exit() == 3
+            await _end(process)
+    assert not killed
+
+
 @pytest.mark.root
 async def test_a_cli_in_a_group_is_the_user_that_it_is_to_be() -> None:
     async with open_containment("group", lambda _: None) as containment:

@@ -11,6 +11,7 @@ import math
 import os
 import signal
 import subprocess
+import threading
 from collections.abc import AsyncIterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from pathlib import Path
@@ -45,6 +46,8 @@ class Grouped(Contained):
         self._mark = mark
         self._receipt: Receipt | None = None
         self._decided = math.inf
+        self._reaping = threading.Lock()
+        """Held from a look whether the CLI is reaped to what is done to its pid, and by who reaps it."""
         self._struck = False
         """Whether the CLI lived when it was killed."""
 
@@ -57,14 +60,16 @@ class Grouped(Contained):
 
     def _wait(self) -> int:
         """Wait for the CLI's end in a thread, and kill its group while its pid, if that can be, is still its own."""
-        if hasattr(os, "waitid"):
-            with contextlib.suppress(ChildProcessError):
-                os.waitid(os.P_PID, self.pid, os.WEXITED | os.WNOWAIT)
-            self._kill_group()
-        status = self._process.wait()
-        if not hasattr(os, "waitid"):  # no pid is given anew that is still the name of a group
-            self._kill_group()
-        return status
+        if not hasattr(os, "waitid"):
+            status = self._process.wait()
+            self._kill_group()  # no pid is given anew that is still the name of a group
+            return status
+        with contextlib.suppress(ChildProcessError):
+            os.waitid(os.P_PID, self.pid, os.WEXITED | os.WNOWAIT)
+        with self._reaping:
+            if self._process.returncode is None:
+                self._kill_group()
+            return self._process.wait()
 
     def _kill_group(self) -> None:
         with contextlib.suppress(ProcessLookupError, PermissionError):
@@ -95,16 +100,17 @@ class Grouped(Contained):
 
     def send_signal(self, number: int) -> None:
         """Send a signal to the CLI alone."""
-        if self._process.returncode is None:  # it is not reaped, so its pid is its own
-            with contextlib.suppress(ProcessLookupError):
+        with self._reaping, contextlib.suppress(ProcessLookupError):
+            if self._process.returncode is None:  # it is not reaped, so its pid is its own
                 os.kill(self.pid, number)
 
     def end(self) -> None:
         """Kill the group and whatever bears the mark."""
         self._decided = min(self._decided, trio.current_time())
-        if self._process.returncode is None:
-            self._struck = self._struck or self._lives()
-            self._kill_group()
+        with self._reaping:
+            if self._process.returncode is None:
+                self._struck = self._struck or self._lives()
+                self._kill_group()
 
     async def wait_gone(self) -> Receipt:
         """End what is found, and say what was counted."""

@@ -8,6 +8,7 @@ import os
 import signal
 import sqlite3
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -244,6 +245,7 @@ async def test_doctor_says_what_is_missing(fake: Backend) -> None:
         (["--profile", "unattended"], b"MISSING engine: profile: unattended"),
         (["--journal", "sqlite:/proc/nope/x.db"], b"MISSING engine: journal: /proc/nope/x.db can't be used"),
         (["--workspaces", "/nope"], b"MISSING engine: workspaces is no folder: /nope"),
+        (["--limit-open-files", "2000000000"], b"MISSING containment: no run can be started here: "),
         (["--host", "nosuch.invalid", "--keys", "none.json"], b"--host names another"),
         (["--host", "x" * 64 + ".invalid", "--keys", "none.json"], b"--host names another"),
     ],
@@ -256,6 +258,35 @@ async def test_doctor_finds_what_keeps_a_server_from_starting(fake: Backend, wor
     refused = await trio_claude("serve", "--port", "0", *words, env=environ(fake))
     assert refused.returncode == 2
     assert b"Traceback" not in refused.stderr
+
+
+THREADLESS = """
+import threading
+from trio_claude.commands import main
+def refuse(_): raise RuntimeError("can't start new thread")
+threading.Thread.start = refuse
+main()
+"""
+
+
+async def test_where_no_thread_is_to_be_had_that_is_said(fake: Backend) -> None:
+    program = [sys.executable, "-c", THREADLESS]
+    served = await trio_claude("serve", "--port", "0", env=environ(fake), program=program)
+    assert served.returncode == 1
+    assert served.stderr.startswith(b"trio-claude: can't start new thread: `ulimit -u` says how many")
+    found = await trio_claude("doctor", "--port", "0", env=environ(fake), program=program)
+    assert found.returncode == 1
+    assert b"MISSING engine: can't start new thread" in found.stdout
+    assert not found.stderr
+
+
+async def test_doctor_says_who_sees_the_stored_login(fake: Backend, folder: Path) -> None:
+    keys = ["--keys", str(folder / "keys.json")]
+    added = await trio_claude("keys", "add", "alice", "--file", keys[1])
+    assert added.returncode == 0
+    for isolation, told in ("off", b"; runs see the stored login"), ("identity", b"; runs see no stored login"):
+        found = await trio_claude("doctor", "--port", "0", *keys, "--isolation", isolation, env=environ(fake))
+        assert told in found.stdout
 
 
 async def test_doctor_leaves_a_journal_of_an_earlier_version_to_the_server(fake: Backend, folder: Path) -> None:

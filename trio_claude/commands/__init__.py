@@ -22,6 +22,8 @@ from .statuses import Status
 
 COMPLETE = "_TRIO_CLAUDE_COMPLETE"
 """By what a shell asks what to offer; click makes the name out of the program's."""
+NO_THREAD = "can't start new thread"
+"""What Python raises as a bare RuntimeError where the system gives no thread."""
 COMMANDS = {
     "ask": "Send one prompt to a server and print the answer.",
     "batch": "Run many prompts and write one result each.",
@@ -95,6 +97,11 @@ def main() -> None:
     except OSError as error:  # as of a full disk below stdout; a pipe that nobody reads is click's to end
         _let_go_of_stdout()
         complain(error)
+        sys.exit(Status.FAILED)
+    except RuntimeError as error:
+        if str(error) != NO_THREAD:
+            raise
+        complain(f"{error}: `ulimit -u` says how many processes and threads this user may have")
         sys.exit(Status.FAILED)
 
 

@@ -38,6 +38,8 @@ VERSION_TIMEOUT = 20.0
 LIVE_TIMEOUT = 60.0
 LIVE_BUDGET = 0.05
 """US dollars that `--live` may cost."""
+FAULTS = (TrioClaudeError, OSError, RuntimeError, trio.TooSlowError)
+"""What a machine that lacks something raises; a RuntimeError where no thread is to be had."""
 _LOGINS = (
     ("CLAUDE_CODE_USE_BEDROCK", "Amazon Bedrock"),
     ("CLAUDE_CODE_USE_VERTEX", "Google Vertex"),
@@ -99,8 +101,8 @@ async def _cli(config: Config) -> Check:
             told = await trio.run_process([program, "--version"], capture_stdout=True, stderr=subprocess.DEVNULL)
     except ConfigError as error:
         return Check("cli", ok=False, found=str(error))
-    except (OSError, subprocess.CalledProcessError, trio.TooSlowError) as error:
-        return Check("cli", ok=False, found=f"{program} --version: {error}; --cli names another")
+    except (OSError, RuntimeError, subprocess.CalledProcessError, trio.TooSlowError) as error:
+        return Check("cli", ok=False, found=f"{program} --version: {_said(error)}; --cli names another")
     version = " ".join(clean(told.stdout.decode(errors="replace")).split())
     return Check("cli", ok=True, found=f"{program}, version {version[:80]}")
 
@@ -116,13 +118,18 @@ def login(environ: Mapping[str, str]) -> str:
     return "none found; `claude` logs you in, or set ANTHROPIC_API_KEY; --live makes sure"
 
 
+def _said(error: BaseException) -> str:
+    """Return what an error says, its name where it says nothing."""
+    return str(error) or type(error).__name__
+
+
 async def _containment(config: Config) -> Check:
     found = Check("containment", ok=False, found="not tried")
     try:
         async with open_containment(config.containment, lambda _: None, means(config)) as containment:
             found = Check("containment", ok=True, found=f"{containment.mode}: {containment.detail}")
-    except* (TrioClaudeError, OSError, trio.TooSlowError) as group:
-        found = Check("containment", ok=False, found=str(group.exceptions[0]))
+    except* FAULTS as group:
+        found = Check("containment", ok=False, found=_said(group.exceptions[0]))
     return found
 
 
@@ -143,8 +150,8 @@ async def _engine(config: Config) -> Check:
     try:
         async with open_engine(attrs.evolve(config, pool_size=0), [hear]):
             found = Check("engine", ok=True, found=f"it opens; journal: {kept.path or kept.detail}")
-    except* (TrioClaudeError, OSError, trio.TooSlowError) as group:
-        found = Check("engine", ok=False, found=str(group.exceptions[0]))
+    except* FAULTS as group:
+        found = Check("engine", ok=False, found=_said(group.exceptions[0]))
     return found
 
 
@@ -180,7 +187,8 @@ def _access(config: Config) -> Check:
     apart = f"isolation {config.isolated}"
     if config.containment != "sandbox":
         apart += "; take containment sandbox where identities do not trust each other"
-    return Check("access", ok=True, found=f"keys or tokens are wanted; {apart}; runs see no stored login")
+    stored = "runs see the stored login" if config.isolated == "off" else "runs see no stored login"
+    return Check("access", ok=True, found=f"keys or tokens are wanted; {apart}; {stored}")
 
 
 async def _live(config: Config) -> Check:
@@ -192,6 +200,6 @@ async def _live(config: Config) -> Check:
             outcome = await run.wait()
             told = f"{outcome.error or outcome.reason.value}; {outcome.receipt}"
             found = Check("live", ok=outcome.error is None, found=told)
-    except* TrioClaudeError as group:
-        found = Check("live", ok=False, found=str(group.exceptions[0]))
+    except* FAULTS as group:
+        found = Check("live", ok=False, found=_said(group.exceptions[0]))
     return found

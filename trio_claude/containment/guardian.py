@@ -268,7 +268,7 @@ def become_cli(job: dict[str, Any], pipes: list[int], report: int) -> NoReturn:
 def bounds(*files: int) -> list[Any]:
     """Return what our children inherit, and a process of the same user can change: limits, ranks, processors."""
     ranks = os.getpriority(os.PRIO_PROCESS, 0), _libc.sched_getscheduler(0), os.sched_getaffinity(0)
-    return [[resource.getrlimit(kind) for kind in range(RLIMITS)], ranks, *(os.pread(file, 16, 0) for file in files)]
+    return [*(resource.getrlimit(kind) for kind in range(RLIMITS)), ranks, *(os.pread(file, 16, 0) for file in files)]
 
 
 class Badness:
@@ -602,7 +602,9 @@ class Zygote:
 
     def fork(self, packet: bytes, pipes: list[int]) -> None:
         """Fork a supervisor for the job; a failure is told on the job's own lifeline."""
-        if bounds() != self.fresh:
+        now = bounds()
+        now[resource.RLIMIT_NPROC] = self.fresh[resource.RLIMIT_NPROC]  # an operator's too, and what it fails is told
+        if now != self.fresh:
             os._exit(1)  # a run has changed what later ones would inherit; the server starts the next zygote
         job = _read_json(packet.decode())[0]
         try:

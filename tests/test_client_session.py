@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import pytest
 import trio
 from cutter import open_cutter
-from harness import Backend, directive, until
+from harness import NAMES_BOTH, Backend, directive, open_backend, script_cli, until
 from libraries import BOTH_LIBRARIES, Library, under_asyncio
 
 from trio_claude.client import (
@@ -32,8 +33,15 @@ from trio_claude.client import (
     open_session,
     parse_line,
 )
+from trio_claude.events import TurnEnded
 
 ASKS = directive("bash", cmd="touch made-by-tool; ls")
+
+
+@pytest.fixture(params=["fake", pytest.param("real", marks=pytest.mark.real_cli)])
+async def cli(request: pytest.FixtureRequest, folder: Path) -> AsyncIterator[Backend]:
+    async with open_backend(request.param, folder) as backend:
+        yield backend
 
 
 async def turn(session: Session, text: str) -> tuple[list[Any], Result]:
@@ -182,6 +190,35 @@ async def test_an_interrupt_ends_the_turn(fake: Backend, library: Library) -> No
     assert result.error
     assert after.error is None
     assert (ended.reason, ended.ok) == ("stopped", False)
+
+
+async def test_a_turn_that_the_cli_begins_by_itself_ends_none(cli: Backend) -> None:
+    """It does where a background task has ended."""
+
+    async def allow(_approval: Approval) -> Allow | Deny:
+        return Allow()
+
+    def turns() -> int:
+        return sum(isinstance(event, TurnEnded) for event in cli.events)
+
+    async with cli.serve() as server, open_session(meta="T", url=server.url, on_approval=allow) as session:
+        await turn(session, directive("bash", cmd="sleep 0.3; touch done", bg=True))
+        await until(lambda: turns() == 2, 20)
+        lines, second = await turn(session, directive("text", text="mine"))
+        assert second.text == "mine"
+        assert len([line for line in lines if isinstance(line, Result)]) == 2
+        assert (await turn(session, directive("text", text="and mine")))[1].text == "and mine"
+
+
+async def test_a_result_that_names_others_messages_ends_no_turn(fake: Backend, folder: Path) -> None:
+    script = NAMES_BOTH.replace("result both", "result other '\"another\"'\nresult both")
+    async with (
+        fake.serve(cli=script_cli(folder, script)) as server,
+        open_session(meta="T", url=server.url) as session,
+    ):
+        async for _ in session.ask("first"):
+            break
+        assert (await turn(session, "second"))[1].text == "both"
 
 
 async def test_an_approval_that_is_not_wanted_any_more_is_cancelled(fake: Backend) -> None:

@@ -16,7 +16,7 @@ import pytest
 import trio
 from browser import CLIENT, browse, play, serve_page
 from cutter import Cutter, open_cutter
-from harness import Backend, connect, directive, open_backend, until
+from harness import NAMES_BOTH, OWN_RESULT, Backend, connect, directive, open_backend, script_cli, until
 
 from trio_claude.errors import Reason
 from trio_claude.events import RunStarted
@@ -26,14 +26,6 @@ from trio_claude.server import Server
 pytestmark = pytest.mark.node
 ANSWER = "Hello from stub."
 SLOW = directive("slow", n=300, ms=50)
-
-
-def script_cli(folder: Path, text: str) -> str:
-    """Return a program that stands in for the CLI."""
-    program = folder / "script-cli"
-    program.write_text(f"#!/bin/sh\n{text}\n")
-    program.chmod(0o755)
-    return str(program)
 
 
 # -- one prompt --------------------------------------------------------------------------------------------------------
@@ -271,6 +263,20 @@ async def test_a_session_with_the_real_cli(real: Backend, folder: Path) -> None:
     assert "not today" in seen["messages"][0]
     assert "haiku" in seen["models"][0]
     assert seen["ended"]["receipt"]["survivors"] == 0
+
+
+async def test_a_turn_that_the_cli_begins_by_itself_ends_none(fake: Backend, folder: Path) -> None:
+    prompts = [directive("raw", text=OWN_RESULT) + directive("text", text="one"), directive("text", text="two")]
+    async with fake.serve() as server:
+        assert await play(server, folder, "turns", prompts=prompts) == ["one", "two"]
+
+
+async def test_a_message_that_goes_into_a_turn_that_was_left_is_answered_by_its_result(
+    fake: Backend, folder: Path
+) -> None:
+    async with fake.serve(cli=script_cli(folder, NAMES_BOTH)) as server:
+        seen = await play(server, folder, "left")
+    assert (seen["text"], seen["types"].count("result")) == ("both", 1)
 
 
 async def test_each_end_of_a_session_is_told(fake: Backend, folder: Path) -> None:

@@ -206,6 +206,24 @@ const scenes = {
       hello, ended, late, states, numbers, open: session.approvals.size };
   },
 
+  /** Return what each turn was answered. */
+  async turns() {
+    const session = await openSession({ url });
+    const texts = [];
+    for (const text of more.prompts) texts.push((await result(session.turn(text))).text);
+    await session.close();
+    return texts;
+  },
+
+  /** Leave a turn at its first piece, and say something more. */
+  async left() {
+    const session = await openSession({ url });
+    for await (const event of session.turn("first")) if (event.line?.type === "assistant") break;
+    const seen = await result(session.turn("second"));
+    await session.close();
+    return seen;
+  },
+
   /** End a session in each of its ways. */
   async ends() {
     const seen = {};

@@ -73,6 +73,28 @@ def fake_program(folder: Path) -> Path:
     return program
 
 
+def script_cli(folder: Path, text: str) -> str:
+    """Return a program that stands in for the CLI."""
+    program = folder / "script-cli"
+    program.write_text(f"#!/bin/sh\n{text}\n")
+    program.chmod(0o755)
+    return str(program)
+
+
+OWN_RESULT = '{"type":"result","result":"nobody\'s","origin":{"kind":"task-notification"},"session_id":"s"}\n'
+"""The result of a turn that the CLI has begun by itself."""
+NAMES_BOTH = """
+name() { IFS= read -r line; name=${line##*'"uuid":"'}; name=${name%%'"'*}; }
+result() { echo '{"type":"result","result":"'"$1"'","user_message_uuids":['"$2"'],"session_id":"s"}'; }
+name; first=$name
+echo '{"type":"assistant","message":{"content":[]}}'
+name
+result both '"'"$first"'","'"$name"'"'
+cat >/dev/null
+"""
+"""A CLI that takes a second message into the turn that it is at."""
+
+
 @attrs.define
 class Backend:
     """A CLI for the server under test."""

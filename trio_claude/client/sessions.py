@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import json
 import secrets
+import uuid
 from collections.abc import Awaitable, Callable
 from typing import Any, Final, TypeAlias
 
@@ -85,6 +86,8 @@ TOLD: Final = 64
 """Answers to approvals that are remembered, in case that the server refuses them."""
 PARTING: Final = 1.0
 """Seconds for telling the server that this program leaves."""
+HUMAN: Final = "human"
+"""The `origin` of a turn that a message began, where the CLI tells one."""
 Decide: TypeAlias = Callable[[Approval], Awaitable[Allow | Deny]]
 Hear: TypeAlias = Callable[[Json], None]
 
@@ -363,11 +366,16 @@ class Session:
 
 
 class Turn:
-    """One turn: iterate over its lines, of which a `Result` is the last. What is not read goes to the next turn."""
+    """One turn: iterate over its lines, of which a `Result` is the last. What is not read goes to the next turn.
+
+    A turn that is another's, or that the CLI begins by itself because a background task has ended, comes with its
+    `Result` on the way, and ends nothing.
+    """
 
     def __init__(self, session: Session, prompt: Json) -> None:
         self._session = session
-        self._prompt: Json | None = prompt
+        self._name = str(uuid.uuid4())
+        self._prompt: Json | None = {**prompt, "uuid": self._name}
         self.result: Result | None = None
 
     def __aiter__(self) -> Turn:
@@ -380,9 +388,16 @@ class Turn:
         if self.result:
             raise StopAsyncIteration
         line = await anext(self._session)
-        if isinstance(line, Result):
+        if isinstance(line, Result) and self._is_answered(line.said):
             self.result = line
         return line
+
+    def _is_answered(self, said: Json) -> bool:
+        """Whether a result is for this turn's message: it names it, or names none, and a message began the turn."""
+        names, origin = said.get("user_message_uuids"), said.get("origin")
+        if isinstance(names, list):
+            return self._name in names
+        return not isinstance(origin, dict) or origin.get("kind", HUMAN) == HUMAN
 
 
 class _Answer:

@@ -140,16 +140,18 @@ export class Session implements AsyncIterable<SessionEvent> {
 
   /** Say something to the model. */
   send(content: Content): void {
-    this.link.send({ type: "user", message: { role: "user", content } });
+    this.say(content, newUuid());
   }
 
   /**
-   * Say something, and iterate up to and with the turn's `result` line. Of a turn whose loop was left early the next
-   * turn lets the rest go, but for approvals. What is said to a run that is just ending is not done, and throws nothing:
-   * `ended` tells why.
+   * Say something, and iterate up to and with the turn's `result` line. A turn that the CLI begins by itself, because a
+   * background task has ended, comes with its `result` on the way. Of a turn whose loop was left early the next turn lets
+   * the rest go, but for approvals. What is said to a run that is just ending is not done, and throws nothing: `ended`
+   * tells why.
    */
   async *turn(content: Content): AsyncGenerator<SessionEvent, void, undefined> {
-    this.send(content);
+    const uuid = newUuid();
+    this.say(content, uuid);
     let stale = this.unfinished;
     this.unfinished = true;
     for (let next = await this.read(); !next.done; next = await this.read()) {
@@ -158,11 +160,13 @@ export class Session implements AsyncIterable<SessionEvent> {
         this.unfinished = stale;
         throw errorOfRefusal(event);
       }
+      const own = isOf(event, uuid);
+      if (own) stale = false;
+      const ends = isResult(event) && (own ?? !stale);
+      if (isResult(event)) this.unfinished = !ends;
       if (!stale || event.type === "approval" || event.type === "settled") yield event;
-      if (!isResult(event)) continue;
-      if (!stale) return;
-      stale = false;
-      this.unfinished = true;
+      if (ends) return;
+      if (isResult(event) && own === undefined) stale = false;
     }
   }
 
@@ -236,6 +240,10 @@ export class Session implements AsyncIterable<SessionEvent> {
     const next = await this.events.next();
     if (!next.done && isResult(next.value)) this.unfinished = false;
     return next;
+  }
+
+  private say(content: Content, uuid: string): void {
+    this.link.send({ type: "user", message: { role: "user", content }, uuid });
   }
 
   private answer(id: string, response: Json): void {
@@ -347,6 +355,23 @@ function aside(call: () => void): void {
 
 function isResult(event: SessionEvent): boolean {
   return event.type === "line" && event.line?.["type"] === "result";
+}
+
+/**
+ * Whether a line is of a message's turn: of those it names, or none where the CLI began the turn by itself. Undefined
+ * where it does not say.
+ */
+function isOf(event: SessionEvent, uuid: string): boolean | undefined {
+  const line = event.type === "line" ? event.line : undefined;
+  const names = line?.["user_message_uuids"];
+  if (Array.isArray(names)) return names.includes(uuid);
+  return (asObject(line?.["origin"])?.["kind"] ?? "human") === "human" ? undefined : false;
+}
+
+/** Return a name for a message; a page without TLS has no `crypto.randomUUID`. */
+function newUuid(): string {
+  const hex = Array.from(crypto.getRandomValues(new Uint8Array(16)), (byte) => byte.toString(16).padStart(2, "0")).join("");
+  return hex.replace(/^(.{8})(.{4})(.{4})(.{4})/, "$1-$2-$3-$4-");
 }
 
 function firstOf({ meta = "SESSION", options = {}, grace, attach }: OpenOptions): Json {

@@ -434,9 +434,10 @@ export declare class Session implements AsyncIterable<SessionEvent> {
     /** Say something to the model. */
     send(content: Content): void;
     /**
-     * Say something, and iterate up to and with the turn's `result` line. Of a turn whose loop was left early the next
-     * turn lets the rest go, but for approvals. What is said to a run that is just ending is not done, and throws nothing:
-     * `ended` tells why.
+     * Say something, and iterate up to and with the turn's `result` line. A turn that the CLI begins by itself, because a
+     * background task has ended, comes with its `result` on the way. Of a turn whose loop was left early the next turn lets
+     * the rest go, but for approvals. What is said to a run that is just ending is not done, and throws nothing: `ended`
+     * tells why.
      */
     turn(content: Content): AsyncGenerator<SessionEvent, void, undefined>;
     /** Let a tool run, with `updatedInput` in place of its own input where it is given. */
@@ -465,6 +466,7 @@ export declare class Session implements AsyncIterable<SessionEvent> {
     close(): Promise<SessionEnded>;
     [Symbol.asyncIterator](): AsyncIterator<SessionEvent, undefined>;
     private read;
+    private say;
     private answer;
     /** Wait a while for the end that was asked for, then go. */
     private leave;

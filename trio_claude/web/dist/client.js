@@ -1037,21 +1037,17 @@ var Session = class {
 	}
 	/** Say something to the model. */
 	send(content) {
-		this.link.send({
-			type: "user",
-			message: {
-				role: "user",
-				content
-			}
-		});
+		this.say(content, newUuid());
 	}
 	/**
-	* Say something, and iterate up to and with the turn's `result` line. Of a turn whose loop was left early the next
-	* turn lets the rest go, but for approvals. What is said to a run that is just ending is not done, and throws nothing:
-	* `ended` tells why.
+	* Say something, and iterate up to and with the turn's `result` line. A turn that the CLI begins by itself, because a
+	* background task has ended, comes with its `result` on the way. Of a turn whose loop was left early the next turn lets
+	* the rest go, but for approvals. What is said to a run that is just ending is not done, and throws nothing: `ended`
+	* tells why.
 	*/
 	async *turn(content) {
-		this.send(content);
+		const uuid = newUuid();
+		this.say(content, uuid);
 		let stale = this.unfinished;
 		this.unfinished = true;
 		for (let next = await this.read(); !next.done; next = await this.read()) {
@@ -1060,11 +1056,13 @@ var Session = class {
 				this.unfinished = stale;
 				throw errorOfRefusal(event);
 			}
+			const own = isOf(event, uuid);
+			if (own) stale = false;
+			const ends = isResult(event) && (own ?? !stale);
+			if (isResult(event)) this.unfinished = !ends;
 			if (!stale || event.type === "approval" || event.type === "settled") yield event;
-			if (!isResult(event)) continue;
-			if (!stale) return;
-			stale = false;
-			this.unfinished = true;
+			if (ends) return;
+			if (isResult(event) && own === void 0) stale = false;
 		}
 	}
 	/** Let a tool run, with `updatedInput` in place of its own input where it is given. */
@@ -1148,6 +1146,16 @@ var Session = class {
 		const next = await this.events.next();
 		if (!next.done && isResult(next.value)) this.unfinished = false;
 		return next;
+	}
+	say(content, uuid) {
+		this.link.send({
+			type: "user",
+			message: {
+				role: "user",
+				content
+			},
+			uuid
+		});
 	}
 	answer(id, response) {
 		if (!this.asked.open.has(id)) throw new Refused(`no approval ${id} is open`, { code: "not-open" });
@@ -1268,6 +1276,20 @@ function aside(call) {
 }
 function isResult(event) {
 	return event.type === "line" && event.line?.["type"] === "result";
+}
+/**
+* Whether a line is of a message's turn: of those it names, or none where the CLI began the turn by itself. Undefined
+* where it does not say.
+*/
+function isOf(event, uuid) {
+	const line = event.type === "line" ? event.line : void 0;
+	const names = line?.["user_message_uuids"];
+	if (Array.isArray(names)) return names.includes(uuid);
+	return (asObject(line?.["origin"])?.["kind"] ?? "human") === "human" ? void 0 : false;
+}
+/** Return a name for a message; a page without TLS has no `crypto.randomUUID`. */
+function newUuid() {
+	return Array.from(crypto.getRandomValues(/* @__PURE__ */ new Uint8Array(16)), (byte) => byte.toString(16).padStart(2, "0")).join("").replace(/^(.{8})(.{4})(.{4})(.{4})/, "$1-$2-$3-$4-");
 }
 function firstOf({ meta = "SESSION", options = {}, grace, attach }) {
 	if (attach) return {

@@ -289,6 +289,27 @@ async def test_an_interrupt_keeps_the_partial_answer_and_the_session(cli: Backen
         assert interrupts(cli) == 1
 
 
+async def test_what_is_said_behind_an_interrupt_is_held_until_the_result(fake: Backend, folder: Path) -> None:
+    """An interrupt before the CLI has begun is said twice, and the second may not meet the next turn."""
+    hear = 'heard.append(json.loads(sys.stdin.readline())["type"])'
+    told = """say(result.replace('"x"', json.dumps(" ".join(heard))))"""
+    program = scripted(
+        folder, "heard = []", hear, hear, "say(begin)", hear, told, "wait(1)", hear, "say(begin, result)"
+    )
+    async with fake.serve(cli=program) as server, open_talk(server) as talk:
+        await talk.start()
+        await talk.user("one")
+        await talk.stop("interrupt")
+        await talk.user("two")
+        assert (await talk.result())["result"] == "user control_request control_request"
+        await talk.stop("interrupt")  # of what was held, which has gone out
+        await talk.result()
+        await talk.stop("end")
+        await talk.end()
+    assert interrupts(fake) == 2
+    assert len([event for event in fake.events if isinstance(event, TurnEnded)]) == 2
+
+
 async def test_a_client_may_interrupt_in_the_clis_own_words(cli: Backend) -> None:
     async with cli.serve() as server, open_talk(server) as talk:
         await talk.start()

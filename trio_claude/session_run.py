@@ -44,7 +44,7 @@ class SessionSink(Sink, Protocol):
 
 
 class Outbox:
-    """Lines that wait for the CLI's stdin, urgent ones first.
+    """Lines that wait for the CLI's stdin, urgent ones first, those that are held not before `release`.
 
     At most `limit` bytes of a client's, which may be raised; the gateway's own are few, and always taken.
     """
@@ -53,16 +53,23 @@ class Outbox:
         self.limit: int = limit
         self._urgent: deque[bytes] = deque()
         self._plain: deque[bytes] = deque()
+        self._held: deque[bytes] = deque()
         self._waiting = 0
         self.closed: bool = False
         self._stir = trio.Event()
 
-    def put(self, line: bytes, *, urgent: bool = False, own: bool = False) -> None:
+    def put(self, line: bytes, *, urgent: bool = False, own: bool = False, held: bool = False) -> None:
         """Take a line. Raises `Backlog` where too much waits already."""
         if not own and self._waiting and self._waiting + len(line) > self.limit:
             raise Backlog(f"{self._waiting} bytes wait for the CLI already; it takes {self.limit}")
-        (self._urgent if urgent else self._plain).append(line)
+        (self._urgent if urgent else self._held if held else self._plain).append(line)
         self._waiting += len(line)
+        self._stir.set()
+
+    def release(self) -> None:
+        """Let go what is held."""
+        self._plain += self._held
+        self._held.clear()
         self._stir.set()
 
     def close(self) -> None:
@@ -78,7 +85,7 @@ class Outbox:
                     line = lane.popleft()
                     self._waiting -= len(line)
                     return line
-            if self.closed:
+            if self.closed and not self._held:
                 return b""
             self._stir = trio.Event()
             await self._stir.wait()
@@ -108,6 +115,7 @@ class SessionRun(Run):
         self.session: Session = Session(_patience(config, start.options), trio.current_time())
         self._outbox = Outbox(config.max_message)
         self._said_early: list[bytes] = []
+        self._prompt_held = False
         self._talking = trio.CancelScope()
         self._stir = trio.Event()
 
@@ -123,7 +131,9 @@ class SessionRun(Run):
         if closing or self._outbox.closed or self.session.state is State.ENDING:
             raise Ending("the run is ending")
         now, interrupt = trio.current_time(), line.subtype == "interrupt"
-        self._outbox.put((told or line).data, urgent=line.kind is Kind.RESPONSE or (interrupt and self.session.begun))
+        urgent = line.kind is Kind.RESPONSE or (interrupt and self.session.begun)
+        held = self.session.interrupted and not interrupt
+        self._outbox.put((told or line).data, urgent=urgent, held=held)
         if self._recorder:
             self._recorder.said(line.data)
         elif self._journal:  # the run waits for a slot, and the outbox bounds what is said meanwhile
@@ -131,6 +141,7 @@ class SessionRun(Run):
         if line.kind is Kind.USER:
             self.teller.begin_turn()
             self.session.prompt(now)
+            self._prompt_held = held
         elif line.kind is Kind.RESPONSE:
             self._settle(line.request, "allowed" if line.allows else "denied")
         elif interrupt and self.session.interrupt(now):
@@ -140,8 +151,9 @@ class SessionRun(Run):
     def interrupt(self) -> None:
         """End the turn: an interrupt past all that waits, and if there is no result in its grace, the run's end.
 
-        Where the CLI has not begun the turn yet, the interrupt goes behind the prompt, and once more when it has. One
-        that can be told nothing more is stopped.
+        Where the CLI has not begun the turn yet, the interrupt goes behind the prompt, and once more when it has. So
+        what is said behind an interrupt is held until the result: it is for the next turn. A CLI that can be told
+        nothing more is stopped.
         """
         if self.session.interrupt(trio.current_time()):
             self.teller.interrupted()
@@ -279,6 +291,8 @@ class SessionRun(Run):
                 self.teller.begin_turn(behind=behind)
                 begun = True
         self._tell_settled()
+        if Happening.RESULT in happened:
+            self._release()
         for happening in happened:
             if happening is Happening.BEGAN and self.session.interrupted:
                 self._put_interrupt(urgent=True)
@@ -289,6 +303,14 @@ class SessionRun(Run):
         if happened:
             self._close_when_settled()
             self._stir.set()
+
+    def _release(self) -> None:
+        """Say what was held, now that the turn that it was not for has ended."""
+        self._outbox.release()
+        if self._prompt_held:
+            self._prompt_held = False
+            self.teller.begin_turn(behind=True)
+            self.session.prompt(trio.current_time())
 
     def _note(self, sign: Sign, sink: Sink) -> None:
         if sign.result:

@@ -5,23 +5,26 @@ from __future__ import annotations
 import contextlib
 import io
 import json
+import os
 import shlex
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Iterator
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import trio
 from harness import Backend, directive, open_backend, until
 from rich.console import Console
 from talk import open_talk
+from trio.testing import wait_all_tasks_blocked
 
 from trio_claude.client import parse_line
 from trio_claude.commands import talking
 from trio_claude.commands.talking import Chat, _content, _tool
-from trio_claude.commands.terminal import MarkdownStream, _whole_part
+from trio_claude.commands.terminal import Keyboard, MarkdownStream, _end_of, _whole_part
 from trio_claude.commands.words import clean
 
 BOTH = [pytest.param("fake"), pytest.param("real", marks=pytest.mark.real_cli)]
@@ -109,6 +112,11 @@ async def test_a_chat(cli: Backend, folder: Path) -> None:
             await terminal.shows("tokens in", 5)
             terminal.type("/nonsense")
             await terminal.shows("Ctrl-C interrupts a turn", 2)
+            terminal.press("C-c")
+            await terminal.shows("Ctrl-C interrupts a turn", 3)
+            await until(lambda: terminal.screen().rstrip().endswith("\n>"))
+            terminal.type("x" * 5000)
+            await terminal.shows("not taken: a terminal cuts a line at 4,095 bytes")
             terminal.type(directive("text", text="still here"))
             await terminal.shows("tokens in", 6)
             terminal.type("/quit")
@@ -141,14 +149,35 @@ async def test_a_chat_whose_cli_dies(fake: Backend, folder: Path) -> None:
 
 async def test_a_chat_whose_end_holds_a_control_sequence(fake: Backend) -> None:
     result = {"type": "result", "is_error": True, "result": f"no {HOSTILE}", "session_id": "0", "subtype": "error"}
-    prompt = directive("raw", text=json.dumps(result) + "\n") + directive("exit", status=1)
+    prompt = directive("raw", text=json.dumps(result) + "\n") + directive("exit", status=3)
     words = [sys.executable, "-m", "trio_claude", "chat", "--url"]
     async with fake.serve() as server:
         told = await trio.run_process(
             [*words, server.url], stdin=prompt.encode(), check=False, capture_stdout=True, capture_stderr=True
         )
-    assert b"status 1: no owned" in told.stderr
+    assert b"status 3: no owned" in told.stderr
     assert b"\x1b" not in told.stderr + told.stdout
+
+
+async def test_who_leaves_behind_a_turn_that_failed_leaves_well(fake: Backend) -> None:
+    words = [sys.executable, "-m", "trio_claude", "chat", "--url"]
+    typed = f"{directive('err', status=400)}\n/quit\n".encode()
+    async with fake.serve() as server:
+        told = await trio.run_process(
+            [*words, server.url], stdin=typed, check=False, capture_stdout=True, capture_stderr=True
+        )
+    assert told.stdout.count(b"API Error: 400") == 1
+    assert (told.returncode, told.stderr) == (0, b"")
+
+
+async def test_an_answer_that_broke_off_is_shown_as_it_came_anew(fake: Backend) -> None:
+    words = [sys.executable, "-m", "trio_claude", "chat", "--url"]
+    typed = f"{directive('miderr', n=3, text='asked again')}\n".encode()
+    async with fake.serve() as server:
+        told = await trio.run_process([*words, server.url], stdin=typed, capture_stdout=True)
+    assert told.stdout.count(b"(the answer broke off here)") == 1
+    assert told.stdout.count(b"asked again") == 1
+    assert b"tok0" not in told.stdout
 
 
 async def test_a_chat_that_can_not_begin(fake: Backend) -> None:
@@ -174,6 +203,34 @@ async def test_a_chat_whose_server_goes_down_before_it_begins(fake: Backend) -> 
         await until(lambda: server.runs.statistics().waiting == 1)
         await server.drain(0)
         assert await process.wait() == 75
+
+
+async def test_an_answer_goes_before_who_waits_for_a_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    got: dict[str, str | None] = {}
+
+    async def answer(keyboard: Keyboard) -> None:
+        got["answer"] = await keyboard.answer()
+
+    async def line(keyboard: Keyboard) -> None:
+        got["line"] = await keyboard.line()
+
+    read, write = os.pipe()
+    monkeypatch.setattr(sys, "stdin", SimpleNamespace(fileno=lambda: read))
+    keyboard = Keyboard()
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(line, keyboard)
+        await wait_all_tasks_blocked()
+        with trio.move_on_after(0):
+            await keyboard.answer()  # one that is not wanted any more
+        nursery.start_soon(answer, keyboard)
+        await wait_all_tasks_blocked()
+        os.write(write, b"y\n")
+        await until(lambda: bool(got))
+        os.write(write, b"a line\n")
+    os.close(write)
+    assert (await keyboard.line(), await keyboard.answer()) == (None, None)
+    assert got == {"answer": "y", "line": "a line"}
+    os.close(read)
 
 
 # -- what is shown ----------------------------------------------------------------------------------------------------
@@ -206,6 +263,47 @@ def test_no_control_sequence_reaches_the_terminal(said: str, shown: str) -> None
 )
 def test_what_is_whole(text: str, whole: str, rest: str) -> None:
     assert _whole_part(text) == (whole, rest)
+
+
+@pytest.mark.parametrize(
+    ("text", "end"),
+    [
+        ("one\ntwo", "one\ntwo"),
+        ("one\ntwo\nthree", "two\nthree"),
+        ("```py\none\ntwo\nthree", "```py\ntwo\nthree"),
+        ("```py\none\n```\ntwo", "```py\n```\ntwo"),
+        ("```py\none\n```\ntwo\nthree", "two\nthree"),
+    ],
+)
+def test_the_last_lines_keep_their_fence(text: str, end: str) -> None:
+    assert _end_of(text, 2) == end
+
+
+def test_what_is_drawn_is_as_much_as_a_screen_shows() -> None:
+    console = Console(file=io.StringIO(), force_terminal=True, width=60, height=20, highlight=False)
+    stream = MarkdownStream(console)
+    for number in range(500):
+        stream.feed("```\n" if number == 0 else f"line {number}\n")
+    assert console.file.getvalue() == "", "pieces alone draw nothing"  # type: ignore[attr-defined]
+    stream.draw()
+    drawn = console.file.getvalue()  # type: ignore[attr-defined]
+    assert "line 499" in drawn
+    assert "line 400" not in drawn
+    stream.draw()
+    assert console.file.getvalue() == drawn, "nothing is drawn twice"  # type: ignore[attr-defined]
+    stream.finish()
+    assert "line 400" in console.file.getvalue()  # type: ignore[attr-defined]
+
+
+async def test_the_cost_of_a_turn_is_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    file = io.StringIO()
+    monkeypatch.setattr(sys, "stdout", file)
+    monkeypatch.setattr(talking, "Keyboard", lambda: None)
+    chat = Chat()
+    for total, own in ((5.0, 0.25), (5.5, None), (6.25, None)):
+        used = {} if own is None else {"model_usage_since_last_result": {"a": {"costUSD": own}, "b": {}, "c": None}}
+        chat._show(parse_line(json.dumps({"type": "result", "total_cost_usd": total, **used})))
+    assert [line.split()[0] for line in file.getvalue().splitlines()] == ["$0.2500", "$0.5000", "$0.7500"]
 
 
 def test_markdown_comes_out_once_whatever_its_pieces() -> None:

@@ -105,7 +105,7 @@ TABLE: dict[str, set[str]] = {
     },
     "testing": set(),
     "commands": {
-        "errors", "events", "config", "messages", "containment", "logs", "identity", "quarters", "leftovers", "journal", "entrance", "workplace", "engine", "embed", "server", "client",
+        "errors", "figures", "events", "config", "messages", "containment", "logs", "identity", "quarters", "leftovers", "journal", "entrance", "workplace", "engine", "embed", "server", "client",
         "batch", "testing", "services", "__init__",
     },
     "__main__": {"commands"},

@@ -51,7 +51,7 @@ async def _chat(meta: str, url: str, options: dict[str, Any]) -> int:
         later = isinstance(error, Refused) and (error.retry_after is not None or error.code == Draining.code)
         return Status.LATER if later else Status.REFUSED
     ended = session.ended
-    if ended is None or (ended.reason == "stopped" and ended.error is None):
+    if ended is None or chat.ended_well or (ended.reason == "stopped" and ended.error is None):
         return Status.OK
     if told := ended.error or ("" if ended.reason else "the connection to the server broke"):
         click.echo(f"{painted('error:', 'red', sys.stderr)} {clean(told)}", err=True)

@@ -15,9 +15,10 @@ import trio
 from rich.console import Console
 from rich.text import Text
 
-from ..client import Allow, Approval, Assistant, Delta, Deny, Line, Refused, Result, Session, User
+from ..client import Allow, Approval, Assistant, Delta, Deny, Line, Refused, Result, Session, Unknown, User
+from ..figures import counted
 from ..services import open_services
-from .terminal import Keyboard, MarkdownStream
+from .terminal import LINE_LIMIT, Keyboard, MarkdownStream, may_be_cut
 from .words import clean
 
 SHOWN_INPUT = 500
@@ -30,6 +31,7 @@ HISTORY = {
 }
 """What is shown of a `history` frame, by its state."""
 HELP = "/model NAME changes the model, /quit ends; Ctrl-C interrupts a turn"
+CUT = f"not taken: a terminal cuts a line at {LINE_LIMIT:,} bytes"
 
 
 class Chat:
@@ -42,7 +44,14 @@ class Chat:
         self._session: Session | None = None
         self._in_turn = False
         self._spent = 0.0
+        self._said = ""
+        """What came in pieces of the block that is being said."""
+        self._answer = ""
         self._asking = trio.Lock()
+        self._left = False
+        self._failed = False
+        self.ended_well: bool = False
+        """Whether the run's end is a good one, whatever its status: the person left behind a turn that had failed."""
 
     async def run(self, session: Session) -> None:
         """Converse until the person or the session ends."""
@@ -51,16 +60,20 @@ class Chat:
         with trio.open_signal_receiver(signal.SIGINT) as signals:
             async with open_services() as nursery:
                 nursery.start_soon(self._watch_signals, signals)
+                nursery.start_soon(self._markdown.keep_drawing)
                 await self._converse(session)
 
     async def _converse(self, session: Session) -> None:
         while session.ended is None:
-            self._console.print("> ", end="", style="bold cyan")
+            self._show_prompt()
             typed = await self._keyboard.line()
             if typed is None or typed.strip() == "/quit":
+                self._left = session.ended is None
                 await session.end()
                 return
-            if typed.strip() and session.ended is None:
+            if may_be_cut(typed):
+                self._note(CUT)
+            elif typed.strip() and session.ended is None:
                 try:
                     await self._do(session, typed.strip())
                 except ConnectionError:  # it has ended meanwhile, as its end tells
@@ -89,6 +102,7 @@ class Chat:
         try:
             async for line in session.ask(prompt):
                 self._show(line)
+                await trio.lowlevel.checkpoint()  # much may be there already, and Ctrl-C is to be heard
         except Refused as error:
             self._note(f"refused: {error}")
         finally:
@@ -102,23 +116,46 @@ class Chat:
                 with contextlib.suppress(ConnectionError):  # the session is over, as whoever iterates sees
                     await self._session.interrupt()
             else:
-                self._note(HELP)
+                self._note(f"\n{HELP}")
+                self._show_prompt()
 
     # what is shown
+
+    def _show_prompt(self) -> None:
+        self._console.print("> ", end="", style="bold cyan")
 
     def _show(self, line: Line) -> None:
         match line:
             case Delta(kind="text"):
+                self._said += line.text
                 self._markdown.feed(line.text)
+            case Unknown(type="stream_event") if "abandoned_blocks" in line.said:
+                self._drop()
             case Assistant():
-                self._markdown.finish()
-                for block in line.blocks:
-                    self._show_tool(block)
+                self._show_answer(line)
             case User():
                 for block in line.blocks:
                     self._show_result(block)
             case Result():
                 self._show_end(line)
+
+    def _drop(self) -> None:
+        """Forget what was said of an answer that broke off: it comes anew."""
+        if self._said:
+            self._markdown.drop()
+            self._note("(the answer broke off here)")
+        self._said = ""
+
+    def _show_answer(self, line: Assistant) -> None:
+        """Show what came whole; a text that came in pieces before is shown already."""
+        self._markdown.finish()
+        if not line.said.get("parent_tool_use_id"):
+            if line.text != self._said:
+                self._markdown.feed(line.text)
+                self._markdown.finish()
+            self._said, self._answer = "", line.text
+        for block in line.blocks:
+            self._show_tool(block)
 
     def _show_tool(self, block: dict[str, Any]) -> None:
         if block.get("type") == "tool_use":
@@ -134,11 +171,19 @@ class Chat:
         self._markdown.finish()
         if str(result.said.get("terminal_reason")).startswith("aborted"):
             self._note("interrupted")
-        elif result.error:
+        elif result.error and result.error != self._answer:  # the CLI says an error of the API as an answer, too
             self._console.print(Text(clean(result.error), style="red"))
-        cost, self._spent = result.usd - self._spent, result.usd
+        self._failed = result.error is not None
         tokens = f"{result.input_tokens} tokens in, {result.output_tokens} out"
-        self._note(f"${cost:.4f} · {tokens} · {result.seconds:.1f} s")
+        self._note(f"${self._cost(result):.4f} · {tokens} · {result.seconds:.1f} s")
+
+    def _cost(self, result: Result) -> float:
+        """Return what a turn has cost. What the first of a session that goes on has cost so far is not its own."""
+        before, self._spent = self._spent, result.usd
+        models = result.said.get("model_usage_since_last_result")
+        if not isinstance(models, dict):
+            return result.usd - before
+        return sum(counted(used.get("costUSD")) for used in models.values() if isinstance(used, dict))
 
     def _note(self, text: str) -> None:
         self._console.print(Text(clean(text), style="dim"))
@@ -156,7 +201,8 @@ class Chat:
             case "queued":
                 self._note(f"waiting for a slot, place {said.get('position')}")
             case "ended":
-                self._note(f"the session has ended: {said.get('reason')}")
+                self.ended_well = self._left and self._failed and said.get("exit_status") == 1
+                self._note(f"the session has ended: {'exit' if self.ended_well else said.get('reason')}")
             case "denied":
                 self._note(f"denied: {said.get('error')}")
 
@@ -167,15 +213,22 @@ class Chat:
         async with self._asking:
             self._markdown.finish()
             self._console.print(Text(_question(approval), style="bold yellow"))
-            while True:
-                self._console.print("allow? y, n, e to edit: ", end="", style="bold")
-                answer = (await self._keyboard.answer() or "n").strip().lower()
-                if answer in ("y", "yes"):
-                    return Allow()
-                if answer in ("n", "no"):
-                    return Deny()
-                if answer in ("e", "edit") and (changed := await self._edit(approval)) is not None:
-                    return Allow(changed)
+            try:
+                return await self._hear_decision(approval)
+            finally:
+                if not self._in_turn:
+                    self._show_prompt()
+
+    async def _hear_decision(self, approval: Approval) -> Allow | Deny:
+        while True:
+            self._console.print("allow? y, n, e to edit: ", end="", style="bold")
+            answer = (await self._keyboard.answer() or "n").strip().lower()
+            if answer in ("y", "yes"):
+                return Allow()
+            if answer in ("n", "no"):
+                return Deny()
+            if answer in ("e", "edit") and (changed := await self._edit(approval)) is not None:
+                return Allow(changed)
 
     async def _edit(self, approval: Approval) -> dict[str, Any] | None:
         """Have a tool's input changed: its command where it has one, else the whole of it as JSON."""
@@ -183,6 +236,9 @@ class Chat:
         self._console.print("command: " if by_command else "input, as JSON: ", end="", style="bold")
         typed = await self._keyboard.answer()
         if not typed:
+            return None
+        if may_be_cut(typed):
+            self._note(CUT)
             return None
         if by_command:
             return {**approval.input, "command": typed}

@@ -75,6 +75,20 @@ async def test_an_interrupt_behind_the_end_stops_the_run(cli: Backend) -> None:
     assert (ended["reason"], ended.get("error")) == ("stopped", None)
 
 
+async def test_a_turn_that_is_the_last_still_gets_what_it_asks_for(cli: Backend) -> None:
+    async with cli.serve() as server, open_talk(server) as talk:
+        await talk.start()
+        await talk.user(directive("bash", cmd="touch made-by-tool; ls", rounds=2))
+        await talk.stop("end")
+        for _ in range(2):
+            question = await talk.asked()
+            await talk.answer(question["request_id"], behavior="allow")
+        assert not (await talk.result())["is_error"]
+        ended = await talk.end()
+    assert (ended["reason"], ended["exit_status"]) == ("exit", 0)
+    assert all("made-by-tool" in told for told in tool_results(talk))
+
+
 async def test_an_interrupt_at_a_result_is_for_the_turn_that_waits(cli: Backend) -> None:
     async with cli.serve() as server, open_talk(server) as talk:
         await talk.start()

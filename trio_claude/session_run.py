@@ -152,12 +152,12 @@ class SessionRun(Run):
         """End the turn: an interrupt past all that waits, and if there is no result in its grace, the run's end.
 
         Where the CLI has not begun the turn yet, the interrupt goes behind the prompt, and once more when it has. So
-        what is said behind an interrupt is held until the result: it is for the next turn. A CLI that can be told
+        what is said behind an interrupt is held until the result: it is for the next turn. A CLI that is to be told
         nothing more is stopped.
         """
         if self.session.interrupt(trio.current_time()):
             self.teller.interrupted()
-            if self._outbox.closed:
+            if self.session.closing or self._outbox.closed:
                 self.stop(Reason.STOPPED)
             else:
                 self._put_interrupt(urgent=self.session.begun)
@@ -176,8 +176,8 @@ class SessionRun(Run):
         self._stir.set()
 
     def _close_when_settled(self) -> None:
-        """Close the CLI's stdin, once that was asked for and nothing is open that can still be answered."""
-        if self.session.closing and not self.session.asked:
+        """Close the CLI's stdin, once that was asked for, outside of a turn, which may have to ask yet."""
+        if self.session.closing and self.session.state is not State.RUNNING and not self.session.asked:
             self._outbox.close()
             self.session.close()
 

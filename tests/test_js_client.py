@@ -54,6 +54,12 @@ async def test_an_answer_comes_line_by_line(cli: Backend, folder: Path) -> None:
     assert [(run.meta, run.outcome.reason) for run in cli.ended] == [("JS-1", Reason.EXIT)]
 
 
+async def test_a_name_that_is_undefined_is_the_usual_one(fake: Backend, folder: Path) -> None:
+    async with fake.serve() as server:
+        assert await play(server, folder, "unnamed") == {"value": ANSWER}
+    assert [run.meta for run in fake.ended] == ["ASK"]
+
+
 @pytest.mark.parametrize("scene", ["leave", "abort"])
 async def test_who_leaves_ends_the_run(fake: Backend, folder: Path, scene: str) -> None:
     async with fake.serve() as server:
@@ -277,6 +283,12 @@ async def test_a_message_that_goes_into_a_turn_that_was_left_is_answered_by_its_
     async with fake.serve(cli=script_cli(folder, NAMES_BOTH)) as server:
         seen = await play(server, folder, "left")
     assert (seen["text"], seen["types"].count("result")) == ("both", 1)
+
+
+async def test_who_closes_twice_waits_for_nothing(fake: Backend, folder: Path) -> None:
+    async with fake.serve() as server:
+        seen = await play(server, folder, "closes")
+    assert seen == {"reasons": ["stopped", "stopped"], "timers": 0}
 
 
 async def test_each_end_of_a_session_is_told(fake: Backend, folder: Path) -> None:

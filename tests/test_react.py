@@ -161,6 +161,19 @@ async def test_another_connect_and_stop_end_a_run(
     assert not fake.left()
 
 
+async def test_a_prompt_that_is_refused_leaves_no_run(
+    fake: Backend, modules: Path, tmp_path: Path, sources: dict[str, Path]
+) -> None:
+    script = """
+      await until(() => hook.connect);
+      hook.connect("", "REFUSED");
+      await until(() => hook.error && hook.receipt);
+      return { state: hook.state, left: hook.receipt.left };
+    """
+    seen = await use(fake, modules, tmp_path, sources, script, options={"url": "URL", "approvals": True})
+    assert (seen["state"], seen["left"]) == ("closed", 0)
+
+
 async def test_a_person_approves(fake: Backend, modules: Path, tmp_path: Path, sources: dict[str, Path]) -> None:
     script = """
       await until(() => hook.approvals.length === 1);

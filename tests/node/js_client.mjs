@@ -60,6 +60,10 @@ const scenes = {
     return { lines, ended, text, failed, states, notes: run.notes, same: error ? told(error).kind : "" };
   },
 
+  async unnamed() {
+    return failure(() => ask("hello", { url, meta: undefined }).text);
+  },
+
   /** Leave the loop at the third line. */
   async leave() {
     const run = ask(prompt, { url, ...more });
@@ -222,6 +226,14 @@ const scenes = {
     const seen = await result(session.turn("second"));
     await session.close();
     return seen;
+  },
+
+  /** Close twice at once; tell of the timers that are left. */
+  async closes() {
+    const session = await openSession({ url });
+    const ended = await Promise.all([session.close(), session.close()]);
+    const timers = process.getActiveResourcesInfo().filter((name) => name === "Timeout");
+    return { reasons: ended.map(({ reason }) => reason), timers: timers.length };
   },
 
   /** End a session in each of its ways. */

@@ -42,12 +42,12 @@ export class Run implements AsyncIterable<Line> {
   private n = 0;
 
   /** @internal */
-  constructor(prompt: string, { url, key, ticket, WebSocket, signal, bufferLimit, onNote, onOpen, ...rest }: AskOptions) {
+  constructor(prompt: string, { url, key, ticket, WebSocket, signal, bufferLimit, onNote, onOpen, meta = "ASK", ...rest }: AskOptions) {
     const way = { url, key, ticket, WebSocket };
     findClass(way);
     baseOf(url);
     this.lines = new Inbox(bufferLimit ?? BUFFER_LIMIT);
-    const first = JSON.stringify({ meta: "ASK", ...rest, prompt });
+    const first = JSON.stringify({ meta, ...rest, prompt });
     const abort = (): void => this.leave(signal?.reason);
     if (signal?.aborted) abort();
     signal?.addEventListener("abort", abort);

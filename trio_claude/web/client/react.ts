@@ -141,6 +141,7 @@ class Running {
       await work;
     } catch (error) {
       if (!this.leaving.signal.aborted) this.change({ state: "closed", isConnected: false, error: error as Error });
+      this.leaving.abort(); // a prompt that is refused leaves its session
     }
   }
 }

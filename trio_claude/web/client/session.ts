@@ -255,6 +255,7 @@ export class Session implements AsyncIterable<SessionEvent> {
   /** Wait a while for the end that was asked for, then go. */
   private async leave(): Promise<SessionEnded> {
     this.isLeaving = true;
+    clearTimeout(this.leavingTimer);
     this.leavingTimer = setTimeout(() => this.link.leave(), PARTING_MS);
     return this.ended.finally(() => clearTimeout(this.leavingTimer));
   }

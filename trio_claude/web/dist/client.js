@@ -505,7 +505,7 @@ var Run = class {
 	error = {};
 	n = 0;
 	/** @internal */
-	constructor(prompt, { url, key, ticket, WebSocket, signal, bufferLimit, onNote, onOpen, ...rest }) {
+	constructor(prompt, { url, key, ticket, WebSocket, signal, bufferLimit, onNote, onOpen, meta = "ASK", ...rest }) {
 		const way = {
 			url,
 			key,
@@ -516,7 +516,7 @@ var Run = class {
 		baseOf(url);
 		this.lines = new Inbox(bufferLimit ?? 33554432);
 		const first = JSON.stringify({
-			meta: "ASK",
+			meta,
 			...rest,
 			prompt
 		});
@@ -1172,6 +1172,7 @@ var Session = class {
 	/** Wait a while for the end that was asked for, then go. */
 	async leave() {
 		this.isLeaving = true;
+		clearTimeout(this.leavingTimer);
 		this.leavingTimer = setTimeout(() => this.link.leave(), PARTING_MS);
 		return this.ended.finally(() => clearTimeout(this.leavingTimer));
 	}

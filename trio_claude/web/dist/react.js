@@ -129,6 +129,7 @@ var Running = class {
 				isConnected: false,
 				error
 			});
+			this.leaving.abort();
 		}
 	}
 };

@@ -352,6 +352,25 @@ async def test_two_tabs_on_one_run(real: Backend, browser: Browser) -> None:
     assert len(real.ended) == 1
 
 
+async def test_who_was_taken_over_is_asked_no_more(fake: Backend, browser: Browser) -> None:
+    async with fake.serve(journal="memory") as server, looking(browser, server.url) as first:
+        await first.say(directive("bash", cmd="touch asked"))
+        await first.wait("[data-answer=allow]")
+        async with looking(browser, server.url, "second") as second:
+            await second.click("#tab-running")
+            await second.click("text=Watch")
+            await second.wait_text("#link", "watching")
+            await second.click("#offer")
+            await second.wait("[data-answer=allow]")
+            await first.wait_text(".question", "its owner is asked")
+            assert await first.texts("[data-answer]") == []
+            await second.click("[data-answer=allow]")
+            await turns(first, 1)
+            await second.click("#end")
+            await first.wait(".receipt")
+    assert (fake.cwd / "asked").exists()
+
+
 async def test_a_run_that_may_not_be_left_ends_where_its_page_goes_to_another(fake: Backend, browser: Browser) -> None:
     async with (
         fake.serve(journal="memory") as server,
@@ -511,6 +530,29 @@ async def test_what_is_said_beside_the_answer_is_text(fake: Backend, browser: Br
         assert (await page.texts("#transcript .note")).count(BAD) == 2
         assert "status 3" in await page.text(".note.fault")
         await make_nothing(page, "#talk")
+
+
+async def test_an_answer_that_broke_off_gives_way_to_the_one_that_comes_anew(fake: Backend, browser: Browser) -> None:
+    async with fake.serve(journal="memory") as server, looking(browser, server.url) as page:
+        await page.say(directive("miderr", n=3, text="asked again"))
+        await turns(page, 1)
+        assert await page.texts(".answer") == ["asked again"]
+
+
+async def test_what_is_refused_or_fails_is_told_once(fake: Backend, browser: Browser) -> None:
+    model = {"type": "user", "message": {"content": "<local-command-stdout>Set model</local-command-stdout>"}}
+    async with fake.serve(journal="memory") as server, looking(browser, server.url) as page:
+        await page.say(directive("raw", text=json.dumps(model) + "\n") + directive("err", status=400))
+        await turns(page, 1)
+        assert (await page.text("#transcript")).count("API Error: 400") == 1
+        assert "Set model" in await page.texts("#transcript .note")
+        await page.call("fill", "#model", "--no-model")
+        await page.evaluate("document.getElementById('model').dispatchEvent(new Event('change'))")
+        await page.wait(".note.fault")
+        await page.call("fill", "#model", "haiku")
+        await page.evaluate("document.getElementById('model').dispatchEvent(new Event('change'))")
+        await page.wait_text("#transcript", "From now on: haiku.")
+        assert len(await page.texts(".note.fault")) == 1
 
 
 async def test_a_history_that_ends_is_told(fake: Backend, browser: Browser) -> None:

@@ -1,6 +1,6 @@
 // The conversation: one session at a time, from its first prompt to its receipt, over reloads and lost connections.
 // Rule: of a run that goes on the browser keeps its id and nothing else; a key stays in memory.
-import { openSession, TrioClaudeError, type GatewayEvent, type OpenOptions, type Session, type SessionEvent, type State } from "../../client/client";
+import { openSession, Refused, TrioClaudeError, type GatewayEvent, type OpenOptions, type Session, type SessionEvent, type State } from "../../client/client";
 import { announce, find, h } from "./dom";
 import { keepFrame } from "./frames";
 import { ApiRefused } from "./link";
@@ -299,6 +299,7 @@ export class Talk {
     this.owner = false;
     forget();
     this.session = null;
+    this.transcript.unask();
     const attach = { run: this.run, after: this.last, as: "viewer" as const };
     void this.follow(this.claim(), { attach });
   }
@@ -345,6 +346,7 @@ export class Talk {
       await this.session.setModel(model || null);
       this.transcript.note(model ? `From now on: ${model}.` : "From now on: the CLI's own model.");
     } catch (error) {
+      if (error instanceof Refused && error.code !== "cli") return; // the server has said so itself
       this.transcript.note(`The model stays: ${(error as Error).message}`, "note fault");
     }
   }

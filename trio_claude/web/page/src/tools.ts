@@ -31,7 +31,7 @@ export class ToolCard {
   constructor(
     readonly name: string,
     private readonly begun: number | null,
-    private readonly answers: Answers | null,
+    private readonly answers: () => Answers | null,
   ) {
     const summary = h("summary", {}, h("span", { class: "tool-name" }, name), this.label, this.state);
     this.element = h("details", { class: "tool" }, summary, this.input, this.question, this.output, this.inner);
@@ -63,9 +63,10 @@ export class ToolCard {
     if (this.open === request) return;
     this.open = request;
     this.element.open = true;
-    this.setState("asks", this.answers ? "asks you" : "asks");
+    const answers = this.answers();
+    this.setState("asks", answers ? "asks you" : "asks");
     const ask = h("p", { class: "ask" }, `May ${this.name} run?`);
-    this.question.replaceChildren(ask, this.answers ? this.buttons(request, this.answers) : h("span", {}, "its owner is asked"));
+    this.question.replaceChildren(ask, answers ? this.buttons(request, answers) : h("span", {}, "its owner is asked"));
     this.question.hidden = false;
   }
 

@@ -9,10 +9,13 @@ import { count, counted, dollars, seconds } from "./words";
 const ITEMS_KEPT = 500;
 /** Nearness to the end, in pixels, at which the page follows what comes. */
 const FOLLOW = 80;
+/** What the CLI says of a command of its own, as a change of the model is to it. */
+const OWN_WORDS = /^<local-command-stdout>([^]*)<\/local-command-stdout>$/;
 
 interface Piece {
   kind: string;
   stream: MarkdownStream | null;
+  element: HTMLElement | null;
   final: boolean;
 }
 
@@ -21,6 +24,7 @@ export class Transcript {
   private readonly asking = new Map<string, ToolCard>();
   private pieces = new Map<string, (Piece | undefined)[]>();
   private message = "";
+  private answer = "";
   private following = true;
   private removed = 0;
   private readonly cut = h("p", { class: "note", hidden: true });
@@ -66,7 +70,7 @@ export class Transcript {
   /** Take a line of the CLI; `told` is one of the past, whose time is not known. */
   take(line: Json, told = false): void {
     const into = this.place(line.parent_tool_use_id);
-    if (line.type === "stream_event") this.takeEvent(line.event ?? {}, into);
+    if (line.type === "stream_event") this.takeEvent(line, line.event ?? {}, into);
     else if (line.type === "assistant" || line.type === "message") this.takeAnswer(line, into, told);
     else if (line.type === "user") this.takeResults(line);
     else if (line.type === "result") this.takeEnd(line);
@@ -91,6 +95,11 @@ export class Transcript {
     this.asking.get(request)?.settle(said);
   }
 
+  /** Take that the questions are another's to answer. */
+  unask(): void {
+    for (const card of this.asking.values()) card.settle("another page is asked");
+  }
+
   /** Take that the run is over. */
   end(): void {
     for (const card of this.cards.values()) card.abandon();
@@ -110,7 +119,7 @@ export class Transcript {
 
   // -- answers, as they come and whole ------------------------------------------------------------------------------
 
-  private takeEvent(event: Json, into: HTMLElement): void {
+  private takeEvent(line: Json, event: Json, into: HTMLElement): void {
     if (event.type === "message_start") {
       this.message = String(event.message?.id);
       this.pieces.set(this.message, []);
@@ -119,22 +128,28 @@ export class Transcript {
     const pieces = this.pieces.get(this.message);
     if (!pieces) return;
     if (event.type === "content_block_start") pieces[event.index] = this.newPiece(event.content_block ?? {}, into);
+    if (line.abandoned_blocks) this.abandon(pieces, counted(line.abandoned_blocks.from_block_index));
     if (event.type !== "content_block_delta") return;
     const text = event.delta?.text ?? event.delta?.thinking;
     if (typeof text === "string") pieces[event.index]?.stream?.add(text);
   }
 
+  /** Take away what was said of an answer that broke off, from a block on: it comes anew. */
+  private abandon(pieces: (Piece | undefined)[], from: number): void {
+    for (const piece of pieces.splice(from)) if (!piece?.final) piece?.element?.remove();
+  }
+
   private newPiece(block: Json, into: HTMLElement): Piece {
     const kind = String(block.type);
     const stream = kind === "text" || kind === "thinking" ? new MarkdownStream(this.follow) : null;
-    if (stream) this.showText(kind, stream, into);
+    const element = stream && this.showText(kind, stream, into);
     if (stream && block.text) stream.add(String(block.text));
-    return { kind, stream, final: false };
+    return { kind, stream, element, final: false };
   }
 
-  private showText(kind: string, stream: MarkdownStream, into: HTMLElement): void {
-    if (kind === "text") this.put(into, h("div", { class: "answer" }, stream.element));
-    else this.put(into, h("details", { class: "thinking" }, h("summary", {}, "Thinking"), stream.element));
+  private showText(kind: string, stream: MarkdownStream, into: HTMLElement): HTMLElement {
+    if (kind === "text") return this.put(into, h("div", { class: "answer" }, stream.element));
+    return this.put(into, h("details", { class: "thinking" }, h("summary", {}, "Thinking"), stream.element));
   }
 
   private takeAnswer(line: Json, into: HTMLElement, told: boolean): void {
@@ -148,6 +163,7 @@ export class Transcript {
   /** Show a text that came whole; what came in pieces before is that text already. */
   private takeText(message: string, block: Json, into: HTMLElement): void {
     const text = String(block.type === "text" ? block.text : block.thinking);
+    if (block.type === "text") this.answer = text;
     const piece = this.pieces.get(message)?.find((one) => one?.kind === block.type && !one?.final);
     if (piece) {
       piece.final = true;
@@ -167,7 +183,7 @@ export class Transcript {
   }
 
   private newCard(id: string, name: string, into: HTMLElement, told: boolean): ToolCard {
-    const card = new ToolCard(name, told ? null : performance.now(), this.answers());
+    const card = new ToolCard(name, told ? null : performance.now(), this.answers);
     this.cards.set(id, card);
     this.put(into, card.element);
     return card;
@@ -182,7 +198,7 @@ export class Transcript {
     for (const block of list(content)) {
       if (block.type === "tool_result") this.cards.get(block.tool_use_id)?.setOutput(plain(block.content), !!block.is_error);
     }
-    if (typeof content === "string" && !line.isMeta) this.note(content);
+    if (typeof content === "string" && !line.isMeta) this.note(content.replace(OWN_WORDS, "$1"));
     this.follow();
   }
 
@@ -200,7 +216,8 @@ export class Transcript {
     const usage: Json = line.usage ?? {};
     const told = `${count(counted(usage.input_tokens), "token")} in, ${counted(usage.output_tokens).toLocaleString("en")} out`;
     const took = typeof line.duration_ms === "number" ? `${seconds(line.duration_ms)} · ` : "";
-    if (line.is_error) this.note(String(line.result ?? line.subtype ?? "the turn failed"), "note fault");
+    const fault = String(line.result ?? line.subtype ?? "the turn failed");
+    if (line.is_error && fault !== this.answer) this.note(fault, "note fault"); // the CLI says an error of the API as an answer, too
     this.note(`${took}${told} · ${dollars(counted(line.total_cost_usd))} so far`, "note turn-end");
   }
 

@@ -431,6 +431,18 @@ def test_an_interrupt_between_two_turns_is_for_the_one_that_was_asked_for() -> N
     assert (session.due(4.0).clock, session.due(4.0).at) == (Clock.INTERRUPT, 9.0)
 
 
+def test_what_was_said_before_the_turn_began_may_wait_too() -> None:
+    session = Session(PATIENCE, 0.0)
+    session.prompt(0.0)
+    session.prompt(0.0)
+    session.hear([INIT, RESULT_LINE], 1.0)
+    assert session.interrupt(2.0)
+    session.hear([INIT], 3.0)
+    assert session.interrupted
+    session.hear([RESULT_LINE], 4.0)
+    assert not session.interrupt(4.0), "nothing waits any more"
+
+
 def test_an_interrupt_for_a_turn_that_does_not_come_is_for_no_later_one() -> None:
     session = Session(PATIENCE, 0.0)
     session.prompt(0.0)

@@ -201,7 +201,7 @@ class Session:
 
     def prompt(self, now: float) -> None:
         """Take that the client has said something to the model."""
-        self._waits, self._ends_next = self.begun, False
+        self._waits, self._ends_next = self._in_turn, False
         if not self._in_turn:
             self._enter_turn()
             self._heard, self._told, self._said_since_prompt = now, False, False
@@ -295,9 +295,10 @@ class Session:
         if kind == "system" and said.get("subtype") == "init":
             if not self._in_turn:
                 self._enter_turn()
+                self._waits = False
             if self._ends_next:
                 self._interrupted = now
-            self.begun, self._waits, self._ends_next = True, False, False
+            self.begun, self._ends_next = True, False
             self._happen(Happening.BEGAN, now)
             return [Happening.BEGAN]
         self._said_since_prompt = True

@@ -41,6 +41,16 @@ def test_where_nobody_knows_what_was_before_the_turn_tells() -> None:
     assert Meter(None, None).result(result(0, 1.0)) == Spent(0, 1.0)
 
 
+def test_a_session_whose_cli_was_killed_and_forgot_is_charged_all_the_same() -> None:
+    meter = Meter(Spent(5000, 2.0), None)
+    assert meter.result(result(0, 0.0)) == Spent(), "which says nothing of what is known"
+    assert meter.result(result(100, 1.0, turn=100)) == Spent(100, 1.0)
+    assert meter.result(result(150, 1.5, turn=50)) == Spent(50, 0.5)
+    assert meter.whole == Spent(150, 1.5)
+    assert Meter(Spent(5000, 2.0), None).result(result(4000, 2.0, turn=1000)) == Spent(1000, 0.5), "it had saved some"
+    assert Meter(Spent(5000, 2.0), None).result(result(100, 1.0)) == Spent(100, 1.0), "of a turn that does not tell"
+
+
 def test_a_result_without_numbers_changes_nothing() -> None:
     meter = Meter(Spent(), None)
     meter.result(result(10, 1.0))

@@ -1,7 +1,8 @@
 """What a run uses: by the results of its CLI; where it ends without one, by what was seen of its messages. Pure.
 
 Rule: nobody is charged twice for one turn, and nobody reads an answer for nothing. A CLI counts a whole session, the
-turns of earlier runs included, so what those came to is the baseline from which a run that goes on with it is counted.
+turns of earlier runs included, so what those came to is the baseline from which a run that goes on with it is counted;
+but one that was killed has saved less of that, or nothing, which its next process shows.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ class Meter:
     def __init__(self, baseline: Spent | None, bound: float | None) -> None:
         self.charged: Spent = Spent()
         self._baseline = baseline
+        self._counts = False
         self._left = None if bound is None else bound * SLACK
         self._messages: dict[str, int] = {}
         self._deltas = 0
@@ -54,14 +56,27 @@ class Meter:
         """Return what is to be charged for a result."""
         assert sign.spent
         whole = sign.spent
-        if self._baseline is None:  # of a session that somebody else's server, or an earlier one, has begun
-            share = min(1.0, sign.turn_tokens / whole.tokens) if whole.tokens else 1.0
-            self._baseline = Spent(whole.tokens - int(whole.tokens * share), whole.dollars * (1 - share))
+        if self._baseline is None or (whole.tokens and not self._counts):
+            self._baseline = self._begin(whole, sign.turn_tokens)
         used = Spent(max(0, whole.tokens - self._baseline.tokens), max(0.0, whole.dollars - self._baseline.dollars))
         self._baseline = Spent(self._baseline.tokens + used.tokens, self._baseline.dollars + used.dollars)
         self._messages.clear()
         self._deltas = 0
         return self._charge(used)
+
+    def _begin(self, whole: Spent, turn: int) -> Spent:
+        """Return from where on the first result of a process counts that has numbers: it may know less than was told.
+
+        A CLI that was killed has forgotten what it had not saved, so less than the baseline was counted before the turn.
+        """
+        self._counts = True
+        share = min(1.0, turn / whole.tokens) if whole.tokens else 1.0
+        before = Spent(whole.tokens - int(whole.tokens * share), whole.dollars * (1 - share))
+        if self._baseline is None:  # of a session that somebody else's server, or an earlier one, has begun
+            return before
+        if before.tokens >= self._baseline.tokens:
+            return self._baseline
+        return before if turn else Spent()
 
     def rest(self) -> Spent:
         """Return what is to be charged at the end for what no result has told of."""

@@ -388,7 +388,7 @@ async def test_what_is_not_durable_is_not_told_as_deleted(tmp_path: Path, monkey
         journal.begin(begun("a")).end(ended("a"))
         assert await journal.settle()
         monkeypatch.setattr(backlog, "PATIENCE", 0.3)
-        with blocked(tmp_path / "j.db"), pytest.raises(JournalFault, match="locked"):
+        with blocked(tmp_path / "j.db"), pytest.raises(JournalFault, match="written just now"):
             await journal.delete(None)
         assert await journal.settle()
         assert await journal.get(None, "a"), "deleted behind its refusal"
@@ -403,8 +403,9 @@ async def test_what_is_not_durable_is_not_told_as_deleted(tmp_path: Path, monkey
                 raise sqlite3.DatabaseError("malformed")
 
         monkeypatch.setattr(journal._store, "transaction", damaged)
-        with pytest.raises(JournalFault, match="malformed"):
+        with pytest.raises(JournalFault, match="written just now"):
             await journal.delete(None, "b")
+        assert "malformed" in journal.fault
         monkeypatch.setattr(journal._store, "transaction", commit)
         assert await journal.get(None, "b")
 
@@ -602,6 +603,28 @@ async def test_a_write_that_fails_is_tried_again(tmp_path: Path, monkeypatch: py
         assert await journal.settle()
         assert not journal.fault
         assert [part.lines for part in await journal.parts("a")] == [[b"x"]]
+
+
+async def test_a_fault_names_no_path_and_no_run_to_a_client(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(recorder, "RETRY", 0.05)
+    monkeypatch.setattr(backlog, "PATIENCE", 0.2)
+
+    def full(_bulk: Bulk, run: str, _texts: list[Text], **_: object) -> int:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(tmp_path / "j.db.lines" / run))
+
+    async with opened(tmp_path / "j.db") as journal:
+        journal.begin(begun("a", "alice")).end(ended("a"))
+        assert await journal.settle()
+        with monkeypatch.context() as patch:
+            patch.setattr(Bulk, "write", full)
+            journal.begin(begun("b" * 32, "bob")).lines([b"x" * 100_000])
+            await until(lambda: "No space left" in journal.fault)
+            assert str(tmp_path) not in journal.fault
+            assert "b" * 32 not in journal.fault
+            with pytest.raises(JournalFault) as caught:
+                await journal.delete("alice", "a")
+            assert str(caught.value) == "the journal can't be written just now"
+        assert await journal.settle()
 
 
 async def test_what_waits_for_the_disk_is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

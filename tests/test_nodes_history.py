@@ -571,7 +571,7 @@ async def test_of_a_redis_without_memory_left_runs_are_deleted_and_tidied() -> N
             assert "script" not in journal.fault
             began = trio.current_time()
             assert await journal.delete("alice", "a") == [Deleted("a", "alice", None)]
-            with pytest.raises(JournalFault, match=r"Redis refuses: .*maxmemory"):
+            with pytest.raises(JournalFault, match="written just now"):
                 await journal.delete("bob", "e")
             assert await journal.delete("alice") == [Deleted(name, "alice", None) for name in "bc"]
             assert trio.current_time() - began < 4 * (history.SOON + 0.5)

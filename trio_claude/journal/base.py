@@ -17,6 +17,9 @@ TAIL: Final = 4 * 1024 * 1024
 SOON: Final = 1.0
 """Seconds for which that waits for what is still to be written."""
 
+UNWRITTEN: Final = "the journal can't be written just now"
+"""What a client is told: `fault` may be of the server's disk, or of another's run."""
+
 
 class Journal(ABC):
     """The journal of a server.

@@ -19,7 +19,7 @@ import trio
 
 from ..errors import JournalFault
 from .backlog import PATIENCE, Backlog, Lines, Write, Writer
-from .base import SOON, TAIL, Journal
+from .base import SOON, TAIL, UNWRITTEN, Journal
 from .bulk import LEAST
 from .facts import Deleted, Page, Part, Query, Retention, RunRow, Text, Usage, UsageQuery
 from .store import Reader, Store
@@ -119,7 +119,7 @@ class SqliteJournal(Backlog, Journal):
         finally:
             asked = False
         if not durable:
-            raise JournalFault(self.fault or "the journal can't be written just now", RETRY)
+            raise JournalFault(UNWRITTEN, RETRY)
         return gone
 
     async def _read(self, look: Callable[[Reader], T]) -> T:
@@ -202,7 +202,7 @@ class SqliteJournal(Backlog, Journal):
                 self._put_aside(*moved[0])
                 moved.pop(0)
         except OSError as error:  # it is tried again with the transaction
-            self._fail(str(error))
+            self._fail(error)
         finally:
             self._stir.acquire()
             for lines, texts in moved:
@@ -256,10 +256,10 @@ class SqliteJournal(Backlog, Journal):
                 for write in writes:
                     write.do(self._store)
         except (sqlite3.OperationalError, OSError) as error:
-            self._fail(str(error))
+            self._fail(error)
             return False
         except Exception as error:  # not the disk: trying again would not help
-            self._fail(repr(error))
+            self._fail(error)
             if len(writes) > 1:
                 return all(self._commit([write]) for write in writes)
             self._given_up += 1
@@ -277,7 +277,7 @@ class SqliteJournal(Backlog, Journal):
         try:
             self._store.checkpoint()
         except (sqlite3.Error, OSError) as error:
-            self._fail(str(error))
+            self._fail(error)
 
     def _tidy(self) -> bool:
         """Delete some of what is not to be kept any more; return whether there is more of it."""
@@ -287,11 +287,14 @@ class SqliteJournal(Backlog, Journal):
                 gone = self._store.retain(self._retention, time.time())
             self.fault = ""
         except (sqlite3.Error, OSError) as error:
-            self._fail(str(error))
+            self._fail(error)
             return False
         return gone > 0
 
-    def _fail(self, why: str) -> None:
+    def _fail(self, error: Exception) -> None:
+        """Note why something can't be written; no path, which an OSError would name."""
+        said = str(error) if isinstance(error, sqlite3.Error) else repr(error)
+        why = getattr(error, "strerror", None) or said
         self.fault = f"the journal can't be written: {why}"
         self._faults += 1
 

@@ -38,7 +38,7 @@ from ..journal import (
     UsageQuery,
 )
 from ..journal.backlog import PATIENCE, QUEUE_BYTES, Backlog, Write, Writer
-from ..journal.base import SOON, TAIL
+from ..journal.base import SOON, TAIL, UNWRITTEN
 from ..journal.facts import Text
 from ..journal.unfinished import find_unfinished
 from ..services import keep_going, open_lasting, open_services
@@ -249,7 +249,7 @@ class RedisJournal(Backlog, Journal):
         if run is not None:
             gone = self._deleted(await self._archive.delete(identity, [run]))
             if not gone and not settled:
-                raise JournalFault(self.fault or "the journal can't be written just now", RETRY)
+                raise JournalFault(UNWRITTEN, RETRY)
             return gone
         return [one async for gone in self._archive.delete_all(identity) for one in self._deleted(gone)]
 

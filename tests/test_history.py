@@ -10,6 +10,7 @@ from harness import Backend, ask, call, connect, directive, get, until
 from talk import open_talk
 
 from trio_claude.errors import Reason
+from trio_claude.journal import Deleted, backlog, recorder
 from trio_claude.server import Server
 
 
@@ -238,6 +239,36 @@ async def test_a_request_that_ends_a_live_run_deletes_none_and_the_other_way_rou
         assert await delete(f"/{run['id']}?state=live", keys["bob"]) == (404, "not-found")
         assert await delete(f"/{run['id']}?state=ended") == (200, None)
         assert await delete(f"/{run['id']}?state=live") == (404, "not-found")
+
+
+async def test_transcripts_go_with_what_was_deleted_before_a_deletion_failed(
+    fake: Backend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with fake.serve(journal="memory") as server:
+        for _ in range(3):
+            await ask(server, "hello")
+        await settled(server)
+        store, forgotten, forget = server.runs.journal._store, list[Deleted](), server.runs.forget
+        delete = store.delete
+
+        async def note(deleted: list[Deleted], whole: str | None = None) -> None:
+            forgotten.extend(deleted)
+            await forget(deleted, whole)
+
+        def once(identity: str | None, run: str | None, most: int) -> list[Deleted]:
+            monkeypatch.setattr(store, "delete", lambda *_: 1 // 0)
+            return delete(identity, run, most)
+
+        monkeypatch.setattr(recorder, "AT_ONCE", 2)
+        monkeypatch.setattr(backlog, "PATIENCE", 0.3)
+        monkeypatch.setattr(server.runs, "forget", note)
+        monkeypatch.setattr(store, "delete", once)
+        assert (await call(server, "/api/runs", method="DELETE"))[0] == 503
+        assert len(forgotten) == 2
+        monkeypatch.setattr(store, "delete", delete)
+        status, _, body = await call(server, "/api/runs", method="DELETE")
+        assert (status, json.loads(body)) == (200, {"deleted": 1})
+        assert len({one.run for one in forgotten}) == 3
 
 
 async def test_what_is_wrong_with_the_journal_is_told(fake: Backend) -> None:

@@ -410,6 +410,33 @@ async def test_what_is_not_durable_is_not_told_as_deleted(tmp_path: Path, monkey
         assert await journal.get(None, "b")
 
 
+async def test_all_are_deleted_some_at_a_time_and_told_as_they_go(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(recorder, "AT_ONCE", 2)
+    async with opened(tmp_path / "j.db") as journal:
+        for number in range(7):
+            journal.begin(begun(f"r{number}", "alice")).end(ended(f"r{number}"))
+        assert await journal.settle()
+        delete, calls = journal._store.delete, list[int]()
+
+        def fail_late(identity: str | None, run: str | None, most: int) -> list[Deleted]:
+            calls.append(most)
+            if len(calls) == 3:
+                raise RuntimeError("no such disk")
+            return delete(identity, run, most)
+
+        monkeypatch.setattr(journal._store, "delete", fail_late)
+        monkeypatch.setattr(backlog, "PATIENCE", 0.3)
+        gone: list[Deleted] = []
+        with pytest.raises(JournalFault):
+            await journal.delete("alice", gone=gone)
+        left = {run.id for run in (await journal.find(Query(identity="alice"))).runs}
+        assert len(gone) == 4
+        assert left | {one.run for one in gone} == {f"r{number}" for number in range(7)}
+        assert len(await journal.delete("alice")) == len(left) == 3
+
+
 def held(path: Path) -> list[str]:
     """Return what this process has open of a file, and beside it."""
     return [one for one in descriptors() if str(path) in one]

@@ -16,7 +16,7 @@ import trio
 
 from .errors import HttpRefusal, JournalFault, NoAnswer
 from .identity import Identity
-from .journal import GROUPS, Journal, Query, UsageQuery
+from .journal import GROUPS, Deleted, Journal, Query, UsageQuery
 from .queries import Choice, Names, Number, Parameters, Text, read_query
 from .runs import Runs
 from .upgrade import Request, Response, json_response
@@ -131,7 +131,12 @@ class History:
         """Delete all of the identity's runs that have ended, an admin's request everybody's."""
         whose = _may_delete(request)
         read_query(request.query, DELETIONS)
-        deleted = await self._journal().delete(whose)
+        deleted: list[Deleted] = []
+        try:
+            await self._journal().delete(whose, gone=deleted)
+        except JournalFault:
+            await self._runs.forget(deleted)
+            raise
         await self._runs.forget(deleted, whole=whose)
         return json_response(200, {"deleted": len(deleted)})
 

@@ -71,8 +71,11 @@ class Journal(ABC):
         """Return what was used, in sums, the newest day first."""
 
     @abstractmethod
-    async def delete(self, identity: str | None, run: str | None = None) -> list[Deleted]:
-        """Delete one ended run, or all of an identity; return what was deleted.
+    async def delete(
+        self, identity: str | None, run: str | None = None, gone: list[Deleted] | None = None
+    ) -> list[Deleted]:
+        """Delete one ended run, or all of an identity; return what was deleted, which `gone` takes as it goes.
 
         Raises `JournalFault` where that is not durable in time: it is not done later, unless it was just being written.
+        Of many runs some may be deleted by then, those in `gone`.
         """

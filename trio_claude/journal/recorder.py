@@ -41,6 +41,8 @@ BURST_PATIENCE: Final = 0.25
 """Seconds for which what has come waits for the end of a burst, at most."""
 TRANSACTION_BYTES: Final = 8 * 1024 * 1024
 """Bytes behind which a transaction takes no more."""
+AT_ONCE: Final = 500
+"""Runs that one transaction deletes by request, so that what waits behind it never waits for long."""
 RETRY: Final = 1.0
 """Seconds until a write that failed is tried again."""
 TIDY: Final = 60.0
@@ -103,16 +105,28 @@ class SqliteJournal(Backlog, Journal):
         """Return what was used, in sums, the newest day first."""
         return await self._read(lambda reader: reader.usage(query))
 
-    async def delete(self, identity: str | None, run: str | None = None) -> list[Deleted]:
-        """Delete one ended run, or all of an identity; return what was deleted.
+    async def delete(
+        self, identity: str | None, run: str | None = None, gone: list[Deleted] | None = None
+    ) -> list[Deleted]:
+        """Delete one ended run, or all of an identity; return what was deleted, which `gone` takes as it goes.
 
         Raises `JournalFault` where that is not durable in time: it is not done later, unless it was just being written.
+        Of many runs some may be deleted by then, those in `gone`.
         """
+        gone = [] if gone is None else gone
+        while some := await self._delete_some(identity, run):
+            gone += some
+            if len(some) < AT_ONCE:
+                break
+        return gone
+
+    async def _delete_some(self, identity: str | None, run: str | None) -> list[Deleted]:
+        """Delete some in one transaction; return them."""
         gone: list[Deleted] = []
         asked = True
 
         def write(_writer: Writer) -> None:
-            gone[:] = self._store.delete(identity, run) if asked else ()
+            gone[:] = self._store.delete(identity, run, AT_ONCE) if asked else ()
 
         try:
             durable = await self._written(write)

@@ -172,12 +172,13 @@ class Store:
         if ended.rowcount:
             usage.count(self._db, end.id, end.ended, end.reason, end.turns)
 
-    def delete(self, identity: str | None, run: str | None) -> list[Deleted]:
-        """Delete one ended run, or all of an identity (None: of everybody); return what was deleted."""
+    def delete(self, identity: str | None, run: str | None, most: int = -1) -> list[Deleted]:
+        """Delete one ended run, or `most` of an identity (None: of everybody); return what was deleted."""
         where, words = _where(Query(identity=identity, state=ENDED))
         if run is not None:
             where, words = f"{where} AND id = ?", [*words, run]
-        gone = [Deleted(*row) for row in self._db.execute(_select("id, identity, session", "runs", where), words)]
+        sql = _select("id, identity, session", "runs", where, "LIMIT ?")
+        gone = [Deleted(*row) for row in self._db.execute(sql, [*words, most])]
         self._drop([one.run for one in gone])
         return gone
 

@@ -239,19 +239,24 @@ class RedisJournal(Backlog, Journal):
         """Return what was used, in sums, the newest day first."""
         return await self._archive.usage(query)
 
-    async def delete(self, identity: str | None, run: str | None = None) -> list[Deleted]:
-        """Delete one ended run, or all of an identity; return what was deleted.
+    async def delete(
+        self, identity: str | None, run: str | None = None, gone: list[Deleted] | None = None
+    ) -> list[Deleted]:
+        """Delete one ended run, or all of an identity; return what was deleted, which `gone` takes as it goes.
 
         While Redis takes nothing new what it has can be deleted: that makes room. Raises `JournalFault` where it does
         not answer, when some may be deleted; and where it may still have to be told that the one run ended.
         """
         settled = await self.settle(SOON if self.fault else PATIENCE)
-        if run is not None:
-            gone = self._deleted(await self._archive.delete(identity, [run]))
-            if not gone and not settled:
-                raise JournalFault(UNWRITTEN, RETRY)
+        gone = [] if gone is None else gone
+        if run is None:
+            async for some in self._archive.delete_all(identity):
+                gone += self._deleted(some)
             return gone
-        return [one async for gone in self._archive.delete_all(identity) for one in self._deleted(gone)]
+        gone += self._deleted(await self._archive.delete(identity, [run]))
+        if not gone and not settled:
+            raise JournalFault(UNWRITTEN, RETRY)
+        return gone
 
     def _deleted(self, gone: list[Deleted]) -> list[Deleted]:
         """Take what was deleted, which may have to be told again too."""

@@ -673,6 +673,28 @@ async def test_what_waits_for_the_disk_is_bounded(tmp_path: Path, monkeypatch: p
         assert found.stored == sum(part.count for part in await journal.parts("a")) < 20
 
 
+async def test_what_is_short_is_reckoned_as_what_it_takes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each write, and each text in one, takes far more memory than its byte."""
+    monkeypatch.setattr(backlog, "QUEUE_BYTES", 50 * backlog.FACT_BYTES)
+    monkeypatch.setattr("trio_claude.journal.opening.BUSY_MS", 10)
+    async with opened(tmp_path / "j.db") as journal:
+        with blocked(tmp_path / "j.db"):
+            words, lines = journal.begin(begun("a")), journal.begin(begun("b"))
+            for _ in range(30):
+                words.stderr(["x"])
+            assert words.stored
+            for _ in range(100):
+                lines.lines([b"x"])
+            assert not lines.stored
+            for _ in range(30):
+                words.stderr(["x"])
+            assert not words.stored
+        assert await journal.settle()
+        kept = await journal.get(None, "b")
+        assert kept
+        assert 50 < kept.stored < 100
+
+
 async def test_what_a_crowd_says_is_written_together(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """It waits for more, but not where somebody waits for it."""
     monkeypatch.setattr(recorder, "CROWD_PATIENCE", 60.0)

@@ -462,7 +462,7 @@ async def test_what_waits_is_bounded_and_what_is_kept_too(
         run, other = journal.begin(begun("a")), journal.begin(begun("b"))
         assert await journal.settle()
         redis_server.kill()
-        megabyte = b"x" * (2**20 - 100)
+        megabyte = b"x" * (2**20 - 2000)  # with what each write is reckoned as
         for _ in range(80):
             run.lines([megabyte])
         assert not run.stored

@@ -26,7 +26,9 @@ FACTS_BYTES: Final = 8 * 1024 * 1024
 ENDS_BYTES: Final = 128 * 1024 * 1024
 """Bytes beyond both for the ends of runs whose begin had room: more than those of all that may live at once take."""
 FACT_BYTES: Final = 1024
-"""What a begin or an end is reckoned as, beside its prompt."""
+"""What a begin, an end or anything else that waits is reckoned as, beside what is said in it."""
+TEXT_BYTES: Final = 200
+"""What a text of several that wait together is reckoned as, beside its bytes: most of it where it is short."""
 GATHER_BYTES: Final = QUEUE_BYTES // 2
 """Bytes that wait for no more."""
 PART_BYTES: Final = 512 * 1024
@@ -85,11 +87,6 @@ class Write:
     taken: bool = False
     since: float = attrs.Factory(time.monotonic)
 
-    @property
-    def whole(self) -> int:
-        """Its size, with what was put aside of it."""
-        return self.size + (self.lines.aside if self.lines else 0)
-
     def tell(self) -> None:
         """Tell who hears it that it is durable."""
         for hearer in self.hearers.copy():  # one that gives up may do so meanwhile, in another thread
@@ -105,14 +102,17 @@ class Lines:
     first: int
     count: int = 0
     texts: list[Text] = attrs.Factory(list)
+    size: int = 0
+    """Bytes of all of them."""
     place: int = 0
     aside: int = 0
     """Where what was put aside of them begins, and how many bytes it has; `texts` come behind it."""
 
-    def add(self, count: int, texts: list[Text]) -> None:
+    def add(self, count: int, texts: list[Text], size: int) -> None:
         """Take what follows."""
         self.count += count
         self.texts += texts
+        self.size += size
 
     def take(self) -> list[Text]:
         """Return what waits, and let go of it."""
@@ -149,8 +149,8 @@ class Recorder:
         size = sum(map(len, texts))
         if not self._fits(size) or (self._latest and self._journal.enlarge(self._latest, count, texts, size)):
             return
-        waiting = Lines(self._run, self._number(), self._lines - count + 1, count, texts)
-        self._latest = Write(size, waiting.write, lines=waiting)
+        waiting = Lines(self._run, self._number(), self._lines - count + 1, count, texts, size)
+        self._latest = Write(FACT_BYTES + _reckoned(texts, size), waiting.write, lines=waiting)
         self.stored = self._journal.take(self._latest)
 
     def stderr(self, lines: list[str]) -> None:
@@ -176,7 +176,7 @@ class Recorder:
             return
         self._latest = None
         run, number, part = self._run, self._number(), Part(kind, self._lines, len(lines), text)
-        self.stored = self._journal.put(len(text), lambda writer: writer.add(run, number, part))
+        self.stored = self._journal.put(FACT_BYTES + len(text), lambda writer: writer.add(run, number, part))
 
     def _fits(self, size: int) -> bool:
         """Return whether so much more of the run is kept; from where it is not on, nothing is."""
@@ -239,12 +239,15 @@ class Backlog(ABC):
 
     def enlarge(self, write: Write, count: int, texts: list[Text], size: int) -> bool:
         """Put lines to those that wait, so many bytes; return whether they still do, and there is room."""
+        reckoned = _reckoned(texts, size)
         with self._stir:
-            if not write.lines or write.taken or write.whole + size > self.largest or self._bytes + size > QUEUE_BYTES:
+            if not write.lines or write.taken or write.lines.size + size > self.largest:
                 return False
-            write.lines.add(count, texts)
-            write.size += size
-            self._count(size)
+            if self._bytes + reckoned > QUEUE_BYTES:
+                return False
+            write.lines.add(count, texts, size)
+            write.size += reckoned
+            self._count(reckoned)
         return True
 
     def _count(self, size: int, *, hurry: bool = False) -> None:
@@ -261,7 +264,7 @@ class Backlog(ABC):
         """Count only what is still in memory of something of which lines were put aside, with `_stir` held."""
         if not write.lines or not write.lines.aside:
             return
-        left = FACT_BYTES + sum(map(len, write.lines.texts))
+        left = FACT_BYTES + _reckoned(write.lines.texts, sum(map(len, write.lines.texts)))
         self._bytes += left - write.size
         write.size = left
 
@@ -309,3 +312,8 @@ class Backlog(ABC):
         """Have something written, and wait for it; return whether it is durable, in `PATIENCE` seconds."""
         hearer = Hearer()
         return self.take(Write(FACT_BYTES, do, {hearer}), FACTS_BYTES) and await hearer.wait(PATIENCE)
+
+
+def _reckoned(texts: list[Text], size: int) -> int:
+    """Return what texts of so many bytes take in memory, about."""
+    return size + TEXT_BYTES * len(texts)

@@ -209,7 +209,7 @@ class SqliteJournal(Backlog, Journal):
 
         In the order in which it came: what follows on something of its run stands behind it in the file.
         """
-        moved = [(write.lines, write.lines.take()) for write in self._waiting if write.lines and write.whole >= LEAST]
+        moved = [(write.lines, write.lines.take()) for write in self._waiting if write.lines and write.lines.size >= LEAST]
         self._stir.release()
         try:
             while moved:
@@ -236,7 +236,7 @@ class SqliteJournal(Backlog, Journal):
     def _put_rest_aside(self, write: Write) -> None:
         """Write what is left of a large part to its file, and have the transaction name it. Raises OSError."""
         lines = write.lines
-        if lines is None or write.whole < LEAST:
+        if lines is None or lines.size < LEAST:
             return
         self._put_aside(lines, lines.texts)
         lines.texts = []

@@ -114,6 +114,17 @@ async def test_runs_are_listed_in_pages_for_their_own_identity(opening: Opening)
         assert not (await journal.find(Query(identity="alice", state="ended"))).runs
 
 
+async def test_a_list_reads_nothing_that_may_be_long(opening: Opening) -> None:
+    async with opening() as journal:
+        journal.begin(begun("a", prompt="x" * 1000, options={"system_prompt": "y" * 1000}))
+        assert await journal.settle()
+        (listed,) = (await journal.find(Query(identity=None))).runs
+        assert (listed.prompt, listed.options) == (None, {})
+        shown = await journal.get(None, "a")
+        assert shown
+        assert (shown.prompt, shown.options) == ("x" * 1000, {"system_prompt": "y" * 1000})
+
+
 async def test_what_has_ended_is_deleted_and_nothing_else(opening: Opening) -> None:
     async with opening() as journal:
         for name, identity in (("a", "alice"), ("b", "alice"), ("c", "bob"), ("live", "alice")):
@@ -816,7 +827,9 @@ async def test_a_run_of_a_server_is_kept_as_its_client_saw_it(fake: Backend) -> 
         assert run.receipt == attrs.asdict(fake.ended[0].outcome.receipt)
         await ask(server, "hello")
         await stored(server, lambda: len(fake.ended) == 2)
-        latest = (await journal.find(Query(identity="local"))).runs[0]
+        (newest, _) = (await journal.find(Query(identity="local"))).runs
+        latest = await journal.get("local", newest.id)
+        assert latest
         assert latest.prompt == "hello"
         assert latest.tokens > 0
         assert latest.dollars > 0

@@ -49,7 +49,7 @@ class Journal(ABC):
 
     @abstractmethod
     async def find(self, query: Query) -> Page:
-        """Return runs, newest first; their prompts and options, which may be long, need not be there."""
+        """Return runs, newest first, without their prompts and options, which may be long."""
 
     @abstractmethod
     async def get(self, identity: str | None, run: str) -> RunRow | None:

@@ -77,7 +77,7 @@ class SqliteJournal(Backlog, Journal):
         self._stir.notify()
 
     async def find(self, query: Query) -> Page:
-        """Return runs, newest first."""
+        """Return runs, newest first, without their prompts and options."""
         return await self._read(lambda reader: reader.find(query))
 
     async def get(self, identity: str | None, run: str) -> RunRow | None:

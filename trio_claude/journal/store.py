@@ -16,6 +16,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
+import attrs
+
 from ..errors import ConfigError, Reason
 from . import bulk, expired, usage
 from .bulk import Bulk, folder_of
@@ -50,6 +52,10 @@ GROW: Final = """
         AND stored = CASE :kind WHEN 0 THEN :first - 1 ELSE :first END
 """
 """Only what follows on what is stored makes a history longer: there are no holes."""
+COLUMNS: Final = tuple(field.name for field in attrs.fields(RunRow))
+RUN: Final = ", ".join(COLUMNS)
+LISTED: Final = ", ".join({"prompt": "NULL AS prompt", "options": "'{}' AS options"}.get(one, one) for one in COLUMNS)
+"""A run, and one of many, of which nothing is read that may be long."""
 PARTS: Final = """
     SELECT kind, first, count, data, number, place, size FROM parts
     WHERE run = ? AND number > ? AND CASE kind WHEN 0 THEN first + count - 1 > ? ELSE first >= ? END ORDER BY number
@@ -228,9 +234,9 @@ class Reader:
         self._db.close()
 
     def find(self, query: Query) -> Page:
-        """Return runs, newest first."""
+        """Return runs, newest first, without their prompts and options."""
         where, words = _where(query)
-        sql = _select("*", "runs", where, "ORDER BY started DESC, id DESC LIMIT ?")
+        sql = _select(LISTED, "runs", where, "ORDER BY started DESC, id DESC LIMIT ?")
         rows = [_row(row) for row in self._db.execute(sql, [*words, query.limit + 1])]
         more = len(rows) > query.limit
         return Page(rows[: query.limit], rows[query.limit - 1].id if more else None)
@@ -238,7 +244,7 @@ class Reader:
     def get(self, identity: str | None, run: str) -> RunRow | None:
         """Return one run, if it is that identity's (None: anybody's)."""
         where, words = _where(Query(identity=identity))
-        row = self._db.execute(_select("*", "runs", f"{where} AND id = ?"), [*words, run]).fetchone()
+        row = self._db.execute(_select(RUN, "runs", f"{where} AND id = ?"), [*words, run]).fetchone()
         return _row(row) if row else None
 
     def parts(self, run: str, after: int, beyond: int) -> list[Part]:
@@ -255,7 +261,7 @@ class Reader:
     def latest(self, identity: str, session: str) -> RunRow | None:
         """Return the last run of an identity that had a session of the CLI and has ended."""
         condition = "session = ? AND identity = ? AND state = 'ended'"
-        sql = _select("*", "runs", condition, "ORDER BY started DESC LIMIT 1")
+        sql = _select(RUN, "runs", condition, "ORDER BY started DESC LIMIT 1")
         row = self._db.execute(sql, (session, identity)).fetchone()
         return _row(row) if row else None
 
@@ -299,6 +305,5 @@ def _where(query: Query) -> tuple[str, list[object]]:
 
 def _row(row: sqlite3.Row) -> RunRow:
     told = dict(zip(row.keys(), row, strict=True))
-    del told["server"], told["bytes"], told["model"]
     receipt = json.loads(told["receipt"]) if told["receipt"] else None
     return RunRow(**{**told, "receipt": receipt, "options": json.loads(told["options"]), "whole": bool(told["whole"])})

@@ -175,6 +175,19 @@ def test_the_size_that_is_kept_is_kept_whatever_else_is(tmp_path: Path) -> None:
     store.close()
 
 
+def test_prompts_and_options_count_in_the_size_that_is_kept(tmp_path: Path) -> None:
+    store = Store(tmp_path / "j.db", "s")
+    with store.transaction():
+        for number in range(4):
+            run = f"r{number}"
+            store.begin(begun(run, started=float(number), prompt="ü" * 500, options={"system_prompt": "y" * 1000}))
+            store.end(ended(run))
+    with store.transaction():
+        assert store.retain(Retention(size=4500), 8.0) == 2
+    assert kept(store) == ["r2", "r3"]
+    store.close()
+
+
 async def test_all_that_is_too_much_goes_in_one_look(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(recorder, "TIDY", 0.5)
     store = Store(tmp_path / "j.db", "s")

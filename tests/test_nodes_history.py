@@ -633,6 +633,7 @@ async def test_what_ended_goes_by_itself_though_no_server_lives(redis_server: Re
         run.lines([b"one"])
         assert await journal.settle()
         assert redis_server.call("TTL", "trio-claude:run:a") == b"-1", "not while it lives"
+        assert int(redis_server.call("GET", "trio-claude:bytes")) == len("hi" + "{}" + "one")
         run.end(ended("a", 1))
         assert await journal.settle()
         for key in ("run", "lines"):

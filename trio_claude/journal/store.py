@@ -43,8 +43,8 @@ PAGE_BYTES: Final = 4 * 1024 * 1024
 """Bytes of history that are read at a time."""
 BEGIN: Final = """
     INSERT OR IGNORE INTO runs
-    (id, identity, meta, door, batch, session, server, state, started, prompt, options, model)
-    VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
+    (id, identity, meta, door, batch, session, server, state, started, prompt, options, model, bytes)
+    VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
 """
 GROW: Final = """
     UPDATE runs SET stored = CASE :kind WHEN 0 THEN :last ELSE stored END, bytes = bytes + :size
@@ -128,11 +128,13 @@ class Store:
 
     def begin(self, run: Begun) -> None:
         """Write a run that has begun."""
+        options = json.dumps(run.options)
+        size = len((run.prompt or "").encode()) + len(options)
         self._db.execute(
             BEGIN,
             (
                 run.id, run.identity, run.meta, run.door, run.batch, run.session, self._server, LIVE, run.started,
-                run.prompt, json.dumps(run.options), run.model,
+                run.prompt, options, run.model, size,
             ),
         )  # fmt: skip
 

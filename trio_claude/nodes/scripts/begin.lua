@@ -10,7 +10,12 @@ if why ~= 'gone' then return (why == nil or why == 'told') and 'ok' or why end
 if redis.call('EXISTS', prefix .. ':gone:' .. run) == 1 then return 'gone' end
 local own = redis.call('HGET', prefix .. ':nodes', node)
 if not own or read_node(own) ~= tonumber(token) then return 'lease' end
-redis.call('HSET', key, 'node', node, 'token', token, 'state', 'live', 'stored', 0, 'bytes', 0, 'number', 0,
+local size = 0
+for place = 8, #ARGV, 2 do
+  if ARGV[place] == 'prompt' or ARGV[place] == 'options' then size = size + #ARGV[place + 1] end
+end
+redis.call('INCRBY', prefix .. ':bytes', size)
+redis.call('HSET', key, 'node', node, 'token', token, 'state', 'live', 'stored', 0, 'bytes', size, 'number', 0,
   'beside', 0, 'whole', 1, 'keep', ARGV[5], 'identity', identity, 'started', started, unpack(ARGV, 8))
 redis.call('SADD', prefix .. ':live:' .. node, run)
 redis.call('ZADD', prefix .. ':runs', started, run)

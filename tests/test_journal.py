@@ -45,6 +45,7 @@ from trio_claude.journal.facts import Text
 from trio_claude.journal.opening import BLOCK_BYTES, _clean_lock, is_alive
 from trio_claude.journal.schema import VERSIONS
 from trio_claude.journal.store import Reader, Store
+from trio_claude.journal.visits import Visit, delete_local
 from trio_claude.server import Server
 
 
@@ -321,6 +322,29 @@ async def test_servers_share_a_file_and_lose_only_the_runs_of_the_dead(tmp_path:
     assert third.lost == 1
     assert [file.name for file in tmp_path.glob("*.lock")] == ["j.db.u.lock"]
     third.close()
+
+
+def test_a_file_by_two_names_has_its_locks_in_one_place(tmp_path: Path) -> None:
+    (tmp_path / "links").mkdir()
+    link = tmp_path / "links" / "other.db"
+    Store(tmp_path / "j.db", "s").close()
+    link.symlink_to(tmp_path / "j.db")
+    first = Store(link, "first")
+    with first.transaction():
+        first.begin(begun("a"))
+        place = first.put_aside("a", [b"x\n"], behind=None)
+        first.add_aside("a", 1, 1, 1, place, 2)
+    second = Store(tmp_path / "j.db", "second")
+    assert second.lost == 0
+    for name in (tmp_path / "j.db", link):
+        with Visit(name) as visit:
+            found = visit.get(None, "a")
+            assert found
+            assert found.state == "live"
+            assert [part.lines for part in visit.parts("a", 0, 0)] == [[b"x"]]
+        assert delete_local(name, "a") == 0
+    second.close()
+    first.close()
 
 
 def test_servers_that_open_a_new_file_at_once_share_it(tmp_path: Path) -> None:

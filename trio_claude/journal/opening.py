@@ -31,6 +31,11 @@ FRESH: Final = 60.0
 """Seconds for which a lock that nobody holds may be one that a server is about to take."""
 
 
+def true_path(path: Path) -> Path:
+    """Return the file that a name leads to: whoever comes by another name must find the same locks beside it."""
+    return Path(os.path.realpath(path)) if os.path.exists(path) else path.absolute()
+
+
 @contextlib.contextmanager
 def locked(path: Path, server: str) -> Iterator[None]:
     """Hold a server's lock. Raises `ConfigError` where that is held already, or can't be had."""

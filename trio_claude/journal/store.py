@@ -37,7 +37,7 @@ from .facts import (
     Usage,
     UsageQuery,
 )
-from .opening import BUSY_MS, clean_locks, locked, open_database, opening
+from .opening import BUSY_MS, clean_locks, locked, open_database, opening, true_path
 
 PAGE_BYTES: Final = 4 * 1024 * 1024
 """Bytes of history that are read at a time."""
@@ -84,6 +84,7 @@ class Store:
     """
 
     def __init__(self, path: Path, server: str) -> None:
+        path = true_path(path)
         self._server = server
         self.path: Path = path
         self._bulk = Bulk(folder_of(path))
@@ -225,8 +226,8 @@ class Reader:
     """A look at the file. Raises sqlite3.Error."""
 
     def __init__(self, path: Path, how: str = "mode=ro") -> None:
-        self._path = path
-        self._db = sqlite3.connect(f"{path.absolute().as_uri()}?{how}", uri=True, timeout=BUSY_MS / 1000)
+        self._path = true_path(path)
+        self._db = sqlite3.connect(f"{self._path.as_uri()}?{how}", uri=True, timeout=BUSY_MS / 1000)
         self._db.row_factory = sqlite3.Row
 
     def __enter__(self) -> Reader:

@@ -19,7 +19,7 @@ from typing import Final
 from ..errors import ConfigError, Reason
 from .bulk import folder_of, remove
 from .facts import LIVE
-from .opening import BUSY_MS, is_alive
+from .opening import BUSY_MS, is_alive, true_path
 from .schema import VERSIONS
 from .store import LOST, Reader
 from .usage import count, drop
@@ -44,6 +44,7 @@ class Visit(Reader):
 
     def __init__(self, path: Path) -> None:
         _there(path)
+        path = true_path(path)
         super().__init__(path, _how(path))
         try:
             _check_version(self._db, path)
@@ -72,8 +73,9 @@ def named(path: Path) -> Iterator[None]:
 def delete_local(path: Path, run: str | None) -> int:
     """Delete a run that has ended, or all (None), in short transactions; return how many. Raises `ConfigError`."""
     _there(path)
+    path = true_path(path)
     with named(path):
-        where = f"{path.absolute().as_uri()}?mode=rw"  # which makes no file
+        where = f"{path.as_uri()}?mode=rw"  # which makes no file
         db = sqlite3.connect(where, uri=True, timeout=BUSY_MS / 1000, isolation_level=None)
         with contextlib.closing(db):
             _check_version(db, path)

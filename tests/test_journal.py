@@ -22,6 +22,7 @@ import trio
 from harness import Backend, ask, descriptors, directive, until
 from journals import RECEIPT, Opening, begun, ended, on_redis, sqlite_in
 from redis_server import RedisServer
+from talk import open_talk
 
 from trio_claude.config import Config
 from trio_claude.embed import open_run
@@ -870,6 +871,29 @@ async def test_a_run_of_a_server_is_kept_as_its_client_saw_it(fake: Backend) -> 
         assert latest.prompt == "hello"
         assert latest.tokens > 0
         assert latest.dollars > 0
+
+
+async def test_what_a_run_has_used_outlives_its_server(fake: Backend, tmp_path: Path) -> None:
+    path, copy = tmp_path / "j.db", tmp_path / "copy.db"
+    async with fake.serve(journal=f"sqlite:{path}") as server, open_talk(server) as talk:
+        run = (await talk.start())["run"]
+        for _ in range(2):
+            await talk.user("hello")
+            cost = (await talk.result())["total_cost_usd"]
+        journal = await stored(server, lambda: True)
+        live = await journal.get(None, run)
+        assert live
+        assert (live.state, live.dollars) == ("live", pytest.approx(cost))
+        with contextlib.closing(sqlite3.connect(path)) as db, contextlib.closing(sqlite3.connect(copy)) as other:
+            db.backup(other)  # as a server leaves it that is killed
+        await talk.stop("kill")
+        await talk.event("ended")
+    store = Store(copy, "next")
+    store.close()
+    assert store.lost == 1
+    with Reader(copy) as reader:
+        (row,) = reader.usage(UsageQuery()).rows
+    assert (row.runs, row.tokens, row.dollars) == (1, live.tokens, live.dollars)
 
 
 async def test_a_run_that_is_cancelled_has_ended_for_the_journal(fake: Backend, tmp_path: Path) -> None:

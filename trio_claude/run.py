@@ -259,11 +259,8 @@ class Run:
                 self._decide(self._too_late)
         finally:
             self._proof = await self._prove(process)
-        return self._outcome(
-            self._decision or exit_decision(process.status, self._result_error or self._last_stderr),
-            self._proof,
-            process.status,
-        )
+        decision = self._decision or exit_decision(process.status, self._result_error or self._last_stderr)
+        return self._outcome(decision, self._proof, process.status)
 
     async def _prove(self, process: Contained) -> Receipt:
         """End what is left of a CLI, and count it."""
@@ -408,7 +405,10 @@ class Run:
         self._session = self._session or sign.session or None
         if sign.session and self._meter.whole:
             self.account.remember(sign.session, self._meter.whole)
-        if over := self._spend(used):
+        over = self._spend(used)
+        if self._recorder:
+            self._recorder.spent(self._meter.charged.tokens, self._meter.charged.dollars)
+        if over:
             self._decide(Decision(Reason.OVER_BUDGET, over, drain=True, after_result=True))
 
     async def _read_stderr(self, process: Contained, sink: Sink) -> None:

@@ -49,6 +49,9 @@ class Writer(Protocol):
     def add_lines(self, run: str, number: int, first: int, count: int, texts: list[Text]) -> None:
         """Write lines of a run as `add` does: `count` of them, each with its newline."""
 
+    def spend(self, run: str, tokens: int, dollars: float) -> None:
+        """Write what a live run has used so far."""
+
     def end(self, end: End) -> None:
         """Write how a run ended."""
 
@@ -139,6 +142,8 @@ class Recorder:
         self._numbers = 0
         self._lines = 0
         self._latest: Write | None = None
+        self._used: tuple[int, float] = (0, 0.0)
+        self._using: Write | None = None
 
     def lines(self, lines: list[bytes], texts: list[Text] | None = None) -> None:
         """Take lines of the CLI, which get the next numbers; `texts` is the same in fewer pieces, with newlines."""
@@ -160,6 +165,13 @@ class Recorder:
     def said(self, line: bytes) -> None:
         """Take what the client said, behind the CLI's lines so far."""
         self._add(PartKind.SAID, [line.rstrip(b"\n")])
+
+    def spent(self, tokens: int, dollars: float) -> None:
+        """Take what the run has used so far, for the case that its server does not see its end."""
+        self._used = tokens, dollars  # first: what waits still, writes this
+        if self.begun and (self._using is None or self._using.taken):
+            self._using = Write(FACT_BYTES, lambda writer: writer.spend(self._run, *self._used))
+            self._journal.take(self._using)
 
     def end(self, end: End) -> None:
         """Take how the run ended."""

@@ -66,6 +66,7 @@ FINISH: Final = """
         dollars = ?, error = ?, receipt = ?, session = COALESCE(session, ?), whole = ? AND stored = ?
     WHERE id = ? AND server = ? AND state = 'live'
 """
+SPEND: Final = "UPDATE runs SET tokens = ?, dollars = ? WHERE id = ? AND server = ? AND state = 'live'"
 BEFORE: Final = "(started, id) < (SELECT started, id FROM runs WHERE id = ?)"
 OWN_BEFORE: Final = (
     "(started, id) < (SELECT started, id FROM runs AS listed WHERE listed.id = ? AND listed.identity = runs.identity)"
@@ -166,6 +167,10 @@ class Store:
     def _put(self, run: str, number: int, part: Part, place: int | None = None, size: int | None = None) -> None:
         row = (run, number, int(part.kind), part.first, part.count, part.data, place, size)
         self._db.execute("INSERT INTO parts VALUES (?, ?, ?, ?, ?, ?, ?, ?)", row)
+
+    def spend(self, run: str, tokens: int, dollars: float) -> None:
+        """Write what a live run has used so far."""
+        self._db.execute(SPEND, (min(tokens, usage.RUN_TOKENS), dollars, run, self._server))
 
     def end(self, end: End) -> None:
         """Write how a run ended, once, and what it used."""

@@ -148,6 +148,9 @@ class _Asks:
         """Ask for lines to be added to a run's history."""
         self.add(run, number, Part.of_lines(first, count, texts))
 
+    def spend(self, _run: str, _tokens: int, _dollars: float) -> None:
+        """Ask for nothing: what members have spent, servers share already."""
+
     def end(self, end: End) -> None:
         """Ask for a run to end."""
         if (told := self.runs.get(end.id)) is None or not told.begun:

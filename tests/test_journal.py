@@ -681,6 +681,34 @@ async def test_a_write_that_fails_is_tried_again(tmp_path: Path, monkeypatch: py
         assert [part.lines for part in await journal.parts("a")] == [[b"x"]]
 
 
+async def test_a_journal_that_closes_tries_again_what_failed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("trio_claude.journal.opening.BUSY_MS", 10)
+    other = sqlite3.connect(tmp_path / "j.db", isolation_level=None, check_same_thread=False)
+
+    def free() -> None:
+        while not journal._closing:
+            time.sleep(0.01)
+        seen = journal._faults
+        while journal._faults < seen + 2 and journal._thread.is_alive():
+            time.sleep(0.01)
+        other.execute("ROLLBACK")
+
+    with contextlib.closing(other):
+        async with opened(tmp_path / "j.db") as journal:
+            run = journal.begin(begun("a"))
+            assert await journal.settle()
+            other.execute("BEGIN IMMEDIATE")
+            freeing = threading.Thread(target=free)
+            freeing.start()
+            run.lines([b"x"])
+            run.end(ended("a", 1))
+        freeing.join()
+    with Reader(tmp_path / "j.db") as reader:
+        found = reader.get(None, "a")
+    assert found
+    assert (found.state, found.stored) == ("ended", 1)
+
+
 async def test_a_fault_names_no_path_and_no_run_to_a_client(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(recorder, "RETRY", 0.05)
     monkeypatch.setattr(backlog, "PATIENCE", 0.2)

@@ -22,6 +22,7 @@ from .backlog import PATIENCE, Backlog, Lines, Write, Writer
 from .base import SOON, TAIL, UNWRITTEN, Journal
 from .bulk import LEAST
 from .facts import Deleted, Page, Part, Query, Retention, RunRow, Text, Usage, UsageQuery
+from .opening import BUSY_MS
 from .store import Reader, Store
 from .unfinished import Unfinished, find_unfinished
 
@@ -45,6 +46,8 @@ AT_ONCE: Final = 500
 """Runs that one transaction deletes by request, so that what waits behind it never waits for long."""
 RETRY: Final = 1.0
 """Seconds until a write that failed is tried again."""
+AGAIN: Final = 0.1
+"""The same while the journal closes."""
 TIDY: Final = 60.0
 """Seconds between two looks for what is not to be kept any more."""
 REST: Final = 1.0
@@ -70,6 +73,7 @@ class SqliteJournal(Backlog, Journal):
         self._store = store
         self._retention = retention
         self._closing = False
+        self._until = math.inf
         self._thread = threading.Thread(target=self._write, name="journal", daemon=True)
         self._thread.start()
 
@@ -149,6 +153,7 @@ class SqliteJournal(Backlog, Journal):
     def close(self) -> None:
         """Write what waits, for at most `PATIENCE` seconds, and close. Blocks."""
         with self._stir:
+            self._until = time.monotonic() + PATIENCE
             self._closing = True
             self._stir.notify()
         self._thread.join(PATIENCE)
@@ -163,10 +168,8 @@ class SqliteJournal(Backlog, Journal):
         while True:
             writes = self._take(0 if behind else TIDY if unsynced == math.inf else REST)
             if writes and not self._commit(writes):
-                if self._closing:
+                if not self._may_retry():
                     return
-                with self._stir:
-                    self._stir.wait_for(lambda: self._closing, RETRY)
                 continue
             if not writes and self._closing:
                 return
@@ -176,6 +179,13 @@ class SqliteJournal(Backlog, Journal):
                 unsynced = math.inf
             if behind or time.monotonic() > tidied + TIDY:
                 behind, tidied = self._tidy(), time.monotonic()
+
+    def _may_retry(self) -> bool:
+        """Wait until what failed is to be tried again; return whether there is time for that, where it closes."""
+        with self._stir:
+            if self._stir.wait_for(lambda: self._closing, RETRY):
+                self._stir.wait(AGAIN)
+        return time.monotonic() + BUSY_MS / 1000 < self._until
 
     def _take(self, patience: float) -> list[Write]:
         """Wait for something to write, for so long; return the first of what is there, which stays until written."""

@@ -10,7 +10,7 @@ from harness import Backend, ask, call, connect, directive, get, until
 from talk import open_talk
 
 from trio_claude.errors import Reason
-from trio_claude.journal import Deleted, backlog, recorder
+from trio_claude.journal import Deleted, Part, backlog, recorder
 from trio_claude.server import Server
 
 
@@ -227,7 +227,8 @@ async def test_a_request_that_ends_a_live_run_deletes_none_and_the_other_way_rou
             await until(lambda: server.runs.statistics().live == 1)
             await settled(server)
             (run,) = (await get(server, "/api/runs", alice))["runs"]
-            assert await delete(f"/{run['id']}?state=ended") == (404, "not-found")
+            assert await delete(f"/{run['id']}?state=ended") == (409, "live")
+            assert await delete(f"/{run['id']}?state=ended", keys["bob"]) == (404, "not-found")
             assert await delete("?state=live") == (400, "bad-query")
             assert await delete(f"/{run['id']}?state=dead") == (400, "bad-query")
             assert await delete(f"/{run['id']}?else=1") == (400, "bad-query")
@@ -239,6 +240,28 @@ async def test_a_request_that_ends_a_live_run_deletes_none_and_the_other_way_rou
         assert await delete(f"/{run['id']}?state=live", keys["bob"]) == (404, "not-found")
         assert await delete(f"/{run['id']}?state=ended") == (200, None)
         assert await delete(f"/{run['id']}?state=live") == (404, "not-found")
+
+
+async def test_lines_of_a_run_that_is_deleted_meanwhile_are_not_at_their_end(
+    fake: Backend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with fake.serve(journal="memory") as server:
+        await ask(server, "hello")
+        await settled(server)
+        journal = server.runs.journal
+        assert journal
+        (run,) = (await get(server, "/api/runs"))["runs"]
+        path, parts = f"/api/runs/{run['id']}/lines?part=", journal.parts
+        status, headers, _ = await call(server, f"{path}0")
+        assert status == 200
+        assert (await call(server, f"{path}{headers['x-next-part']}"))[0] == 200
+
+        async def late(*words: object) -> list[Part]:
+            await journal.delete(None, run["id"])
+            return await parts(*words)
+
+        monkeypatch.setattr(journal, "parts", late)
+        assert (await call(server, f"{path}{headers['x-next-part']}"))[0] == 404
 
 
 async def test_transcripts_go_with_what_was_deleted_before_a_deletion_failed(

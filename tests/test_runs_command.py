@@ -29,7 +29,9 @@ from program import PROGRAM, answering, trio_claude
 from talk import open_talk
 
 from trio_claude.commands import cli
+from trio_claude.commands.local_runs import LocalRuns
 from trio_claude.commands.moments import moment
+from trio_claude.commands.run_sources import read_pieces
 from trio_claude.commands.run_views import COLUMNS, open_out
 from trio_claude.commands.transcripts import fence, span, transcript
 from trio_claude.commands.words import visible
@@ -430,6 +432,17 @@ async def test_all_of_a_run_is_exported_for_programs(place: Place, folder: Path,
     assert (await runs("export", started["run"], *place.words(way))).stdout == out.read_bytes()
     again = await runs("export", started["run"], "--out", str(out), *place.words(way), status=2)
     assert b"File exists" in again.stderr
+
+
+async def test_a_run_that_is_deleted_meanwhile_is_no_whole_export(tmp_path: Path) -> None:
+    path = tmp_path / "j.db"
+    await write(path, lambda run: run.lines([b"x"]))
+    source = LocalRuns(path)
+    pieces = read_pieces(source, "abcd1234")
+    assert next(pieces)
+    assert source.delete("abcd1234") == 1
+    with pytest.raises(ConfigError, match="was deleted"):
+        next(pieces)
 
 
 @pytest.mark.parametrize("way", WAYS)

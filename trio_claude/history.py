@@ -118,6 +118,8 @@ class History:
         if await self._journal().get(_whose(request), run) is None:
             raise _unknown()
         parts = await self._journal().parts(run, after, asked.get("part", 0))
+        if not parts and await self._journal().get(_whose(request), run) is None:  # it was deleted just now
+            raise _unknown()
         body = await trio.to_thread.run_sync(lambda: b"".join(part.told(after) for part in parts))
         more = (("X-Next-Part", str(parts[-1].number)),) if parts else ()
         return Response(200, body, "application/x-ndjson", (("Cache-Control", "no-store"), *more))
@@ -150,7 +152,7 @@ class History:
             raise _unknown() if await self._journal().get(whose, run) is None else _not_live()
         deleted = await self._journal().delete(whose, run)
         if not deleted:
-            raise _unknown()
+            raise _unknown() if await self._journal().get(whose, run) is None else _still_live()
         await self._runs.forget(deleted)
         return json_response(200, {"deleted": 1})
 
@@ -195,6 +197,10 @@ def _known(request: Request) -> Identity:
 
 def _unknown(told: str = "there is no such run") -> HttpRefusal:
     return HttpRefusal(404, "not-found", told)
+
+
+def _still_live() -> HttpRefusal:
+    return HttpRefusal(409, "live", "the run is live; it can be deleted once it has ended")
 
 
 def _not_live() -> HttpRefusal:

@@ -210,6 +210,7 @@ def read_pieces(source: RunSource, run: str, *, follow: bool = False) -> Iterato
             part = piece.next
             yield piece.data
         if over:
+            _still(source, run)  # what was deleted meanwhile ends in the same way
             return
         time.sleep(PERIOD)
 

@@ -582,6 +582,19 @@ async def check_refused(path: Path, why: str) -> None:
     assert path.read_bytes() == before
 
 
+async def test_a_file_that_can_only_be_read_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path, connect = tmp_path / "j.db", sqlite3.connect
+    Store(path, "s").close()
+
+    def read_only(*words: object, **options: object) -> sqlite3.Connection:
+        db = connect(*words, **options)  # type: ignore[call-overload] - what it was called with
+        db.execute("PRAGMA query_only = ON")
+        return db
+
+    monkeypatch.setattr(sqlite3, "connect", read_only)
+    await check_refused(path, "readonly")
+
+
 async def test_where_nothing_can_be_made_beside_the_file_it_is_refused(tmp_path: Path) -> None:
     (tmp_path / "j.db.opening").mkdir()
     with pytest.raises(ConfigError, match=r"j\.db\.opening can't be used: Is a directory"):

@@ -155,6 +155,7 @@ def open_database(path: Path, held: contextlib.ExitStack) -> sqlite3.Connection:
         if found != "ok":
             raise ConfigError(f"journal: {path} is damaged ({found[:200]}); move it away, or name another")
         _migrate(db, path)
+        _try_write(db)
     except sqlite3.DatabaseError as error:
         raise ConfigError(f"journal: {path} can't be used: {error}; move it away, or name another") from None
     except OSError as error:
@@ -182,6 +183,24 @@ def _migrate(db: sqlite3.Connection, path: Path) -> None:
                 db.execute(statement)
         db.execute(f"PRAGMA user_version = {len(VERSIONS)}")
         db.execute("COMMIT")
+    finally:
+        if db.in_transaction:
+            db.execute("ROLLBACK")
+
+
+def _try_write(db: sqlite3.Connection) -> None:
+    """Write what is there already: a file that can only be read is none to keep a journal in. Raises sqlite3.Error.
+
+    One that another program writes to just now is taken.
+    """
+    try:
+        db.execute("BEGIN IMMEDIATE")
+        (version,) = db.execute("PRAGMA user_version").fetchone()
+        db.execute(f"PRAGMA user_version = {int(version)}")
+        db.execute("COMMIT")
+    except sqlite3.OperationalError as error:
+        if error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_BUSY:
+            raise
     finally:
         if db.in_transaction:
             db.execute("ROLLBACK")

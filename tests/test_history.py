@@ -70,6 +70,16 @@ async def test_what_a_client_said_is_kept_behind_its_line(fake: Backend) -> None
         assert (shown["door"], shown["session"]) == ("session", started["session"])
 
 
+async def test_where_no_content_is_kept_a_session_is_told_so(fake: Backend) -> None:
+    async with fake.serve(journal="memory", journal_content=False) as server, open_talk(server) as talk:
+        assert (await talk.start())["history"] is False
+        await talk.user("hello")
+        await talk.result()
+        await talk.stop("end")
+        await talk.event("ended")
+        assert not [frame for frame in talk.frames if frame.get("event") == "history"]
+
+
 async def test_what_is_nested_deeply_is_kept_and_shown(fake: Backend) -> None:
     async with fake.serve(journal="memory") as server:
         for depth in (400, 700, 900):

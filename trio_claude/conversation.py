@@ -185,7 +185,7 @@ class Conversation:
             return await self._serve_elsewhere(attach)
         if not self._guest.may_see(stage.run.account.name):
             raise _unknown(attach)
-        if self._peer.far and not (stage.run.recorded and self._house.config.journal_content):
+        if self._peer.far and not stage.run.recorded:
             raise unkept()
         if attach.after > stage.number:
             return self._refuse_ahead(stage.number)

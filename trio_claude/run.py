@@ -202,7 +202,7 @@ class Run:
     @property
     def recorded(self) -> bool:
         """Whether all that the run has said so far is in the journal, or on its way there."""
-        return self._recorder is not None and self._recorder.stored
+        return self._recorder is not None and self._recorder.stored and self._workplace.config.journal_content
 
     def _begun(self) -> Begun:
         """Return what the journal is told at the start."""

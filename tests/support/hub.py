@@ -59,6 +59,9 @@ class Recorder:
     def said(self, line: bytes) -> None:
         self._add(Part(PartKind.SAID, self._lines, 1, line.rstrip(b"\n")))
 
+    def spent(self, _tokens: int, _dollars: float) -> None:
+        """Nothing: nobody looks at what a run here has used."""
+
     def end(self, end: End) -> None:
         self._hub.write(lambda: self._end(end))
 

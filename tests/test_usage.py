@@ -233,6 +233,13 @@ async def test_it_is_told_beside_the_loop(fake: Backend, monkeypatch: pytest.Mon
     assert threading.get_ident() not in seen
 
 
+async def test_what_was_used_on_a_day_to_come_is_not_of_this_day(fake: Backend, folder: Path) -> None:
+    """A clock that was ahead for a while leaves such runs."""
+    path = fill(folder / "j.db", [Ran(at=time.time() + 2 * DAY, dollars=5.0)])
+    async with fake.serve(journal=f"sqlite:{path}", dollars_per_day=1.0) as server:
+        assert (await ask(server, "hello")).code == 1000
+
+
 # -- what stays --------------------------------------------------------------------------------------------------------
 
 

@@ -38,7 +38,7 @@ LIST: Final[Parameters] = {
 LINES: Final[Parameters] = {"after": Number(whole=True), "part": Number(whole=True)}
 DELETION: Final[Parameters] = {"state": Choice(STATES)}
 DELETIONS: Final[Parameters] = {"state": Choice((ENDED,))}
-_DAY: Final = Text("[0-9]{4}-[0-9]{2}-[0-9]{2}", "a day: YYYY-MM-DD")
+_DAY: Final = Text("[0-9]{4}-(0[1-9]|1[0-2])-(0[1-9]|[12][0-9]|3[01])", "a day: YYYY-MM-DD")
 _PIECE: Final = Text("[ -~]{0,64}", "at most 64 characters of ASCII")
 USAGE: Final[Parameters] = {
     "since": _DAY,

@@ -39,6 +39,8 @@ if TYPE_CHECKING:
 
 PLACE_PERIOD = 0.5
 """Seconds after which a run that waits is told its place again, where that has changed."""
+DAY = 86_400
+"""Seconds of a day."""
 SUMS_KEPT = 10_000
 """Sessions of which is kept what they have come to."""
 LOCAL = Member()
@@ -106,7 +108,8 @@ class Runs:
         if self.journal is None or self._shared:
             return
         now = time.time()
-        used = await self.journal.usage(UsageQuery(since=day_of(now), by=("identity",), limit=-1))
+        today, next_day = day_of(now), day_of(now + DAY)  # what stands behind it, a clock that was put right has left
+        used = await self.journal.usage(UsageQuery(since=today, until=next_day, by=("identity",), limit=-1))
         for row in used.rows:
             self._allowance.spend(Member(row.group["identity"]), row.tokens, row.dollars, now)
 

@@ -31,7 +31,7 @@ from talk import open_talk
 from trio_claude.commands import cli
 from trio_claude.commands.local_runs import LocalRuns
 from trio_claude.commands.moments import moment
-from trio_claude.commands.run_sources import read_pieces
+from trio_claude.commands.run_sources import ended_well, read_pieces
 from trio_claude.commands.run_views import COLUMNS, open_out
 from trio_claude.commands.transcripts import fence, span, transcript
 from trio_claude.commands.words import visible
@@ -716,6 +716,35 @@ async def test_a_server_that_can_not_answer_is_named(fake: Backend) -> None:
 async def test_what_is_no_server_of_ours_is_named(body: bytes) -> None:
     async with answering(body) as url:
         assert b"does not answer as trio-claude does" in (await runs("list", "--url", url, status=2)).stderr
+
+
+ODD = b"1" + b"0" * 400
+
+
+@pytest.mark.parametrize(
+    "facts",
+    [
+        {"receipt": b'{"seen":Infinity,"survivors":NaN,"ms":1}'}, {"receipt": b"[1]"}, {"dollars": ODD}, {"started": ODD, "ended": ODD},
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("words", [["show", "ab" * 16], ["list"], ["failed"]])
+async def test_odd_numbers_of_a_server_are_shown_somehow(facts: dict[str, bytes], words: list[str]) -> None:
+    told = {"id": b'"%b"' % (b"ab" * 16), "state": b'"ended"', "reason": b'"failed"', "started": b"1.0", **facts}
+    run = b"{%b}" % b",".join(b'"%b":%b' % (name.encode(), value) for name, value in told.items())
+    async with answering(run if words[0] == "show" else b'{"runs":[%b],"next":null}' % run) as url:
+        await runs(*words, "--url", url)
+
+
+@pytest.mark.parametrize("words", [["show"], ["tail"], ["export"], ["stop"], ["delete", "--yes"]])
+async def test_a_run_that_was_not_asked_for_is_no_answer(words: list[str]) -> None:
+    async with answering(b'{"state":"ended"}') as url:
+        told = await runs(*words, "ab" * 16, "--url", url, status=2)
+    assert b"does not answer as trio-claude does" in told.stderr
+
+
+def test_a_receipt_that_is_none_is_no_bad_end() -> None:
+    assert ended_well({"reason": "exit", "receipt": [1]})
+    assert not ended_well({"reason": "exit", "receipt": {"survivors": 1}})
 
 
 @pytest.mark.parametrize("body", [b'{"deleted":"abc"}', b'{"deleted":1e999}', b'{"deleted":[]}', b"{}"])

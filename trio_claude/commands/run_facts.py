@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 from ..events import Receipt
@@ -38,7 +39,7 @@ def seconds(run: Run, now: float) -> str:
     began, ended = run.get("started"), run.get("ended")
     if not isinstance(began, int | float):
         return ""
-    return f"{max(0.0, (ended if isinstance(ended, int | float) else now) - began):.1f}"
+    return f"{max(0.0, (number(ended) if isinstance(ended, int | float) else now) - number(began)):.1f}"
 
 
 def dollars(run: Run) -> str:
@@ -97,5 +98,9 @@ def _text(value: object) -> str:
 
 
 def number(value: Any) -> float:
-    """Return a number that was told, 0 for whatever is none."""
-    return float(value) if isinstance(value, int | float) else 0.0
+    """Return a number that was told, 0 for whatever is none, or none that can be counted with."""
+    try:
+        told = float(value) if isinstance(value, int | float) else 0.0
+    except OverflowError:
+        return 0.0
+    return told if math.isfinite(told) else 0.0

@@ -241,5 +241,6 @@ def _entry(source: RunSource, line: bytes) -> Entry:
 
 def ended_well(run: Run) -> bool:
     """Return whether a run came to a good end."""
-    left = (run.get("receipt") or {}).get("survivors")
+    receipt = run.get("receipt")
+    left = receipt.get("survivors") if isinstance(receipt, dict) else None
     return run.get("reason") in ("exit", "stopped") and not run.get("error") and not left

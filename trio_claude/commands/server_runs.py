@@ -91,7 +91,12 @@ class ServerRuns:
     def get(self, run: str) -> Run | None:
         """Return one run."""
         answer = self._ask("GET", f"/api/runs/{run}", unknown=True)
-        return None if answer.status_code == 404 else self._told(answer)
+        if answer.status_code == 404:
+            return None
+        told = self._told(answer)
+        if told.get("id") != run:
+            raise self._strange()
+        return told
 
     def beginning(self, prefix: str) -> list[str]:
         """Return the ids of some runs that begin so, among the newest."""

@@ -234,7 +234,9 @@ class Config:
     journal_content: bool = _option(default=True, text="keep prompts, options and lines; without: receipts and usage")
     journal_days: float = _option(30.0, "runs are kept; 0: for ever", high=36500, unit="days")
     journal_runs: int = _option(100_000, "runs are kept; 0: any number", high=10**9, unit="runs")
-    journal_bytes: int = _option(1024 * MIB, "of lines, prompts and options are kept, of all runs; 0: any number", high=10**15, unit="bytes")
+    journal_bytes: int = _option(
+        1024 * MIB, "of lines, prompts and options are kept, of all runs; 0: any number", high=10**15, unit="bytes"
+    )
     journal_run_bytes: int = _option(
         64 * MIB, "of lines are kept of one run", low=KIB, high=1024 * 1024 * MIB, unit="bytes"
     )

@@ -67,7 +67,7 @@ class Meter:
     def _begin(self, whole: Spent, turn: int) -> Spent:
         """Return from where on the first result of a process counts that has numbers: it may know less than was told.
 
-        A CLI that was killed has forgotten what it had not saved, so less than the baseline was counted before the turn.
+        A CLI that was killed forgot what it had not saved, so it had counted less than the baseline before the turn.
         """
         self._counts = True
         share = min(1.0, turn / whole.tokens) if whole.tokens else 1.0

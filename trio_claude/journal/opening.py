@@ -33,7 +33,10 @@ FRESH: Final = 60.0
 
 def true_path(path: Path) -> Path:
     """Return the file that a name leads to: whoever comes by another name must find the same locks beside it."""
-    return Path(os.path.realpath(path)) if os.path.exists(path) else path.absolute()
+    try:
+        return path.resolve(strict=True)
+    except (OSError, RuntimeError):  # not there yet; the latter is a circle of links
+        return path.absolute()
 
 
 @contextlib.contextmanager

@@ -219,7 +219,9 @@ class SqliteJournal(Backlog, Journal):
 
         In the order in which it came: what follows on something of its run stands behind it in the file.
         """
-        moved = [(write.lines, write.lines.take()) for write in self._waiting if write.lines and write.lines.size >= LEAST]
+        moved = [
+            (write.lines, write.lines.take()) for write in self._waiting if write.lines and write.lines.size >= LEAST
+        ]
         self._stir.release()
         try:
             while moved:

@@ -61,7 +61,7 @@ HEAD_OF_META: Final = """
 
 
 def count(db: sqlite3.Connection, run: str, ended: float, reason: str, turns: int) -> None:
-    """Count a run that has ended. Of one whose server died it is not known when it ended, nor what it used behind its last result."""
+    """Count a run that has ended. Of one whose server died nobody knows when, nor what it used in its last turn."""
     lost = reason == Reason.NODE_LOST
     told = {"run": run, "day": day_of(ended), "ended": None if lost else ended, "turns": turns}
     db.execute(USE, {**told, "failed": Reason(reason).is_fault})

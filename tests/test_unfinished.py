@@ -10,6 +10,7 @@ import pytest
 from harness import Backend, directive, open_backend, until
 from hypothesis import given
 from hypothesis import strategies as st
+from journals import Opening, begun, ended, on_redis, sqlite_in
 from talk import Talk, open_talk
 
 from trio_claude.errors import BadMessage
@@ -93,6 +94,27 @@ def test_the_model_is_told_before_what_the_client_says() -> None:
         assert "answered" in told[0]["text"]
     for other in ({"type": "control_request"}, {"type": "user"}, {"type": "user", "message": {"content": 7}}):
         assert recalling(other, "asked", "answered") is other
+
+
+@pytest.fixture(params=["sqlite", pytest.param("redis", marks=pytest.mark.redis)])
+def opening(request: pytest.FixtureRequest, tmp_path: Path) -> Opening:
+    """What opens a journal of each kind."""
+    return sqlite_in(tmp_path) if request.param == "sqlite" else on_redis(request.getfixturevalue("redis_server"))
+
+
+async def test_a_turn_without_a_line_is_told_and_a_run_without_a_word_hides_none(opening: Opening) -> None:
+    async with opening() as journal:
+        for number, (name, words) in enumerate((("a", "one"), ("b", "two"), ("c", ""))):
+            run = journal.begin(begun(name, started=float(number), session="s", prompt=None))
+            if words:
+                run.said(json.dumps(user(words)).encode())
+            if name == "a":
+                run.lines([json.dumps(block("half")).encode()])
+            run.end(ended(name, 1 if name == "a" else 0, reason="failed"))
+            asked = {"a": "one", "b": "two", "c": "two"}[name]
+            found = await journal.unfinished("local", "s")
+            assert found
+            assert (found.prompt, found.text) == (asked, "half" if name == "a" else "")
 
 
 async def cut_off(talk: Talk, text: str) -> dict[str, Any]:

@@ -100,7 +100,9 @@ class SqliteJournal(Backlog, Journal):
 
         def look(reader: Reader) -> Unfinished | None:
             run = reader.latest(identity, session)
-            return find_unfinished(run.id, run.prompt, reader.tail(run.id, TAIL)) if run and run.stored else None
+            if not run or run.stored < min(run.lines, 1):
+                return None
+            return find_unfinished(run.id, run.prompt, reader.tail(run.id, TAIL))
 
         await self.settle(SOON)
         return await self._read(look)

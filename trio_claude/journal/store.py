@@ -67,6 +67,7 @@ FINISH: Final = """
     WHERE id = ? AND server = ? AND state = 'live'
 """
 SPEND: Final = "UPDATE runs SET tokens = ?, dollars = ? WHERE id = ? AND server = ? AND state = 'live'"
+SAID: Final = "(lines OR prompt IS NOT NULL OR EXISTS (SELECT 1 FROM parts WHERE run = runs.id))"
 BEFORE: Final = "(started, id) < (SELECT started, id FROM runs WHERE id = ?)"
 OWN_BEFORE: Final = (
     "(started, id) < (SELECT started, id FROM runs AS listed WHERE listed.id = ? AND listed.identity = runs.identity)"
@@ -267,8 +268,8 @@ class Reader:
         return found
 
     def latest(self, identity: str, session: str) -> RunRow | None:
-        """Return the last run of an identity that had a session of the CLI and has ended."""
-        condition = "session = ? AND identity = ? AND state = 'ended'"
+        """Return the last run of an identity that had a session of the CLI and words in it, and has ended."""
+        condition = f"session = ? AND identity = ? AND state = 'ended' AND {SAID}"
         sql = _select(RUN, "runs", condition, "ORDER BY started DESC LIMIT 1")
         row = self._db.execute(sql, (session, identity)).fetchone()
         return _row(row) if row else None

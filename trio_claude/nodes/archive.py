@@ -102,11 +102,11 @@ class Archive:
         """Return the last parts of a run's history, some `size` bytes of them."""
         return _parts(await self._run("tail", run, size))[::-1]
 
-    async def latest(self, identity: str, session: str) -> RunRow | None:
-        """Return the last run of an identity that had a session of the CLI and has ended."""
+    async def latest(self, identity: str, session: str, back: int = 0) -> RunRow | None:
+        """Return the last run of an identity that had a session of the CLI and has ended, or one so far behind it."""
         who = to_bytes(identity)
         key = self._key("session", str(len(who)), "") + who + to_bytes(session)
-        found = await self._ask("ZREVRANGE", key, 0, 0)
+        found = await self._ask("ZREVRANGE", key, back, back)
         return await self.get(identity, _text(found[0])) if found else None
 
     async def usage(self, query: UsageQuery) -> Usage:

@@ -66,6 +66,8 @@ KEEP_BYTES: Final = 16 * 1024 * 1024
 """Bytes that are kept so at most."""
 TIDY: Final = 60.0
 """Seconds between two looks for what is not to be kept any more."""
+LOOKED_AT: Final = 10
+"""Runs of a session among which the last is looked for in which anything was said."""
 RUN_TOKENS: Final = 10**15
 """Tokens that a run has at most: a CLI can say any number."""
 DAY: Final = 86400
@@ -233,10 +235,13 @@ class RedisJournal(Backlog, Journal):
     async def unfinished(self, identity: str, session: str) -> Unfinished | None:
         """Return the turn at which the last run of a session was cut off, None where it was not."""
         await self.settle(SOON)
-        run = await self._archive.latest(identity, session)
-        if not run or not run.stored:
-            return None
-        return find_unfinished(run.id, run.prompt, await self._archive.tail(run.id, TAIL))
+        for back in range(LOOKED_AT):
+            run = await self._archive.latest(identity, session, back)
+            if not run or run.stored < min(run.lines, 1):
+                return None
+            if (parts := await self._archive.tail(run.id, TAIL)) or run.prompt is not None:
+                return find_unfinished(run.id, run.prompt, parts)
+        return None
 
     async def usage(self, query: UsageQuery) -> Usage:
         """Return what was used, in sums, the newest day first."""

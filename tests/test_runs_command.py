@@ -548,6 +548,14 @@ def test_holes_and_ends_of_a_history_are_named() -> None:
         assert "".join(transcript({**run, **changed}, [], 0)).endswith(f"**{text}**\n" if text else "\n\n")
 
 
+def test_what_a_resumed_session_had_cost_is_not_told_as_its_first_turns() -> None:
+    lines = [json.dumps({"type": "result", "result": "", "total_cost_usd": usd}) for usd in (1.0, 1.25)]
+    entries = [{"n": number, "line": line} for number, line in enumerate(lines, 1)]
+    for options, first in (({}, "$1.0000, "), ({"resume": "s"}, "$1.0000 for the session so far, ")):
+        told = "".join(transcript({"id": "ab", "options": options}, entries, 0))
+        assert re.findall(r"^\$.*?, ", told, re.MULTILINE) == [first, "$0.2500, "]
+
+
 WORDS = st.text(
     alphabet=st.one_of(st.sampled_from("`~#>-*_ \t\n\r\x1b\x00\u2028<!--[]()1."), st.characters()), max_size=60
 )

@@ -31,7 +31,8 @@ def transcript(run: Run, entries: Iterable[Entry], now: float) -> Iterator[str]:
     yield "".join(f"- {name}: {span(text)}\n" for name, text in facts(run, now)[1:]) + "\n"
     yield block("Options", _json(run["options"]), "json") if run.get("options") else ""
     yield block("Error", str(run["error"])) if run.get("error") else ""
-    scribe = _Scribe()
+    options = run.get("options")
+    scribe = _Scribe(resumed=isinstance(options, dict) and bool(options.get("resume")))
     if run.get("prompt") is not None:
         yield scribe.prompt(run["prompt"])
     for complaint, group in groupby(entries, lambda entry: "stderr" in entry):
@@ -90,10 +91,10 @@ def _piece(part: object) -> str:
 class _Scribe:
     """Writes one entry after the other."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, resumed: bool) -> None:
         self._number = 0
         self._prompts = 0
-        self._spent = 0.0
+        self._spent: float | None = None if resumed else 0.0
         self._model = ""
         self._answer = ""
 
@@ -146,8 +147,9 @@ class _Scribe:
 
     def _result(self, result: Result) -> str:
         """Return the end of a turn; its text only where it is not what was said last."""
-        cost, self._spent = result.usd - self._spent, result.usd
-        told = f"${cost:.4f}, {result.input_tokens} tokens in, {result.output_tokens} out, {result.seconds:.1f} s"
+        whole = self._spent is None  # of what was before nobody tells
+        cost, self._spent = result.usd - (self._spent or 0.0), result.usd
+        told = f"${cost:.4f}{' for the session so far' if whole else ''}, {result.input_tokens} tokens in, {result.output_tokens} out, {result.seconds:.1f} s"
         text = result.error or ("" if result.text == self._answer else result.text)
         body = fence(text) if text else ""
         return f"### {'Failed' if result.error else 'Result'}\n\n{body}{told}\n\n"

@@ -147,9 +147,10 @@ class _Scribe:
 
     def _result(self, result: Result) -> str:
         """Return the end of a turn; its text only where it is not what was said last."""
-        whole = self._spent is None  # of what was before nobody tells
+        whole = " for the session so far" if self._spent is None else ""  # of what was before nobody tells
         cost, self._spent = result.usd - (self._spent or 0.0), result.usd
-        told = f"${cost:.4f}{' for the session so far' if whole else ''}, {result.input_tokens} tokens in, {result.output_tokens} out, {result.seconds:.1f} s"
+        used = f"{result.input_tokens} tokens in, {result.output_tokens} out, {result.seconds:.1f} s"
+        told = f"${cost:.4f}{whole}, {used}"
         text = result.error or ("" if result.text == self._answer else result.text)
         body = fence(text) if text else ""
         return f"### {'Failed' if result.error else 'Result'}\n\n{body}{told}\n\n"

@@ -52,9 +52,11 @@ GROW: Final = """
         AND stored = CASE :kind WHEN 0 THEN :first - 1 ELSE :first END
 """
 """Only what follows on what is stored makes a history longer: there are no holes."""
-COLUMNS: Final = tuple(field.name for field in attrs.fields(RunRow))
-RUN: Final = ", ".join(COLUMNS)
-LISTED: Final = ", ".join({"prompt": "NULL AS prompt", "options": "'{}' AS options"}.get(one, one) for one in COLUMNS)
+COLUMNS: Final[tuple[str, ...]] = tuple(field.name for field in attrs.fields(RunRow))
+RUN: Final[str] = ", ".join(COLUMNS)
+LISTED: Final[str] = ", ".join(
+    {"prompt": "NULL AS prompt", "options": "'{}' AS options"}.get(one, one) for one in COLUMNS
+)
 """A run, and one of many, of which nothing is read that may be long."""
 PARTS: Final = """
     SELECT kind, first, count, data, number, place, size FROM parts

@@ -63,7 +63,7 @@ OOM_SCORE = 500  # added to a CLI's badness: out of memory, the kernel ends a ru
 IGNORED = (signal.SIGPIPE, signal.SIGXFSZ, signal.SIGTERM, signal.SIGINT, signal.SIGHUP)  # and a CLI gets them back
 
 _libc = ctypes.CDLL(None, use_errno=True)
-_libc.mount, _libc.umount2, _libc.sched_getscheduler  # noqa: B018 - found once, here, and not in each fork
+_libc.mount, _libc.umount2, _libc.sched_getscheduler, _libc.capget, _libc.capset  # noqa: B018 - not in each fork
 _capabilities = (ctypes.c_uint32 * 2)(0x20080522), (ctypes.c_uint32 * 6)()  # for all of 64, of ourselves
 _syscall = ctypes.PyDLL(None, use_errno=True).syscall
 _syscall.argtypes = (ctypes.c_long,) * 6
@@ -79,8 +79,7 @@ def prctl(option: int, value: Any) -> None:
 def call(name: str, *words: Any) -> None:
     """Call a function of the C library. Raises OSError."""
     if getattr(_libc, name)(*words):
-        number = ctypes.get_errno()
-        raise OSError(number, f"{name}: {os.strerror(number)}")
+        raise OSError(number := ctypes.get_errno(), f"{name}: {os.strerror(number)}")
 
 
 def fork(flags: int) -> int:
@@ -109,8 +108,11 @@ def tell(descriptor: int, packet: bytes) -> None:
 
 def put(path: str, words: bytes) -> None:
     """Write to a file of the kernel's. Raises OSError."""
-    with open(path, "wb", 0) as file:
-        file.write(words)
+    file = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
+    try:
+        os.write(file, words)
+    finally:
+        os.close(file)
 
 
 def failed(error: BaseException, step: str) -> bytes:
@@ -268,7 +270,7 @@ def become_cli(job: dict[str, Any], pipes: list[int], report: int) -> NoReturn:
 def bounds(*files: int) -> list[Any]:
     """Return what our children inherit, and a process of the same user can change: limits, ranks, processors."""
     ranks = os.getpriority(os.PRIO_PROCESS, 0), _libc.sched_getscheduler(0), os.sched_getaffinity(0)
-    return [*(resource.getrlimit(kind) for kind in range(RLIMITS)), ranks, *(os.pread(file, 16, 0) for file in files)]
+    return [*map(resource.getrlimit, range(RLIMITS)), ranks, *[os.pread(file, 16, 0) for file in files]]
 
 
 class Badness:
@@ -302,9 +304,6 @@ def defer(pid: int, nice: int) -> None:
         pass  # it has ended already, or the kernel knows no autogroups
 
 
-# -- a namespace, from within -----------------------------------------------------------------------------------------
-
-
 def map_user(uid: int, gid: int) -> None:
     """Be in a new user namespace who we were outside. Raises OSError."""
     prctl(PR_SET_DUMPABLE, 1)  # else the files are root's
@@ -329,9 +328,12 @@ def bind(old: list[list[str]], new: list[list[str]]) -> None:
 
 def bound_capabilities() -> None:
     """See to it that no program started from here on has any capability, also as root. Raises OSError."""
-    for option, number in ((PR_CAP_AMBIENT, PR_CAP_AMBIENT_CLEAR_ALL), *((PR_CAPBSET_DROP, one) for one in range(64))):
-        if _libc.prctl(option, number, 0, 0, 0) and ctypes.get_errno() != errno.EINVAL:  # the kernel knows it
-            raise OSError(ctypes.get_errno(), "prctl")
+    _libc.prctl(PR_CAP_AMBIENT, PR_CAP_AMBIENT_CLEAR_ALL, 0, 0, 0)  # EINVAL: the kernel knows none
+    number = 0
+    while not _libc.prctl(PR_CAPBSET_DROP, number, 0, 0, 0):
+        number += 1
+    if ctypes.get_errno() != errno.EINVAL:  # which is behind the last one
+        raise OSError(ctypes.get_errno(), "prctl")
     call("capget", *_capabilities)
     _capabilities[1][2] = _capabilities[1][5] = 0  # what is inheritable
     call("capset", *_capabilities)
@@ -340,10 +342,11 @@ def bound_capabilities() -> None:
 def first_child(proc: int) -> int:
     """Return the pid of our first child as the descriptor `proc` of a /proc shows it, 0 where that is not told."""
     try:
-        with open(os.open("thread-self/children", os.O_RDONLY, dir_fd=proc), "rb", 0) as file:
-            return int(file.read(64).split()[0])
+        pid = int(os.read(file := os.open("thread-self/children", os.O_RDONLY, dir_fd=proc), 64).split()[0])
+        os.close(file)
     except (OSError, IndexError):
         return 0
+    return pid
 
 
 class Supervisor:
@@ -485,8 +488,8 @@ class Supervisor:
 
     def note_exit(self, ended: dict[int, int], left: bool) -> None:
         """Keep how the CLI ended until it is told."""
-        alone = b"false" if left else b"true"
-        self.exit = b'"exit": %d, "alone": %s, ' % (os.waitstatus_to_exitcode(ended[self.cli]), alone)
+        status = os.waitstatus_to_exitcode(ended[self.cli])
+        self.exit = b'"exit": %d, "alone": %s, ' % (status, b"false" if left else b"true")
         self.cli = 0
 
     def obey(self) -> bool:
@@ -657,8 +660,7 @@ class Zygote:
                 self.lost.append(pid)
         if not self.lost:
             return left
-        strays = [pid for pid in children(os.getpid()) if pid not in self.supervisors]
-        if strays:
+        if strays := [pid for pid in children(os.getpid()) if pid not in self.supervisors]:
             self.count.kill(descendants(strays))
             return True
         alone = len(self.lost) == 1  # else nobody knows whose they were
@@ -679,12 +681,11 @@ def warm_up(server: int, proc: int) -> None:
     """Do what supervisors do: with caches filled and code specialised they are faster and write to fewer pages."""
     job: dict[str, Any] = {"argv": ["/bin/true"], "env": {}, "cwd": "/", "limits": {}, "namespace": False}
     job.update(binds=[], user=None, cgroup=None, depth=0, nice=0)
-    packet = json.dumps(job).encode()
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     with ours, theirs, open(os.devnull, "r+b", 0) as null:
         supervisor = Supervisor(theirs.fileno(), server, proc, None)
         for _ in range(WARM_UP):
-            socket.send_fds(ours, [packet], [null.fileno()] * (DESCRIPTORS - 1))
+            socket.send_fds(ours, [json.dumps(job).encode()], [null.fileno()] * (DESCRIPTORS - 1))
             taken = supervisor.next()
             supervisor.run(job, taken[1] if taken else [])
     os.close(signal.set_wakeup_fd(-1))

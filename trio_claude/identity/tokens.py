@@ -89,14 +89,16 @@ class Tokens:
 
 def _identity(claims: dict[str, Any], kid: str, leeway: float) -> Identity | None:
     """Return what checked claims say, None where a name or role is none."""
-    subject, role, until = claims["sub"], claims.get("role", "user"), claims["exp"]
+    issuer, subject, role, until = claims["iss"], claims["sub"], claims.get("role", "user"), claims["exp"]
+    if not isinstance(issuer, str):  # some versions of the library take a list that holds a good one
+        return None
     if not isinstance(subject, str) or not _SUBJECT.fullmatch(subject) or role not in ROLES:
         return None
     if isinstance(until, bool) or not isinstance(until, int | float):
         return None
     if not 0 < until < EXPIRY_MOST:
         return None
-    return Identity(f"jwt:{claims['iss']}#{subject}", role, until=until + leeway, credential=kid)
+    return Identity(f"jwt:{issuer}#{subject}", role, until=until + leeway, credential=kid)
 
 
 def _kid(token: str) -> str | None:

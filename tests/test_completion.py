@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import pty
 import re
@@ -185,3 +186,11 @@ def test_completing_imports_no_loop_and_no_http(script: Path) -> None:
     code = "import sys, trio_claude.commands.runs; print(*{'trio', 'httpx', 'rich', 'sqlite3'} & set(sys.modules))"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "\n"
     assert run_ids.__module__ == "trio_claude.commands.completing"
+
+
+def test_an_older_click_will_do_whose_items_take_no_type(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("click.shell_completion.CompletionItem", type("CompletionItem", (), {}))
+    spec = importlib.util.find_spec("trio_claude.commands.completing")
+    assert spec
+    assert spec.loader
+    spec.loader.exec_module(importlib.util.module_from_spec(spec))

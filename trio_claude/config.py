@@ -114,7 +114,7 @@ def _option(
     return attrs.field(
         default=default,
         validator=[_is_of(type(default)), *([bounds] if bounds else [])],
-        metadata={"help": text, "unit": unit},
+        metadata={"help": text, "unit": unit, "check": check},
     )
 
 

@@ -25,7 +25,7 @@ OFFERED: Final = 30
 FILES: Final = ("cli", "keys", "jwt_keys", "redis_password_file")
 FOLDERS: Final = ("cwd", "workspaces", "state", "cgroup", "sandbox_read")
 """Settings that are paths."""
-Completer: TypeAlias = Callable[[click.Context, click.Parameter, str], list[CompletionItem[str]]]
+Completer: TypeAlias = "Callable[[click.Context, click.Parameter, str], list[CompletionItem[str]]]"
 
 
 def files(_ctx: click.Context, _param: click.Parameter, incomplete: str) -> list[CompletionItem[str]]:
@@ -50,9 +50,10 @@ def for_field(field: attrs.Attribute[Any]) -> Completer | None:
 
 def _names(field: attrs.Attribute[Any]) -> tuple[str, ...]:
     """Return the words that a setting takes, as its check knows them."""
-    if not inspect.isfunction(field.validator):
+    check = field.metadata.get("check")
+    if not inspect.isfunction(check):
         return ()
-    known = inspect.getclosurevars(field.validator).nonlocals
+    known = inspect.getclosurevars(check).nonlocals
     found: tuple[str, ...] = known.get("choices", known.get("names", ()))
     return found
 

@@ -47,8 +47,8 @@ print(trio_claude.__file__, len(names))
 """
 """Import all but what starts at once, and what needs the extras `[claude]`, `[otel]` and `[redis]`."""
 SDIST = {
-    "trio_claude", "tests", "benchmarks", "docs", ".ci", ".gitignore", "CHANGELOG.md", "CONTRIBUTING.md", "LICENSE", "PKG-INFO",
-    "README.md", "SECURITY.md", "pyproject.toml",
+    "trio_claude", "tests", "benchmarks", "docs", ".ci", ".dockerignore", ".gitignore", "CHANGELOG.md", "CONTRIBUTING.md", "LICENSE",
+    "PKG-INFO", "README.md", "SECURITY.md", "pyproject.toml",
 }  # fmt: skip
 """What is at the top of an sdist."""
 

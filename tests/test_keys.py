@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import trio
 from harness import Backend, until
-from program import environ, serving, trio_claude
+from program import PROGRAM, environ, serving, trio_claude
 
 from trio_claude.identity.keys import Key, digest, read_keys, write_keys
 
@@ -115,6 +115,36 @@ def test_a_file_that_can_not_be_written_is_as_it_was(tmp_path: Path) -> None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert read_keys(path) == {}
     assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("words", [["add", "new"], ["rotate", "ci"], ["rotate", "ci", "--json"]])
+async def test_a_key_that_can_not_be_shown_is_not_made(fake: Backend, tmp_path: Path, words: list[str]) -> None:
+    env, path = known(fake, tmp_path), tmp_path / "keys.json"
+    await made(env, "add", "ci")
+    before = path.read_bytes()
+    with Path("/dev/full").open("wb") as full:  # noqa: ASYNC230 - a device
+        told = await trio.run_process(
+            [*PROGRAM, "keys", *words], env=env, stdout=full, capture_stderr=True, check=False
+        )
+    assert (told.returncode, b"--file" in told.stderr) == (1, False)
+    assert b"No space left on device" in told.stderr
+    assert path.read_bytes() == before
+
+
+@pytest.mark.root
+async def test_what_root_makes_is_the_folders_owners(fake: Backend, tmp_path: Path) -> None:
+    os.chown(tmp_path, 65534, 65534)
+    await made(known(fake, tmp_path), "add", "ci")
+    assert {path.name: path.stat().st_uid for path in tmp_path.glob("keys.json*")} == {
+        "keys.json": 65534,
+        "keys.json.lock": 65534,
+    }
+
+
+async def test_a_lock_that_can_not_be_had_is_named(fake: Backend, tmp_path: Path) -> None:
+    (tmp_path / "keys.json.lock").mkdir()
+    told = await trio_claude("keys", "add", "ci", env=known(fake, tmp_path))
+    assert (told.returncode, b"keys.json.lock can't be written: Is a directory" in told.stderr) == (2, True)
 
 
 async def test_keys_that_are_made_at_once_are_all_there(fake: Backend, tmp_path: Path) -> None:

@@ -69,9 +69,9 @@ def add(name: str, role: str, limits: tuple[str, ...], as_json: bool, file: Path
         if name in keys:
             raise ConfigError(f"{name} has a key already; `trio-claude keys rotate {name}` makes a new one")
         keys[name] = Key(digest(secret), role, made, _limits(limits))
-    if not as_json:
-        click.echo(f"kept as a hash in {path}; this is shown once:", err=True)
-    _print_secret(name, secret, path, as_json)
+        if not as_json:
+            click.echo(f"kept as a hash in {path}; this is shown once:", err=True)
+        _print_secret(name, secret, path, as_json)
 
 
 @command.command("rotate", epilog=examples("trio-claude keys rotate ci --overlap 3600"))
@@ -92,10 +92,11 @@ def rotate(name: str, overlap: float, as_json: bool, file: Path | None) -> None:
     with _changing(file) as (path, keys):
         key = _known(keys, name)
         keys[name] = attrs.evolve(key, hash=digest(secret), old=key.hash, old_until=time.time() + overlap)
-    _print_secret(name, secret, path, as_json)
+        _print_secret(name, secret, path, as_json)
 
 
 def _print_secret(name: str, secret: str, path: Path, as_json: bool) -> None:
+    """Print a key, before it is good for anything: one that nobody has read opens no door. Raises OSError."""
     click.echo(json.dumps({"name": name, "key": secret, "file": str(path)}) if as_json else secret)
 
 
@@ -131,15 +132,29 @@ def key_file(file: Path | None) -> Path:
 
 @contextmanager
 def _changing(file: Path | None) -> Iterator[tuple[Path, dict[str, Key]]]:
-    """Yield the keys for a change, which is written then; of two at once, one waits. Raises `ConfigError`."""
+    """Yield the keys for a change, which is written then; of two at once, one waits. Raises `ConfigError`.
+
+    An exception of the body comes out as it was raised, and the file is as it was.
+    """
     path = key_file(file)
-    try:
+    with _writing(path):
         path = path.resolve()  # a link stays one, and all who change it hold the same lock
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        with contextlib.closing(_Lock(path.with_name(f"{path.name}.lock"))):
-            keys = read_keys(path)
-            yield path, keys
+    beside = path.with_name(f"{path.name}.lock")
+    with _writing(beside):
+        lock = _Lock(beside)
+    with contextlib.closing(lock):
+        keys = read_keys(path)
+        yield path, keys
+        with _writing(path):
             write_keys(path, keys)
+
+
+@contextmanager
+def _writing(path: Path) -> Iterator[None]:
+    """Raise `ConfigError` where a file can't be written."""
+    try:
+        yield
     except (OSError, RuntimeError) as error:  # of links that lead round in a circle
         why = error.strerror if isinstance(error, OSError) else "a loop of links"
         raise ConfigError(
@@ -148,11 +163,23 @@ def _changing(file: Path | None) -> Iterator[tuple[Path, dict[str, Key]]]:
 
 
 class _Lock:
-    """A lock that the process's end gives back too."""
+    """A lock that the process's end gives back too. Raises OSError."""
 
     def __init__(self, path: Path) -> None:
-        self._descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        flags = os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW
+        try:
+            self._descriptor = os.open(path, flags | os.O_CREAT | os.O_EXCL, 0o600)
+        except FileExistsError:
+            self._descriptor = os.open(path, flags)
+        else:
+            self._give(path.parent)
         fcntl.flock(self._descriptor, fcntl.LOCK_EX)
+
+    def _give(self, folder: Path) -> None:
+        """Let the folder's owner take it too, where root has made it."""
+        if os.geteuid() == 0:
+            owner = folder.stat()
+            os.fchown(self._descriptor, owner.st_uid, owner.st_gid)
 
     def close(self) -> None:
         """Give the lock back."""

@@ -106,6 +106,28 @@ def test_each_alert_fires_for_its_fault_alone(tmp_path: Path) -> None:
 
 
 @pytest.mark.promtool
+@pytest.mark.parametrize(("scrape", "evaluated"), [("1m", "20s"), ("15s", "4s"), ("1m", "1m")])
+def test_a_loop_that_was_held_once_long_ago_is_no_alert(tmp_path: Path, scrape: str, evaluated: str) -> None:
+    """Between samples `increase` guesses, for each series apart: so it is asked at many times."""
+    tests = [
+        {
+            "interval": scrape,
+            "input_series": [
+                {"series": series("loop_hold_seconds_count"), "values": count},
+                {"series": series('loop_hold_seconds_bucket{le="0.5"}'), "values": bucket},
+            ],
+            "promql_expr_test": [
+                {"expr": "ALERTS", "eval_time": f"{at}s", "exp_samples": []} for at in range(0, 2700, 4)
+            ],
+        }
+        for count, bucket in (("1x20 2+1x40", "0x20 1+1x40"), ("1x20 6x40", "0x20 5x40"))
+    ]
+    path = tmp_path / "tests.yml"
+    path.write_text(json.dumps({"rule_files": [str(RULES)], "evaluation_interval": evaluated, "tests": tests}))
+    promtool("test", "rules", str(path))
+
+
+@pytest.mark.promtool
 def test_a_test_that_expects_too_much_fails(tmp_path: Path) -> None:
     path = tmp_path / "tests.yml"
     tests = [case({}, ["TrioClaudeCrashed"])]

@@ -41,6 +41,15 @@ def test_flags_beat_the_environment_and_that_beats_the_file(folder: Path, monkey
     assert config.allow_host == ("a.example", "b.example")
 
 
+@pytest.mark.parametrize(("said", "words"), [("", ()), (",", ()), ("A, B ,,C", ("A", "B", "C"))])
+def test_a_list_in_a_variable_holds_no_spaces_and_nothing_empty(
+    monkeypatch: pytest.MonkeyPatch, said: str, words: tuple[str, ...]
+) -> None:
+    for name in ("allow_host", "sandbox_read", "env"):
+        monkeypatch.setenv(f"TRIO_CLAUDE_{name.upper()}", said)
+        assert getattr(load({}), name) == words
+
+
 @pytest.mark.parametrize(
     ("text", "told"),
     [
@@ -51,6 +60,8 @@ def test_flags_beat_the_environment_and_that_beats_the_file(folder: Path, monkey
         ("port = true", "port takes a whole number, not True"),
         ("timeout = true", "timeout takes a number, not True"),
         ("metrics = 'perhaps'", "metrics takes true or false, not 'perhaps'"),
+        ("allow_host = ['']", "allow_host must not hold an empty string"),
+        ("host = ''", "host is empty; 127.0.0.1 is this machine alone"),
         ("allow_host = 3", "allow_host takes a list of strings, not 3"),
         (f"port = '{'x' * 100}'", "port takes a whole number, not 'x{63}… "),
         ("timeout = 0", "timeout must be from 0.01 to 86400 s"),
@@ -87,6 +98,7 @@ def test_a_wrong_variable_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
         ({"cwd": Path("/")}, r"cwd takes a string, not PosixPath\('/'\)"),
         ({"profile": None}, "profile takes a string, not None"),
         ({"allow_host": "a.example"}, "allow_host takes a tuple of strings, not 'a.example'"),
+        ({"sandbox_read": ("/usr", " ")}, "sandbox_read must not hold an empty string"),
         ({"allow_host": (1,)}, r"allow_host takes a tuple of strings, not \(1,\)"),
     ],
 )

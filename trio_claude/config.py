@@ -101,6 +101,8 @@ def _is_of(kind: type) -> Check:
         whole = isinstance(value, bool) == (kind is bool) and isinstance(value, takes)
         if not whole or (isinstance(value, tuple) and not all(isinstance(part, str) for part in value)):
             raise ConfigError(f"{field.name} takes {KINDS[kind]}, not {value!r}")
+        if isinstance(value, tuple) and not all(part.strip() for part in value):
+            raise ConfigError(f"{field.name} must not hold an empty string")
 
     return check
 
@@ -132,6 +134,11 @@ def _some_of(names: tuple[str, ...]) -> Check:
             raise ConfigError(f"{field.name} names {unknown[0]!r}; it takes: {', '.join(names)}")
 
     return check
+
+
+def _host(_instance: object, field: attrs.Attribute[Any], value: str) -> None:
+    if not value:
+        raise ConfigError(f"{field.name} is empty; 127.0.0.1 is this machine alone, 0.0.0.0 every address")
 
 
 def _origins(_instance: object, field: attrs.Attribute[Any], value: tuple[str, ...]) -> None:
@@ -187,7 +194,7 @@ def _arguments(_instance: object, field: attrs.Attribute[Any], value: str) -> No
 class Config:
     """Every setting of a server. Sizes are bytes and times seconds, unless the help says otherwise."""
 
-    host: str = _option("127.0.0.1", "address to listen on")
+    host: str = _option("127.0.0.1", "address to listen on", check=_host)
     port: int = _option(3000, "port to listen on; 0 takes any free one", high=65535)
     cli: str = _option("", "path of the Claude command line; empty: the [claude] extra's, else `claude` on PATH")
     cli_args: str = _option("", "further arguments for the CLI, as in a shell", check=_arguments)

@@ -41,7 +41,7 @@ def load(flags: Mapping[str, Any], file: Path | None = None, *, defaults: Mappin
     files: list[ts.loaders.Loader] = [ts.FileLoader({"*": ts.TomlFormat(None)}, files=[file])] if file else []
     converter = ts.default_converter(resolve_paths=False)
     assert isinstance(converter, cattrs.Converter)
-    ts.register_strlist_hook(converter, sep=",")
+    ts.register_strlist_hook(converter, fn=_words)
     converter.register_structure_hook(int, lambda value, _: _whole(value))
     converter.register_structure_hook(float, lambda value, _: _number(value))
     first = ts.loaders.DictLoader(dict(defaults or {}))
@@ -61,6 +61,11 @@ def strange_variables(environ: Mapping[str, str]) -> list[str]:
     """Return the names of variables that look like settings and are none: nothing reads them."""
     known = {f"{ENV_PREFIX}{name.upper()}" for name in attrs.fields_dict(Config)} | {KEY, MARK}
     return sorted(name for name in environ if name.startswith(ENV_PREFIX) and name not in known)
+
+
+def _words(text: str) -> list[str]:
+    """Return the words of a list in a variable: none where it is empty, and without the spaces around a comma."""
+    return [word for word in map(str.strip, text.split(",")) if word]
 
 
 def _whole(value: object) -> int:

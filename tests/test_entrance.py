@@ -213,7 +213,10 @@ async def test_every_combination_has_its_answer(fake: Backend, tmp_path: Path, a
         await until(lambda: not server._entrance.inside)
 
 
-BINDS = {"127.0.0.1": True, "localhost": True, "::1": True, "0.0.0.0": False, "::": False, "192.0.2.1": False}
+BINDS = {
+    "127.0.0.1": True, "localhost": True, "::1": True, "127.0.0.2": True, "::ffff:127.0.0.1": True, "0:0:0:0:0:0:0:1": True,
+    "0.0.0.0": False, "::": False, "192.0.2.1": False, "::ffff:192.0.2.1": False, "127.0.0.1.example": False,
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("asks", [False, True])
@@ -347,6 +350,15 @@ async def test_a_bad_reload_changes_nothing(fake: Backend) -> None:
     assert "no file of keys" in errors[0]
     assert errors[1] == "port, timeout: takes a restart"
     assert slots != 7
+
+
+async def test_a_reload_that_names_no_file_takes_no_key_away(fake: Backend) -> None:
+    async with fake.serve_known("alice") as (server, keys):
+        server.reload(lambda: attrs.evolve(server._entrance.config, keys="/nonexistent/keys.json"))
+        assert (await ask(server, "hello", key=keys["alice"])).code == 1000
+    assert [event.error for event in fake.events if isinstance(event, Reloaded)] == [
+        "keys: /nonexistent/keys.json is not there"
+    ]
 
 
 def test_what_a_reload_changes_are_settings() -> None:

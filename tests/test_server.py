@@ -197,8 +197,12 @@ async def test_what_nobody_can_come_in_by_is_named(fake: Backend, make: Callable
         assert [one.fileno() for one in given] == [-1, -1]
 
 
-async def test_a_socket_that_others_reach_wants_keys_whatever_host_says(fake: Backend) -> None:
-    """127.0.0.2 stands for an address of the network: it is none of the loopback names."""
+async def test_a_socket_that_others_reach_wants_keys_whatever_host_says(
+    fake: Backend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """127.0.0.2 stands for an address of the network."""
+    for name in ("server", "entrance"):
+        monkeypatch.setattr(f"trio_claude.{name}.is_loopback", lambda host: host == "127.0.0.1")
     config = Config(cli=fake.program, cwd=str(fake.cwd))
     with held() as near, socket.create_server(("127.0.0.2", 0)) as far:
         given = [copied(near), copied(far)]

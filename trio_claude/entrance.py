@@ -120,8 +120,8 @@ class Entrance:
     def reload(self, config: Config) -> None:
         """Take another configuration; where it is bad, `ConfigError` is raised and the old one stays."""
         gatekeeper = _gatekeeper(config)
-        if gatekeeper.lacks_keys and not self.lacks_keys and config.keys == self.config.keys:
-            raise ConfigError(f"keys: {config.keys} is gone")
+        if gatekeeper.lacks_keys and not self.lacks_keys:
+            raise ConfigError(f"keys: {config.keys} is not there")
         self.config, self._gatekeeper = config, gatekeeper
         self._proxies = [ipaddress.ip_network(network) for network in config.trusted_proxies]
 
@@ -278,7 +278,13 @@ def _gatekeeper(config: Config) -> Gatekeeper:
 
 def is_loopback(host: str) -> bool:
     """Return whether only this machine reaches a host."""
-    return host in ("127.0.0.1", "localhost", "::1")
+    if host == "localhost":
+        return True
+    try:
+        address = ipaddress.ip_address(host.removeprefix("[").removesuffix("]"))
+    except ValueError:  # a name may lead anywhere
+        return False
+    return (getattr(address, "ipv4_mapped", None) or address).is_loopback
 
 
 def is_preflight(request: Request) -> bool:

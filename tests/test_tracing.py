@@ -7,7 +7,7 @@ import json
 import re
 import sys
 import warnings
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ import trio
 from harness import Backend, Said, connect, directive, listen, open_backend, until
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 from opentelemetry.sdk.trace import ReadableSpan, SpanProcessor, TracerProvider
-from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+from opentelemetry.sdk.trace.export import SimpleSpanProcessor, SpanExportResult
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from opentelemetry.sdk.trace.sampling import ALWAYS_OFF
 from opentelemetry.trace import SpanKind, StatusCode, get_current_span
@@ -29,7 +29,7 @@ from trio_claude.errors import ConfigError, Reason
 from trio_claude.events import Outcome, Receipt, RunEnded, RunStarted, Strained, TurnEnded
 from trio_claude.tracing import Trace, Tracer, lines, spans
 from trio_claude.tracing.lines import ToolAnswered, ToolUsed, TurnOver, sights
-from trio_claude.tracing.otlp import open_otlp
+from trio_claude.tracing.otlp import _Sender, open_otlp
 
 BOTH = [pytest.param("fake"), pytest.param("real", marks=pytest.mark.real_cli)]
 TRACE, SPAN = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"
@@ -695,8 +695,22 @@ async def test_no_name_of_a_tool_can_spoil_what_is_sent(collector: Collector, mo
     assert {span.name for span in collector.spans} >= {"run", "tool ?\0x"}
 
 
-async def test_a_collector_that_is_not_there_is_a_line_of_the_log_and_no_other(fake: Backend, folder: Path) -> None:
-    env = {**environ(fake), "OTEL_EXPORTER_OTLP_ENDPOINT": "http://127.0.0.1:1", "OTEL_EXPORTER_OTLP_TIMEOUT": "1"}
+def test_an_exporter_that_does_not_try_again_has_failed_once() -> None:
+    class Away(InMemorySpanExporter):
+        def export(self, spans: Sequence[ReadableSpan]) -> SpanExportResult:
+            raise ConnectionError
+
+    told: list[bool] = []
+    sender = _Sender(Away(), told.append)
+    assert [sender.export([]), sender.export([])] == [SpanExportResult.FAILURE] * 2
+    assert told == [True]
+
+
+@pytest.mark.parametrize("patience", ["1", "10"], ids=["given up before the end", "at the end"])
+async def test_a_collector_that_is_not_there_is_a_line_of_the_log_and_no_other(
+    fake: Backend, folder: Path, patience: str
+) -> None:
+    env = {**environ(fake), "OTEL_EXPORTER_OTLP_ENDPOINT": "http://127.0.0.1:1", "OTEL_EXPORTER_OTLP_TIMEOUT": patience}
     with (folder / "log").open("wb") as log:
         async with serving("serve", "--port=0", "--traces=otlp", env=env, stderr=log.fileno()) as (_, url):
             await ask(_Port(url), "hello", tracestate="a client's;;", traceparent=PARENT)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import os
 import re
+import threading
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from typing import Final
@@ -25,6 +26,8 @@ from ..events import Observer, Strained
 
 FLUSH_TIMEOUT: Final = 3.0
 """Seconds that the last spans have to get to the collector."""
+LEAVE_TIMEOUT: Final = 0.5
+"""Seconds that the thread has to say that it gives up, while somebody still writes its words to the log."""
 PROTOCOLS = ("OTEL_EXPORTER_OTLP_TRACES_PROTOCOL", "OTEL_EXPORTER_OTLP_PROTOCOL")
 PROTOCOL = "http/protobuf"
 HEADERS = ("OTEL_EXPORTER_OTLP_TRACES_HEADERS", "OTEL_EXPORTER_OTLP_HEADERS")
@@ -42,7 +45,10 @@ class _Sender(SpanExporter):
 
     def export(self, spans: Sequence[ReadableSpan]) -> SpanExportResult:
         """Send spans. Blocks."""
-        result = self._exporter.export(spans)
+        try:
+            result = self._exporter.export(spans)
+        except OSError:  # as versions raise it that do not try again
+            result = SpanExportResult.FAILURE
         if (fails := result is not SpanExportResult.SUCCESS) != self._fails:
             self._fails = fails
             self._tell(fails)
@@ -65,12 +71,20 @@ async def open_otlp(observer: Observer) -> AsyncIterator[TracerProvider]:
             token.run_sync_soon(observer, Strained("the collector of traces", over=not fails))
 
     sender, provider = _provider(tell)
+    over = threading.Event()
+
+    def flush() -> None:
+        provider.shutdown()
+        over.set()
+
     try:
         yield provider
     finally:
         with trio.move_on_after(FLUSH_TIMEOUT, shield=True):
-            await trio.to_thread.run_sync(provider.shutdown, abandon_on_cancel=True)
+            await trio.to_thread.run_sync(flush, abandon_on_cancel=True)
         sender.shutdown()
+        with trio.CancelScope(shield=True):
+            await trio.to_thread.run_sync(over.wait, LEAVE_TIMEOUT)
 
 
 def _provider(tell: Callable[[bool], None]) -> tuple[_Sender, TracerProvider]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import io
 import json
 import logging
@@ -52,10 +53,10 @@ from trio_claude.identity import Identity
 from trio_claude.identity.keys import PREFIX, Key
 from trio_claude.logs import QUEUE_LIMIT, Log, open_log
 from trio_claude.logs.hooks import TEXT_LIMIT
-from trio_claude.logs.lines import MARGIN, TRACEBACK_LIMIT
+from trio_claude.logs.lines import MARGIN, TRACEBACK_LIMIT, Entry
 from trio_claude.logs.rates import RATES
 from trio_claude.logs.secrets import HIDDEN, hide
-from trio_claude.logs.writer import IDLE
+from trio_claude.logs.writer import IDLE, Writer
 from trio_claude.messages import Options, Prompt
 from trio_claude.server import open_server
 from trio_claude.upgrade import Request
@@ -302,6 +303,29 @@ def test_what_nobody_reads_is_dropped_and_counted(monkeypatch: pytest.MonkeyPatc
     written = sum(line["event"] == "Strained" for line in lines)
     assert QUEUE_LIMIT <= written < 4 * QUEUE_LIMIT
     assert written + sum(line.get("lines", 0) for line in lines) == 4 * QUEUE_LIMIT
+
+
+def test_an_entry_of_many_lines_that_a_pipe_does_not_take_is_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A pipe that is full and does not wait; the entries are as the console has them, with a traceback below each."""
+    reader, full = os.pipe()
+    fcntl.fcntl(full, fcntl.F_SETPIPE_SZ, 4096)
+    os.set_blocking(full, False)
+    found = io.BytesIO()
+    with open(full, "w") as pipe:
+        monkeypatch.setattr(sys, "stderr", pipe)
+        writer = Writer(lambda entry: f"{entry.name} {entry.facts}\n{'|  ' * 300}\n.", lambda: None)
+        for _ in range(30):
+            writer.put(Entry(0, 0, "Crashed", {}, {}))
+        drain = threading.Thread(target=_drain, args=(reader, found), daemon=True)
+        while not writer._dropped:
+            time.sleep(0.01)
+        drain.start()
+        writer.put(Entry(0, 0, "After", {}, {}))
+        writer.close()
+    drain.join(5)
+    text = found.getvalue().decode()
+    (dropped,) = re.findall(r"LogDropped {'lines': (\d+)}", text)
+    assert len(re.findall(r"Crashed {}\n(?:\|  )+\n\.\n", text)) + int(dropped) == 30
 
 
 FULL = """

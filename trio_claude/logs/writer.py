@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import bisect
 import errno
+import itertools
 import logging
 import os
 import queue
@@ -85,34 +87,35 @@ class Writer:
         """Write entries at once; return whether that could be done."""
         dropped, self._dropped = self._dropped, 0
         more = [Entry(time.time(), logging.WARNING, "LogDropped", {"lines": dropped}, {})] if dropped else []
-        text = "".join(f"{self._rendered(entry)}\n" for entry in [*entries, *more])
-        whole = 0
+        encoding = getattr(sys.stderr, "encoding", None) or "utf-8"
+        data = [f"{self._rendered(entry)}\n".encode(encoding, "backslashreplace") for entry in [*entries, *more]]
+        taken = 0
         try:
-            for piece in self._written(text):
-                whole += piece.count(b"\n")
+            for size in self._written(b"".join(data), encoding):
+                taken += size
         except OSError as error:
             if error.errno not in _PASSING:
                 return False
+            whole = bisect.bisect_right(list(itertools.accumulate(map(len, data))), taken)
             lost = len(entries) - min(whole, len(entries))
             self._dropped += lost + (dropped if whole <= len(entries) else 0)
         except ValueError:
             return False
         return True
 
-    def _written(self, text: str) -> Iterator[bytes]:
-        """Write a text, past the stream, which would keep what no disk takes; yield each piece that is written."""
+    def _written(self, data: bytes, encoding: str) -> Iterator[int]:
+        """Write past the stream, which would keep what no disk takes; yield how much at a time is written."""
         try:
             descriptor = sys.stderr.fileno()
         except (OSError, ValueError):  # a stream of the program's own
-            sys.stderr.write(text)
+            sys.stderr.write(data.decode(encoding))
             sys.stderr.flush()
-            yield text.encode()
+            yield len(data)
             return
         if self._torn:  # half a line stands there; it ends where the next begins
             os.write(descriptor, b"\n")
-        data = text.encode(sys.stderr.encoding or "utf-8", "backslashreplace")
         while data:
             taken = os.write(descriptor, data)
             self._torn = not data[:taken].endswith(b"\n")
-            yield data[:taken]
+            yield taken
             data = data[taken:]

@@ -16,7 +16,7 @@ from sweep import Stepper
 
 import trio_claude
 from trio_claude import Config, Engine, OpenRun, open_engine, open_run
-from trio_claude.errors import BadMessage, Busy, ConfigError, Reason
+from trio_claude.errors import BadMessage, Busy, ConfigError, Draining, Reason
 from trio_claude.events import RunEnded
 
 
@@ -89,6 +89,57 @@ async def test_leaving_early_is_the_kill(engine: Engine, fake: Backend) -> None:
                 break
         assert len(fake.left()) >= 4
     assert fake.left() == []
+    assert run.outcome is not None
+    assert (run.outcome.reason, run.outcome.receipt.survivors) == (Reason.STOPPED, 0)
+    assert await run.wait() == run.outcome
+
+
+async def test_a_run_that_is_cancelled_has_no_outcome(engine: Engine) -> None:
+    with trio.CancelScope() as scope:
+        async with open_run(directive("silent"), engine=engine) as run:
+            scope.cancel()
+            await trio.sleep_forever()
+    assert run.outcome is None
+    with pytest.raises(trio.ClosedResourceError, match="cancelled"):
+        await run.wait()
+
+
+@pytest.mark.parametrize("fails", [False, True])
+async def test_leaving_an_engine_ends_what_runs_elsewhere(fake: Backend, fails: bool) -> None:
+    outcomes = []
+    config, environ = Config(cli=fake.program, env=("TCT_BACKEND",)), {**fake.environ, "TCT_BACKEND": fake.mark}
+
+    async def one(engine: Engine) -> None:
+        async with open_run(directive("silent"), engine=engine) as run:
+            outcomes.append(await run.wait())
+
+    async with trio.open_nursery() as nursery:
+        try:
+            async with open_engine(config, environ=environ) as engine:
+                nursery.start_soon(one, engine)
+                await until(fake.left)
+                if fails:
+                    raise KeyError("mine")
+        except KeyError:
+            assert fails
+        assert fake.left() == []
+        with pytest.raises(Draining):
+            async with open_run("hello", engine=engine):
+                pytest.fail("opened")
+    assert [(one.reason, one.receipt.survivors) for one in outcomes] == [(Reason.DRAINED, 0)]
+
+
+async def test_a_run_goes_by_its_engines_configuration(fake: Backend) -> None:
+    config = Config(cli=fake.program, allow_options=("max_turns",), grants=("tools",))
+    async with open_engine(config) as engine:
+        async with open_run("hello", engine=engine, max_turns=1, tools=["Read"]) as run:
+            assert (await run.wait()).exit_status == 0
+        with pytest.raises(BadMessage, match="model is not allowed"):
+            async with open_run("hello", engine=engine, model="haiku"):
+                pytest.fail("opened")
+        with pytest.raises(ConfigError, match="config: an engine has its own"):
+            async with open_run("hello", engine=engine, config=config):
+                pytest.fail("opened")
 
 
 async def test_cancelled_at_every_step(engine: Engine, fake: Backend) -> None:

@@ -13,9 +13,9 @@ from typing import Any
 
 import trio
 
-from .config import OPTIONS, Config
+from .config import Config
 from .engine import Engine, open_engine
-from .errors import Reason
+from .errors import ConfigError, Reason
 from .events import Outcome
 from .messages import make_prompt
 from .run import Run
@@ -29,7 +29,8 @@ class OpenRun:
     """One run: iterate over the CLI's lines; then `outcome` says how it ended.
 
     Resource handling: lives in the context that `open_run` gives; leaving it early ends the run. Error handling: how a
-    CLI ends is never an exception; look at `outcome`.
+    CLI ends is never an exception; look at `outcome`, which is None where the context was cancelled or left by an
+    exception before that.
     """
 
     def __init__(self, run: Run) -> None:
@@ -51,10 +52,14 @@ class OpenRun:
         self._run.stop(Reason.STOPPED)
 
     async def wait(self) -> Outcome:
-        """Read what is left, drop it, and return how the run ended."""
+        """Read what is left, drop it, and return how the run ended.
+
+        Raises `trio.ClosedResourceError` where it was cancelled, by its context, before it had ended.
+        """
         async for _ in self:
             pass
-        assert self.outcome
+        if self.outcome is None:
+            raise trio.ClosedResourceError("this run was cancelled: it has no outcome")
         return self.outcome
 
     def __aiter__(self) -> OpenRun:
@@ -82,6 +87,11 @@ class OpenRun:
         """Hear of a denied tool."""
         self.denied_tools.append(tool)
 
+    async def leave(self) -> None:
+        """End the run now, unless it has ended; what it says still is dropped."""
+        self._run.stop(Reason.STOPPED, now=True)
+        await self.wait()
+
     async def execute(self) -> None:
         """Run the CLI, in a task of its own."""
         try:
@@ -98,17 +108,21 @@ async def open_run(
     """Run the CLI on `prompt` and yield the run. `options` are those of the wire contract.
 
     Resource handling: leaving the context, or cancelling it, ends the run at once and leaves no process. Without
-    `engine` one is opened for this run alone; open one with `open_engine` for many.
+    `engine` one is opened, by `config`, for this run alone; open one with `open_engine` for many.
 
-    Error handling: raises `BadMessage` for a prompt or option that breaks the contract, `ConfigError` where the machine
-    lacks something, `Busy` where no slot comes free in time, and `SessionBusy` where another run has the session to be
-    resumed. The body's exception comes out as it was raised.
+    Error handling: raises `BadMessage` for a prompt or option that breaks the contract or that the configuration does
+    not allow, `ConfigError` where the machine lacks something or both `engine` and `config` are given, `Busy` where no
+    slot comes free in time, and `SessionBusy` where another run has the session to be resumed. The body's exception
+    comes out as it was raised.
     """
+    if engine and config:
+        raise ConfigError("config: an engine has its own; give one of the two")
     async with contextlib.AsyncExitStack() as stack:
         if engine is None:
             engine = await stack.enter_async_context(open_engine(config))
-        checked = make_prompt(prompt, meta, options, OPTIONS, engine.config.timeout)
+        checked = make_prompt(prompt, meta, options, engine.config.offered, engine.config.timeout)
         run = OpenRun(await stack.enter_async_context(engine.runs.open(checked)))
         services = await stack.enter_async_context(open_services())
         services.start_soon(run.execute)
         yield run
+        await run.leave()

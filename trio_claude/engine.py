@@ -31,6 +31,8 @@ from .workplace import Workplace, find_user
 if TYPE_CHECKING:
     from .nodes import Nodes
 
+LEAVE_TIMEOUT: Final = 5.0
+"""Seconds in which runs that are left behind are to be over when an engine closes."""
 TIDY: Final = 3600.0
 """Seconds between two looks for transcripts that are not to be kept any more."""
 
@@ -75,7 +77,7 @@ async def open_engine(
     batch: str = "",
     tracer_provider: TracerProvider | None = None,
 ) -> AsyncIterator[Engine]:
-    """Open an engine; leaving the context ends what still runs.
+    """Open an engine; leaving the context ends what still runs, with a receipt each, and takes no run any more.
 
     CLIs inherit from `environ`, this process's own by default. `batch` is an id that its runs share in the journal.
     `tracer_provider` makes the spans of its runs, in place of what the setting `traces` says; it stays the caller's to
@@ -106,7 +108,11 @@ async def open_engine(
             observer(PoolReady(0 if why_not else config.pool_size, why_not))
             if not why_not:
                 services.start_soon(keep_going, "pool", runs.pool.serve, observer)
-        yield Engine(config, workplace, containment, runs, observer, nodes)
+        try:
+            yield Engine(config, workplace, containment, runs, observer, nodes)
+        finally:
+            with trio.move_on_after(LEAVE_TIMEOUT, shield=True):
+                await runs.drain(0)
 
 
 async def _check_user(workplace: Workplace, containment: Containment) -> None:

@@ -442,6 +442,15 @@ def test_bash_has_its_own_session_and_keeps_off_stdout(place: Place) -> None:
     assert not Path(stdout).exists()
 
 
+@pytest.mark.parametrize(("cmd", "told"), [("x" * 140_000, "Argument list too long"), ("a\0b", "null byte")])
+def test_a_command_that_no_process_takes_is_an_error_of_the_tool(place: Place, cmd: str, told: str) -> None:
+    done = place.run(say({"do": "bash", "cmd": cmd}), flags=ALLOWED)
+    (block,) = done.tool_results[0]["message"]["content"]
+    assert block["is_error"]
+    assert told in block["content"]
+    assert done.texts[-1] == "All done after 1 tool results."
+
+
 def test_a_big_output_is_cut(place: Place) -> None:
     result = place.run(say({"do": "bash", "cmd": "seq 1 20000"}), flags=ALLOWED).tool_results[0]
     assert len(result["tool_use_result"]["stdout"]) == 30_000

@@ -29,7 +29,10 @@ def temporary_folder() -> str:
 
 
 class Shell:
-    """One command. Resource handling: `finish` reaps it and removes its file; one that is never finished keeps both."""
+    """One command. Resource handling: `finish` reaps it and removes its file; one that is never finished keeps both.
+
+    Raises OSError and ValueError where no process takes the command.
+    """
 
     def __init__(self, use: Json, tool_input: Json, session: str) -> None:
         self.use: str = use["id"]
@@ -46,15 +49,19 @@ class Shell:
         import subprocess  # it costs milliseconds
 
         with open(self.path, "wb") as output:
-            return subprocess.Popen(
-                ["/bin/bash", "-c", self.command],
-                stdin=subprocess.DEVNULL,
-                stdout=output,
-                stderr=subprocess.STDOUT,
-                env={**os.environ, "CLAUDECODE": "1", "CLAUDE_CODE_SESSION_ID": session},
-                start_new_session=True,
-                preexec_fn=lambda: signal.alarm(BASH_SECONDS),
-            )
+            try:
+                return subprocess.Popen(
+                    ["/bin/bash", "-c", self.command],
+                    stdin=subprocess.DEVNULL,
+                    stdout=output,
+                    stderr=subprocess.STDOUT,
+                    env={**os.environ, "CLAUDECODE": "1", "CLAUDE_CODE_SESSION_ID": session},
+                    start_new_session=True,
+                    preexec_fn=lambda: signal.alarm(BASH_SECONDS),
+                )
+            except (OSError, ValueError):
+                os.unlink(self.path)
+                raise
 
     @property
     def ended(self) -> bool:

@@ -97,7 +97,10 @@ def _bash(turn: Turn, result: _Result, tool_input: Json) -> None:
     if not isinstance(timeout, int) or timeout < 0:
         raise DirectiveError(f"a tool's timeout must be a duration, not {timeout!r:.80}")
     at_once = bool(tool_input.get("run_in_background"))
-    shell = session.tool = Shell(result.use, tool_input, session.id)
+    try:
+        shell = session.tool = Shell(result.use, tool_input, session.id)
+    except (OSError, ValueError) as error:  # as of a command that is too long, or holds a NUL
+        raise Refused(str(error)) from None
     try:
         session.wire.wait(0 if at_once else timeout / 1000, until=lambda: shell.ended)
     except Ended:  # a signal: the tool's tree goes along, and is reported, as the real one does

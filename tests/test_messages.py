@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from decimal import Decimal
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -86,6 +88,25 @@ def test_a_good_message_is_taken_as_it_is() -> None:
 )
 def test_a_bad_message_is_refused_by_name(message: object, told: str) -> None:
     assert told in refusal(message)
+
+
+CYCLE: dict[str, Any] = {}
+CYCLE["again"] = CYCLE
+
+
+@pytest.mark.parametrize(
+    ("prompt", "options", "told"),
+    [
+        (b"hi", {}, "prompt must be text, not bytes"),
+        ("hi", {"max_budget_usd": Decimal(1)}, "max_budget_usd must be a number, not Decimal"),
+        ("hi", {"json_schema": {"a": {1}}}, "json_schema must be JSON"),
+        ("hi", {"json_schema": {"a": float("nan")}}, "json_schema must be JSON"),
+        ("hi", {"json_schema": CYCLE}, "json_schema must be JSON"),
+    ],
+)
+def test_what_is_no_json_is_refused_by_name_in_python(prompt: Any, options: dict[str, Any], told: str) -> None:
+    with pytest.raises(BadMessage, match=told):
+        messages.make_prompt(prompt, "T", options, OPTIONS, 300)
 
 
 def test_8192_bytes_of_three_byte_characters_are_accepted() -> None:

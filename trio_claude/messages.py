@@ -68,8 +68,8 @@ def _small(_instance: object, field: attrs.Attribute[Any], value: dict[str, Any]
     if value is None:
         return
     try:
-        size = len(compact(value).encode())
-    except (UnicodeEncodeError, RecursionError):
+        size = len(compact(value, allow_nan=False).encode())
+    except (TypeError, ValueError, RecursionError):
         raise BadMessage(f"{field.name} must be JSON of UTF-8 text, not nested too deep") from None
     if size > SCHEMA_LIMIT:
         raise BadMessage(f"{field.name} must be at most {SCHEMA_LIMIT} bytes of JSON, not {size}")
@@ -121,9 +121,9 @@ class Prompt:
     options: Options = Options()
 
 
-def compact(value: object) -> str:
+def compact(value: object, *, allow_nan: bool = True) -> str:
     """Return `value` as JSON without spaces, non-ASCII characters as they are."""
-    return json.dumps(value, ensure_ascii=False, separators=(",", ":"))
+    return json.dumps(value, ensure_ascii=False, separators=(",", ":"), allow_nan=allow_nan)
 
 
 def parse_object(raw: str | bytes) -> dict[str, Any]:
@@ -233,7 +233,7 @@ def _first(group: ClassValidationError) -> BadMessage:
 
 
 def _json_type(value: object) -> str:
-    """Return the JSON name of a value's type."""
+    """Return the JSON name of a value's type, the Python one where JSON has none."""
     names = {
         str: "text",
         bool: "true or false",
@@ -241,8 +241,9 @@ def _json_type(value: object) -> str:
         float: "a number",
         list: "an array",
         dict: "an object",
+        type(None): "null",
     }
-    return names.get(type(value), "null")
+    return names.get(type(value), type(value).__name__)
 
 
 def _shown(key: str) -> str:

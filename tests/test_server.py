@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import socket
 import time
 from collections.abc import AsyncIterator, Callable
@@ -197,6 +198,21 @@ async def test_what_nobody_can_come_in_by_is_named(fake: Backend, make: Callable
         assert [one.fileno() for one in given] == [-1, -1]
 
 
+async def test_a_socket_that_is_none_or_is_there_twice_is_named(fake: Backend) -> None:
+    config = Config(cli=fake.program, cwd=str(fake.cwd))
+    with held() as listener:
+        copy = copied(listener)
+        for given, told in (
+            ([copy, trio.socket.socket()], r"<trio\.socket\..*> is no TCP socket that listens"),
+            ([copied(listener), 5], "5 is no TCP socket that listens"),
+            ([twice := copied(listener), twice], "a socket is there twice"),
+        ):
+            with pytest.raises(ConfigError, match=f"listeners: {told}"):
+                async with open_server(config, environ=fake.environ, listeners=given):  # type: ignore[arg-type]
+                    pass
+        assert (copy.fileno(), twice.fileno()) == (-1, -1)
+
+
 async def test_a_socket_that_others_reach_wants_keys_whatever_host_says(
     fake: Backend, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -268,6 +284,14 @@ async def test_a_listener_that_another_has_shut_down_is_told_of_once(fake: Backe
             await until(lambda: any(isinstance(event, Weak) and "shut down" in event.what for event in fake.events))
             await trio.sleep(0.1)
     assert sum(isinstance(event, Weak) and "shut down" in event.what for event in fake.events) == 1
+
+
+@pytest.mark.parametrize("patience", [-1, math.nan])
+async def test_a_drain_of_less_than_no_time_is_named_and_the_server_goes_on(fake: Backend, patience: float) -> None:
+    async with fake.serve() as server:
+        with pytest.raises(ValueError, match="patience must be 0 s or more"):
+            await server.drain(patience)
+        assert (await ask(server, "hello")).code == 1000
 
 
 async def test_who_was_accepted_before_a_drain_is_answered(fake: Backend) -> None:

@@ -118,8 +118,10 @@ class Server:
         """Accept nothing more, let runs end for `patience` seconds, end the rest, and tell every client.
 
         Who was accepted just before gets an answer too. Without `patience` it is the configuration's `drain_timeout`.
-        Cancelled, it leaves the runs to whoever cancels.
+        Cancelled, it leaves the runs to whoever cancels. Raises ValueError for a `patience` below 0, and goes on.
         """
+        if patience is not None and not patience >= 0:  # nor is NaN
+            raise ValueError(f"patience must be 0 s or more, not {patience}")
         self._listening.cancel()
         await self._let_in.wait()
         await self.runs.drain(self._entrance.config.drain_timeout if patience is None else patience)
@@ -159,7 +161,10 @@ async def open_server(
     comes out as it was raised, and one of an observer is a `RuntimeWarning`.
     """
     async with contextlib.AsyncExitStack() as stack:
-        given = [stack.enter_context(listener) for listener in listeners or ()]
+        given = list(listeners or ())
+        for listener in given:
+            if isinstance(listener, contextlib.AbstractContextManager):  # what is no socket is named later
+                stack.enter_context(listener)
         place = _place(given) if given else {}
         config = attrs.evolve(config, **place)
         entrance = Entrance(config, OPEN_PATHS)
@@ -249,8 +254,10 @@ def _url(host: str, port: int) -> str:
     return f"http://{f'[{host}]' if ':' in host else host}:{port}"
 
 
-def is_listener(sock: socket.socket) -> bool:
-    """Return whether a socket is one of TCP that listens."""
+def is_listener(sock: object) -> bool:
+    """Return whether this is a socket of TCP that listens."""
+    if not isinstance(sock, socket.socket):
+        return False
     if sock.fileno() < 0 or sock.family not in (socket.AF_INET, socket.AF_INET6) or sock.type != socket.SOCK_STREAM:
         return False
     return bool(sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN))
@@ -265,6 +272,8 @@ def _place(listeners: list[socket.socket]) -> dict[str, Any]:
         if not is_listener(listener):
             raise ConfigError(f"listeners: {listener!r} is no TCP socket that listens")
         listener.setblocking(False)
+    if len({listener.fileno() for listener in listeners}) < len(listeners):
+        raise ConfigError("listeners: a socket is there twice")
     places = [listener.getsockname()[:2] for listener in listeners]
     host, port = next((place for place in places if not is_loopback(place[0])), places[0])
     return {"host": host, "port": port}

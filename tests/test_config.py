@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import shlex
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -114,6 +117,18 @@ def test_a_variable_that_is_no_setting_is_found() -> None:
         "x",
     )
     assert strange_variables(environ) == ["TRIO_CLAUDE_MAX_RUNZ", "TRIO_CLAUDE_keys"]
+
+
+def test_a_folder_that_is_gone_is_named(folder: Path) -> None:
+    """Whoever imports the library there has an error that names nothing."""
+    (folder / "gone").mkdir()
+    words = [sys.executable, "-m", "trio_claude", "serve", "--port", "0", "--cli", "/bin/true"]
+    gone = f"cd {folder}/gone && rmdir {folder}/gone && exec {shlex.join(words)}"
+    told = subprocess.run(["/bin/sh", "-c", gone], capture_output=True, text=True, check=False, timeout=30)
+    assert (told.returncode, told.stderr) == (
+        2,
+        "trio-claude: cwd: the folder that this was started in is gone; start it in another\n",
+    )
 
 
 def test_a_missing_file_is_named() -> None:

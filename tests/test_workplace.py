@@ -56,6 +56,15 @@ async def test_a_working_directory_that_is_none_is_refused() -> None:
             pytest.fail("opened")
 
 
+async def test_a_folder_that_was_removed_is_named(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (folder / "gone").mkdir()
+    monkeypatch.chdir(folder / "gone")
+    (folder / "gone").rmdir()
+    with pytest.raises(ConfigError, match="cwd: the folder that this was started in is gone"):
+        async with Workplace.open(Config(cli="/bin/true"), {}):
+            pytest.fail("opened")
+
+
 async def test_folders_are_gone_whatever_a_run_left_in_them(folder: Path) -> None:
     async with Workplace.open(Config(cli="sh", cwd=str(folder)), {}) as workplace:
         async with opened(workplace, "a", binds=True) as job:

@@ -124,7 +124,7 @@ class Workplace:
     async def open(cls, config: Config, environ: Mapping[str, str]) -> AsyncIterator[Workplace]:
         """Look for the CLI and make the temporary folder; `environ` is what runs inherit from. Raises `ConfigError`."""
         program, user = find_cli(config), find_user(config.user)
-        cwd = str(Path(config.cwd or ".").absolute())
+        cwd = _absolute(config.cwd)
         root = cwd.partition("{meta}")[0].rpartition("/")[0] if "{meta}" in cwd else cwd
         if not await trio.Path(root).is_dir():
             raise ConfigError(f"cwd is no folder: {root}; --cwd names another")
@@ -355,6 +355,14 @@ def _with_whole_paths(environ: dict[str, str]) -> dict[str, str]:
     """Return what a CLI inherits, with no path that means another place where it works than where the server does."""
     folder = environ.get("CLAUDE_CONFIG_DIR")
     return {**environ, "CLAUDE_CONFIG_DIR": str(Path(folder).absolute())} if folder else environ
+
+
+def _absolute(cwd: str) -> str:
+    """Return where the CLI works, seen from where this process was started. Raises `ConfigError`."""
+    try:
+        return str(Path(cwd or ".").absolute())
+    except FileNotFoundError:
+        raise ConfigError("cwd: the folder that this was started in is gone; start it in another") from None
 
 
 def _cli_state(environ: Mapping[str, str]) -> tuple[str, ...]:

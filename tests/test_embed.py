@@ -196,6 +196,13 @@ async def test_no_cli_is_a_config_error(monkeypatch: pytest.MonkeyPatch) -> None
             pytest.fail("opened")
 
 
+async def test_a_journal_that_has_no_name_in_this_locale_is_a_config_error(fake: Backend) -> None:
+    """Half a surrogate pair has none in any; in the locale C without UTF-8 no letter beyond ASCII has."""
+    with pytest.raises(ConfigError, match=r"journal: '/nope/\\ud800.db' is no name in utf-8"):
+        async with open_run("hello", config=Config(cli=fake.program, journal="sqlite:/nope/\ud800.db")):
+            pytest.fail("opened")
+
+
 async def test_the_programs_own_world_is_left_alone(fake: Backend) -> None:
     handlers = {number: signal.getsignal(number) for number in signal.Signals if number not in (9, 19)}
     environ, logger, mask = dict(os.environ), list(logging.getLogger().handlers), os.umask(0o022)

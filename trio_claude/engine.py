@@ -169,9 +169,9 @@ async def _opened_journal(
     async with contextlib.AsyncExitStack() as stack:
         journal = None
         if config.journal != "none":
-            path = _journal_path(config, workplace, environ)
             retention = Retention(days=config.journal_days, runs=config.journal_runs, size=config.journal_bytes)
             try:
+                path = _journal_path(config, workplace, environ)
                 journal = await stack.enter_async_context(
                     open_journal(
                         path, workplace.home.server, retention, config.journal_run_bytes, content=config.journal_content
@@ -209,9 +209,15 @@ async def _opened_tracer(
 
 
 def _journal_path(config: Config, workplace: Workplace, environ: Mapping[str, str]) -> Path:
+    """Return the journal's file. Raises `ConfigError` for a name that this locale can't say."""
     if config.journal == "memory":
         return workplace.home.folder / "journal.db"
-    return journal_file(config.journal, config.state, environ)
+    path = journal_file(config.journal, config.state, environ)
+    try:
+        os.fsencode(path)
+    except UnicodeEncodeError as error:
+        raise ConfigError(f"journal: {str(path)!a} is no name in {error.encoding}; set LC_ALL=C.UTF-8") from None
+    return path
 
 
 def _reachable(config: Config, containment: Containment) -> str:

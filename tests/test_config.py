@@ -127,7 +127,7 @@ def test_a_folder_that_is_gone_is_named(folder: Path) -> None:
     told = subprocess.run(["/bin/sh", "-c", gone], capture_output=True, text=True, check=False, timeout=30)
     assert (told.returncode, told.stderr) == (
         2,
-        "trio-claude: cwd: the folder that this was started in is gone; start it in another\n",
+        "trio-claude: --cwd: the folder that this was started in is gone; start it in another\n",
     )
 
 

@@ -161,10 +161,7 @@ async def open_server(
     comes out as it was raised, and one of an observer is a `RuntimeWarning`.
     """
     async with contextlib.AsyncExitStack() as stack:
-        given = list(listeners or ())
-        for listener in given:
-            if isinstance(listener, contextlib.AbstractContextManager):  # what is no socket is named later
-                stack.enter_context(listener)
+        given = [_held(listener, stack) for listener in listeners or ()]
         place = _place(given) if given else {}
         config = attrs.evolve(config, **place)
         entrance = Entrance(config, OPEN_PATHS)
@@ -252,6 +249,13 @@ def _metrics(config: Config) -> Metrics | None:
 
 def _url(host: str, port: int) -> str:
     return f"http://{f'[{host}]' if ':' in host else host}:{port}"
+
+
+def _held(listener: socket.socket, stack: contextlib.AsyncExitStack) -> socket.socket:
+    """Return a socket that is closed with `stack`; what is none is named later."""
+    if isinstance(listener, contextlib.AbstractContextManager):
+        stack.enter_context(listener)
+    return listener
 
 
 def is_listener(sock: object) -> bool:

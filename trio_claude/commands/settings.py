@@ -36,7 +36,7 @@ def load(flags: Mapping[str, Any], file: Path | None = None, *, defaults: Mappin
     try:
         Path.cwd()  # the library asks for it when it is imported
     except FileNotFoundError:
-        raise ConfigError("cwd: the folder that this was started in is gone; start it in another") from None
+        raise ConfigError("--cwd: the folder that this was started in is gone; start it in another") from None
     import cattrs
     import typed_settings as ts  # takes a quarter of a second, and only commands need it
 

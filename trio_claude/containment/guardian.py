@@ -63,8 +63,7 @@ OOM_SCORE = 500  # added to a CLI's badness: out of memory, the kernel ends a ru
 IGNORED = (signal.SIGPIPE, signal.SIGXFSZ, signal.SIGTERM, signal.SIGINT, signal.SIGHUP)  # and a CLI gets them back
 
 _libc = ctypes.CDLL(None, use_errno=True)
-_libc.mount, _libc.umount2, _libc.sched_getscheduler, _libc.capget, _libc.capset  # noqa: B018 - not in each fork
-_capabilities = (ctypes.c_uint32 * 2)(0x20080522), (ctypes.c_uint32 * 6)()  # for all of 64, of ourselves
+_libc.mount, _libc.umount2, _libc.sched_getscheduler  # noqa: B018 - found once, here, and not in each fork
 _syscall = ctypes.PyDLL(None, use_errno=True).syscall
 _syscall.argtypes = (ctypes.c_long,) * 6
 _before_fork = ctypes.pythonapi.PyOS_BeforeFork
@@ -267,12 +266,6 @@ def become_cli(job: dict[str, Any], pipes: list[int], report: int) -> NoReturn:
     os._exit(127)
 
 
-def bounds(*files: int) -> list[Any]:
-    """Return what our children inherit, and a process of the same user can change: limits, ranks, processors."""
-    ranks = os.getpriority(os.PRIO_PROCESS, 0), _libc.sched_getscheduler(0), os.sched_getaffinity(0)
-    return [*map(resource.getrlimit, range(RLIMITS)), ranks, *[os.pread(file, 16, 0) for file in files]]
-
-
 class Badness:
     """The score by which the kernel, out of memory, chooses among processes: ours, which a fork inherits."""
 
@@ -328,15 +321,20 @@ def bind(old: list[list[str]], new: list[list[str]]) -> None:
 
 def bound_capabilities() -> None:
     """See to it that no program started from here on has any capability, also as root. Raises OSError."""
-    _libc.prctl(PR_CAP_AMBIENT, PR_CAP_AMBIENT_CLEAR_ALL, 0, 0, 0)  # EINVAL: the kernel knows none
-    number = 0
-    while not _libc.prctl(PR_CAPBSET_DROP, number, 0, 0, 0):
-        number += 1
-    if ctypes.get_errno() != errno.EINVAL:  # which is behind the last one
-        raise OSError(ctypes.get_errno(), "prctl")
-    call("capget", *_capabilities)
-    _capabilities[1][2] = _capabilities[1][5] = 0  # what is inheritable
-    call("capset", *_capabilities)
+    for number in range(64):
+        if _libc.prctl(PR_CAPBSET_DROP, number, 0, 0, 0):
+            if ctypes.get_errno() != errno.EINVAL:  # which is behind the last one
+                raise OSError(ctypes.get_errno(), "prctl")
+            break
+
+
+def bequeath_none() -> None:
+    """Keep the capabilities that we have from what we start, unless it is root's. Raises OSError."""
+    _libc.prctl(PR_CAP_AMBIENT, PR_CAP_AMBIENT_CLEAR_ALL, 0, 0, 0)  # a kernel without them says EINVAL
+    head, sets = (ctypes.c_uint32 * 2)(0x20080522), (ctypes.c_uint32 * 6)()  # for all of 64, of ourselves
+    call("capget", head, sets)
+    sets[2] = sets[5] = 0  # what is inheritable
+    call("capset", head, sets)
 
 
 def first_child(proc: int) -> int:
@@ -369,7 +367,7 @@ class Supervisor:
         self.wake: int = wake
         signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
         self.badness: Badness = Badness(proc)
-        self.fresh: list[Any] = bounds(self.badness.file)
+        self.fresh: list[Any] = self.bounds()
 
     def serve(self, job: dict[str, Any], pipes: list[int]) -> None:
         """Hold run after run, until one can't be started or the server wants no more."""
@@ -389,9 +387,14 @@ class Supervisor:
             self.sweep()
         if not self.inside and os.getppid() == self.zygote:
             send(self.zygote, signal.SIGCONT)  # a run may have stopped it, and nobody else may be left to do this
-        worn, seen, killed = bounds(self.badness.file) != self.fresh, len(self.count.seen), len(self.count.killed)
+        worn, seen, killed = self.bounds() != self.fresh, len(self.count.seen), len(self.count.killed)
         tell(self.lifeline, b'{%s"gone": true, "worn": %d, "seen": %d, "killed": %d}' % (self.exit, worn, seen, killed))
         return not worn
+
+    def bounds(self) -> list[Any]:
+        """Return what a CLI inherits from us, and a process of the same user can change: limits, ranks, processors."""
+        ranks = os.getpriority(os.PRIO_PROCESS, 0), _libc.sched_getscheduler(0), os.sched_getaffinity(0)
+        return [[resource.getrlimit(kind) for kind in range(RLIMITS)], ranks, os.pread(self.badness.file, 16, 0)]
 
     def next(self) -> tuple[bytes, list[int]] | None:
         """Wait for the next job; orders to a run that has ended may still come. None where there is no more."""
@@ -561,7 +564,6 @@ class Zygote:
         self.wakes: tuple[int, int] = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
         self.spaces: int = CLONE_NEWNS | CLONE_NEWPID | signal.SIGCHLD
         self.user: tuple[int, int] | None = None
-        self.fresh: list[Any] = bounds()
 
     def run(self) -> None:
         """Serve until the server is gone and no child is left."""
@@ -605,10 +607,6 @@ class Zygote:
 
     def fork(self, packet: bytes, pipes: list[int]) -> None:
         """Fork a supervisor for the job; a failure is told on the job's own lifeline."""
-        now = bounds()
-        now[resource.RLIMIT_NPROC] = self.fresh[resource.RLIMIT_NPROC]  # an operator's too, and what it fails is told
-        if now != self.fresh:
-            os._exit(1)  # a run has changed what later ones would inherit; the server starts the next zygote
         job = _read_json(packet.decode())[0]
         try:
             pid = self.fork_within() if job["namespace"] else os.fork()
@@ -709,6 +707,7 @@ def main(control: int, server_pid: int) -> None:
     prctl(PR_SET_PDEATHSIG, signal.SIGCONT)  # a run may have stopped us, and then the server dies
     prctl(PR_SET_NO_NEW_PRIVS, 1)
     prctl(PR_SET_CHILD_SUBREAPER, 1)
+    bequeath_none()
     warm_up(server, proc)
     gc.collect()
     gc.freeze()

@@ -163,7 +163,9 @@ class SupervisorContainment(Containment):
                 if not self._ready.is_set():
                     await self._ready.wait()
                 if self._zygote and self._zygote.alive:
-                    return self._zygote
+                    if self._spare or self._zygote.unchanged:
+                        return self._zygote
+                    self._zygote.kill()
                 await trio.sleep(RESTART_PAUSE)  # it is gone, and about to be missed by who follows it
         raise SpawnFailed("no zygote answers; the next one is being started")
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import resource
 import signal
 import socket
 import subprocess
@@ -18,7 +19,7 @@ from typing import Any
 import attrs
 import trio
 
-from .guardian import PACKET_LIMIT
+from .guardian import PACKET_LIMIT, RLIMITS
 
 ANSWER_LIMIT = 64 * 1024
 """A guardian's packet in bytes; the longest names the supervisors that were lost at once."""
@@ -98,14 +99,24 @@ class Zygote:
             raise
         self.control: Packets = Packets(ours)
         self.alive: bool = True
+        self._fresh: tuple[Any, ...] = ()
         self._lost: dict[int, Swept] = {}
         self._news = trio.Condition()
+
+    @property
+    def unchanged(self) -> bool:
+        """Whether what it forks inherits what it did when it was ready: a process of its user can change that."""
+        try:
+            return _bounds(self.process.pid) == self._fresh
+        except ProcessLookupError:
+            return False
 
     async def follow(self, ready: trio.Event) -> None:
         """Hear what the zygote says until it is gone."""
         try:
             while packet := await self.control.receive():
                 if "ready" in packet:
+                    self._fresh = _bounds(self.process.pid)
                     ready.set()
                 for pid in packet.get("swept", ()):
                     self._lost[pid] = Swept(packet["seen"], packet["killed"])
@@ -150,6 +161,16 @@ class Zygote:
         """Give the zygote up; it may have been stopped."""
         self.control.close()
         self.wake()
+
+
+def _bounds(pid: int) -> tuple[Any, ...]:
+    """Return the limits, ranks and processors of a process. Raises ProcessLookupError where it is gone.
+
+    Not how many processes there may be: that an operator may change, and who fails by it is told.
+    """
+    kinds = set(range(RLIMITS)) - {resource.RLIMIT_NPROC}
+    ranks = os.getpriority(os.PRIO_PROCESS, pid), os.sched_getscheduler(pid), os.sched_getaffinity(pid)
+    return [resource.prlimit(pid, kind) for kind in sorted(kinds)], *ranks
 
 
 def _exec_guardian(control: socket.socket) -> subprocess.Popen[bytes]:

@@ -171,7 +171,7 @@ class Recorder:
         self._used = tokens, dollars  # first: what waits still, writes this
         if self.begun and (self._using is None or self._using.taken):
             self._using = Write(FACT_BYTES, lambda writer: writer.spend(self._run, *self._used))
-            self._journal.take(self._using)
+            self._journal.take(self._using, FACTS_BYTES)
 
     def end(self, end: End) -> None:
         """Take how the run ended."""

@@ -266,7 +266,9 @@ class Workplace:
         """Return where a run lives. Raises `SpawnFailed` and OSError."""
         if not self.homes:
             cwd = self._folder(options, meta)
-            listed = _make_sessions(self.state[0]) if binds and self.sessions else ""  # a run may have removed it
+            listed = self.sessions
+            if binds and listed and not _is_folder(listed):  # a run may have removed it
+                listed = _make_sessions(self.state[0])
             return _Place(cwd, {}, self._own_sessions(folder, listed) if binds else (), (cwd, *self.state))
         if options.workspace is not None and not self.config.workspaces:
             raise SpawnFailed(NO_WORKSPACES)
@@ -381,6 +383,11 @@ def _check_sandbox(cwd: str, state: tuple[str, ...]) -> None:
         raise ConfigError(f"cwd: a sandbox with all of {cwd} in it would be none; --cwd names a folder")
     if wide := too_wide(state):
         raise ConfigError(f"CLAUDE_CONFIG_DIR: a sandbox with all of {wide} in it would be none")
+
+
+def _is_folder(path: str) -> bool:
+    """Return whether there is a folder, and no link to one; `Path` takes five times as long, and this is each run's."""
+    return os.path.isdir(path) and not os.path.islink(path)  # noqa: PTH112, PTH114 - see above
 
 
 def _make_sessions(state: str) -> str:

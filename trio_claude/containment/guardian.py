@@ -290,7 +290,6 @@ class Badness:
 def defer(pid: int, nice: int) -> None:
     """Let `pid` and its descendants yield the processors to everything of the server's."""
     try:
-        nice = min(19, os.getpriority(os.PRIO_PROCESS, 0) + nice)
         os.setpriority(os.PRIO_PROCESS, pid, nice)
         put(f"/proc/{pid}/autogroup", b"%d" % nice)
     except OSError:
@@ -331,10 +330,11 @@ def bound_capabilities() -> None:
 def bequeath_none() -> None:
     """Keep the capabilities that we have from what we start, unless it is root's. Raises OSError."""
     _libc.prctl(PR_CAP_AMBIENT, PR_CAP_AMBIENT_CLEAR_ALL, 0, 0, 0)  # a kernel without them says EINVAL
-    head, sets = (ctypes.c_uint32 * 2)(0x20080522), (ctypes.c_uint32 * 6)()  # for all of 64, of ourselves
-    call("capget", head, sets)
-    sets[2] = sets[5] = 0  # what is inheritable
-    call("capset", head, sets)
+    words = array.array("I", (0x20080522, *[0] * 7))  # the version for all of 64, ourselves, and the sets
+    place = words.buffer_info()[0]
+    call("capget", ctypes.c_void_p(place), ctypes.c_void_p(place + 8))
+    words[4] = words[7] = 0  # what is inheritable
+    call("capset", ctypes.c_void_p(place), ctypes.c_void_p(place + 8))
 
 
 def first_child(proc: int) -> int:

@@ -251,7 +251,7 @@ def _packet(job: Job, *, namespace: bool) -> dict[str, Any]:
         "user": job.user,
         "depth": job.depth,
         "cgroup": job.cgroup,
-        "nice": job.nice,
+        "nice": min(19, os.getpriority(os.PRIO_PROCESS, 0) + job.nice),
     }
 
 

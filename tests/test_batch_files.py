@@ -122,6 +122,14 @@ def test_one_file_is_not_for_two_things_whatever_its_path(
         check_free(out, Path("here/m.json"), lock=lock_of(out), keep="-", force=force)
 
 
+def test_a_terminal_may_be_two_things(folder: Path) -> None:
+    ours, theirs = os.openpty()
+    terminal = Path(os.ttyname(theirs))
+    check_free(terminal, terminal, lock=lock_of(folder / "r.jsonl"), keep="-", force=True)
+    os.close(ours)
+    os.close(theirs)
+
+
 def test_what_leads_nowhere_is_named(folder: Path) -> None:
     loop = folder / "loop"
     loop.symlink_to("loop")

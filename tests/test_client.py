@@ -19,6 +19,7 @@ from cutter import open_cutter
 from harness import Backend, directive, until
 from libraries import BOTH_LIBRARIES, Library
 from libraries import under_asyncio as run_under_asyncio
+from trio_websocket import WebSocketRequest, serve_websocket
 
 import trio_claude
 from trio_claude.client import Answer, ConnectFailed, Ended, answers, door, open_session, sockets
@@ -211,13 +212,13 @@ async def test_a_program_that_takes_its_time_keeps_its_run(
 
     async def program(url: str) -> Any:
         lines = []
-        async with trio_claude.ask(directive("lines", n=2000, rate=400), meta="T", url=url) as answer:
+        async with trio_claude.ask(directive("lines", n=2000, rate=250), meta="T", url=url) as answer:
             async for line in answer:
                 lines.append(line)
-                await anyio.sleep(3 if len(lines) == 3 else 0)
+                await anyio.sleep(0.1 if len(lines) < 50 else 0)
         return lines, answer.ended
 
-    async with fake.serve(ping_interval=0.5, ping_timeout=0.5) as server:
+    async with fake.serve(ping_interval=1, ping_timeout=1) as server:
         lines, ended = await library(partial(program, server.url))
     assert (len([line for line in lines if '"n":' in line]), ended.ok, ended.code) == (2000, True, 1000)
 
@@ -237,6 +238,27 @@ async def test_a_server_that_vanishes_without_a_word_is_left(
     async with fake.serve() as server, open_cutter(server.port) as cutter:
         _, ended = await library(partial(program, cutter.url))
     assert (ended.code, ended.reason) == (1006, "the server has been silent for 0.4 s")
+
+
+async def test_a_long_line_on_a_slow_link_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever the server answers to a ping comes behind the line."""
+    monkeypatch.setattr(sockets, "SILENCE", 0.3)
+    line = b'{"type":"x"' + b" " * 2_000_000 + b"}"
+
+    async def serve(request: WebSocketRequest) -> None:
+        socket = await request.accept()
+        await socket.get_message()
+        await socket._stream.send_all(b"\x81\x7f" + len(line).to_bytes(8, "big"))
+        for at in range(0, len(line), 100_000):
+            await socket._stream.send_all(line[at : at + 100_000])
+            await trio.sleep(0.1)
+        await socket.aclose(1000, "done")
+
+    async with trio.open_nursery() as nursery:
+        listening = await nursery.start(serve_websocket, serve, "127.0.0.1", 0, None)
+        lines, answer = await collect(f"http://127.0.0.1:{listening.port}", "hello")
+        nursery.cancel_scope.cancel()
+    assert (len(lines[0]), answer.ended) == (len(line), Ended(1000, "done"))
 
 
 @pytest.mark.parametrize("host", ["..", f"{'a' * 70}.example", "xn--", "xn--:1"])

@@ -169,6 +169,32 @@ async def test_what_was_asked_before_is_asked_of_who_comes(fake: Backend, librar
     assert "made-by-a-tool" in str(lines)
 
 
+@BOTH_LIBRARIES
+async def test_what_was_settled_long_ago_is_not_waited_for(fake: Backend, library: Library) -> None:
+    """The lines are told again, the question among them, and that its tool has run."""
+
+    async def program(url: str) -> Any:
+        cancelled = anyio.Event()
+
+        async def think(_approval: Approval) -> Allow | Deny:
+            try:
+                await anyio.sleep_forever()
+            finally:
+                cancelled.set()
+            raise AssertionError
+
+        async with open_session(meta="T", url=url, reconnect=Reconnect(grace=20), on_approval=allowed) as session:
+            assert [line async for line in session.ask(ASKS)]
+            await session.detach()
+        async with attach_session(session.run, url=url, on_approval=think) as again:
+            with anyio.fail_after(10):
+                await cancelled.wait()
+            await again.kill()
+
+    async with fake.serve() as server:
+        await library(partial(program, server.url))
+
+
 async def test_what_keeps_a_program_out(fake: Backend) -> None:
     async def come(run: str, **more: Any) -> Session:
         async with attach_session(run, **{"url": server.url, **more}) as session:

@@ -299,6 +299,17 @@ async def test_a_run_that_comes_when_the_zygote_has_just_gone_waits_for_the_next
         assert await read_all(second.stdout) == b"second\n"
 
 
+async def test_a_start_that_is_cancelled_before_anything_is_begun_is_proven(
+    monkeypatch: pytest.MonkeyPatch, supervisors: Containment
+) -> None:
+    told: list[Receipt] = []
+    monkeypatch.setattr(supervisors, "_ready", trio.Event())
+    with trio.move_on_after(0.05):
+        async with supervisors.start(shell("echo no"), told.append):
+            pytest.fail("started")
+    assert [(receipt.seen, receipt.survivors) for receipt in told] == [(0, 0)]
+
+
 async def test_a_stopped_zygote_is_woken(supervisors: Containment) -> None:
     async with supervisors.start(shell("cut -d' ' -f4 /proc/$PPID/stat; sleep 60")) as process:
         zygote = int(await process.stdout.receive_some())
@@ -706,6 +717,11 @@ async def test_a_c_library_that_tells_no_policy_is_no_reason_not_to_hold_runs(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     """As musl, which refuses each such question."""
+
+    def refuse(_pid: int) -> int:
+        raise OSError(errno.ENOSYS, "")
+
+    monkeypatch.setattr(os, "sched_getscheduler", refuse)
     behaving(monkeypatch, tmp_path, "def refuse(_): raise OSError(errno.ENOSYS, '')\nos.sched_getscheduler = refuse")
     async with open_containment("supervisor", lambda _: None) as containment:
         async with containment.start(shell("echo there")) as process:

@@ -293,7 +293,7 @@ async def test_transcripts_go_with_what_was_deleted_before_a_deletion_failed(
             return delete(identity, run, most)
 
         monkeypatch.setattr(recorder, "AT_ONCE", 2)
-        monkeypatch.setattr(backlog, "PATIENCE", 0.3)
+        monkeypatch.setattr(backlog, "PATIENCE", 2)
         monkeypatch.setattr(server.runs, "forget", note)
         monkeypatch.setattr(store, "delete", once)
         assert (await call(server, "/api/runs", method="DELETE"))[0] == 503

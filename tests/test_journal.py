@@ -476,7 +476,7 @@ async def test_all_are_deleted_some_at_a_time_and_told_as_they_go(
             return delete(identity, run, most)
 
         monkeypatch.setattr(journal._store, "delete", fail_late)
-        monkeypatch.setattr(backlog, "PATIENCE", 0.3)
+        monkeypatch.setattr(backlog, "PATIENCE", 2)
         gone: list[Deleted] = []
         with pytest.raises(JournalFault):
             await journal.delete("alice", gone=gone)
@@ -912,6 +912,21 @@ async def test_a_run_of_a_server_is_kept_as_its_client_saw_it(fake: Backend) -> 
         assert latest.prompt == "hello"
         assert latest.tokens > 0
         assert latest.dollars > 0
+
+
+async def test_what_a_run_has_used_is_told_again_though_once_there_was_no_room(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with opened(tmp_path / "j.db") as journal:
+        run = journal.begin(begun("a"))
+        with monkeypatch.context() as patch:
+            patch.setattr(backlog, "FACTS_BYTES", -(2**40))
+            run.spent(7, 0.5)
+        run.spent(9, 1.5)
+        assert await journal.settle()
+        found = await journal.get(None, "a")
+        assert found
+        assert (found.tokens, found.dollars) == (9, 1.5)
 
 
 async def test_what_a_run_has_used_outlives_its_server(fake: Backend, tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ import pytest
 import trio
 from browser import CLIENT, browse, play, serve_page
 from cutter import Cutter, open_cutter
-from harness import NAMES_BOTH, OWN_RESULT, Backend, connect, directive, open_backend, script_cli, until
+from harness import NAMES_BOTH, NAMES_EACH, OWN_RESULT, Backend, connect, directive, open_backend, script_cli, until
 
 from trio_claude.errors import Reason
 from trio_claude.events import RunStarted
@@ -283,6 +283,12 @@ async def test_a_message_that_goes_into_a_turn_that_was_left_is_answered_by_its_
     async with fake.serve(cli=script_cli(folder, NAMES_BOTH)) as server:
         seen = await play(server, folder, "left")
     assert (seen["text"], seen["types"].count("result")) == ("both", 1)
+
+
+async def test_nothing_is_lost_of_a_turn_behind_one_that_was_left(fake: Backend, folder: Path) -> None:
+    async with fake.serve(cli=script_cli(folder, NAMES_EACH)) as server:
+        seen = await play(server, folder, "left")
+    assert (seen["text"], seen["types"][-2:]) == ("two", ["assistant", "result"])
 
 
 async def test_who_closes_twice_waits_for_nothing(fake: Backend, folder: Path) -> None:

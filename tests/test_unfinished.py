@@ -108,6 +108,8 @@ async def test_a_turn_without_a_line_is_told_and_a_run_without_a_word_hides_none
             run = journal.begin(begun(name, started=float(number), session="s", prompt=None))
             if words:
                 run.said(json.dumps(user(words)).encode())
+            else:
+                run.stderr(["no such session"])
             if name == "a":
                 run.lines([json.dumps(block("half")).encode()])
             run.end(ended(name, 1 if name == "a" else 0, reason="failed"))

@@ -115,10 +115,11 @@ class History:
     async def _lines(self, request: Request, run: str) -> Response:
         asked = read_query(request.query, LINES)
         after = asked.get("after", 0)
-        if await self._journal().get(_whose(request), run) is None:
+        row = await self._journal().get(_whose(request), run)
+        if row is None:
             raise _unknown()
         parts = await self._journal().parts(run, after, asked.get("part", 0))
-        if not parts and await self._journal().get(_whose(request), run) is None:  # it was deleted just now
+        if not parts and row.ended and await self._journal().get(_whose(request), run) is None:  # deleted just now
             raise _unknown()
         body = await trio.to_thread.run_sync(lambda: b"".join(part.told(after) for part in parts))
         more = (("X-Next-Part", str(parts[-1].number)),) if parts else ()
@@ -136,8 +137,9 @@ class History:
         deleted: list[Deleted] = []
         try:
             await self._journal().delete(whose, gone=deleted)
-        except JournalFault:
-            await self._runs.forget(deleted)
+        except (JournalFault, trio.Cancelled):
+            with trio.CancelScope(shield=True):
+                await self._runs.forget(deleted)
             raise
         await self._runs.forget(deleted, whole=whose)
         return json_response(200, {"deleted": len(deleted)})

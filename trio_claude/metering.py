@@ -19,6 +19,8 @@ TEXT_BYTES = 4
 """Bytes of a message that are reckoned as a token."""
 SLACK = 2.0
 """How many times its own bound a run can be charged: a result is only what its processes say."""
+TOLERANCE = 1.01
+"""How far a session's total may differ from what was charged for it and still be the same count."""
 
 
 class Meter:
@@ -65,7 +67,7 @@ class Meter:
         return self._charge(used)
 
     def _begin(self, whole: Spent, turn: int) -> Spent:
-        """Return from where on the first result of a process counts that has numbers: it may know less than was told.
+        """Return from where on the first result of a process counts: it may know less than was told.
 
         A CLI that was killed forgot what it had not saved, so it had counted less than the baseline before the turn.
         """
@@ -74,7 +76,7 @@ class Meter:
         before = Spent(whole.tokens - int(whole.tokens * share), whole.dollars * (1 - share))
         if self._baseline is None:  # of a session that somebody else's server, or an earlier one, has begun
             return before
-        if before.tokens >= self._baseline.tokens:
+        if before.tokens * TOLERANCE >= self._baseline.tokens:
             return self._baseline
         return before if turn else Spent()
 

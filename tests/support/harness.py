@@ -83,16 +83,25 @@ def script_cli(folder: Path, text: str) -> str:
 
 OWN_RESULT = '{"type":"result","result":"nobody\'s","origin":{"kind":"task-notification"},"session_id":"s"}\n'
 """The result of a turn that the CLI has begun by itself."""
-NAMES_BOTH = """
+_NAMES = """
 name() { IFS= read -r line; name=${line##*'"uuid":"'}; name=${name%%'"'*}; }
 result() { echo '{"type":"result","result":"'"$1"'","user_message_uuids":['"$2"'],"session_id":"s"}'; }
-name; first=$name
-echo '{"type":"assistant","message":{"content":[]}}'
+says() { echo '{"type":"assistant","message":{"content":[]}}'; }
+name; first=$name; says
+"""
+NAMES_BOTH = f"""{_NAMES}
 name
 result both '"'"$first"'","'"$name"'"'
 cat >/dev/null
 """
 """A CLI that takes a second message into the turn that it is at."""
+NAMES_EACH = f"""{_NAMES}
+result one '"'"$first"'"'
+name; says
+result two '"'"$name"'"'
+cat >/dev/null
+"""
+"""A CLI that answers each message in a turn of its own."""
 
 
 @attrs.define

@@ -131,7 +131,7 @@ def check_free(*paths: Path, lock: Path, keep: str, force: bool) -> None:
     """
     taken = {resolved(lock): lock}
     for path in paths:
-        if (place := resolved(path)) in taken:
+        if (place := resolved(path)) in taken and is_plain(path):  # a terminal may be two things
             raise Unwritable(f"{taken[place]} is named for two things")
         taken[place] = path
     for path in paths:

@@ -255,7 +255,7 @@ class Link:
                 self._said.rewind(int(said.get("heard") or 0))
                 self._socket = socket
             await self._speak()
-        if self._is_in and self._reconnect:
+        if self._until < math.inf and self._reconnect:
             self._reconnect.on_back(self._run)
         self._is_in = True
 

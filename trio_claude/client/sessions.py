@@ -19,7 +19,7 @@ import anyio.abc
 import attrs
 
 from ..errors import TrioClaudeError
-from .cli_lines import Init, Line, Question, Result, parse_line
+from .cli_lines import Init, Line, Question, Result, User, parse_line
 from .links import Link
 from .sockets import ConnectFailed, Inbox
 
@@ -120,6 +120,7 @@ class Session:
         self._answers: dict[str, _Answer] = {}
         self._approvals: dict[str, anyio.CancelScope] = {}
         self._told: dict[str, None] = {}
+        self._questions: dict[str, Question] = {}
         self._last: Json = {}
         self._session = ""
         self._begun = anyio.Event()
@@ -274,12 +275,21 @@ class Session:
         else:
             if isinstance(line, Init):
                 self._session = line.session
+            elif isinstance(line, User) and self._approvals:
+                self._settle({block.get("tool_use_id") for block in line.blocks})
             await self._lines.put((self._link.lines, line), size)
+
+    def _settle(self, used: set[Any]) -> None:
+        """Ask no more for tools that have come to their end: what is told again tells of both."""
+        for name, question in [*self._questions.items()]:
+            if question.said.get("tool_use_id") in used and (scope := self._approvals.pop(name, None)):
+                scope.cancel()
 
     def _ask(self, question: Question) -> None:
         """Have an approval decided in a task of its own; what is asked twice is one question."""
         if question.id not in self._approvals:
             self._approvals[question.id] = scope = anyio.CancelScope()
+            self._questions[question.id] = question
             self._tasks.start_soon(self._approve, question, scope)
 
     def _event(self, said: Json) -> None:
@@ -350,6 +360,8 @@ class Session:
             await self._say_answer(text)
         if self._approvals.get(question.id) is scope:
             del self._approvals[question.id]
+        if self._questions.get(question.id) is question:
+            del self._questions[question.id]
 
     async def _say_answer(self, text: str) -> None:
         with contextlib.suppress(ConnectionError):  # the session is over; whoever iterates sees it

@@ -71,14 +71,16 @@ def door(url: str, path: str = "/ws/claude", query: str = "frames=verbatim") -> 
 
 
 class _Stream(httpcore.AsyncNetworkStream):
-    """A network stream that is written to piece by piece; `moved` is when it last took more of a long message."""
+    """A network stream, written piece by piece; `moved` is when bytes last came, or more of a long message went."""
 
     def __init__(self, stream: httpcore.AsyncNetworkStream) -> None:
         self._stream = stream
         self.moved: float = -math.inf
 
     async def read(self, max_bytes: int, timeout: float | None = None) -> bytes:
-        return await self._stream.read(max_bytes, timeout)
+        data = await self._stream.read(max_bytes, timeout)
+        self.moved = anyio.current_time()
+        return data
 
     async def write(self, buffer: bytes, timeout: float | None = None) -> None:
         for at in range(0, len(buffer), PIECE):
@@ -111,8 +113,8 @@ class _Session(AsyncWebSocketSession):
 class Socket:
     """A connected WebSocket. `code` and `reason` say how it ended, once it has.
 
-    A server that says nothing for `SILENCE` seconds, and for as many does not answer a ping, is gone, unless it takes
-    more and more of a long message meanwhile.
+    A server that says nothing for `SILENCE` seconds, and for as many does not answer a ping, is gone, unless more and
+    more of a long message comes or goes meanwhile.
     """
 
     def __init__(self, session: _Session) -> None:
@@ -140,7 +142,7 @@ class Socket:
 
     async def show_life(self) -> None:
         """Say unasked that this program lives: while a frame is not taken, the library reads no ping behind it."""
-        with contextlib.suppress(*_GONE):
+        with anyio.move_on_after(LINGER), contextlib.suppress(*_GONE):
             await self._session.send(Pong())
 
     def _break(self) -> None:
@@ -199,14 +201,16 @@ class Inbox(Generic[T]):
         self._size = 0
         self._closed = False
         self._refuses = False
+        self._due = -math.inf
         self._stir = anyio.Event()
 
     async def put(self, thing: T, size: int = 0) -> None:
         """Put a thing of so many bytes in; wait where too much is there already."""
         while self._size and self._size + size > self._limit and not (self._closed or self._refuses):
-            with anyio.move_on_after(ALIVE) as patience:
+            with anyio.CancelScope(deadline=self._due):
                 await self._stir.wait()
-            if patience.cancelled_caught:
+            if anyio.current_time() >= self._due:
+                self._due = anyio.current_time() + ALIVE
                 await self._alive()
         if not self._refuses:
             self.add(thing, size)

@@ -120,7 +120,8 @@ async def _run_alone(batch: Batch) -> Ending:
         batch.out, *aside, batch.beside, lock=lock_of(batch.out), keep=batch.source, force=batch.force or batch.resume
     )
     check_whole(batch.beside)
-    sweep(batch.out)
+    for path in (batch.out, batch.beside):
+        sweep(path)
     async with _open_caught() as caught:  # from here on a signal waits until a file is whole
         earlier = _take_up(batch) if batch.resume else None
         name = _name(earlier)

@@ -127,7 +127,8 @@ class Chat:
     def _show(self, line: Line) -> None:
         match line:
             case Delta(kind="text"):
-                self._said += line.text
+                if not line.said.get("parent_tool_use_id"):
+                    self._said += line.text
                 self._markdown.feed(line.text)
             case Unknown(type="stream_event") if "abandoned_blocks" in line.said:
                 self._drop()
@@ -174,6 +175,7 @@ class Chat:
         elif result.error and result.error != self._answer:  # the CLI says an error of the API as an answer, too
             self._console.print(Text(clean(result.error), style="red"))
         self._failed = result.error is not None
+        self._said = self._answer = ""
         tokens = f"{result.input_tokens} tokens in, {result.output_tokens} out"
         self._note(f"${self._cost(result):.4f} · {tokens} · {result.seconds:.1f} s")
 

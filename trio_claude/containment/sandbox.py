@@ -34,7 +34,7 @@ SETTINGS = (
     "/etc/timezone",
 )
 """What programs need of /etc; no key, no shadow, no service's configuration."""
-PRIVATE = ("/proc", "/dev")
+PRIVATE = ("/proc", "/dev", "/tmp")  # noqa: S108 - nothing is put there
 """What is the sandbox's own, and never the machine's."""
 DEPTH = 2
 """Processes of bubblewrap between the supervisor and the CLI."""

@@ -18,7 +18,7 @@ import attrs
 import trio
 
 from ..errors import ContainmentUnavailable, SpawnFailed
-from ..events import GuardianLost, Observer, Strained
+from ..events import GuardianLost, Observer, Receipt, Strained
 from ..services import open_services
 from .base import MARK, PROOF_TIMEOUT, START_TIMEOUT, BrokenStart, Contained, Containment, Job, Told, forget
 from .cgroup import Cgroups
@@ -188,7 +188,11 @@ class SupervisorContainment(Containment):
 
     async def _try(self, job: Job, told: Told, kill: Callable[[], None]) -> Supervised:
         """Start `job` below the zygote that is there. Raises `Unguarded` where nothing of it was ever started."""
-        zygote = await self._wait_zygote()
+        try:
+            zygote = await self._wait_zygote()
+        except trio.Cancelled:
+            told(Receipt(seen=0, killed=0, survivors=0, ms=0.0, containment=self.mode))
+            raise
         theirs, process = _open_run(zygote, self._take_spare(), job, self.mode)
         process.kill = kill
         has_begun = False

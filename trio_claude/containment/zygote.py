@@ -5,6 +5,7 @@ This module must never wait for the zygote without a bound, and never let it inh
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import json
 import os
@@ -13,6 +14,8 @@ import signal
 import socket
 import subprocess
 import sys
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -106,10 +109,7 @@ class Zygote:
     @property
     def unchanged(self) -> bool:
         """Whether what it forks inherits what it did when it was ready: a process of its user can change that."""
-        try:
-            return _bounds(self.process.pid) == self._fresh
-        except ProcessLookupError:
-            return False
+        return _bounds(self.process.pid) == self._fresh
 
     async def follow(self, ready: trio.Event) -> None:
         """Hear what the zygote says until it is gone."""
@@ -164,13 +164,21 @@ class Zygote:
 
 
 def _bounds(pid: int) -> tuple[Any, ...]:
-    """Return the limits, ranks and processors of a process. Raises ProcessLookupError where it is gone.
+    """Return the limits, ranks and processors of a process, as far as they are told; nothing where it is gone.
 
     Not how many processes there may be: that an operator may change, and who fails by it is told.
     """
-    kinds = set(range(RLIMITS)) - {resource.RLIMIT_NPROC}
-    ranks = os.getpriority(os.PRIO_PROCESS, pid), os.sched_getscheduler(pid), os.sched_getaffinity(pid)
-    return [resource.prlimit(pid, kind) for kind in sorted(kinds)], *ranks
+    asked: list[Callable[[], Any]] = [
+        partial(os.getpriority, os.PRIO_PROCESS, pid),
+        partial(os.sched_getscheduler, pid),  # which musl never tells
+        partial(os.sched_getaffinity, pid),
+        *(partial(resource.prlimit, pid, kind) for kind in range(RLIMITS) if kind != resource.RLIMIT_NPROC),
+    ]
+    told = []
+    for ask in asked:
+        with contextlib.suppress(OSError):
+            told.append(ask())
+    return tuple(told)
 
 
 def _exec_guardian(control: socket.socket) -> subprocess.Popen[bytes]:

@@ -170,8 +170,8 @@ class Recorder:
         """Take what the run has used so far, for the case that its server does not see its end."""
         self._used = tokens, dollars  # first: what waits still, writes this
         if self.begun and (self._using is None or self._using.taken):
-            self._using = Write(FACT_BYTES, lambda writer: writer.spend(self._run, *self._used))
-            self._journal.take(self._using, FACTS_BYTES)
+            using = Write(FACT_BYTES, lambda writer: writer.spend(self._run, *self._used))
+            self._using = using if self._journal.take(using, FACTS_BYTES) else None
 
     def end(self, end: End) -> None:
         """Take how the run ended."""

@@ -69,7 +69,8 @@ FINISH: Final = """
     WHERE id = ? AND server = ? AND state = 'live'
 """
 SPEND: Final = "UPDATE runs SET tokens = ?, dollars = ? WHERE id = ? AND server = ? AND state = 'live'"
-SAID: Final = "(lines OR prompt IS NOT NULL OR EXISTS (SELECT 1 FROM parts WHERE run = runs.id))"
+SAID: Final = "(lines OR prompt IS NOT NULL OR EXISTS (SELECT 1 FROM parts WHERE run = runs.id AND kind <> 1))"
+"""Whether there are words in a run, but for those on stderr."""
 BEFORE: Final = "(started, id) < (SELECT started, id FROM runs WHERE id = ?)"
 OWN_BEFORE: Final = (
     "(started, id) < (SELECT started, id FROM runs AS listed WHERE listed.id = ? AND listed.identity = runs.identity)"

@@ -29,6 +29,7 @@ from ..journal import (
     Journal,
     Page,
     Part,
+    PartKind,
     Query,
     Recorder,
     Retention,
@@ -239,7 +240,8 @@ class RedisJournal(Backlog, Journal):
             run = await self._archive.latest(identity, session, back)
             if not run or run.stored < min(run.lines, 1):
                 return None
-            if (parts := await self._archive.tail(run.id, TAIL)) or run.prompt is not None:
+            parts = await self._archive.tail(run.id, TAIL)
+            if run.prompt is not None or any(part.kind is not PartKind.STDERR for part in parts):
                 return find_unfinished(run.id, run.prompt, parts)
         return None
 

@@ -166,7 +166,7 @@ export class Session implements AsyncIterable<SessionEvent> {
       if (isResult(event)) this.unfinished = !ends;
       if (!stale || event.type === "approval" || event.type === "settled") yield event;
       if (ends) return;
-      if (isResult(event) && own === undefined) stale = false;
+      if (isResult(event) && (own === undefined || namesOf(event))) stale = false;
     }
   }
 
@@ -363,10 +363,16 @@ function isResult(event: SessionEvent): boolean {
  * where it does not say.
  */
 function isOf(event: SessionEvent, uuid: string): boolean | undefined {
-  const line = event.type === "line" ? event.line : undefined;
-  const names = line?.["user_message_uuids"];
-  if (Array.isArray(names)) return names.includes(uuid);
-  return (asObject(line?.["origin"])?.["kind"] ?? "human") === "human" ? undefined : false;
+  const names = namesOf(event);
+  if (names) return names.includes(uuid);
+  const origin = event.type === "line" ? event.line?.["origin"] : undefined;
+  return (asObject(origin)?.["kind"] ?? "human") === "human" ? undefined : false;
+}
+
+/** The messages that a result answers, where it names them. */
+function namesOf(event: SessionEvent): unknown[] | undefined {
+  const names = event.type === "line" ? event.line?.["user_message_uuids"] : undefined;
+  return Array.isArray(names) ? names : undefined;
 }
 
 /** Return a name for a message; a page without TLS has no `crypto.randomUUID`. */

@@ -1062,7 +1062,7 @@ var Session = class {
 			if (isResult(event)) this.unfinished = !ends;
 			if (!stale || event.type === "approval" || event.type === "settled") yield event;
 			if (ends) return;
-			if (isResult(event) && own === void 0) stale = false;
+			if (isResult(event) && (own === void 0 || namesOf(event))) stale = false;
 		}
 	}
 	/** Let a tool run, with `updatedInput` in place of its own input where it is given. */
@@ -1283,10 +1283,14 @@ function isResult(event) {
 * where it does not say.
 */
 function isOf(event, uuid) {
-	const line = event.type === "line" ? event.line : void 0;
-	const names = line?.["user_message_uuids"];
-	if (Array.isArray(names)) return names.includes(uuid);
-	return (asObject(line?.["origin"])?.["kind"] ?? "human") === "human" ? void 0 : false;
+	const names = namesOf(event);
+	if (names) return names.includes(uuid);
+	return (asObject(event.type === "line" ? event.line?.["origin"] : void 0)?.["kind"] ?? "human") === "human" ? void 0 : false;
+}
+/** The messages that a result answers, where it names them. */
+function namesOf(event) {
+	const names = event.type === "line" ? event.line?.["user_message_uuids"] : void 0;
+	return Array.isArray(names) ? names : void 0;
 }
 /** Return a name for a message; a page without TLS has no `crypto.randomUUID`. */
 function newUuid() {

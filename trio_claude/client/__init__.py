@@ -6,9 +6,10 @@ was sent may have had effects.
 
 from .answers import Answer, Ended, ask
 from .cli_lines import Assistant, Delta, Init, Line, Question, Result, Unknown, User, parse_line
+from .decisions import Allow, Approval, Deny
 from .links import Reconnect
 from .openings import attach_session, open_session
-from .sessions import Allow, Approval, Deny, Refused, Session, SessionEnded, Turn
+from .sessions import Refused, Session, SessionEnded, Turn
 from .sockets import ConnectFailed, door
 
 __all__ = [

@@ -11,8 +11,9 @@ from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from typing import Any
 
+from .decisions import Decide, deny
 from .links import Link, Reconnect
-from .sessions import Decide, Hear, Json, Session, deny
+from .sessions import Hear, Json, Session
 from .sockets import door, open_tasks
 
 

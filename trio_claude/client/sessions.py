@@ -11,7 +11,7 @@ import contextlib
 import json
 import secrets
 import uuid
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from typing import Any, Final, TypeAlias
 
 import anyio
@@ -20,6 +20,7 @@ import attrs
 
 from ..errors import TrioClaudeError
 from .cli_lines import Init, Line, Question, Result, User, parse_line
+from .decisions import Approval, Decide, decision
 from .links import Link
 from .sockets import ConnectFailed, Inbox
 
@@ -53,31 +54,6 @@ class SessionEnded:
         return self.reason == "exit" and self.error is None
 
 
-@attrs.frozen
-class Allow:
-    """Let the tool run, with `input` in place of its own where one is given."""
-
-    input: Json | None = None
-
-
-@attrs.frozen
-class Deny:
-    """Keep the tool from running; the model reads the message. `interrupt` ends the turn."""
-
-    message: str = "denied by the user"
-    interrupt: bool = False
-
-
-@attrs.frozen
-class Approval:
-    """What the CLI wants to be allowed: a tool and its input; `said` is all of the CLI's request."""
-
-    id: str
-    tool: str
-    input: Json
-    said: Json = attrs.field(repr=False)
-
-
 ENDING: Final = "ending"
 """The code of what is refused because the run ends: its end is on its way, and says why."""
 NOT_OPEN: Final = "not-open"
@@ -88,13 +64,7 @@ PARTING: Final = 1.0
 """Seconds for telling the server that this program leaves."""
 HUMAN: Final = "human"
 """The `origin` of a turn that a message began, where the CLI tells one."""
-Decide: TypeAlias = Callable[[Approval], Awaitable[Allow | Deny]]
 Hear: TypeAlias = Callable[[Json], None]
-
-
-async def deny(_approval: Approval) -> Allow | Deny:
-    """Deny whatever is asked for."""
-    return Deny("nobody is here to be asked")
 
 
 class Session:
@@ -350,7 +320,7 @@ class Session:
         approval = Approval(question.id, str(said.get("tool_name")), said.get("input") or {}, said)
         with scope:
             try:
-                text = _answer(question.id, response=_decision(await self._decide(approval)))
+                text = _answer(question.id, response=decision(await self._decide(approval)))
             except Exception as error:  # the program's own; raised where it iterates
                 self._lines.add(error)
                 text = _answer(question.id, error="the client's callback failed")
@@ -445,9 +415,3 @@ def _answer(question: str, **more: Any) -> str:
 
 def _stop(mode: str) -> Json:
     return {"type": "gateway", "op": "stop", "mode": mode}
-
-
-def _decision(decision: Allow | Deny) -> Json:
-    if isinstance(decision, Allow):
-        return {"behavior": "allow", **({} if decision.input is None else {"updatedInput": decision.input})}
-    return {"behavior": "deny", "message": decision.message, **({"interrupt": True} if decision.interrupt else {})}

@@ -280,19 +280,19 @@ def test_the_last_lines_keep_their_fence(text: str, end: str) -> None:
 
 
 def test_what_is_drawn_is_as_much_as_a_screen_shows() -> None:
-    console = Console(file=io.StringIO(), force_terminal=True, width=60, height=20, highlight=False)
-    stream = MarkdownStream(console)
+    file = io.StringIO()
+    stream = MarkdownStream(Console(file=file, force_terminal=True, width=60, height=20, highlight=False))
     for number in range(500):
         stream.feed("```\n" if number == 0 else f"line {number}\n")
-    assert console.file.getvalue() == "", "pieces alone draw nothing"  # type: ignore[attr-defined]
+    assert file.getvalue() == "", "pieces alone draw nothing"
     stream.draw()
-    drawn = console.file.getvalue()  # type: ignore[attr-defined]
+    drawn = file.getvalue()
     assert "line 499" in drawn
     assert "line 400" not in drawn
     stream.draw()
-    assert console.file.getvalue() == drawn, "nothing is drawn twice"  # type: ignore[attr-defined]
+    assert file.getvalue() == drawn, "nothing is drawn twice"
     stream.finish()
-    assert "line 400" in console.file.getvalue()  # type: ignore[attr-defined]
+    assert "line 400" in file.getvalue()
 
 
 async def test_the_cost_of_a_turn_is_its_own(monkeypatch: pytest.MonkeyPatch) -> None:

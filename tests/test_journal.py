@@ -15,11 +15,12 @@ import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
+from typing import Any
 
 import attrs
 import pytest
 import trio
-from harness import Backend, ask, descriptors, directive, until
+from harness import Backend, ask, descriptors, directive, until, wait_for
 from journals import RECEIPT, Opening, begun, ended, on_redis, sqlite_in
 from redis_server import RedisServer
 from talk import open_talk
@@ -586,8 +587,8 @@ async def test_a_file_that_can_only_be_read_is_refused(tmp_path: Path, monkeypat
     path, connect = tmp_path / "j.db", sqlite3.connect
     Store(path, "s").close()
 
-    def read_only(*words: object, **options: object) -> sqlite3.Connection:
-        db = connect(*words, **options)  # type: ignore[call-overload] - what it was called with
+    def read_only(*words: Any, **options: Any) -> sqlite3.Connection:
+        db: sqlite3.Connection = connect(*words, **options)
         db.execute("PRAGMA query_only = ON")
         return db
 
@@ -699,11 +700,9 @@ async def test_a_journal_that_closes_tries_again_what_failed(tmp_path: Path, mon
     other = sqlite3.connect(tmp_path / "j.db", isolation_level=None, check_same_thread=False)
 
     def free() -> None:
-        while not journal._closing:
-            time.sleep(0.01)
+        wait_for(lambda: journal._closing)
         seen = journal._faults
-        while journal._faults < seen + 2 and journal._thread.is_alive():
-            time.sleep(0.01)
+        wait_for(lambda: journal._faults >= seen + 2 or not journal._thread.is_alive())
         other.execute("ROLLBACK")
 
     with contextlib.closing(other):

@@ -23,7 +23,7 @@ from pathlib import Path
 import httpx
 import pytest
 import trio
-from harness import Backend, ask, directive, head, until
+from harness import Backend, ask, directive, head, until, wait_for
 from program import environ, serving, trio_claude
 
 from trio_claude import context
@@ -239,19 +239,12 @@ def test_the_access_log_shows_each_answer(told: Told) -> None:
 def test_format_and_level_change_from_one_line_to_the_next(told: Told) -> None:
     with logging_to(told) as log:
         log(Weak("one"))
-        until_written(log)
+        wait_for(lambda: '"one"' in sys.stderr.getvalue())  # type: ignore[attr-defined] - a StringIO here
         log.configure(Config(log_format="console", log_level="error"))
         log(Weak("two"))
         log(GuardianLost("three"))
     assert [line[:1] for line in told.lines] == ["{", "2"]
     assert "three" in told.lines[1]
-
-
-def until_written(log: Log) -> None:
-    deadline = time.monotonic() + 10
-    while '"one"' not in sys.stderr.getvalue():  # type: ignore[attr-defined] - a StringIO here
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
 
 
 def test_auto_is_for_a_person_on_a_terminal_only() -> None:
@@ -317,8 +310,7 @@ def test_an_entry_of_many_lines_that_a_pipe_does_not_take_is_counted(monkeypatch
         for _ in range(30):
             writer.put(Entry(0, 0, "Crashed", {}, {}))
         drain = threading.Thread(target=_drain, args=(reader, found), daemon=True)
-        while not writer._dropped:
-            time.sleep(0.01)
+        wait_for(lambda: writer._dropped > 0)
         drain.start()
         writer.put(Entry(0, 0, "After", {}, {}))
         writer.close()

@@ -8,6 +8,7 @@ import math
 import socket
 import time
 from collections.abc import AsyncIterator, Callable
+from typing import Any
 
 import attrs
 import pytest
@@ -202,13 +203,15 @@ async def test_a_socket_that_is_none_or_is_there_twice_is_named(fake: Backend) -
     config = Config(cli=fake.program, cwd=str(fake.cwd))
     with held() as listener:
         copy = copied(listener)
-        for given, told in (
+        twice = copied(listener)
+        cases: list[tuple[list[Any], str]] = [
             ([copy, trio.socket.socket()], r"<trio\.socket\..*> is no TCP socket that listens"),
             ([copied(listener), 5], "5 is no TCP socket that listens"),
-            ([twice := copied(listener), twice], "a socket is there twice"),
-        ):
+            ([twice, twice], "a socket is there twice"),
+        ]
+        for given, told in cases:
             with pytest.raises(ConfigError, match=f"listeners: {told}"):
-                async with open_server(config, environ=fake.environ, listeners=given):  # type: ignore[arg-type]
+                async with open_server(config, environ=fake.environ, listeners=given):
                     pass
         assert (copy.fileno(), twice.fileno()) == (-1, -1)
 

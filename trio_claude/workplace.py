@@ -12,6 +12,7 @@ import importlib.util
 import os
 import pwd
 import shutil
+import stat
 import time
 from collections.abc import AsyncIterator, Iterable, Mapping
 from contextlib import asynccontextmanager
@@ -386,8 +387,11 @@ def _check_sandbox(cwd: str, state: tuple[str, ...]) -> None:
 
 
 def _is_folder(path: str) -> bool:
-    """Return whether there is a folder, and no link to one; `Path` takes five times as long, and this is each run's."""
-    return os.path.isdir(path) and not os.path.islink(path)  # noqa: PTH112, PTH114 - see above
+    """Return whether there is a folder, and no link to one."""
+    try:
+        return stat.S_ISDIR(os.lstat(path).st_mode)
+    except OSError:
+        return False
 
 
 def _make_sessions(state: str) -> str:

@@ -10,7 +10,8 @@ import resource
 import secrets
 import sys
 import tempfile
-from collections.abc import AsyncIterator, Iterator
+import time
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import Any, Protocol
@@ -353,3 +354,11 @@ async def until(check: object, seconds: float = 5) -> None:
     with trio.fail_after(seconds):
         while not check():  # type: ignore[operator]
             await trio.sleep(0.01)
+
+
+def wait_for(check: Callable[[], object], seconds: float = 10) -> None:
+    """Wait until `check()` is true, where there is no Trio: in a thread, or a test of what has threads of its own."""
+    deadline = time.monotonic() + seconds
+    while not check():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)  # nobody tells of it

@@ -9,6 +9,7 @@ import json
 import os
 import random
 import socket
+from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 
 import attrs
@@ -20,7 +21,10 @@ from trio.testing import MemorySendStream
 from trio_claude.api import OPEN_PATHS, Api
 from trio_claude.config import Config
 from trio_claude.connection import DOOR, SESSION_DOOR, Household, serve_connection
+from trio_claude.containment import Contained, Job
+from trio_claude.containment.base import Told, forget
 from trio_claude.entrance import Entrance
+from trio_claude.errors import SpawnFailed
 from trio_claude.events import Crashed, Event, RunEnded
 from trio_claude.peer import Heart
 from trio_claude.room import greeting
@@ -94,12 +98,10 @@ class FaultyContainment(FakeContainment):
         super().__init__()
         self.faults = faults
 
-    def start(self, job, told):  # type: ignore[no-untyped-def]
+    def start(self, job: Job, told: Told = forget) -> AbstractAsyncContextManager[Contained]:
         try:
             self.faults.check()
         except OSError as error:
-            from trio_claude.errors import SpawnFailed
-
             raise SpawnFailed(str(error)) from error
         return super().start(job, told)
 

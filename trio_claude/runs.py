@@ -18,6 +18,7 @@ import attrs
 import trio
 
 from .admission import Allowance, Limits, Member, SessionLocks, Slots, Waiter, total_limits
+from .admission.budgets import DAY
 from .config import Config
 from .containment import Containment
 from .errors import Busy, Draining, NotWanted, Reason
@@ -39,8 +40,6 @@ if TYPE_CHECKING:
 
 PLACE_PERIOD = 0.5
 """Seconds after which a run that waits is told its place again, where that has changed."""
-DAY = 86_400
-"""Seconds of a day."""
 SUMS_KEPT = 10_000
 """Sessions of which is kept what they have come to."""
 LOCAL = Member()

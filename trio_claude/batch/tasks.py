@@ -25,8 +25,6 @@ LINE_LIMIT = 1024 * 1024
 """Bytes of a task; the wire contract's limits, each character escaped, come to less."""
 RUNS_LIMIT = 1_000_000
 """Runs of a batch: tasks times models times repeats."""
-LONGEST = 86400.0
-"""Seconds that a server may let a run last."""
 _ID = re.compile(r"[A-Za-z0-9_\-]{1,64}")
 
 

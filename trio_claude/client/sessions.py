@@ -88,9 +88,8 @@ class Session:
         """The number of the last line that was iterated over; `attach_session` gives those behind it."""
         self._lines: Inbox[tuple[int, Line] | Exception] = Inbox(alive=link.show_life)
         self._answers: dict[str, _Answer] = {}
-        self._approvals: dict[str, anyio.CancelScope] = {}
+        self._approvals: dict[str, _Asked] = {}
         self._told: dict[str, None] = {}
-        self._questions: dict[str, Question] = {}
         self._last: Json = {}
         self._session = ""
         self._begun = anyio.Event()
@@ -224,8 +223,8 @@ class Session:
         self.ended = SessionEnded(last.get("reason", ""), last.get("error"), last.get("receipt", {}), self._link.code)
         for waiting in self._answers.values():
             waiting.fail(ConnectionError("the session is over"))
-        for scope in self._approvals.values():
-            scope.cancel()
+        for asked in self._approvals.values():
+            asked.scope.cancel()
         if self._leaving:
             self._leaving.set({})
         self._begun.set()
@@ -238,29 +237,33 @@ class Session:
         elif kind == "control_response":
             self._answered(line.said.get("response"))
         elif kind == "control_cancel_request":
-            if scope := self._approvals.pop(str(line.said.get("request_id")), None):
-                scope.cancel()
+            self._settle(str(line.said.get("request_id")))
         elif isinstance(line, Question) and line.subtype == "can_use_tool" and self.role == "owner":
             self._ask(line)
         else:
             if isinstance(line, Init):
                 self._session = line.session
-            elif isinstance(line, User) and self._approvals:
-                self._settle({block.get("tool_use_id") for block in line.blocks})
+            elif isinstance(line, User):
+                self._take_results(line)
             await self._lines.put((self._link.lines, line), size)
 
-    def _settle(self, used: set[Any]) -> None:
+    def _take_results(self, line: User) -> None:
         """Ask no more for tools that have come to their end: what is told again tells of both."""
-        for name, question in [*self._questions.items()]:
-            if question.said.get("tool_use_id") in used and (scope := self._approvals.pop(name, None)):
-                scope.cancel()
+        used = [block["tool_use_id"] for block in line.blocks if "tool_use_id" in block]
+        for name, asked in [*self._approvals.items()] if used else ():
+            if asked.question.said.get("tool_use_id") in used:
+                self._settle(name)
+
+    def _settle(self, name: str) -> None:
+        """Take that a question is not open any more."""
+        if asked := self._approvals.pop(name, None):
+            asked.scope.cancel()
 
     def _ask(self, question: Question) -> None:
         """Have an approval decided in a task of its own; what is asked twice is one question."""
         if question.id not in self._approvals:
-            self._approvals[question.id] = scope = anyio.CancelScope()
-            self._questions[question.id] = question
-            self._tasks.start_soon(self._approve, question, scope)
+            self._approvals[question.id] = asked = _Asked(question)
+            self._tasks.start_soon(self._approve, asked)
 
     def _event(self, said: Json) -> None:
         """Take what the server says of its own."""
@@ -314,24 +317,22 @@ class Session:
             else:
                 waiting.fail(Refused("cli", str(response.get("error"))))
 
-    async def _approve(self, question: Question, scope: anyio.CancelScope) -> None:
+    async def _approve(self, asked: _Asked) -> None:
         """Have an approval decided, and tell the CLI, unless it does not want to know any more."""
-        said = question.said
-        approval = Approval(question.id, str(said.get("tool_name")), said.get("input") or {}, said)
-        with scope:
+        name, said = asked.question.id, asked.question.said
+        approval = Approval(name, str(said.get("tool_name")), said.get("input") or {}, said)
+        with asked.scope:
             try:
-                text = _answer(question.id, response=decision(await self._decide(approval)))
+                text = _answer(name, response=decision(await self._decide(approval)))
             except Exception as error:  # the program's own; raised where it iterates
                 self._lines.add(error)
-                text = _answer(question.id, error="the client's callback failed")
-            self._told[question.id] = None
+                text = _answer(name, error="the client's callback failed")
+            self._told[name] = None
             while len(self._told) > TOLD:
                 del self._told[next(iter(self._told))]
             await self._say_answer(text)
-        if self._approvals.get(question.id) is scope:
-            del self._approvals[question.id]
-        if self._questions.get(question.id) is question:
-            del self._questions[question.id]
+        if self._approvals.get(name) is asked:
+            del self._approvals[name]
 
     async def _say_answer(self, text: str) -> None:
         with contextlib.suppress(ConnectionError):  # the session is over; whoever iterates sees it
@@ -341,7 +342,7 @@ class Session:
         """Wait until the CLI runs. Raises `ConnectFailed`, `Refused` and `ConnectionError`."""
         await self._begun.wait()
         if not self.started:
-            async for _ in self:
+            while await self._next():
                 pass
             why = self._last.get("error")
             raise ConnectionError("the server closed before the session began" + (f": {why}" if why else ""))
@@ -380,6 +381,14 @@ class Turn:
         if isinstance(names, list):
             return self._name in names
         return not isinstance(origin, dict) or origin.get("kind", HUMAN) == HUMAN
+
+
+@attrs.frozen(eq=False)
+class _Asked:
+    """A question that is being decided, in a task that can be cancelled."""
+
+    question: Question
+    scope: anyio.CancelScope = attrs.Factory(anyio.CancelScope)
 
 
 class _Answer:

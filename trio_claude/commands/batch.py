@@ -14,7 +14,7 @@ import trio
 from ..batch.files import read_tasks
 from ..batch.manifest import sha256
 from ..batch.runner import Settings
-from ..batch.tasks import LONGEST, Rules, make_plan
+from ..batch.tasks import Rules, make_plan
 from ..config import GRANTS, OPTIONS, Config
 from ..errors import ConfigError
 from .batching import Batch, run_batch
@@ -23,6 +23,8 @@ from .credentials import find_key, key_option
 from .examples import examples
 from .options import options_for, read_config
 
+LONGEST = 86400.0
+"""Seconds that a server may let a run last."""
 _FOLDER = click.Path(file_okay=False, path_type=Path)
 _FILE = click.Path(dir_okay=False, path_type=Path)
 

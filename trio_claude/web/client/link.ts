@@ -289,6 +289,6 @@ export class Link {
   }
 }
 
-function newToken(): string {
+export function newToken(): string {
   return Array.from(crypto.getRandomValues(new Uint8Array(16)), (byte) => byte.toString(16).padStart(2, "0")).join("");
 }

@@ -3,7 +3,7 @@
 import { type Approval, Approvals, type Settled } from "./approvals.js";
 import { errorOfRefusal, Refused, TrioClaudeError } from "./errors.js";
 import { BUFFER_LIMIT, Inbox } from "./inbox.js";
-import { Link, type State } from "./link.js";
+import { Link, newToken, type State } from "./link.js";
 import { baseOf, type Closed, findClass, type Way } from "./sockets.js";
 import { asObject, type Json, type Line, parseObject, type SessionOptions } from "./wire.js";
 
@@ -377,8 +377,7 @@ function namesOf(event: SessionEvent): unknown[] | undefined {
 
 /** Return a name for a message; a page without TLS has no `crypto.randomUUID`. */
 function newUuid(): string {
-  const hex = Array.from(crypto.getRandomValues(new Uint8Array(16)), (byte) => byte.toString(16).padStart(2, "0")).join("");
-  return hex.replace(/^(.{8})(.{4})(.{4})(.{4})/, "$1-$2-$3-$4-");
+  return newToken().replace(/^(.{8})(.{4})(.{4})(.{4})/, "$1-$2-$3-$4-");
 }
 
 function firstOf({ meta = "SESSION", options = {}, grace, attach }: OpenOptions): Json {

@@ -341,6 +341,7 @@ declare class Link {
     private told;
     private tell;
 }
+declare function newToken(): string;
 export interface LineEvent extends Line {
     type: "line";
 }

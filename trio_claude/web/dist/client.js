@@ -1294,7 +1294,7 @@ function namesOf(event) {
 }
 /** Return a name for a message; a page without TLS has no `crypto.randomUUID`. */
 function newUuid() {
-	return Array.from(crypto.getRandomValues(/* @__PURE__ */ new Uint8Array(16)), (byte) => byte.toString(16).padStart(2, "0")).join("").replace(/^(.{8})(.{4})(.{4})(.{4})/, "$1-$2-$3-$4-");
+	return newToken().replace(/^(.{8})(.{4})(.{4})(.{4})/, "$1-$2-$3-$4-");
 }
 function firstOf({ meta = "SESSION", options = {}, grace, attach }) {
 	if (attach) return {

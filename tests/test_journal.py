@@ -205,6 +205,17 @@ async def test_all_that_is_too_much_goes_in_one_look(tmp_path: Path, monkeypatch
         await until(lambda: stored_runs(store) == 10)
 
 
+async def test_a_run_that_has_just_begun_is_found_at_once_by_who_may_know_of_it(opening: Opening) -> None:
+    async with opening() as journal:
+        for number in range(5):
+            journal.begin(begun(f"r{number}"))
+            assert await journal.get("somebody else", f"r{number}") is None
+            journal.begin(begun(f"s{number}"))
+            found = await journal.get(None, f"s{number}")
+            assert found
+            assert found.state == "live"
+
+
 async def test_half_a_surrogate_pair_of_the_cli_costs_no_runs_end(tmp_path: Path) -> None:
     async with opened(tmp_path / "j.db") as journal:
         run = journal.begin(begun("a"))

@@ -26,7 +26,7 @@ const commands = {
     page.setDefaultTimeout(WAIT_MS);
     const seen = { errors: [], requests: [], violations: [] };
     pages.set(open, { page, seen });
-    page.on("console", (said) => ["error", "warning"].includes(said.type()) && seen.errors.push(said.text()));
+    page.on("console", (said) => ["error", "warning"].includes(said.type()) && seen.errors.push(`${said.text()} ${said.location().url}`.trim()));
     page.on("pageerror", (error) => seen.errors.push(String(error)));
     page.on("request", (request) => seen.requests.push(request.url()));
     page.on("websocket", (socket) => seen.requests.push(socket.url()));

@@ -15,7 +15,7 @@ from .unfinished import Unfinished
 TAIL: Final = 4 * 1024 * 1024
 """Bytes of a run's history in which the turn is looked for at which it was cut off."""
 SOON: Final = 1.0
-"""Seconds for which that waits for what is still to be written."""
+"""Seconds for which that, and who asks for a run that has just begun, waits for what is still to be written."""
 
 UNWRITTEN: Final = "the journal can't be written just now"
 """What a client is told: `fault` may be of the server's disk, or of another's run."""
@@ -51,9 +51,17 @@ class Journal(ABC):
     async def find(self, query: Query) -> Page:
         """Return runs, newest first, without their prompts and options, which may be long."""
 
-    @abstractmethod
     async def get(self, identity: str | None, run: str) -> RunRow | None:
-        """Return one run, if it is that identity's (None: anybody's)."""
+        """Return one run, if it is that identity's (None: anybody's); one that has just begun is written first."""
+        found = await self._look_up(identity, run)
+        if found or not self.waiting:
+            return found
+        await self.settle(SOON)
+        return await self._look_up(identity, run)
+
+    @abstractmethod
+    async def _look_up(self, identity: str | None, run: str) -> RunRow | None:
+        """Return one run as far as it is written."""
 
     @abstractmethod
     async def parts(self, run: str, after: int = 0, beyond: int = 0) -> list[Part]:

@@ -84,8 +84,7 @@ class SqliteJournal(Backlog, Journal):
         """Return runs, newest first, without their prompts and options."""
         return await self._read(lambda reader: reader.find(query))
 
-    async def get(self, identity: str | None, run: str) -> RunRow | None:
-        """Return one run, if it is that identity's (None: anybody's)."""
+    async def _look_up(self, identity: str | None, run: str) -> RunRow | None:
         return await self._read(lambda reader: reader.get(identity, run))
 
     async def parts(self, run: str, after: int = 0, beyond: int = 0) -> list[Part]:

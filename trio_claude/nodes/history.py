@@ -221,8 +221,7 @@ class RedisJournal(Backlog, Journal):
         """Return runs, newest first, without their prompts and options."""
         return await self._archive.find(query)
 
-    async def get(self, identity: str | None, run: str) -> RunRow | None:
-        """Return one run, if it is that identity's (None: anybody's)."""
+    async def _look_up(self, identity: str | None, run: str) -> RunRow | None:
         return await self._archive.get(identity, run)
 
     async def holder(self, run: str) -> str | None:

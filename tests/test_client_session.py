@@ -221,6 +221,19 @@ async def test_a_result_that_names_others_messages_ends_no_turn(fake: Backend, f
         assert (await turn(session, "second"))[1].text == "both"
 
 
+async def test_turns_that_the_cli_answers_at_once_end_all(fake: Backend, folder: Path) -> None:
+    async with (
+        fake.serve(cli=script_cli(folder, NAMES_BOTH)) as server,
+        open_session(meta="T", url=server.url) as session,
+    ):
+        first, second = session.ask("first"), session.ask("second")
+        await anext(first)
+        lines = [line async for line in second]
+        with trio.fail_after(5):
+            assert [line async for line in first] == []
+        assert first.result is second.result is lines[-1]
+
+
 async def test_an_approval_that_is_not_wanted_any_more_is_cancelled(fake: Backend) -> None:
     asked, cancelled = trio.Event(), trio.Event()
 

@@ -13,6 +13,7 @@ import secrets
 import uuid
 from collections.abc import Callable
 from typing import Any, Final, TypeAlias
+from weakref import WeakValueDictionary
 
 import anyio
 import anyio.abc
@@ -91,6 +92,7 @@ class Session:
         self._approvals: dict[str, _Asked] = {}
         self._told: dict[str, None] = {}
         self._last: Json = {}
+        self._turns: WeakValueDictionary[str, Turn] = WeakValueDictionary()
         self._session = ""
         self._begun = anyio.Event()
         self._leaving: _Answer | None = None
@@ -115,7 +117,10 @@ class Session:
 
     def ask(self, content: str | list[Json]) -> Turn:
         """Say something, text or content blocks, and iterate over the CLI's lines up to the turn's `Result`."""
-        return Turn(self, {"type": "user", "message": {"role": "user", "content": content}})
+        name = str(uuid.uuid4())
+        prompt = {"type": "user", "message": {"role": "user", "content": content}, "uuid": name}
+        self._turns[name] = turn = Turn(self, prompt)
+        return turn
 
     async def interrupt(self) -> None:
         """End the turn; what was said of the answer is kept. Returns at once; the turn's `Result` comes as a line."""
@@ -197,6 +202,10 @@ class Session:
         if (said := await self._next()) is None:
             raise StopAsyncIteration
         self.after, line = said
+        if isinstance(line, Result):
+            for name in _named(line) or ():
+                if turn := self._turns.get(str(name)):
+                    turn.result = line
         return line
 
     async def _next(self) -> tuple[int, Line] | None:
@@ -352,13 +361,13 @@ class Turn:
     """One turn: iterate over its lines, of which a `Result` is the last. What is not read goes to the next turn.
 
     A turn that is another's, or that the CLI begins by itself because a background task has ended, comes with its
-    `Result` on the way, and ends nothing.
+    `Result` on the way, and ends nothing. Where the CLI answers several turns at once the same `Result` ends each of
+    them, whichever reads it.
     """
 
     def __init__(self, session: Session, prompt: Json) -> None:
         self._session = session
-        self._name = str(uuid.uuid4())
-        self._prompt: Json | None = {**prompt, "uuid": self._name}
+        self._prompt: Json | None = prompt
         self.result: Result | None = None
 
     def __aiter__(self) -> Turn:
@@ -371,16 +380,20 @@ class Turn:
         if self.result:
             raise StopAsyncIteration
         line = await anext(self._session)
-        if isinstance(line, Result) and self._is_answered(line.said):
+        if isinstance(line, Result) and _named(line) is None and _is_begun_by_message(line):
             self.result = line
         return line
 
-    def _is_answered(self, said: Json) -> bool:
-        """Whether a result is for this turn's message: it names it, or names none, and a message began the turn."""
-        names, origin = said.get("user_message_uuids"), said.get("origin")
-        if isinstance(names, list):
-            return self._name in names
-        return not isinstance(origin, dict) or origin.get("kind", HUMAN) == HUMAN
+
+def _named(result: Result) -> list[Any] | None:
+    """Return the messages that a result is for, None where the CLI does not name them."""
+    names = result.said.get("user_message_uuids")
+    return names if isinstance(names, list) else None
+
+
+def _is_begun_by_message(result: Result) -> bool:
+    origin = result.said.get("origin")
+    return not isinstance(origin, dict) or origin.get("kind", HUMAN) == HUMAN
 
 
 @attrs.frozen(eq=False)

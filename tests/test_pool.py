@@ -45,14 +45,16 @@ async def test_a_run_gets_the_cli_that_waited_and_another_one_is_started(backend
     assert not backend.left()
 
 
-async def test_a_model_is_set_on_a_cli_that_waited(backend: Backend) -> None:
+@pytest.mark.parametrize(("model", "warm"), [("haiku", True), ("claude-haiku-5-5", False)])
+async def test_a_model_that_no_api_has_to_know_is_set_on_a_cli_that_waited(
+    backend: Backend, model: str, warm: bool
+) -> None:
     async with backend.serve(**POOL) as server:
         await until(lambda: server.runs.pool.ready == 1, 60)
-        said = await ask(
-            server, directive("text", text="hello"), "?frames=verbatim", model="claude-haiku-5-5", timeout=60
-        )
-    assert started(backend.events) == [True]
-    assert [line["model"] for line in said.of_type("system")] == ["claude-haiku-5-5"]
+        said = await ask(server, directive("text", text="hello"), "?frames=verbatim", model=model, timeout=60)
+    assert started(backend.events) == [warm]
+    inits = [line for line in said.of_type("system") if line["subtype"] == "init"]
+    assert ["haiku" in line["model"] for line in inits] == [True]
     assert not said.of_type("control_response")
 
 

@@ -25,6 +25,9 @@ from .messages import Options
 from .stream_json import LineSplitter, LineTooLong
 from .workplace import Workplace
 
+ALIASES: Final = frozenset({"haiku", "opus", "sonnet"})
+"""Models that a CLI which waits takes without a word of the API. Of others it asks the API, and where that refuses, for
+whatever reason, it would answer by its own model."""
 READY_TIMEOUT: Final = 60.0
 """Seconds in which a CLI answers `initialize`; the official SDK waits as long."""
 REPLY_LIMIT: Final = 1024 * 1024
@@ -172,8 +175,9 @@ class Pool:
         self._ready.clear()
 
     def _fits(self, options: Options) -> bool:
-        """Return whether a CLI of the pool can serve `options`; a model can still be set, and a deadline is ours."""
-        plain = attrs.evolve(options, model=None, timeout=None, partial=options.partial or None)
+        """Return whether a CLI of the pool can serve `options`; an alias can still be set, and a deadline is ours."""
+        model = None if options.model in ALIASES else options.model
+        plain = attrs.evolve(options, model=model, timeout=None, partial=options.partial or None)
         return plain == self.options
 
     async def serve(self) -> None:

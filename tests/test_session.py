@@ -189,6 +189,9 @@ ATTACKS = [
         "behavior": "allow", "updatedPermissions": [{"type": "addRules"}]}}}),
     response("h1", {"continue": "yes"}),
     response("h1", {"env": {"PATH": "/tmp"}}),
+    response("h1", {"hookSpecificOutput": {"hookEventName": "SessionStart", "initialUserMessage": "/clear"}}),
+    response("h1", {"hookSpecificOutput": {"hookEventName": "CwdChanged", "watchPaths": ["/etc"]}}),
+    response("h1", {"hookSpecificOutput": {"hookEventName": "WorktreeCreate", "worktreePath": "/etc"}}),
     response("m1", {"mcp_response": {"jsonrpc": "1.0"}}),
     response("m1", {"mcp_response": {"jsonrpc": "2.0", "result": {}}, "more": 1}),
     response("e1", {"action": "accept"}),
@@ -205,8 +208,9 @@ def test_an_attack_is_refused(said: dict[str, Any]) -> None:
 
 
 def test_a_grant_adds_a_request_by_name() -> None:
-    said = request("set_permission_mode", mode="plan")
-    assert sent(said, (*DEFAULT, "set_permission_mode")) == said
+    for mode in ("plan", "auto"):
+        said = request("set_permission_mode", mode=mode)
+        assert sent(said, (*DEFAULT, "set_permission_mode")) == said
     with pytest.raises(BadMessage):
         rebuild(request("set_permission_mode", mode="root"), ASKED, ("set_permission_mode",))
 
@@ -231,6 +235,17 @@ def test_what_no_operator_can_allow_has_no_shape() -> None:
             {"continue": True, "hookSpecificOutput": {"hookEventName": "PreToolUse", "permissionDecision": "deny"}},
             None,
         ),
+        ("h1", {"hookSpecificOutput": {"hookEventName": "UserPromptSubmit", "sessionTitle": "a title"}}, None),
+        (
+            "h1",
+            {
+                "decision": "block",
+                "hookSpecificOutput": {"hookEventName": "UserPromptSubmit", "suppressOriginalPrompt": True},
+            },
+            None,
+        ),
+        ("h1", {"hookSpecificOutput": {"hookEventName": "MessageDisplay", "displayContent": "shown"}}, None),
+        ("h1", {"hookSpecificOutput": {"hookEventName": "Elicitation", "action": "decline", "content": {}}}, None),
         ("m1", {"mcp_response": {"jsonrpc": "2.0", "id": 1, "result": {"tools": []}}}, None),
     ],
     ids=str,

@@ -42,7 +42,7 @@ REASON_LIMIT = 123
 """A close reason in bytes (RFC 6455, section 5.5: 125 less the code)."""
 NAMES_LIMIT = 200
 """Names of tools in one list."""
-MODES = ("default", "acceptEdits", "plan", "dontAsk", "bypassPermissions")
+MODES = ("default", "acceptEdits", "plan", "auto", "dontAsk", "bypassPermissions")
 EFFORTS = ("low", "medium", "high", "xhigh", "max")
 
 META_PATTERN = r"[A-Z0-9_\-]+"

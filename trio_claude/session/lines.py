@@ -16,7 +16,7 @@ from typing import Any
 import attrs
 
 from ..errors import BadMessage, NotAllowed, NotOpen
-from ..messages import MODEL_PATTERN, compact
+from ..messages import MODEL_PATTERN, MODES, compact
 from . import shapes
 from .shapes import Shape, any_object, anything, array, by_type, either, flag, match, number, one_of, optional, record
 from .states import APPROVAL, Asked
@@ -141,7 +141,7 @@ CONTROLS: Mapping[str, Shape] = {
     "initialize": record({}, {"hooks": optional(_hooks), "sdkMcpServers": array(match(r"[A-Za-z0-9_.\-]+", 128))}),
     "interrupt": record({}),
     "set_model": record({}, {"model": optional(match(MODEL_PATTERN, 200))}),
-    "set_permission_mode": record({"mode": one_of("default", "acceptEdits", "plan", "dontAsk", "bypassPermissions")}),
+    "set_permission_mode": record({"mode": one_of(*MODES)}),
     "set_max_thinking_tokens": record({"max_thinking_tokens": optional(number)}),
     "get_context_usage": record({}),
     "mcp_status": record({}),
@@ -188,8 +188,15 @@ HOOK_MORE = record(
         "additionalContext": TEXT,
         "decision": DECISION,
         "retry": flag,
+        "sessionTitle": TEXT,
+        "suppressOriginalPrompt": flag,
+        "displayContent": TEXT,
+        "action": one_of("accept", "decline", "cancel"),
+        "content": any_object,
     },
 )
+"""What a hook may say of its event. `initialUserMessage`, `watchPaths`, `reloadSkills` and `worktreePath` are not among
+them: they are prompts that nobody counts, and paths of the server's machine."""
 HOOK_OUTPUT = record(
     {},
     {

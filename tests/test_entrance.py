@@ -428,6 +428,31 @@ async def test_a_run_that_passes_the_day_ends_over_budget(fake: Backend, sharing
     assert ended.outcome.receipt.survivors == 0
 
 
+async def test_who_waited_while_others_spent_the_day_is_not_started(fake: Backend, sharing: dict[str, Any]) -> None:
+    prompt = directive("slow", n=20, ms=20)
+    async with (
+        fake.serve_known("alice", dollars_per_day=0.0001, max_runs=1, **sharing) as (server, keys),
+        open_talk(server, keys["alice"]) as talk,
+        trio.open_nursery() as nursery,
+    ):
+
+        async def spend() -> None:
+            assert (await ask(server, prompt, key=keys["alice"])).reason.startswith("over-budget")
+
+        async def wait() -> None:
+            said = await ask(server, "hello", key=keys["alice"])
+            assert (said.code, "dollars a day is spent" in said.reason) == (1013, True)
+
+        nursery.start_soon(spend)
+        await until(lambda: server.runs.statistics().live == 1)
+        nursery.start_soon(wait)
+        await talk.say({"type": "gateway", "op": "start", "meta": "T"})
+        await until(lambda: server.runs.statistics().waiting == 2)
+        assert (await talk.event("refused"))["code"] == "over-budget"
+        await until(lambda: talk.code == 1013)
+    assert len(fake.ended) == 1
+
+
 async def test_who_leaves_before_the_result_is_charged_all_the_same(fake: Backend, sharing: dict[str, Any]) -> None:
     async with fake.serve_known("alice", tokens_per_day=5, **sharing) as (server, keys):
         async with connect(server, key=keys["alice"]) as socket:

@@ -53,7 +53,7 @@ TABLE: dict[str, set[str]] = {
         "workplace", "pool",
     },
     "session_run": {
-        "endings", "errors", "events", "config", "messages", "stream_json", "session", "turns", "containment", "journal", "workplace", "run",
+        "endings", "errors", "events", "config", "messages", "stream_json", "session", "metering", "turns", "containment", "journal", "workplace", "run",
     },
     "runs": {
         "errors", "events", "config", "messages", "stream_json", "admission", "session", "turns", "containment", "journal", "nodes", "workplace", "pool",

@@ -167,6 +167,7 @@ class Runs:
                 stack.callback(self._slots.free, holder)
                 if warm:
                     stack.push_async_callback(warm.aclose)
+            options = self._bounded_now(prompt.options, member)
             run = self._run(attrs.evolve(prompt, options=options), member, warm)
             run.teller.waited = trio.current_time() - began
             with self._registered(run):
@@ -192,6 +193,11 @@ class Runs:
             return options
         left = min(max(left, BUDGET_LEAST), BUDGET_MOST)
         return attrs.evolve(options, max_budget_usd=min(left, options.max_budget_usd or left))
+
+    def _bounded_now(self, options: Options, member: Member) -> Options:
+        """Do the same behind the wait for a slot, in which others may have spent the day. Raises `OverBudget`."""
+        self._allowance.check_budget(member, self._wall())
+        return self._bounded(options, member)
 
     def _account(self, member: Member, options: Options) -> Account:
         """Return who a run is charged to, and from where on: the CLI counts a session from its first turn."""
@@ -236,6 +242,7 @@ class Runs:
                 await self._hold(stack, run.start.session, member, on_wait)
                 await self._wait_slot(run, member, on_wait)
                 stack.callback(self._slots.free, run)
+            run.bound(self._bounded_now(run.options, member))
             run.teller.waited = trio.current_time() - began
             with self._registered(run):
                 yield

@@ -22,6 +22,7 @@ from .errors import Backlog, Ending, Reason
 from .events import Outcome
 from .journal import Journal, Unfinished
 from .messages import Options
+from .metering import Meter
 from .run import Account, Kit, Run, Sink
 from .session import OWN_REQUEST, ClientLine, Clock, Due, Happening, Kind, Patience, Session, Start, State, denial
 from .stream_json import Sign
@@ -118,6 +119,11 @@ class SessionRun(Run):
         self._prompt_held = False
         self._talking = trio.CancelScope()
         self._stir = trio.Event()
+
+    def bound(self, options: Options) -> None:
+        """Take how much the run may spend, before it begins."""
+        self.options = options
+        self._meter = Meter(self.account.baseline, options.max_budget_usd)
 
     def count(self, client: str) -> None:
         """Count a message of an owner."""

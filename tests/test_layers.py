@@ -31,6 +31,7 @@ TABLE: dict[str, set[str]] = {
     # hands: each owns exactly one outside thing
     "services": {"events"},
     "turns": set(),
+    "delivery": set(),
     "inbox": {"errors"},
     "containment": {"errors", "events", "services"},
     "quarters": set(),
@@ -49,7 +50,7 @@ TABLE: dict[str, set[str]] = {
     "telling": {"events", "stream_json", "session"},
     "tracing": {"errors", "events", "stream_json", "telling", "__init__"},
     "run": {
-        "context", "endings", "errors", "events", "faults", "messages", "stream_json", "session", "metering", "telling", "turns", "containment", "journal",
+        "context", "delivery", "endings", "errors", "events", "faults", "messages", "stream_json", "session", "metering", "telling", "turns", "containment", "journal",
         "workplace", "pool",
     },
     "session_run": {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
@@ -259,6 +260,28 @@ async def test_a_descendant_that_never_falls_quiet_is_cut_off(
         cli.complain.close()
 
     assert (await stage.play(script)).reason is Reason.EXIT
+
+
+@pytest.mark.parametrize("floods", [False, True])
+async def test_pipes_that_are_held_outside_of_the_tree_do_not_keep_a_run(
+    stage: Stage, autojump_clock: trio.testing.MockClock, floods: bool
+) -> None:
+    async def script(cli: FakeProcess) -> None:
+        await cli.say.send_all(RESULT + b"no line yet")
+        await cli.complain.send_all(b"words")
+        cli.status = 0
+        cli._exited.set()
+        with contextlib.suppress(trio.BrokenResourceError):
+            for _ in range(8000 if floods else 0):  # 400 s, longer than the deadline
+                await trio.sleep(0.05)
+                await cli.say.send_all(b"\nmore")
+
+    began = trio.current_time()
+    outcome = await stage.play(script)
+    assert trio.current_time() - began < 3
+    assert (outcome.reason, outcome.exit_status, outcome.cause) == (Reason.EXIT, 0, None)
+    assert stage.sink.said[:2] == [RESULT[:-1], b"no line yet"]
+    assert stage.sink.complaints == ["words"]
 
 
 async def test_a_cli_that_lives_on_after_its_result(stage: Stage, autojump_clock: trio.testing.MockClock) -> None:

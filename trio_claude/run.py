@@ -18,6 +18,7 @@ import trio
 
 from . import context, stream_json
 from .containment import BrokenStart, Contained, Containment, Job
+from .delivery import Delivery
 from .endings import LADDERS, Decision, exit_decision
 from .errors import PeerGone, Reason, SpawnFailed
 from .events import Observer, Outcome, Receipt
@@ -32,10 +33,6 @@ from .telling import Tally, Teller, Tracer
 from .turns import BULK, READS, Turns
 from .workplace import Workplace
 
-DRAIN_IDLE = 0.1
-"""Seconds for which pipes that a descendant holds may be quiet after the CLI's end, before the tree is ended."""
-DRAIN_LIMIT = 2.0
-"""Seconds after the CLI's end at which the tree is ended at the latest."""
 STDERR_LINE = 64 * 1024
 """Bytes of a stderr line; a longer one is cut into several."""
 
@@ -80,21 +77,6 @@ class Kit:
     batch: str = ""
     tally: Tally = attrs.Factory(Tally)
     tracer: Tracer | None = None
-
-
-class Delivery:
-    """What a run says, on its way to the client: `open` parts now, and a count of all that has stirred."""
-
-    def __init__(self) -> None:
-        self.open: int = 0
-        self.stirs: int = 0
-
-    def __enter__(self) -> None:
-        self.open += 1
-
-    def __exit__(self, *_: object) -> None:
-        self.open -= 1
-        self.stirs += 1
 
 
 class Run:
@@ -280,6 +262,7 @@ class Run:
                 nursery.start_soon(self._read_stdout, process, sink)
                 await self._watch_exit(process)
                 self._end_talk()
+                await self._hang_up(process)
         except* PeerGone:
             self._decide(Decision(Reason.DISCONNECTED))
         except* LineTooLong as group:
@@ -307,7 +290,7 @@ class Run:
             await self._descend(process)
         self._has_ended()
         if not asked and not process.alone:
-            await self._wait_quiet()
+            await self._delivery.wait_quiet()
         process.end()
 
     def _has_ended(self) -> None:
@@ -322,16 +305,13 @@ class Run:
                 await process.wait_exit()
                 return
 
-    async def _wait_quiet(self) -> None:
-        """Wait until pipes that descendants hold have been quiet for a while, at most `DRAIN_LIMIT` seconds.
-
-        What a slow client has not taken yet is not quiet, and the time that it takes does not count.
-        """
-        left, seen = DRAIN_LIMIT, -1
-        while left > 0 and (self._delivery.open or seen != self._delivery.stirs):
-            seen = self._delivery.stirs
-            await trio.sleep(DRAIN_IDLE)
-            left -= 0 if self._delivery.open else DRAIN_IDLE
+    async def _hang_up(self, process: Contained) -> None:
+        """When the tree is gone, read what its pipes still hold, and no more: who holds them outside is none of it."""
+        with trio.CancelScope(shield=True):
+            await process.wait_gone()
+        await self._delivery.wait_over()
+        await process.stdout.aclose()
+        await process.stderr.aclose()
 
     async def _feed(self, process: Contained, words: bytes) -> None:
         """Give the CLI what its stdin did not take at once, and close it."""
@@ -351,13 +331,15 @@ class Run:
 
     async def _read_stdout(self, process: Contained, sink: Sink) -> None:
         try:
-            while chunk := bytes(await process.stdout.receive_some()):
+            while chunk := await _heard(process.stdout):
                 self._delivery.stirs += 1
                 self.teller.read(len(chunk))
                 if len(chunk) >= BULK:
-                    await self._turns.wait(self, READS)
+                    with self._delivery:
+                        await self._turns.wait(self, READS)
                 await self._take(self._splitter.feed(chunk), chunk, sink)
             await self._take(self._splitter.finish(), b"", sink)
+            self._delivery.end_pipe()
         finally:
             self._turns.leave(self)
 
@@ -413,13 +395,14 @@ class Run:
 
     async def _read_stderr(self, process: Contained, sink: Sink) -> None:
         rest = b""
-        while chunk := await process.stderr.receive_some():
+        while chunk := await _heard(process.stderr):
             self._delivery.stirs += 1
-            *lines, rest = (rest + bytes(chunk)).split(b"\n")
+            *lines, rest = (rest + chunk).split(b"\n")
             if len(rest) > STDERR_LINE:
                 lines, rest = [*lines, rest], b""
             await self._say_stderr(lines, sink)
         await self._say_stderr([rest] if rest else [], sink)
+        self._delivery.end_pipe()
 
     async def _say_stderr(self, lines: list[bytes], sink: Sink) -> None:
         if lines:
@@ -448,3 +431,11 @@ class Run:
             after_result=decision.after_result,
             cause=decision.error,
         )
+
+
+async def _heard(pipe: trio.abc.ReceiveStream) -> bytes:
+    """Return what a pipe holds, nothing at its end, or where our end of it was closed."""
+    try:
+        return bytes(await pipe.receive_some())
+    except trio.ClosedResourceError:
+        return b""

@@ -251,6 +251,55 @@ async def test_folders_of_the_operator_stay(fake: Backend, folder: Path) -> None
     assert tree(folder / "out") == {"1/mine": "mine"}
 
 
+@pytest.mark.parametrize("kind", ["folder", "file", "link"])
+def test_what_no_batch_has_made_is_kept(folder: Path, kind: str) -> None:
+    for name in ("work/w", "out", "other"):
+        (folder / name).mkdir(parents=True)
+    (folder / "work" / "w" / "f").write_text("new")
+    mine = folder / "out" / "1"
+    {"folder": mine.mkdir, "file": mine.touch, "link": lambda: mine.symlink_to(folder / "other")}[kind]()
+    copies = Artifacts(folder / "work", folder / "out", force=True)
+    for run in (lambda: copies.keep_off(["2", "1"]), lambda: copies.collect("1", "w", 0)):
+        with pytest.raises(Unwritable, match="out/1: no batch has made this, so it is kept; --artifacts takes another"):
+            run()
+    assert os.path.lexists(mine)
+    assert not list((folder / "other").iterdir())
+    copies.keep_off(["2"])
+    assert copies.collect("2", "w", 0) == "1 file"
+    copies.keep_off(["2"])
+
+
+@pytest.mark.parametrize("way", ["out", "link"])
+def test_no_path_of_the_batch_is_below_a_runs_folder(folder: Path, way: str) -> None:
+    (folder / "out" / "1").mkdir(parents=True)
+    (folder / "out" / artifacts.MADE / "1").mkdir(parents=True)
+    (folder / "link").symlink_to(folder / "out")
+    copies = Artifacts(folder / "work", folder / "out", force=True)
+    with pytest.raises(Unwritable, match="it is where the files of 1 go; --artifacts"):
+        copies.keep_off(["2", "1"], folder / "other", folder / way / "1" / "deep" / "r.jsonl")
+    copies.keep_off(["2", "1"], folder / "out" / "r.jsonl", folder / "r.jsonl", folder / "out" / "3" / "r.jsonl")
+
+
+async def test_a_batch_keeps_what_is_not_its_own(fake: Backend, folder: Path) -> None:
+    (folder / "work").mkdir(exist_ok=True)
+    for name in ("src", "all"):
+        (folder / "out" / name).mkdir(parents=True)
+        (folder / "out" / name / "mine").write_text("mine")
+    (folder / "out" / artifacts.MADE / "all").mkdir(parents=True)
+    words = ["--workspaces", str(folder / "work"), "--artifacts", "out", "--force"]
+    for name, more, match in (
+        ("src", [], "no batch has made this"),
+        ("all", ["--out", "out/all/results.jsonl"], "where the files of all go"),
+        ("all", ["--lines", "out/all/lines"], "where the files of all go"),
+    ):
+        told = await batch(
+            fake, folder, write_tasks(folder, {"prompt": "hello", "id": name, "workspace": "w"}), *words, *more
+        )
+        assert (told.status, told.stderr.count("\n")) == (2, 1)
+        assert match in told.stderr
+    assert tree(folder / "out") == {"all/mine": "mine", "src/mine": "mine"}
+
+
 async def test_a_run_is_recorded_before_a_full_disk_stops_all(autojump_clock: object, folder: Path) -> None:
     class Full(Artifacts):
         def collect(self, run: str, workspace: str, since: int) -> str:

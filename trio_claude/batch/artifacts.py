@@ -1,7 +1,8 @@
 """What runs leave in their workspaces, copied out on request.
 
 Rule 1: a workspace is the model's to write in: no link is followed, only plain files are read, and nothing in it can
-stop a batch. Rule 2: what is copied of one run is bounded. Rule 3: what was not copied is said.
+stop a batch. Rule 2: what is copied of one run is bounded. Rule 3: what was not copied is said. Rule 4: no folder is
+written in or removed that no batch has made.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import os
 import shutil
 import stat
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Final, TypeAlias
@@ -23,6 +24,8 @@ BYTES: Final = 1024 * 1024 * 1024
 """Files and bytes that are copied of one run, at most."""
 DEPTH: Final = 64
 """Folders in folders that are looked into, at most."""
+MADE: Final = ".made"
+"""The folder that holds an empty folder for each one that batches have made beside it."""
 _CHUNK: Final = 1024 * 1024
 _FOLDER: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
 _FILE: Final = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
@@ -36,7 +39,8 @@ _Steps: TypeAlias = tuple[str, ...]
 class Artifacts:
     """Copies what a run has made or changed in `workspaces`/NAME to `folder`/RUN. Its methods block.
 
-    `folder` must be empty, but with `force`, and apart from the workspaces. Raises `Unwritable`.
+    `folder` must be empty, but with `force`, and apart from the workspaces; what an earlier batch has copied for a run
+    of the same name is removed. Raises `Unwritable`.
     """
 
     def __init__(self, workspaces: Path, folder: Path, *, force: bool = False) -> None:
@@ -47,6 +51,21 @@ class Artifacts:
         self._workspaces = workspaces
         self._folder = folder
 
+    def keep_off(self, runs: Iterable[str], *paths: Path) -> None:
+        """Look, before anything runs, that no run's folder is another's, or holds one of these. Raises `Unwritable`."""
+        folder = resolved(self._folder)
+        places = ((resolved(path), path) for path in paths)
+        inside = {place.relative_to(folder).parts[0]: path for place, path in places if folder in place.parents}
+        for run in runs:
+            self._check_ours(run)
+            if path := inside.get(run):
+                raise Unwritable(f"{path}: it is where the files of {run} go; --artifacts takes another folder")
+
+    def _check_ours(self, run: str) -> None:
+        target = self._folder / run
+        if os.path.lexists(target) and not (self._folder / MADE / run).is_dir():
+            raise Unwritable(f"{target}: no batch has made this, so it is kept; --artifacts takes another folder")
+
     @staticmethod
     def mark() -> int:
         """Return the moment from which on a change counts, in nanoseconds of the file system's clock."""
@@ -54,9 +73,10 @@ class Artifacts:
 
     def collect(self, run: str, workspace: str, since: int) -> str:
         """Copy what has changed since; return what was copied, and what was not. Raises `Unwritable`."""
+        self._check_ours(run)
         target = self._folder / run
         shutil.rmtree(target, ignore_errors=True)
-        copying = _Copying(self._workspaces / workspace, target, since)
+        copying = _Copying(self._workspaces / workspace, target, self._folder / MADE / run, since)
         copying.run()
         return copying.told()
 
@@ -64,9 +84,10 @@ class Artifacts:
 class _Copying:
     """One run's files on their way. Faults of the source are counted, those of the target are `Unwritable`."""
 
-    def __init__(self, root: Path, target: Path, since: int) -> None:
+    def __init__(self, root: Path, target: Path, mark: Path, since: int) -> None:
         self._root = root
         self._target = target
+        self._mark = mark
         self._since = since
         self._files = self._size = self._missed = 0
         self._full = False
@@ -135,7 +156,8 @@ class _Copying:
     def _made(self, path: Path) -> IO[bytes]:
         """Make a file of the target. Raises OSError where its name can't be had there, and `Unwritable`."""
         try:
-            self._target.mkdir(parents=True, exist_ok=True)
+            for folder in (self._mark, self._target):
+                folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise Unwritable(f"{self._target}: {error.strerror}") from error
         try:

@@ -170,13 +170,16 @@ def _take_up(batch: Batch) -> Earlier | None:
 def _settings(batch: Batch, settings: Settings, earlier: Earlier | None) -> Settings:
     """Return how a batch is run; one that goes on writes results as they come, and puts them in order at the end."""
     force = batch.force or earlier is not None
-    folder = LinesFolder(batch.lines, force=force) if batch.lines else None
-    if folder:
-        ours = (batch.out, batch.beside) if batch.source == "-" else (batch.out, batch.beside, Path(batch.source))
-        folder.keep_off((item.name for item in batch.plan), *ours)
+    ours = (batch.out, batch.beside) if batch.source == "-" else (batch.out, batch.beside, Path(batch.source))
     artifacts = None
     if batch.artifacts and batch.config:
         artifacts = Artifacts(Path(batch.config.workspaces), batch.artifacts, force=force)
+        left = (item for item in batch.plan if not (earlier and earlier.done[item.place]))
+        names = (item.name for item in left if item.prompt.options.workspace is not None)
+        artifacts.keep_off(names, *ours, *((batch.lines,) if batch.lines else ()))
+    folder = LinesFolder(batch.lines, force=force) if batch.lines else None
+    if folder:
+        folder.keep_off((item.name for item in batch.plan), *ours)
     return attrs.evolve(
         settings, lines=folder, artifacts=artifacts, as_completed=settings.as_completed or earlier is not None
     )

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any
 
@@ -652,6 +653,24 @@ async def test_no_run_sees_the_folders_of_the_one_before(folder: Path) -> None:
             )
         await _guardian(containment, f"ls {folder}/shared >{folder}/none.seen")
     assert [(folder / f"{name}.seen").read_text() for name in ("one", "two", "none")] == ["one\n", "two\n", "public\n"]
+
+
+@pytest.mark.namespace
+async def test_a_folder_that_was_removed_outside_fails_no_later_run(folder: Path) -> None:
+    (folder / "own").mkdir()
+    shared = folder / "shared"
+    shared.mkdir()
+    binds = ((str(folder / "own"), str(shared)),)
+    async with open_containment("namespace", lambda _: None) as containment, AsyncExitStack() as held:
+        for _ in range(4):
+            process = await held.enter_async_context(containment.start(shell("read line", binds=binds)))
+            await process.stdin.aclose()
+        await held.aclose()
+        shared.rmdir()
+        shared.mkdir()
+        first = await _guardian(containment, f"touch {shared}/file", binds=binds)
+        assert await _guardian(containment, binds=binds) == first
+    assert (os.listdir(folder / "own"), os.listdir(shared)) == (["file"], [])
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP])

@@ -34,7 +34,7 @@ MARKED_TIMEOUT = 2.0
 
 
 class Unguarded(SpawnFailed):
-    """The job reached no guardian: nothing of it was started, so it can be given to the next one."""
+    """No guardian could begin the job: nothing of it was started, so it can be given to the next one."""
 
 
 class Guardian:
@@ -103,19 +103,21 @@ class Supervised(Contained):
         self.status = None
         self._alone = False
         self._failure = ""
+        self._held_before = self.guarded
+        self._stale = False
         self._gone: dict[str, Any] | None = None
         self._receipt: Receipt | None = None
         self._decided = math.inf
         self._ended = False
 
     async def wait_started(self) -> None:
-        """Wait for the CLI's pid. Raises `SpawnFailed`, `Unguarded` where no supervisor was forked for it."""
+        """Wait for the CLI's pid. Raises `SpawnFailed`, `Unguarded` where no supervisor was forked, or one is worn."""
         while not self.pid:
             if not await self._follow():
                 lost = SpawnFailed if self.guarded else Unguarded
                 raise lost("the guardian of this run was lost while it started")
             if self._failure:
-                raise SpawnFailed(self._failure)
+                raise (Unguarded if self._stale else SpawnFailed)(self._failure)
 
     def refuse(self) -> None:
         """Hear that no guardian has got the job: nothing was begun, so nothing is to be proven."""
@@ -204,6 +206,7 @@ class Supervised(Contained):
             self.guardian.know(packet["guardian"])
         if "failed" in packet:
             self._failure = why(packet["failed"], packet["what"])
+            self._stale = self._held_before and packet["what"] == "mount"  # what the run before it saw may be gone
             self._gone = {"seen": 0, "killed": 0}
         if "exit" in packet:
             self.status = _told_inside(packet["exit"]) if self._mode == "sandbox" else packet["exit"]

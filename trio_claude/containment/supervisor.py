@@ -180,10 +180,14 @@ class SupervisorContainment(Containment):
             await self._end(process)
 
     async def _begin(self, job: Job, told: Told, kill: Callable[[], None]) -> Supervised:
-        """Start `job`; where a zygote dies before it has forked a supervisor, below the next one."""
+        """Start `job`; where a zygote dies before it has forked a supervisor, below the next one.
+
+        Where a supervisor that waited can't take it, those that wait with it may not be able to either.
+        """
         for _ in range(TRIES - 1):
             with suppress(Unguarded):
                 return await self._try(job, told, kill)
+            self._spare_none()
         return await self._try(job, told, kill)
 
     async def _try(self, job: Job, told: Told, kill: Callable[[], None]) -> Supervised:

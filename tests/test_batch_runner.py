@@ -218,6 +218,15 @@ async def test_no_more_attempts_either(autojump_clock: object) -> None:
     assert (out.of("attempts"), out.of("reason")) == ([1], ["failed"])
 
 
+async def test_what_is_spent_while_an_attempt_waits_counts(autojump_clock: object) -> None:
+    busy, dear = Finish(reason="busy", error="full"), result(total_cost_usd=5)
+    door, out = FakeDoor({"a": [(0.1, "", busy), (1.0, dear, GOOD)], "b": [(0.2, dear, GOOD)]}), Out()
+    await runner(plan("a", "b", "c"), door, out, max_usd=1).run()
+    assert [name for name, _ in door.started] == ["a", "b"]
+    assert (out.of("reason"), out.of("attempts")) == (["busy", "exit", "skipped"], [1, 1, 0])
+    assert out.lines[0]["error"] == "full"
+
+
 async def test_a_slow_first_run_does_not_let_results_pile_up(
     autojump_clock: object, monkeypatch: pytest.MonkeyPatch
 ) -> None:

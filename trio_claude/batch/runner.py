@@ -157,7 +157,11 @@ class Runner:
                 await trio.sleep(delay(record.attempts, finish.retry_after, random.random()))  # noqa: S311
             finally:
                 self._release(ticket)
-            ticket = await self._again_free()
+            again = await self._again_free()
+            if again is None:
+                await self._collect(record, since, finish)
+                return finish
+            ticket = again
 
     def _worth_another(self, record: Record, finish: Finish) -> bool:
         if self._stop.is_set() or self._spent() or record.attempts > self._settings.retries:
@@ -168,13 +172,16 @@ class Runner:
         self.throttle.finish(ticket)
         self._changed.unpark_all()
 
-    async def _again_free(self) -> Ticket:
-        """Wait until one more may go, ahead of all that has not begun."""
+    async def _again_free(self) -> Ticket | None:
+        """Wait until one more may go, ahead of all that has not begun; None where the money is spent by then."""
         self._again += 1
         try:
             await self._until(lambda: self.throttle.free)
         finally:
             self._again -= 1
+        if self._spent():
+            self._changed.unpark_all()
+            return None
         return self.throttle.start()
 
     async def _attempt(self, record: Record, ticket: Ticket) -> Finish:

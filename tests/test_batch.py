@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import trio
 from batches import PROGRAM, batch, environ, left, results, write_tasks
-from harness import Backend, directive, open_backend, until
+from harness import Backend, directive, open_backend, script_cli, until
 
 TREE = directive("tree", kinds=["setsid", "double_fork", "ignore_term", "hold_stdout"], seconds=60, then="stay")
 EXIT_TREE = directive("tree", kinds=["setsid", "double_fork", "ignore_term"], seconds=60) + "hello"
@@ -102,6 +102,13 @@ async def test_the_manifest_says_what_the_figures_need(fake: Backend, folder: Pa
     assert manifest["machine"]["cores"] == os.cpu_count()
     assert manifest["started"] < manifest["ended"]
     assert "p50" in manifest["summary"]["seconds"]
+
+
+async def test_a_cli_that_leaves_something_with_its_stdout_has_a_version(fake: Backend, folder: Path) -> None:
+    words = f'case $* in *--version*) sleep 60 & echo 1.2.3; exit 0;; esac; exec {fake.program} "$@"'
+    told = await batch(fake, folder, write_tasks(folder, "hello"), TRIO_CLAUDE_CLI=script_cli(folder, words))
+    assert told.status == 0, told.stderr
+    assert json.loads((folder / "results.manifest.json").read_text())["cli"]["version"] == "1.2.3"
 
 
 async def test_each_file_of_results_has_a_manifest_of_its_own(fake: Backend, folder: Path) -> None:

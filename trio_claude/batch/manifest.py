@@ -22,6 +22,8 @@ from ..errors import ConfigError, SpawnFailed
 
 VERSION_TIMEOUT = 20.0
 """Seconds that `--version` may take."""
+VERSION_TAIL = 0.1
+"""Seconds in which what it has said is read once it has ended; somebody else may hold its stdout for ever."""
 VERSION_BYTES = 200
 """Bytes of a version that are kept."""
 
@@ -82,9 +84,10 @@ async def cli_version(engine: Engine, asking: trio.CancelScope | None = None) ->
         with asking or trio.CancelScope(), trio.move_on_after(VERSION_TIMEOUT):
             async with engine.containment.start(job) as process:
                 await process.stdin.aclose()
-                while len(told) < VERSION_BYTES and (chunk := await process.stdout.receive_some()):
-                    told += bytes(chunk)
                 status = await process.wait_exit()
+                with trio.move_on_after(VERSION_TAIL):
+                    while len(told) < VERSION_BYTES and (chunk := await process.stdout.receive_some()):
+                        told += bytes(chunk)
                 return told[:VERSION_BYTES].decode(errors="replace").strip() if status == 0 else None
     except SpawnFailed as error:
         raise ConfigError(f"cli: {error}") from error

@@ -107,6 +107,18 @@ async def _run(engine: Engine) -> list[str]:
     return lines
 
 
+async def test_one_that_complains_at_length_before_it_is_ready_is_ready_all_the_same(folder: Path) -> None:
+    config = _config(folder, "read line; echo said")
+    program = Path(config.cli)
+    words, rest = program.read_text().split("\n", 1)
+    program.write_text(f"{words}\nhead -c 300000 /dev/zero >&2\n{rest}")
+    events: list[Event] = []
+    async with open_engine(config, [events.append]) as engine:
+        await until(lambda: engine.runs.pool.ready == 1)
+        assert await _run(engine) == ["said"]
+    assert started(events) == [True]
+
+
 @pytest.mark.parametrize("what", ["echo whisper; read line", "exit 3"])
 async def test_one_that_spoke_or_ended_is_never_handed_out(folder: Path, what: str) -> None:
     events: list[Event] = []

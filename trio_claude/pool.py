@@ -59,7 +59,11 @@ class Warm:
         job = await self._stack.enter_async_context(workplace.job(self.id, self.options, "", binds=containment.binds))
         self.process = await self._stack.enter_async_context(containment.start(job))
         with trio.move_on_after(READY_TIMEOUT):
-            if await self._is_initialised():
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(self._hush)
+                good = await self._is_initialised()
+                nursery.cancel_scope.cancel()
+            if good:
                 return
         raise SpawnFailed("a CLI started ahead of need did not answer `initialize` as it should")
 
@@ -79,6 +83,11 @@ class Warm:
         except (LineTooLong, trio.BrokenResourceError):
             return False
         return False
+
+    async def _hush(self) -> None:
+        """Drop what the CLI says on stderr meanwhile: one whose stderr is full never answers."""
+        while await self.process.stderr.receive_some():
+            pass
 
     async def wait_unfit(self) -> None:
         """Wait until the CLI says something, or ends, or is taken."""

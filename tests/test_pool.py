@@ -8,12 +8,15 @@ from pathlib import Path
 
 import pytest
 import trio
-from harness import Backend, alive, ask, descriptors, directive, until
+from fakes import FakeContainment
+from harness import FAKE_ENV, Backend, alive, ask, descriptors, directive, until
 
 from trio_claude import open_run
 from trio_claude.config import Config
 from trio_claude.engine import Engine, open_engine
 from trio_claude.events import Event, PoolReady, RunStarted, Strained
+from trio_claude.pool import Pool, Slots
+from trio_claude.workplace import Workplace
 
 POOL = {"pool_size": 1, "profile": "lean"}
 
@@ -117,6 +120,22 @@ async def test_one_that_complains_at_length_before_it_is_ready_is_ready_all_the_
         await until(lambda: engine.runs.pool.ready == 1)
         assert await _run(engine) == ["said"]
     assert started(events) == [True]
+
+
+async def test_slots_that_runs_hold_are_no_shortage(folder: Path, autojump_clock: object) -> None:
+    asked: list[float] = []
+
+    def acquire(_who: object) -> bool:
+        asked.append(trio.current_time())
+        return False
+
+    events: list[Event] = []
+    async with Workplace.open(_config(folder, ""), FAKE_ENV) as workplace:
+        pool = Pool(workplace, FakeContainment(), events.append, Slots(acquire, lambda _: None))
+        with trio.move_on_after(9.5):
+            await pool.serve()
+    assert len(asked) == 10, "it asks again as often as at first"
+    assert events == []
 
 
 @pytest.mark.parametrize("what", ["echo whisper; read line", "exit 3"])

@@ -200,15 +200,18 @@ class Pool:
                     await self._wanted.wait()
                 await trio.sleep_until(self._taken_at + REFILL_PAUSE)
                 started = await nursery.start(self._keep_one)
+                if started is None:
+                    await trio.sleep(RETRY[0])
+                    continue
                 pause = 0.0 if started else min(max(2 * pause, RETRY[0]), RETRY[1])
                 self._strain(on=not started)
                 await trio.sleep(pause)
 
-    async def _keep_one(self, task_status: trio.TaskStatus[bool]) -> None:
-        """Make one CLI ready, tell whether that went well, and keep it until it is taken or unfit."""
+    async def _keep_one(self, task_status: trio.TaskStatus[bool | None]) -> None:
+        """Make one CLI ready, tell whether that went well, None without a slot; keep it until it is taken or unfit."""
         warm = Warm(self.options, trio.current_time())
         if not self._slots.acquire(warm):
-            task_status.started(False)
+            task_status.started(None)
             return
         self._alive += 1
         try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import os
 import subprocess
@@ -14,7 +15,7 @@ import trio
 from harness import alive, descriptors
 
 from trio_claude.errors import ConfigError
-from trio_claude.leftovers import open_home, remove_tree, sweep
+from trio_claude.leftovers import LOCK, open_home, remove_tree, sweep
 
 
 def leave(root: Path, server: str) -> Path:
@@ -93,17 +94,32 @@ async def test_a_folder_that_can_not_be_locked_is_not_left(folder: Path, monkeyp
 
 
 @pytest.mark.parametrize(
-    ("age", "name", "left"), [(90, "unborn_1", 0), (0, "unborn_1", 1), (90, "UNBORN_1", 1), (90, "full_123", 1)]
+    ("age", "name", "left"),
+    [
+        (90, "unborn_1", 0),
+        (0, "unborn_1", 1),
+        (90, "UNBORN_1", 1),
+        (90, "full_123", 1),
+        (90, "free_123", 0),
+        (0, "free_123", 1),
+        (90, "held_123", 1),
+    ],
 )
 async def test_what_died_before_it_had_a_lock_is_removed(folder: Path, age: float, name: str, left: int) -> None:
     unborn = folder / f".tcl-{name}"
     unborn.mkdir()
     if name.startswith("full"):
         (unborn / "file").touch()
+    if name.startswith(("free", "held")):
+        (unborn / LOCK).touch()
     then = time.time() - age
     os.utime(unborn, (then, then))
-    assert await sweep(folder) == []
+    with contextlib.ExitStack() as held:
+        if name.startswith("held"):
+            fcntl.flock(held.enter_context((unborn / LOCK).open("rb")), fcntl.LOCK_EX)
+        assert await sweep(folder) == []
     assert len(list(folder.iterdir())) == left
+    assert (unborn / LOCK).exists() == (name.startswith("held") or (age, name) == (0, "free_123"))
 
 
 # -- removing ---------------------------------------------------------------------------------------------------------

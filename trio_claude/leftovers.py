@@ -111,11 +111,13 @@ async def sweep(root: Path) -> list[str]:
 
 
 def _remove_unborn(root: Path) -> None:
-    """Remove the empty folders of servers that died before they had locked theirs."""
+    """Remove the folders of servers that died before theirs had its name; at most a lock is in one."""
     for folder in root.glob(f".{PREFIX}*"):
         with contextlib.suppress(OSError):
             facts = folder.lstat()
             if _is_named_so(folder) and facts.st_uid == os.getuid() and facts.st_mtime < time.time() - UNBORN:
+                if os.path.lexists(folder / LOCK) and not _locked(folder):
+                    (folder / LOCK).unlink()
                 folder.rmdir()
 
 

@@ -99,6 +99,14 @@ def test_a_key_is_found_by_its_secret_only(tmp_path: Path) -> None:
     assert path.stat().st_mode & 0o777 == 0o600
 
 
+@pytest.mark.parametrize("mode", [0o600, 0o640, 0o644])
+def test_who_could_read_the_old_file_can_read_the_new_one(tmp_path: Path, mode: int) -> None:
+    path = keys_file(tmp_path)
+    path.chmod(mode | 0o022)
+    write_keys(path, {"a": Key(digest("secret"))})
+    assert path.stat().st_mode & 0o777 == mode
+
+
 def test_keys_are_long_and_random() -> None:
     secrets = {new_secret() for _ in range(100)}
     assert len(secrets) == 100

@@ -100,14 +100,20 @@ def _check(path: Path, name: str, key: Key) -> None:
 
 
 def write_keys(path: Path, keys: Mapping[str, Key]) -> None:
-    """Replace a file of keys, whole or not at all; nobody else may read it. Raises OSError."""
+    """Replace a file of keys, whole or not at all; a new one is its owner's alone. Raises OSError.
+
+    Who could read the old one, a server in its group, can read this one.
+    """
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     new = path.with_name(f"{path.name}.{secrets.token_hex(8)}")
-    owner = (path if path.exists() else path.parent).stat()
+    there = path.exists()
+    owner = (path if there else path.parent).stat()
     try:
         with os.fdopen(os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
             if os.geteuid() == 0:  # the server that reads it may be another user's
                 os.fchown(file.fileno(), owner.st_uid, owner.st_gid)
+            if there and os.fstat(file.fileno()).st_gid == owner.st_gid:
+                os.fchmod(file.fileno(), 0o600 | owner.st_mode & 0o044)
             json.dump(_converter.unstructure(dict(keys)), file, indent=2)
             file.write("\n")
             file.flush()

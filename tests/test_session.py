@@ -432,6 +432,30 @@ def test_an_interrupt_is_due_until_the_result() -> None:
     assert session.due(3.0).clock is Clock.IDLE
 
 
+def tasks(*kinds: str) -> bytes:
+    listed = [{"task_id": str(number), "task_type": kind} for number, kind in enumerate(kinds)]
+    return json.dumps({"type": "system", "subtype": "background_tasks_changed", "tasks": listed}).encode()
+
+
+def test_a_session_is_not_idle_while_an_agent_works() -> None:
+    session = Session(PATIENCE, 0.0)
+    session.prompt(0.0)
+    session.hear([INIT, tasks("local_bash", "local_agent"), RESULT_LINE], 1.0)
+    assert session.agents
+    assert session.due(5000.0).clock is Clock.WHOLE
+    session.hear([tasks("local_bash")], 5000.0)
+    assert not session.agents
+    assert (session.due(5000.0).clock, session.due(5000.0).at) == (Clock.IDLE, 6800.0)
+
+
+@pytest.mark.parametrize("said", [None, {}, ["x"], [{}], [{"task_type": ["local_agent"]}]])
+def test_odd_lists_of_tasks_have_no_agent(said: object) -> None:
+    session = Session(PATIENCE, 0.0)
+    line = {"type": "system", "subtype": "background_tasks_changed", "tasks": said}
+    assert session.hear([json.dumps(line).encode()], 1.0) == []
+    assert not session.agents
+
+
 def test_an_interrupt_between_two_turns_is_for_the_one_that_was_asked_for() -> None:
     session = Session(PATIENCE, 0.0)
     session.prompt(0.0)

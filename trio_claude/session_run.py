@@ -167,6 +167,8 @@ class SessionRun(Run):
                 self.stop(Reason.STOPPED)
             else:
                 self._put_interrupt(urgent=self.session.begun)
+        elif self.session.agents and self.session.state is State.IDLE and not self._outbox.closed:
+            self._put_interrupt(urgent=True)
         self._stir.set()
 
     def _put_interrupt(self, *, urgent: bool) -> None:
@@ -182,8 +184,9 @@ class SessionRun(Run):
         self._stir.set()
 
     def _close_when_settled(self) -> None:
-        """Close the CLI's stdin, once that was asked for, outside of a turn, which may have to ask yet."""
-        if self.session.closing and self.session.state is not State.RUNNING and not self.session.asked:
+        """Close the CLI's stdin, once that was asked for, where neither a turn nor an agent may have to ask yet."""
+        busy = self.session.state is State.RUNNING or self.session.asked or self.session.agents
+        if self.session.closing and not busy:
             self._outbox.close()
             self.session.close()
 
@@ -288,6 +291,7 @@ class SessionRun(Run):
                 self.stop(Reason.DEADLINE, f"the session lasted {patience.whole:g} s")
 
     def _hear(self, lines: list[bytes]) -> None:
+        worked = self.session.agents
         happened = self.session.hear(lines, trio.current_time())
         behind = begun = False
         for happening in happened:
@@ -306,9 +310,19 @@ class SessionRun(Run):
                 self._arm_grace()
             elif happening is Happening.BEGAN:
                 self._grace.deadline = math.inf
+        self._follow_agents(worked=worked)
         if happened:
             self._close_when_settled()
             self._stir.set()
+
+    def _follow_agents(self, *, worked: bool) -> None:
+        """See to it that agents have begun to work, or that none works any more."""
+        if worked is self.session.agents:
+            return
+        if self.session.closing and self.session.state is State.IDLE:
+            self._arm_grace()
+        self._close_when_settled()
+        self._stir.set()
 
     def _release(self) -> None:
         """Say what was held, now that the turn that it was not for has ended."""
@@ -329,8 +343,9 @@ class SessionRun(Run):
         self._stir.set()
 
     def _arm_grace(self) -> None:
-        """Give a CLI that is told no more the time to end."""
-        self._grace.deadline = trio.current_time() + self._workplace.config.result_grace
+        """Give a CLI that is told no more the time to end, and its agents that of a turn."""
+        patience = self.session.patience.turn if self.session.agents else self._workplace.config.result_grace
+        self._grace.deadline = trio.current_time() + patience
 
 
 def _patience(config: Config, options: Options) -> Patience:

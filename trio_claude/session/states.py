@@ -139,7 +139,7 @@ class Due:
     request: str = ""
 
 
-_MARKS = (b'"result"', b'"init"', b'"control_request"', b'"control_cancel_request"')
+_MARKS = (b'"result"', b'"init"', b'"control_request"', b'"control_cancel_request"', b'"background_tasks_changed"')
 _STOPPED: Mapping[State, frozenset[Clock]] = {
     State.IDLE: frozenset({Clock.TURN}),
     State.RUNNING: frozenset({Clock.IDLE}),
@@ -162,6 +162,8 @@ class Session:
         self.closing: bool = False
         self.deaf: bool = False
         self.begun: bool = False
+        self.agents: bool = False
+        """Whether agents work in the background: the CLI begins a turn with what they have found."""
         self._in_turn = False
         self._waits = False
         """Whether something was said in the turn, for which the CLI may begin another behind it."""
@@ -261,7 +263,7 @@ class Session:
     def due(self, now: float) -> Due:
         """Return what is next to happen if nothing else does."""
         self._count(now)
-        running = {clock: left for clock, left in self._left.items() if clock not in _STOPPED[self.state]}
+        running = {clock: left for clock, left in self._left.items() if clock not in self._stopped()}
         found = [Due(now + left, clock) for clock, left in running.items()]
         found += [
             Due(question.since + self.patience.approval, Clock.APPROVAL, request)
@@ -301,6 +303,8 @@ class Session:
             self.begun, self._ends_next = True, False
             self._happen(Happening.BEGAN, now)
             return [Happening.BEGAN]
+        if kind == "system" and said.get("subtype") == "background_tasks_changed":
+            self._work(said.get("tasks"), now)
         self._said_since_prompt = True
         return []
 
@@ -333,8 +337,18 @@ class Session:
     def _count(self, now: float) -> None:
         """Use up the budgets that run in this state."""
         spent, self._counted = now - self._counted, now
-        for clock in self._left.keys() - _STOPPED[self.state]:
+        for clock in self._left.keys() - self._stopped():
             self._left[clock] -= spent
+
+    def _stopped(self) -> frozenset[Clock]:
+        return _STOPPED[self.state] | {Clock.IDLE} if self.agents else _STOPPED[self.state]
+
+    def _work(self, tasks: object, now: float) -> None:
+        """Take the tasks in the background, all that there are."""
+        self._count(now)
+        listed = tasks if isinstance(tasks, list) else []
+        self.agents = any(isinstance(task, dict) and task.get("task_type") == "local_agent" for task in listed)
+        self._left[Clock.IDLE] = self.patience.idle
 
 
 def _is_suspect(line: bytes) -> bool:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import trio
-from harness import Backend, directive, head, open_backend, until
+from harness import Backend, directive, head, open_backend, script_cli, until
 from talk import Talk, open_talk
 
 from trio_claude.errors import Reason
@@ -519,6 +519,60 @@ async def test_a_cli_that_lives_on_after_its_end_is_ended(fake: Backend) -> None
         ended = await talk.end()
     assert ended["reason"] == "exit"
     assert talk.reason.startswith("ended after result; ")
+
+
+AGENT = """
+says() { echo '{"type":"system","session_id":"s","subtype":"'"$1"'"'"$2"'}'; }
+result() { echo '{"type":"result","result":"'"$1"'","session_id":"s"}'; }
+agent=',"tasks":[{"task_id":"a","task_type":"local_agent"}]'
+none=',"tasks":[]'
+IFS= read -r prompt
+says init; says background_tasks_changed "$agent"; result "it works"
+"""
+"""The beginning of a CLI that has an agent in the background behind its first turn."""
+
+
+async def test_an_end_waits_for_an_agent_and_for_what_it_has_found(fake: Backend, folder: Path) -> None:
+    program = f"""{AGENT}
+sleep 0.8
+says background_tasks_changed "$none"; says init; result "it has found"
+cat >/dev/null
+"""
+    cli = script_cli(folder, program)
+    async with fake.serve(cli=cli, result_grace=0.2) as server, open_talk(server) as talk:
+        await talk.start()
+        await talk.user("go")
+        await talk.stop("end")
+        ended = await talk.end()
+        results = [frame["result"] for frame in talk.frames if frame["type"] == "result"]
+    assert results == ["it works", "it has found"]
+    assert (ended["reason"], ended["exit_status"], ended.get("signal")) == ("exit", 0, None)
+
+
+async def test_an_end_waits_for_an_agent_no_longer_than_for_a_turn(fake: Backend, folder: Path) -> None:
+    cli = script_cli(folder, f"{AGENT} cat >/dev/null; sleep 60")
+    async with fake.serve(cli=cli, timeout=0.5) as server, open_talk(server) as talk:
+        await talk.start()
+        await talk.user("go")
+        await talk.stop("end")
+        ended = await talk.end()
+    assert ended["receipt"]["survivors"] == 0
+
+
+async def test_an_interrupt_between_two_turns_ends_an_agent(fake: Backend, folder: Path) -> None:
+    program = f"""{AGENT}
+IFS= read -r said
+case "$said" in *'"interrupt"'*) says background_tasks_changed "$none"; says interrupted;; esac
+cat >/dev/null
+"""
+    async with fake.serve(cli=script_cli(folder, program)) as server, open_talk(server) as talk:
+        await talk.start()
+        await talk.user("go")
+        await talk.result()
+        await talk.stop("interrupt")
+        await talk.next(lambda frame: frame.get("subtype") == "interrupted")
+        await talk.stop("end")
+        assert (await talk.end())["exit_status"] == 0
 
 
 async def test_a_cli_that_dies_is_told(fake: Backend) -> None:

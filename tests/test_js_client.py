@@ -17,6 +17,7 @@ import trio
 from browser import CLIENT, browse, play, serve_page
 from cutter import Cutter, open_cutter
 from harness import NAMES_BOTH, NAMES_EACH, OWN_RESULT, Backend, connect, directive, open_backend, script_cli, until
+from talk import open_talk
 
 from trio_claude.errors import Reason
 from trio_claude.events import RunStarted
@@ -289,6 +290,24 @@ async def test_nothing_is_lost_of_a_turn_behind_one_that_was_left(fake: Backend,
     async with fake.serve(cli=script_cli(folder, NAMES_EACH)) as server:
         seen = await play(server, folder, "left")
     assert (seen["text"], seen["types"][-2:]) == ("two", ["assistant", "result"])
+
+
+async def test_turns_that_the_cli_answers_at_once_end_all(fake: Backend, folder: Path) -> None:
+    async with fake.serve(cli=script_cli(folder, NAMES_BOTH)) as server:
+        assert await play(server, folder, "both") == {"second": "both", "rest": []}
+
+
+@pytest.mark.parametrize("ended", [False, True], ids=["live", "ended"])
+async def test_a_run_is_come_to_where_the_first_connection_fails(fake: Backend, folder: Path, ended: bool) -> None:
+    """As with one that breaks later; to a run that is over nothing can be said."""
+    async with fake.serve(journal="memory") as server, open_talk(server) as talk:
+        run = (await talk.start(on_disconnect={"grace": 30}))["run"]
+        await (talk.stop("kill") if ended else talk.say({"type": "gateway", "op": "detach"}))
+        await until(lambda: talk.code is not None)
+        seen = await play(server, folder, "first_fails", run=run, ended=ended)
+    assert seen["states"] == ["connecting", "lost", "open", "closed"]
+    assert seen["tries"] == 3
+    assert not ended or seen["late"]["code"] == "over"
 
 
 async def test_who_closes_twice_waits_for_nothing(fake: Backend, folder: Path) -> None:

@@ -228,6 +228,35 @@ const scenes = {
     return seen;
   },
 
+  /** Say two turns one behind the other, and read the second first. */
+  async both() {
+    const session = await openSession({ url });
+    const first = session.turn("first");
+    await first.next();
+    const second = await result(session.turn("second"));
+    const rest = [];
+    for await (const event of first) rest.push(typeOf(event));
+    await session.close();
+    return { second: second.text, rest };
+  },
+
+  /** Come to a run that is there, where the first connections fail; tell what was heard of the way. */
+  async first_fails() {
+    const states = [];
+    let tries = 0;
+    class Failing extends WebSocket {
+      constructor(address, ...given) {
+        super((tries += 1) < 3 ? String(address).replace("/ws/session", "/ws/nowhere") : address, ...given);
+      }
+    }
+    const onState = (state) => states.push(state);
+    const session = await openSession({ url, WebSocket: Failing, grace: 20, attach: { run: more.run }, onState });
+    if (more.ended) await session[Symbol.asyncIterator]().next();
+    const late = more.ended && (await failure(async () => session.send("too late")));
+    await session.close();
+    return { states, tries, late };
+  },
+
   /** Close twice at once; tell of the timers that are left. */
   async closes() {
     const session = await openSession({ url });

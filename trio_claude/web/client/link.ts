@@ -38,6 +38,8 @@ export class Link {
   private lines = 0;
   private role: unknown = "owner";
   private isAttached = false;
+  private wasThere = false;
+  private isEnded = false;
   private isAhead = false;
   private refusal: Json | undefined;
   /** A refusal that may be for a moment, and the close behind it. */
@@ -79,7 +81,7 @@ export class Link {
     try {
       this.tell("connecting");
       let closed = await this.connect(this.first);
-      if (closed.error) this.isOver = true;
+      if (closed.error && (this.first["op"] === "start" || closed.error instanceof Refused)) this.isOver = true;
       while (this.grace && this.run && !this.isOver) closed = await this.comeBack(this.grace, closed);
       if (this.kept) this.listener.event(this.kept.said, this.kept.size);
       return this.conclude(closed);
@@ -92,7 +94,7 @@ export class Link {
 
   /** Say something, now or on the next connection. Throws once it is over, or where too much waits. */
   send(said: Json): void {
-    if (this.isOver || (!this.socket && !this.grace)) throw new TrioClaudeError("the session is over", { code: "over" });
+    if (this.isOver || this.isEnded || (!this.socket && !this.grace)) throw new TrioClaudeError("the session is over", { code: "over" });
     this.said.add(JSON.stringify(said));
     this.speak();
   }
@@ -161,7 +163,7 @@ export class Link {
   private note(said: Json): void {
     switch (said["event"]) {
       case "started":
-        this.isAttached = true;
+        this.isAttached = this.wasThere = true;
         this.run = String(said["run"]);
         return this.tell("open");
       case "attached":
@@ -193,7 +195,7 @@ export class Link {
     this.refusal = said;
     const last = said["last"];
     if (said["code"] !== "ahead" || typeof last !== "number" || last >= this.lines) return;
-    if (this.state !== "lost") return; // a first `after` that is ahead is the program's own mistake
+    if (!this.wasThere) return; // a first `after` that is ahead is the program's own mistake
     this.lines = last;
     this.isAhead = true;
     this.refusal = undefined;
@@ -202,12 +204,13 @@ export class Link {
   /** Be there; say what was not heard, unless the run is over, and only told again. */
   private attached(said: Json): void {
     clearTimeout(this.answerTimer);
-    const isBack = this.state === "lost";
-    this.isAttached = true;
+    const isBack = this.wasThere;
+    this.isAttached = this.wasThere = true;
+    this.isEnded = Boolean(said["ended"]);
     this.role = said["role"];
     this.back = performance.now();
     this.refusal = this.kept = undefined;
-    if (!said["ended"]) {
+    if (!this.isEnded) {
       try {
         this.said.rewind(Number(said["heard"] ?? 0));
       } catch (error) {

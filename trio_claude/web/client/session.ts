@@ -91,6 +91,8 @@ export class Session implements AsyncIterable<SessionEvent> {
   private readonly link: Link;
   private readonly events: Inbox<SessionEvent>;
   private readonly asked = new Approvals();
+  /** Messages of turns that have no result yet. */
+  private readonly turns = new Set<unknown>();
   private readonly answers = new Map<string, { resolve(value: Json): void; reject(error: unknown): void }>();
   private readonly onState: OpenOptions["onState"];
   private readonly onEvent: OpenOptions["onEvent"];
@@ -146,27 +148,17 @@ export class Session implements AsyncIterable<SessionEvent> {
   /**
    * Say something, and iterate up to and with the turn's `result` line. A turn that the CLI begins by itself, because a
    * background task has ended, comes with its `result` on the way. Of a turn whose loop was left early the next turn lets
-   * the rest go, but for approvals. What is said to a run that is just ending is not done, and throws nothing: `ended`
+   * the rest go, but for approvals. Of turns that the CLI answers at once the same `result` ends each, whichever reads it. What is said to a run that is just ending is not done, and throws nothing: `ended`
    * tells why.
    */
   async *turn(content: Content): AsyncGenerator<SessionEvent, void, undefined> {
     const uuid = newUuid();
     this.say(content, uuid);
-    let stale = this.unfinished;
-    this.unfinished = true;
-    for (let next = await this.read(); !next.done; next = await this.read()) {
-      const event = next.value;
-      if (event.type === "gateway" && event.event === "refused" && !("request_id" in event) && event["code"] !== ENDING) {
-        this.unfinished = stale;
-        throw errorOfRefusal(event);
-      }
-      const own = isOf(event, uuid);
-      if (own) stale = false;
-      const ends = isResult(event) && (own ?? !stale);
-      if (isResult(event)) this.unfinished = !ends;
-      if (!stale || event.type === "approval" || event.type === "settled") yield event;
-      if (ends) return;
-      if (isResult(event) && (own === undefined || namesOf(event))) stale = false;
+    this.turns.add(uuid);
+    try {
+      yield* this.readTurn(uuid);
+    } finally {
+      this.turns.delete(uuid);
     }
   }
 
@@ -236,9 +228,32 @@ export class Session implements AsyncIterable<SessionEvent> {
     return { next: () => this.read() };
   }
 
+  private async *readTurn(uuid: string): AsyncGenerator<SessionEvent, void, undefined> {
+    let stale = this.unfinished;
+    this.unfinished = true;
+    while (this.turns.has(uuid)) {
+      const next = await this.read();
+      if (next.done) return;
+      const event = next.value;
+      if (event.type === "gateway" && event.event === "refused" && !("request_id" in event) && event["code"] !== ENDING) {
+        this.unfinished = stale;
+        throw errorOfRefusal(event);
+      }
+      const own = isOf(event, uuid);
+      if (own) stale = false;
+      const ends = isResult(event) && (own ?? !stale);
+      if (isResult(event)) this.unfinished = !ends;
+      if (!stale || event.type === "approval" || event.type === "settled") yield event;
+      if (ends) return;
+      if (isResult(event) && (own === undefined || namesOf(event))) stale = false;
+    }
+  }
+
   private async read(): Promise<IteratorResult<SessionEvent, undefined>> {
     const next = await this.events.next();
-    if (!next.done && isResult(next.value)) this.unfinished = false;
+    if (next.done || !isResult(next.value)) return next;
+    this.unfinished = false;
+    for (const name of namesOf(next.value) ?? []) this.turns.delete(name);
     return next;
   }
 

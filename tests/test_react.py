@@ -192,6 +192,16 @@ async def test_a_person_approves(fake: Backend, modules: Path, tmp_path: Path, s
     assert [run.outcome.reason for run in fake.ended] == [Reason.EXIT]
 
 
+async def test_where_no_person_approves_what_is_asked_is_denied(
+    fake: Backend, modules: Path, tmp_path: Path, sources: dict[str, Path]
+) -> None:
+    given = {"options": {"url": "URL", "grace": 20}, "prompt": TOOL, "meta": "ASKS"}
+    seen = await use(fake, modules, tmp_path, sources, "const shown = hook.approvals.length;" + END, **given)
+    assert seen["shown"] == 0
+    assert "nobody is asked here" in json.dumps(seen["messages"])
+    assert not (fake.cwd / "asked").exists()
+
+
 @pytest.mark.real_cli
 async def test_the_documented_component_works(
     real: Backend, modules: Path, tmp_path: Path, sources: dict[str, Path]

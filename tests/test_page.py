@@ -187,10 +187,20 @@ async def test_escape_is_heard_once_where_it_is_held_and_not_from_an_input_metho
     fake: Backend, browser: Browser
 ) -> None:
     press = "document.body.dispatchEvent(new KeyboardEvent('keydown', { key: 'Escape', bubbles: true, ...how }))"
-    async with fake.serve() as server, looking(browser, server.url) as page:
+    async with fake.serve(journal="memory") as server, looking(browser, server.url) as page:
         await page.say(directive("slow", n=400, ms=50))
         await page.wait_text(".answer", "tok3")
-        await page.evaluate(f"[{{ isComposing: true }}].forEach((how) => {press})")
+        await page.evaluate(f"[{{ isComposing: true }}, {{ keyCode: 229 }}].forEach((how) => {press})")
+        await page.click("#tab-history")
+        await page.call("fill", "#search", "other")
+        await page.press("Escape")
+        await page.click("#tab-talk")
+        await page.call("focus", "#model")
+        await page.press("Escape")
+        await page.call("fill", "#prompt", "not yet")
+        enter = "new KeyboardEvent('keydown', { key: 'Enter', keyCode: 229, bubbles: true, cancelable: true })"
+        await page.evaluate(f"document.getElementById('prompt').dispatchEvent({enter})")
+        assert await page.evaluate("document.getElementById('prompt').value") == "not yet"
         await page.wait_text(".answer", "tok9")
         await page.evaluate(f"[false, true, true].forEach((repeat) => {{ const how = {{ repeat }}; {press}; }})")
         await turns(page, 1)
@@ -220,6 +230,41 @@ async def test_what_is_asked_for_is_shown_whole(fake: Backend, browser: Browser)
         shown = await page.texts(".tool .code code")
         assert shown[0] == "ls"
         assert json.loads(shown[1]) == whole
+
+
+async def test_what_is_not_seen_or_turns_a_text_is_written_out(fake: Backend, browser: Browser) -> None:
+    command = "echo \u202e# hs | live lruc\u202c\x1b\u200b\ndone"
+    request = {"subtype": "can_use_tool", "tool_name": "Bash", "input": {"command": command + " " * 300 + "; last"}}
+    line = {"type": "control_request", "request_id": "one", "request": request}
+    async with fake.serve() as server, looking(browser, server.url) as page:
+        await page.say(directive("raw", text=f"{json.dumps(line)}\n") + directive("text", text="asked"))
+        await page.wait("[data-answer=allow]")
+        shown = r"echo \u202e# hs | live lruc\u202c\u001b\u200b"
+        assert (await page.texts(".tool .code code"))[0].startswith(f"{shown}\ndone")
+        assert (await page.texts(".tool-input"))[0].startswith(f"{shown} done")
+        assert await page.evaluate(
+            "(({ scrollWidth, clientWidth }) => scrollWidth <= clientWidth)(document.querySelector('.tool .code pre'))"
+        )
+        await page.click("[data-answer=edit]")
+        assert json.loads(await page.evaluate("document.querySelector('.editor textarea').value")) == request["input"]
+
+
+async def test_a_letter_that_is_typed_answers_no_question(fake: Backend, browser: Browser) -> None:
+    """Alt and A type a letter on some keyboards; where they do not they lead to the question, not to an answer."""
+    async with fake.serve() as server, looking(browser, server.url) as page:
+        await page.say(directive("bash", cmd="touch asked"))
+        await page.wait("[data-answer=allow]")
+        await page.call("focus", "#prompt")
+        await page.press("Control+Alt+a")
+        letter = "{ key: '\u00e5', code: 'KeyA', altKey: true, bubbles: true }"
+        await page.evaluate(f"document.activeElement.dispatchEvent(new KeyboardEvent('keydown', {letter}))")
+        assert await page.evaluate("document.activeElement.id") == "prompt"
+        await page.press("Alt+a")
+        await page.press("Space")
+        assert await page.evaluate("document.activeElement.className") == "question"
+        await page.click("[data-answer=deny]")
+        await turns(page, 1)
+        assert not (fake.cwd / "asked").exists()
 
 
 @pytest.mark.real_cli
@@ -285,6 +330,130 @@ async def test_a_server_that_dies_is_told_of_and_the_conversation_goes_on(real: 
                 assert "hello" in json.dumps(real.api.requests[-1].body["messages"])
                 await page.click("#end")
                 await page.wait(".receipt")
+
+
+FAILING = """(() => {
+  const Real = window.WebSocket;
+  let tries = 0;
+  const failing = (address) => !window.isGood && (tries += 1) <= TRIES ? address.replace("/ws/session", "/ws/nowhere") : address;
+  window.WebSocket = new Proxy(Real, { construct: (_, [address, given]) => new Real(failing(address), given) });
+})()"""
+
+
+async def test_a_reload_whose_first_connection_fails_comes_back(fake: Backend, browser: Browser) -> None:
+    async with fake.serve(journal="memory") as server, looking_at_death(browser, server.url) as page:
+        await page.say(directive("slow", n=40, ms=50))
+        await page.wait_text(".answer", "tok3")
+        await page.call("addInitScript", FAILING.replace("TRIES", "1"))
+        await page.call("reload")
+        await turns(page, 1)
+        assert len(await page.texts(".answer")) == 1
+        assert await page.evaluate(TAB_KEPT)
+        await page.click("#end")
+        await page.wait(".receipt")
+    assert [run.outcome.reason for run in fake.ended] == [Reason.EXIT]
+
+
+async def test_a_run_that_is_not_reached_is_not_given_up(fake: Backend, browser: Browser) -> None:
+    async with fake.serve(journal="memory", grace_max=1) as server, looking_at_death(browser, server.url) as page:
+        await page.say(directive("text", text="one"))
+        await turns(page, 1)
+        run = await page.evaluate(TAB_KEPT)
+        await page.call("addInitScript", FAILING.replace("TRIES", "Infinity"))
+        await page.call("reload")
+        await page.wait_text("#offer", "Try again")
+        assert await page.evaluate(TAB_KEPT) == run
+        await page.evaluate("window.isGood = true")
+        await page.click("#offer")
+        await page.until(
+            "document.querySelector('.receipt') || document.getElementById('link').textContent === 'connected'"
+        )
+        assert await page.texts(".answer") == ["one"]
+
+
+@pytest.mark.parametrize("times", [1, 3])
+async def test_a_part_of_the_past_that_is_not_to_be_had_makes_nothing_double(
+    fake: Backend, browser: Browser, times: int
+) -> None:
+    breaks = f"""(() => {{
+      const real = window.fetch;
+      let left = {times};
+      const isPart = (path) => /lines\\?part=[^0]/.test(String(path));
+      window.fetch = (path, init) => isPart(path) && left-- > 0 ? Promise.reject(new TypeError("cut")) : real(path, init);
+    }})()"""
+    async with fake.serve(journal="memory") as server, looking(browser, server.url) as page:
+        for number in range(6):
+            await page.say(directive("text", text=f"answer {number} " + "word " * 60000))
+            await turns(page, number + 1)
+        await page.call("addInitScript", breaks)
+        await page.call("reload")
+        await turns(page, 6)
+        assert [text[:8] for text in await page.texts(".answer")] == [f"answer {number}" for number in range(6)]
+        notes = " ".join(await page.texts(".note"))
+        assert "not kept by this server" not in notes
+        assert ("could be read: cut" in notes) is (times == 3)
+
+
+WAITS_FOR_GO = """(() => {
+  const real = window.fetch;
+  const gone = new Promise((resolve) => (window.go = () => resolve()));
+  window.fetch = async (path, init) => (String(path).startsWith("/api/runs/") && (await gone), real(path, init));
+})()"""
+
+
+async def test_a_prompt_to_a_run_that_is_over_is_given_back(fake: Backend, browser: Browser) -> None:
+    async with fake.serve(journal="memory") as server, looking(browser, server.url) as page:
+        await page.say(directive("text", text="one"))
+        await turns(page, 1)
+        run = await page.evaluate(TAB_KEPT)
+        await page.call("goto", "about:blank")
+        await call(server, f"/api/runs/{run}", method="DELETE")
+        await until(lambda: len(fake.ended) == 1)
+        await page.call("addInitScript", WAITS_FOR_GO)
+        await page.call("goto", f"{server.url}/")
+        await page.say("second")
+        await page.evaluate("window.go()")
+        await page.wait(".receipt")
+        await page.wait_text("#transcript", "was not sent")
+        assert (await page.text("#transcript")).index("one") < (await page.text("#transcript")).index("second")
+        assert await page.evaluate("document.getElementById('prompt').value") == "second"
+
+
+async def test_a_run_behind_one_that_was_killed_has_a_stop_of_its_own(fake: Backend, browser: Browser) -> None:
+    async with fake.serve(journal="memory") as server, looking(browser, server.url) as page:
+        await page.say(directive("hang"))
+        await page.until("!document.getElementById('stop').disabled")
+        await page.evaluate("[1, 2].forEach(() => document.getElementById('stop').click())")
+        await page.wait(".receipt")
+        await page.click("#offer")
+        await page.say(directive("slow", n=400, ms=50))
+        await page.wait_text(".answer", "tok3")
+        assert await page.text("#stop") == "Stop"
+        await page.press("Escape")
+        await turns(page, 1)
+        assert len(fake.ended) == 1
+        await page.click("#end")
+        await page.wait_count(".receipt", 2)
+
+
+async def test_a_run_that_waits_for_a_place_is_given_up(fake: Backend, browser: Browser) -> None:
+    async with (
+        fake.serve(journal="memory", max_runs=1) as server,
+        looking(browser, server.url) as page,
+        open_talk(server) as other,
+    ):
+        await other.start()
+        await page.say("hello")
+        await page.wait_text("#state", "free place")
+        await page.press("Escape")
+        await page.wait_text("#state", "ready")
+        assert await page.evaluate("document.getElementById('prompt').value") == "hello"
+        await other.stop("end")
+        await other.end()
+        await page.press("Enter")
+        await turns(page, 1)
+        await page.click("#end")
+        await page.wait(".receipt")
 
 
 @asynccontextmanager
@@ -404,6 +573,42 @@ async def test_runs_now_are_told_and_stopped(fake: Backend, browser: Browser) ->
         await page.click("#tab-talk")
         await page.wait_text(".receipt", "0 left")
     assert [(run.meta, run.outcome.reason) for run in fake.ended] == [("LIVE-1", Reason.STOPPED)]
+
+
+async def test_a_page_shows_its_own_run_and_watches_others(fake: Backend, browser: Browser) -> None:
+    async with fake.serve(journal="memory") as server, looking(browser, server.url) as page:
+        await page.say(directive("text", text="mine"))
+        await turns(page, 1)
+        await page.click("#tab-running")
+        await page.click("text=Show")
+        assert await page.call("isVisible", "#talk")
+        assert await page.text("#link") == "connected"
+        assert await page.texts("#running button") == ["Show", "Stop"]
+        await page.click("#end")
+        await page.wait(".receipt")
+
+
+async def test_no_other_conversation_goes_on_while_a_run_is_there(fake: Backend, browser: Browser) -> None:
+    async with fake.serve(journal="memory") as server, looking(browser, server.url) as page:
+        await page.say(directive("text", text="old"))
+        await turns(page, 1)
+        await page.click("#end")
+        await page.wait(".receipt")
+        await page.click("#tab-history")
+        await page.click(".run")
+        await page.wait("#history .past-head button")
+        await page.click("#tab-talk")
+        await page.say(directive("text", text="new"))
+        await turns(page, 1)
+        await page.click("#tab-history")
+        await page.click("#history .past-head button")
+        await page.wait_text("#banner", "End it first")
+        await page.click("#end")
+        await page.wait("#transcript .receipt")
+        await page.say(directive("text", text="fresh"))
+        await page.until("document.querySelector('#transcript .answer')?.textContent.trim() === 'fresh'")
+        await page.click("#end")
+        await page.wait("#transcript .receipt")
 
 
 async def test_history_is_searched_and_told_again(fake: Backend, browser: Browser) -> None:
@@ -715,6 +920,8 @@ async def test_all_is_done_by_keys_alone(fake: Backend, browser: Browser) -> Non
         await page.press("Enter")
         await page.wait("[data-answer=allow]")
         await page.press("Alt+a")
+        assert await page.evaluate("document.activeElement.className") == "question"
+        await page.press("Tab")
         assert await page.evaluate("document.activeElement.dataset.answer") == "allow"
         assert await page.evaluate("getComputedStyle(document.activeElement).outlineStyle") == "solid"
         await page.press("Enter")

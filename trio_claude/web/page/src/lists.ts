@@ -41,7 +41,7 @@ export function openRunning(talk: Talk): void {
     try {
       const [{ runs }, ready] = await Promise.all([listRuns(talk.key, { state: "live", limit: "100" }), readiness(talk.key)]);
       told.textContent = `${count(runs.length, "run")}${runs.length === 100 ? " or more" : ""}; this server holds each by ${ready}.`;
-      const now = JSON.stringify(runs.map((run) => run.id));
+      const now = JSON.stringify([talk.leads, ...runs.map((run) => run.id)]);
       if (now === drawn) return age(place, runs);
       drawn = now;
       place.replaceChildren(runs.length ? running(runs, ready, talk, told) : h("p", {}, "Nothing runs."));
@@ -77,9 +77,11 @@ function acts(run: Row, talk: Talk, told: HTMLElement): HTMLElement {
   const row = h("div", { class: "row" });
   const go = (as: "owner" | "viewer") => {
     showTab("talk");
-    void talk.attach(run.id, as);
+    if (run.id !== talk.leads) void talk.attach(run.id, as);
   };
-  if (run.door === "session") {
+  const own = run.id === talk.leads;
+  if (own) row.append(button("Show", () => go("owner"), `Show run ${run.id}`));
+  if (run.door === "session" && !own) {
     row.append(button("Watch", () => go("viewer"), `Watch run ${run.id}`), button("Take over", () => go("owner"), `Take over run ${run.id}`));
   }
   row.append(button("Stop", () => void stop(run, talk, told), `Stop run ${run.id}`));
@@ -196,7 +198,7 @@ class Past {
     const shown = [h("h3", {}, row.meta, " ", code(row.id)), ...facts.map((fact) => h("p", { class: "small" }, fact))];
     if (row.error) shown.push(h("p", { class: "fault" }, row.error));
     if (!row.whole) shown.push(h("p", { class: "small" }, "Not all of its lines are kept."));
-    return row.session && row.state === "ended" && !this.talk.isLive ? [...shown, this.goOn(row.session)] : shown;
+    return row.session && row.state === "ended" ? [...shown, this.goOn(row.session)] : shown;
   }
 
   private goOn(session: string): HTMLElement {

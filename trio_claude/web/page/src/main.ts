@@ -5,7 +5,7 @@ import { find } from "./dom";
 import { openFrames, showFrames } from "./frames";
 import { api } from "./link";
 import { openHistory, openRunning, openUsage } from "./lists";
-import { onSeen, openTabs } from "./tabs";
+import { isSeen, onSeen, openTabs } from "./tabs";
 import { Talk } from "./talk";
 import { openTheme } from "./theme";
 
@@ -45,17 +45,35 @@ function openForm(door: Promise<void>): void {
     prompt.focus();
   });
   prompt.addEventListener("keydown", (event) => {
-    if (event.key !== "Enter" || event.shiftKey || event.isComposing) return;
+    if (event.key !== "Enter" || event.shiftKey || isComposing(event)) return;
     event.preventDefault();
     find<HTMLFormElement>("ask").requestSubmit();
   });
   document.addEventListener("keydown", (event) => {
-    if (event.key === "Escape" && !event.repeat && !event.isComposing) talk.stop(); // held, or an input method's, it means no more
-    if (event.altKey && event.code === "KeyA") talk.transcript.focusQuestion();
+    if (event.key === "Escape" && stops(event)) talk.stop();
+    if (!isAltA(event)) return;
+    event.preventDefault();
+    talk.transcript.focusQuestion();
   });
   find("stop").addEventListener("click", () => talk.stop());
   find("end").addEventListener("click", () => talk.end());
   find("latest").addEventListener("click", () => talk.transcript.toEnd());
+}
+
+/** Whether a key is an input method's; Safari says so of the last one by its old code alone. */
+function isComposing(event: KeyboardEvent): boolean {
+  return event.isComposing || event.keyCode === 229;
+}
+
+/** Whether Escape means the turn: held it means no more, and in a field that has a use for it, or another panel, that alone. */
+function stops(event: KeyboardEvent): boolean {
+  const isField = event.target instanceof Element && event.target.matches("[type=search], [list]");
+  return !event.repeat && !isComposing(event) && !isField && isSeen("talk");
+}
+
+/** Whether it is Alt+A and no letter: on some keyboards those keys type one. */
+function isAltA(event: KeyboardEvent): boolean {
+  return event.altKey && !event.ctrlKey && !event.metaKey && !event.getModifierState("AltGraph") && event.key.toLowerCase() === "a";
 }
 
 /** Learn what this server is; where it wants a key, ask for that first. */

@@ -1,10 +1,13 @@
 // What the journal has: runs, their lines, what was used. Rule: it is asked in pages, and shown in pieces of a frame.
-import { api } from "./link";
+import { api, ApiRefused } from "./link";
 import type { Json } from "./tools";
 import type { Transcript } from "./transcript";
 
 /** Lines that are shown before the page gets to draw. */
 const AT_ONCE = 400;
+/** Times that a part is asked for that can't be had, and the milliseconds between them. */
+const TRIES = 3;
+const PAUSE = 500;
 
 export interface Row {
   id: string;
@@ -33,32 +36,42 @@ export async function getRun(key: string, run: string): Promise<Row> {
   return (await api(`/api/runs/${run}`, key)).json();
 }
 
-/** Show a run's lines; return the number of the last. `each` hears of every line. */
-export async function tell(key: string, run: Row, into: Transcript, isWanted: () => boolean, each: (line: Json, raw: string) => void = () => {}): Promise<number> {
+type Each = (line: Json, raw: string, n: number) => void;
+
+/** Show a run's lines. `each` hears of every line, with its number, once it is shown. */
+export async function tell(key: string, run: Row, into: Transcript, isWanted: () => boolean, each: Each = () => {}): Promise<void> {
   if (run.door !== "session" && run.prompt) into.say(run.prompt);
-  let last = 0;
   for (let part: string | null = "0"; part !== null; ) {
-    const answer = await api(`/api/runs/${run.id}/lines?part=${part}`, key);
+    const answer = await ask(`/api/runs/${run.id}/lines?part=${part}`, key);
     part = answer.headers.get("X-Next-Part");
     const records = (await answer.text()).split("\n").filter(Boolean);
     for (let at = 0; at < records.length; at += AT_ONCE) {
-      if (!isWanted()) return last;
-      for (const record of records.slice(at, at + AT_ONCE)) last = show(JSON.parse(record), into, each) ?? last;
+      if (!isWanted()) return;
+      for (const record of records.slice(at, at + AT_ONCE)) show(JSON.parse(record), into, each);
       await new Promise((resolve) => setTimeout(resolve));
     }
   }
-  return last;
 }
 
-/** Show one record; return its number where it is a line of the CLI. */
-function show(record: Json, into: Transcript, each: (line: Json, raw: string) => void): number | undefined {
+/** Ask for a part, and again where the server was not reached. */
+async function ask(path: string, key: string): Promise<Response> {
+  for (let tries = 1; ; tries += 1) {
+    try {
+      return await api(path, key);
+    } catch (error) {
+      if (error instanceof ApiRefused || tries === TRIES) throw error;
+      await new Promise((resolve) => setTimeout(resolve, PAUSE));
+    }
+  }
+}
+
+function show(record: Json, into: Transcript, each: Each): void {
   if (typeof record.stderr === "string") into.note(record.stderr, "note stderr");
   if (typeof record.in === "string") showSaid(record.in, into);
-  if (typeof record.line !== "string") return undefined;
+  if (typeof record.line !== "string") return;
   const line = parse(record.line);
   into.take(line, true);
-  each(line, record.line);
-  return record.n;
+  each(line, record.line, record.n);
 }
 
 function showSaid(text: string, into: Transcript): void {

@@ -1,37 +1,21 @@
 // The conversation: one session at a time, from its first prompt to its receipt, over reloads and lost connections.
 // Rule: of a run that goes on the browser keeps its id and nothing else; a key stays in memory.
-import { openSession, Refused, TrioClaudeError, type GatewayEvent, type OpenOptions, type Session, type SessionEvent, type State } from "../../client/client";
+import { Busy, ConnectionLost, openSession, Refused, TrioClaudeError, type GatewayEvent, type OpenOptions, type Session, type SessionEvent, type State } from "../../client/client";
 import { announce, find, h } from "./dom";
 import { keepFrame } from "./frames";
+import { forget, keep, kept } from "./kept";
 import { ApiRefused } from "./link";
 import { Meters } from "./meters";
 import { getRun, tell } from "./past";
 import type { Json } from "./tools";
-import { list, Transcript } from "./transcript";
-import { receiptWords, seconds } from "./words";
+import { Transcript } from "./transcript";
+import { HISTORY, phase, receiptWords, seconds, SETTLED, STATES } from "./words";
 
-const KEPT = "run";
 /** Refusals that a better key would help against. */
 const KEY_CODES = new Set(["unauthorized", "credentials"]);
+/** Refusals of a server that keeps nothing, or nothing of this run. */
+const NOT_KEPT = new Set(["no-journal", "404", "no-run"]);
 const WAITING = "waiting for an answer";
-const STATES: Record<State | "idle", string> = {
-  idle: "not connected",
-  connecting: "connecting",
-  open: "connected",
-  lost: "connection lost: trying again",
-  back: "connected",
-  closed: "not connected",
-};
-const HISTORY: Record<string, string> = {
-  waiting: "What is said can't be kept just now: it waits, and the run goes on.",
-  back: "What is said is kept again.",
-  ended: "From here on nothing is kept of this run.",
-};
-const SETTLED: Record<string, string> = {
-  cancelled: "no longer asked",
-  timeout: "nobody answered in time: denied",
-  refused: "the answer was refused",
-};
 
 /** Something that leads a run in the user's place: the demonstration. */
 export interface Script {
@@ -59,6 +43,8 @@ export class Talk {
   private run = "";
   private ended: Json | null = null;
   private waiting: string[] = [];
+  /** Whether what was said before is being told: a prompt is shown behind it. */
+  private telling = false;
   private conversation = "";
   private resume = "";
   private script: Script | null = null;
@@ -78,11 +64,16 @@ export class Talk {
     return this.opening !== null;
   }
 
+  /** The run that this page leads, empty where there is none. */
+  get leads(): string {
+    return this.isLive && this.owner ? this.run : "";
+  }
+
   /** Send a prompt: to the run there is, else to a new one. */
   send(text: string, script: Script | null = null): void {
     if (this.isLive && !this.owner) return;
     if (!this.isLive) this.begin(script);
-    this.transcript.say(text);
+    if (!this.telling) this.transcript.say(text);
     find("welcome").hidden = true;
     if (this.session) this.tryTo(() => this.session?.send(text));
     else this.waiting.push(text);
@@ -94,21 +85,24 @@ export class Talk {
     this.leave();
     this.fresh();
     find("welcome").hidden = true;
+    this.run = run;
     this.owner = as !== "viewer";
     const opening = this.claim();
     const isOn = () => this.opening === opening;
+    this.telling = true;
     try {
       const row = await getRun(this.key, run);
       if (!isOn()) return;
       this.conversation = row.session ?? "";
-      const last = await tell(this.key, row, this.transcript, isOn, (line, raw) => this.look(line, raw));
-      if (!isOn()) return;
-      this.last = last;
+      await tell(this.key, row, this.transcript, isOn, (line, raw, n) => this.tellAgain(line, raw, n));
     } catch (error) {
       if (!isOn()) return;
       if (error instanceof ApiRefused && KEY_CODES.has(error.code)) return this.refuse(opening, error.message);
-      this.transcript.note("What was said before is not kept by this server.");
+      this.transcript.note(NOT_KEPT.has((error as ApiRefused).code) ? "What was said before is not kept by this server." : `Not all that was said before could be read: ${(error as Error).message}`);
     }
+    if (!isOn()) return;
+    this.telling = false;
+    for (const text of this.waiting) this.transcript.say(text);
     await this.follow(opening, { attach: { run, after: this.last, ...(as && { as }) } });
   }
 
@@ -120,6 +114,7 @@ export class Talk {
 
   /** Go on with an earlier conversation: the next prompt does. */
   goOn(conversation: string): void {
+    if (this.isLive) return this.banner("There is a run here. End it first; then another conversation can go on.");
     this.resume = conversation;
     this.banner("The next prompt goes on with this conversation, in a new run.");
     find<HTMLTextAreaElement>("prompt").focus();
@@ -127,7 +122,9 @@ export class Talk {
 
   /** Stop the turn; where that was asked for already, end the run now. */
   stop(): void {
-    if (!this.session || !this.busy || !this.owner) return;
+    if (!this.busy || !this.owner) return;
+    if (this.isQueued) return this.giveUp();
+    if (!this.session) return;
     this.tryTo(() => this.session?.stop(this.stopping ? "kill" : "interrupt"));
     this.meters.state(this.stopping ? "ending it all now" : "stopping; once more ends the run now");
     this.stopping = true;
@@ -146,8 +143,9 @@ export class Talk {
     const resume = this.resume;
     if (!resume) this.fresh();
     this.ended = null;
+    this.stopping = false;
     this.last = 0;
-    this.resume = "";
+    this.resume = this.run = "";
     this.script = script;
     this.owner = true;
     find("proof").hidden = true;
@@ -163,7 +161,7 @@ export class Talk {
     this.waiting = [];
     this.script = this.ended = null;
     this.conversation = this.run = this.resume = "";
-    this.stopping = this.busy = false;
+    this.stopping = this.busy = this.telling = false;
     this.last = 0;
     find("proof").hidden = find("run").hidden = true;
     this.banner("");
@@ -195,7 +193,9 @@ export class Talk {
       const session = await openSession({ ...how, key, grace: this.grace || undefined, signal: opening.signal, onState, onEvent });
       if (!isOn()) return;
       this.session = session;
-      for (const text of this.waiting.splice(0)) session.send(text);
+      this.tryTo(() => {
+        for (; this.waiting.length; this.waiting.shift()) session.send(this.waiting[0]!);
+      });
       for await (const event of session) {
         if (!isOn()) return;
         this.tryTo(() => this.take(event)); // an odd line of the CLI is no reason to leave its run
@@ -244,6 +244,11 @@ export class Talk {
     this.setBusy(this.busy, this.busy ? "the turn goes on" : "ready", false);
   }
 
+  private tellAgain(line: Json, raw: string, n: number): void {
+    this.last = n;
+    this.look(line, raw);
+  }
+
   private takeLine(line: Json, raw: string, n: number): void {
     this.last = n;
     this.transcript.take(line);
@@ -279,6 +284,7 @@ export class Talk {
 
   private takeEnd(said: Json): void {
     this.ended = said;
+    this.stopping = false;
     forget();
     const { receipt } = said;
     const words = receipt ? receiptWords(receipt) : "no receipt";
@@ -309,7 +315,8 @@ export class Talk {
     const code = error instanceof TrioClaudeError ? error.code : "";
     const why = error instanceof Error ? error.message : String(error);
     if (KEY_CODES.has(code)) return this.refuse(opening, why);
-    const run = this.run || kept();
+    const { run } = this;
+    if (run && (error instanceof ConnectionLost || error instanceof Busy)) return this.lost(run, why);
     if (run && why.startsWith("there is no run")) return this.gone("The run is gone: the server was started anew, or the time to come back is over.");
     if (run) return this.gone(why);
     this.transcript.note(`Refused: ${why}`, "note fault");
@@ -322,6 +329,13 @@ export class Talk {
     this.onKeyWanted(why);
   }
 
+  /** Take that the run can't be reached, and may be there. */
+  private lost(run: string, why: string): void {
+    this.setBusy(false, "not connected");
+    const as = this.owner ? undefined : "viewer";
+    this.offer(`The run can't be reached: ${why}`, "Try again", () => void this.attach(run, as));
+  }
+
   private gone(why: string): void {
     forget();
     this.setBusy(false, "the run is gone");
@@ -331,14 +345,34 @@ export class Talk {
 
   private over(): void {
     this.session = this.opening = this.script = null;
-    this.waiting = [];
+    this.stopping = this.telling = false;
+    this.giveBack();
     this.transcript.end();
     this.state = "idle";
     if (this.busy) this.setBusy(false, "ready");
     this.show();
   }
 
+  /** Give up a run that has not begun. */
+  private giveUp(): void {
+    this.leave();
+    this.over();
+  }
+
+  /** Put prompts that were said to nobody back where they were typed. */
+  private giveBack(): void {
+    if (!this.waiting.length) return;
+    const prompt = find<HTMLTextAreaElement>("prompt");
+    prompt.value = [...this.waiting.splice(0), prompt.value].filter(Boolean).join("\n");
+    this.transcript.note("The last prompt was not sent; it is in its field again.");
+  }
+
   // -- what the page shows --------------------------------------------------------------------------------------------
+
+  /** Whether a new run is asked for that has not begun: it may wait for a free place. */
+  private get isQueued(): boolean {
+    return this.isLive && !this.session && !this.run;
+  }
 
   private async choose(model: string): Promise<void> {
     if (!this.session || !this.owner) return;
@@ -375,7 +409,7 @@ export class Talk {
     const leads = live && this.owner && this.session !== null;
     for (const id of ["meta", "daemons"]) find<HTMLInputElement>(id).disabled = live;
     find<HTMLButtonElement>("send").disabled = live && !this.owner;
-    find<HTMLButtonElement>("stop").disabled = !(leads && this.busy);
+    find<HTMLButtonElement>("stop").disabled = !((leads || this.isQueued) && this.busy);
     find<HTMLButtonElement>("end").disabled = !leads;
     find("stop").textContent = this.stopping ? "Kill" : "Stop";
   }
@@ -412,32 +446,5 @@ export class Talk {
     } catch (error) {
       this.transcript.note((error as Error).message, "note fault");
     }
-  }
-}
-
-function phase(line: Json): string {
-  const tools = list(line.message?.content).filter((block) => block.type === "tool_use");
-  return tools.length ? `running ${tools.map((block) => block.name).join(", ")}`.slice(0, 80) : "writing";
-}
-
-function keep(run: string): void {
-  inTab((storage) => storage.setItem(KEPT, run));
-}
-
-function kept(): string | null {
-  const run = inTab((storage) => storage.getItem(KEPT));
-  return run && /^[0-9a-f]{1,64}$/.test(run) ? run : null;
-}
-
-function forget(): void {
-  inTab((storage) => storage.removeItem(KEPT));
-}
-
-/** Use what the tab keeps; null where this browser keeps nothing. */
-function inTab<T>(act: (storage: Storage) => T): T | null {
-  try {
-    return act(sessionStorage);
-  } catch {
-    return null;
   }
 }

@@ -9,6 +9,9 @@ export const SHOWN = 50_000;
 /** What a command is shown without: of whatever has more than these all is shown, because all is what is allowed. */
 const PLAIN = new Set(["command", "description"]);
 
+/** Controls, characters without a width, and those that turn the direction of a text; neither a line's end nor a tab. */
+const UNSEEN = /[^\P{Cc}\n\t]|[\p{Cf}\u2028\u2029]/gu;
+
 export type Json = Record<string, any>;
 
 export interface Answers {
@@ -24,7 +27,7 @@ export class ToolCard {
   private readonly state = h("span", { class: "tool-state" }, "…");
   private readonly input = h("div", { class: "tool-part" });
   private readonly output = h("div", { class: "tool-part", hidden: true });
-  private readonly question = h("div", { class: "question", hidden: true });
+  private readonly question = h("div", { class: "question", role: "group", tabindex: "-1", hidden: true });
   private given: Json = {};
   private open = "";
 
@@ -43,7 +46,7 @@ export class ToolCard {
     this.given = input;
     this.label.textContent = short(input);
     const command = typeof input.command === "string" && Object.keys(input).every((name) => PLAIN.has(name));
-    const shown = limited(command ? input.command : JSON.stringify(input, null, 2));
+    const shown = limited(visible(command ? input.command : JSON.stringify(input, null, 2)));
     this.input.replaceChildren(h("h4", {}, "Input"), codeBlock(shown, command ? "bash" : "json"));
   }
 
@@ -64,6 +67,7 @@ export class ToolCard {
     this.open = request;
     this.element.open = true;
     const answers = this.answers();
+    this.question.setAttribute("aria-label", `May ${this.name} run?`);
     this.setState("asks", answers ? "asks you" : "asks");
     const ask = h("p", { class: "ask" }, `May ${this.name} run?`);
     this.question.replaceChildren(ask, answers ? this.buttons(request, answers) : h("span", {}, "its owner is asked"));
@@ -85,11 +89,6 @@ export class ToolCard {
     this.question.hidden = true;
   }
 
-  /** Focus the first answer. */
-  focus(): void {
-    this.question.querySelector("button")?.focus();
-  }
-
   private buttons(request: string, answers: Answers): HTMLElement {
     const edit = h("textarea", { rows: "4", "aria-label": `Input of ${this.name}, as JSON`, spellcheck: "false" });
     const fault = h("p", { class: "fault", role: "alert" });
@@ -109,7 +108,7 @@ export class ToolCard {
     change.addEventListener("click", () => {
       editor.hidden = !editor.hidden;
       change.setAttribute("aria-expanded", String(!editor.hidden));
-      edit.value = JSON.stringify(this.given, null, 2);
+      edit.value = visible(JSON.stringify(this.given, null, 2));
       if (!editor.hidden) edit.focus();
       this.question.scrollIntoView({ block: "nearest" });
     });
@@ -140,7 +139,13 @@ function parsed(text: string, fault: HTMLElement): Json | null {
 
 function short(input: Json): string {
   const told = input.command ?? input.file_path ?? input.path ?? input.pattern ?? input.url ?? input.description;
-  return (typeof told === "string" ? told : JSON.stringify(input)).replace(/\s+/g, " ").slice(0, 160);
+  return visible((typeof told === "string" ? told : JSON.stringify(input)).replace(/[ \t\n]+/g, " ").slice(0, 160));
+}
+
+/** Return a text with all written out that is not seen, or moves what is beside it: what is read is what runs. */
+function visible(text: string): string {
+  const written = (unit: string) => `\\u${unit.charCodeAt(0).toString(16).padStart(4, "0")}`;
+  return text.replace(UNSEEN, (one) => one.split("").map(written).join(""));
 }
 
 export function limited(text: string): string {

@@ -107,9 +107,9 @@ export class Transcript {
     this.pieces.clear();
   }
 
-  /** Focus the first question that is open. */
+  /** Focus the first question that is open: itself, for none of its answers is given by a key that is still being typed. */
   focusQuestion(): void {
-    this.root.querySelector<HTMLElement>(".question:not([hidden]) button")?.focus();
+    this.root.querySelector<HTMLElement>(".question:not([hidden]):has(button)")?.focus();
   }
 
   toEnd(): void {

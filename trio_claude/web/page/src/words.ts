@@ -1,4 +1,26 @@
 // Numbers and times in words.
+import type { State } from "../../client/client";
+import { list } from "./transcript";
+import type { Json } from "./tools";
+
+export const STATES: Record<State | "idle", string> = {
+  idle: "not connected",
+  connecting: "connecting",
+  open: "connected",
+  lost: "connection lost: trying again",
+  back: "connected",
+  closed: "not connected",
+};
+export const HISTORY: Record<string, string> = {
+  waiting: "What is said can't be kept just now: it waits, and the run goes on.",
+  back: "What is said is kept again.",
+  ended: "From here on nothing is kept of this run.",
+};
+export const SETTLED: Record<string, string> = {
+  cancelled: "no longer asked",
+  timeout: "nobody answered in time: denied",
+  refused: "the answer was refused",
+};
 
 export function seconds(ms: number): string {
   if (ms < 1000) return `${Math.round(ms)} ms`;
@@ -46,4 +68,10 @@ export interface Receipt {
   survivors: number | null;
   ms: number;
   containment: string;
+}
+
+/** What a line of the model's is at. */
+export function phase(line: Json): string {
+  const tools = list(line.message?.content).filter((block) => block.type === "tool_use");
+  return tools.length ? `running ${tools.map((block) => block.name).join(", ")}`.slice(0, 80) : "writing";
 }

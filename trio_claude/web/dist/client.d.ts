@@ -285,6 +285,8 @@ declare class Link {
     private lines;
     private role;
     private isAttached;
+    private wasThere;
+    private isEnded;
     private isAhead;
     private refusal;
     /** A refusal that may be for a moment, and the close behind it. */
@@ -419,6 +421,8 @@ export declare class Session implements AsyncIterable<SessionEvent> {
     private readonly link;
     private readonly events;
     private readonly asked;
+    /** Messages of turns that have no result yet. */
+    private readonly turns;
     private readonly answers;
     private readonly onState;
     private readonly onEvent;
@@ -437,7 +441,7 @@ export declare class Session implements AsyncIterable<SessionEvent> {
     /**
      * Say something, and iterate up to and with the turn's `result` line. A turn that the CLI begins by itself, because a
      * background task has ended, comes with its `result` on the way. Of a turn whose loop was left early the next turn lets
-     * the rest go, but for approvals. What is said to a run that is just ending is not done, and throws nothing: `ended`
+     * the rest go, but for approvals. Of turns that the CLI answers at once the same `result` ends each, whichever reads it. What is said to a run that is just ending is not done, and throws nothing: `ended`
      * tells why.
      */
     turn(content: Content): AsyncGenerator<SessionEvent, void, undefined>;
@@ -466,6 +470,7 @@ export declare class Session implements AsyncIterable<SessionEvent> {
     /** End the run, whatever it is at, and the session; a viewer only leaves. */
     close(): Promise<SessionEnded>;
     [Symbol.asyncIterator](): AsyncIterator<SessionEvent, undefined>;
+    private readTurn;
     private read;
     private say;
     private answer;

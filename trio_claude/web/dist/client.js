@@ -715,6 +715,8 @@ var Link = class {
 	lines = 0;
 	role = "owner";
 	isAttached = false;
+	wasThere = false;
+	isEnded = false;
 	isAhead = false;
 	refusal;
 	/** A refusal that may be for a moment, and the close behind it. */
@@ -753,7 +755,7 @@ var Link = class {
 		try {
 			this.tell("connecting");
 			let closed = await this.connect(this.first);
-			if (closed.error) this.isOver = true;
+			if (closed.error && (this.first["op"] === "start" || closed.error instanceof Refused)) this.isOver = true;
 			while (this.grace && this.run && !this.isOver) closed = await this.comeBack(this.grace, closed);
 			if (this.kept) this.listener.event(this.kept.said, this.kept.size);
 			return this.conclude(closed);
@@ -765,7 +767,7 @@ var Link = class {
 	}
 	/** Say something, now or on the next connection. Throws once it is over, or where too much waits. */
 	send(said) {
-		if (this.isOver || !this.socket && !this.grace) throw new TrioClaudeError("the session is over", { code: "over" });
+		if (this.isOver || this.isEnded || !this.socket && !this.grace) throw new TrioClaudeError("the session is over", { code: "over" });
 		this.said.add(JSON.stringify(said));
 		this.speak();
 	}
@@ -832,7 +834,7 @@ var Link = class {
 	note(said) {
 		switch (said["event"]) {
 			case "started":
-				this.isAttached = true;
+				this.isAttached = this.wasThere = true;
 				this.run = String(said["run"]);
 				return this.tell("open");
 			case "attached": return this.attached(said);
@@ -864,7 +866,7 @@ var Link = class {
 		this.refusal = said;
 		const last = said["last"];
 		if (said["code"] !== "ahead" || typeof last !== "number" || last >= this.lines) return;
-		if (this.state !== "lost") return;
+		if (!this.wasThere) return;
 		this.lines = last;
 		this.isAhead = true;
 		this.refusal = void 0;
@@ -872,12 +874,13 @@ var Link = class {
 	/** Be there; say what was not heard, unless the run is over, and only told again. */
 	attached(said) {
 		clearTimeout(this.answerTimer);
-		const isBack = this.state === "lost";
-		this.isAttached = true;
+		const isBack = this.wasThere;
+		this.isAttached = this.wasThere = true;
+		this.isEnded = Boolean(said["ended"]);
 		this.role = said["role"];
 		this.back = performance.now();
 		this.refusal = this.kept = void 0;
-		if (!said["ended"]) {
+		if (!this.isEnded) {
 			try {
 				this.said.rewind(Number(said["heard"] ?? 0));
 			} catch (error) {
@@ -991,6 +994,8 @@ var Session = class {
 	link;
 	events;
 	asked = new Approvals();
+	/** Messages of turns that have no result yet. */
+	turns = /* @__PURE__ */ new Set();
 	answers = /* @__PURE__ */ new Map();
 	onState;
 	onEvent;
@@ -1042,27 +1047,17 @@ var Session = class {
 	/**
 	* Say something, and iterate up to and with the turn's `result` line. A turn that the CLI begins by itself, because a
 	* background task has ended, comes with its `result` on the way. Of a turn whose loop was left early the next turn lets
-	* the rest go, but for approvals. What is said to a run that is just ending is not done, and throws nothing: `ended`
+	* the rest go, but for approvals. Of turns that the CLI answers at once the same `result` ends each, whichever reads it. What is said to a run that is just ending is not done, and throws nothing: `ended`
 	* tells why.
 	*/
 	async *turn(content) {
 		const uuid = newUuid();
 		this.say(content, uuid);
-		let stale = this.unfinished;
-		this.unfinished = true;
-		for (let next = await this.read(); !next.done; next = await this.read()) {
-			const event = next.value;
-			if (event.type === "gateway" && event.event === "refused" && !("request_id" in event) && event["code"] !== ENDING) {
-				this.unfinished = stale;
-				throw errorOfRefusal(event);
-			}
-			const own = isOf(event, uuid);
-			if (own) stale = false;
-			const ends = isResult(event) && (own ?? !stale);
-			if (isResult(event)) this.unfinished = !ends;
-			if (!stale || event.type === "approval" || event.type === "settled") yield event;
-			if (ends) return;
-			if (isResult(event) && (own === void 0 || namesOf(event))) stale = false;
+		this.turns.add(uuid);
+		try {
+			yield* this.readTurn(uuid);
+		} finally {
+			this.turns.delete(uuid);
 		}
 	}
 	/** Let a tool run, with `updatedInput` in place of its own input where it is given. */
@@ -1142,9 +1137,31 @@ var Session = class {
 	[Symbol.asyncIterator]() {
 		return { next: () => this.read() };
 	}
+	async *readTurn(uuid) {
+		let stale = this.unfinished;
+		this.unfinished = true;
+		while (this.turns.has(uuid)) {
+			const next = await this.read();
+			if (next.done) return;
+			const event = next.value;
+			if (event.type === "gateway" && event.event === "refused" && !("request_id" in event) && event["code"] !== ENDING) {
+				this.unfinished = stale;
+				throw errorOfRefusal(event);
+			}
+			const own = isOf(event, uuid);
+			if (own) stale = false;
+			const ends = isResult(event) && (own ?? !stale);
+			if (isResult(event)) this.unfinished = !ends;
+			if (!stale || event.type === "approval" || event.type === "settled") yield event;
+			if (ends) return;
+			if (isResult(event) && (own === void 0 || namesOf(event))) stale = false;
+		}
+	}
 	async read() {
 		const next = await this.events.next();
-		if (!next.done && isResult(next.value)) this.unfinished = false;
+		if (next.done || !isResult(next.value)) return next;
+		this.unfinished = false;
+		for (const name of namesOf(next.value) ?? []) this.turns.delete(name);
 		return next;
 	}
 	say(content, uuid) {

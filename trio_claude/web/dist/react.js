@@ -115,6 +115,7 @@ var Running = class {
 		});
 		for await (const event of session.turn(prompt)) {
 			if (event.type === "line") this.line(event.raw, event.line);
+			if (event.type === "approval" && !given.approvals) session.deny(event.request_id, { message: "nobody is asked here" });
 			if (event.type !== "gateway") this.change({ approvals: [...session.approvals.values()] });
 		}
 		if (session.state !== "closed") session.stop("end");

@@ -455,6 +455,21 @@ async def test_what_a_lost_node_held_is_free_and_it_has_it_again_only_where_nobo
         await enter(b.shared.place(bob, NONE, lambda _: None))
 
 
+async def test_a_node_that_was_lost_and_asks_nothing_has_again_what_it_held(redis_server: RedisServer) -> None:
+    bob = Member("key:bob", Limits(runs=1))
+    async with nodes(redis_server, 2) as (a, b), a.shared.hold("key:alice", "s"), a.shared.place(bob, NONE, print):
+        lost = a.token
+        assert redis_server.call("EVAL", load("leave").text, "0", "trio-claude", "node0") == b""
+        assert redis_server.call("EXISTS", "trio-claude:running:key:bob") == b"0"
+        await until(lambda: a.token > lost)
+        await until(lambda: redis_server.call("EXISTS", "trio-claude:running:key:bob") == b"1")
+        with pytest.raises(SessionBusy):
+            await enter(b.shared.hold("key:alice", "s"))
+        with trio.move_on_after(0.2) as waiting:
+            await enter(b.shared.place(bob, NONE, lambda _: None))
+        assert waiting.cancelled_caught
+
+
 async def test_an_old_token_and_an_old_connection_decide_nothing(redis_server: RedisServer) -> None:
     async with nodes(redis_server, 1) as (a,):
         desk = a.shared._desk

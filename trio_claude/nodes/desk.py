@@ -92,6 +92,7 @@ class Desk:
         self._stir = trio.Event()
         self._settled = trio.Event()
         redis.on_change(self._change)
+        membership.on_return(lambda: self._change(connected=False))  # what it held another server has let go of
 
     # what is to be known here
 

@@ -22,6 +22,7 @@ from returns import attach
 from talk import open_talk
 from trio_websocket import ConnectionClosed
 
+from trio_claude.admission import Limits, Member
 from trio_claude.api import OPEN_PATHS
 from trio_claude.commands.settings import load
 from trio_claude.config import Config
@@ -610,6 +611,34 @@ async def test_a_session_that_passes_the_day_ends_over_budget(name: str, folder:
             assert 0 < refused["retry_after"] <= 86400
             await until(lambda: talk.code == 1013)
         assert (await ask(server, "hello", key=keys["bob"])).code == 1000
+
+
+async def test_a_run_that_waited_may_spend_what_is_left_then(fake: Backend) -> None:
+    async with fake.serve_known("alice", max_runs=1, dollars_per_day=1.0) as (server, keys):
+        member = Member("key:alice", Limits(dollars_per_day=1.0))
+        async with open_talk(server, keys["alice"]) as first, open_talk(server, keys["alice"]) as last:
+            await first.start()
+            await last.say({"type": "gateway", "op": "start", "meta": "T"})
+            await last.event("queued")
+            server.runs._spend(member, 0, 0.75)
+            await first.stop("kill")
+            await last.event("started")
+            (run,) = server.runs._live.values()
+            assert run.options.max_budget_usd == 0.25
+            await last.stop("kill")
+            await last.event("ended")
+
+
+async def test_the_first_turn_of_a_session_is_refused_where_the_day_is_spent_by_then(fake: Backend) -> None:
+    async with fake.serve_known("alice", dollars_per_day=0.0001) as (server, keys):
+        async with open_talk(server, keys["alice"]) as talk:
+            await talk.start()
+            assert (await ask(server, "hello", key=keys["alice"])).code == 1011
+            await talk.user("hello")
+            assert (await talk.event("refused"))["code"] == "over-budget"
+            assert talk.code is None
+            await talk.stop("kill")
+            await talk.event("ended")
 
 
 async def test_turns_over_the_rate_are_refused_and_the_session_goes_on(fake: Backend, sharing: dict[str, Any]) -> None:

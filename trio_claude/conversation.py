@@ -338,11 +338,12 @@ class Conversation:
     def _takes_prompt(self, line: ClientLine) -> bool:
         """Return whether a line takes something of the limits: a turn, but not the first, which is the start's.
 
-        Raises `NotKnown` and `NotAllowed` where the credential is not good for a turn any more.
+        Raises `NotKnown` and `NotAllowed` where the credential is not good for a turn any more, and `OverBudget`.
         """
         if line.kind is not Kind.USER:
             return False
         self._guest.check_may_run()
+        self._house.runs.check_budget(self._guest.member)
         return self._has_turned
 
     def _say(self, line: ClientLine, said: dict[str, object], run: SessionRun) -> None:

@@ -141,6 +141,10 @@ class Runs:
         assert self.alone
         self._allowance.ask(member, trio.current_time(), self._wall())
 
+    def check_budget(self, member: Member) -> None:
+        """Raise `OverBudget` where the day's tokens or dollars are used up, as far as this server knows."""
+        self._allowance.check_budget(member, self._wall())
+
     @asynccontextmanager
     async def open(
         self,
@@ -167,7 +171,7 @@ class Runs:
                 stack.callback(self._slots.free, holder)
                 if warm:
                     stack.push_async_callback(warm.aclose)
-            options = self._bounded_now(prompt.options, member)
+            options = self._bounded(prompt.options, member)  # others may have spent the day meanwhile
             run = self._run(attrs.evolve(prompt, options=options), member, warm)
             run.teller.waited = trio.current_time() - began
             with self._registered(run):
@@ -187,17 +191,13 @@ class Runs:
         return warm
 
     def _bounded(self, options: Options, member: Member) -> Options:
-        """Let a run spend no more than its member has left of the day."""
+        """Let a run spend no more than its member has left of the day. Raises `OverBudget` where that is nothing."""
+        self.check_budget(member)
         left = self._allowance.left(member, self._wall())
         if left is None:
             return options
         left = min(max(left, BUDGET_LEAST), BUDGET_MOST)
         return attrs.evolve(options, max_budget_usd=min(left, options.max_budget_usd or left))
-
-    def _bounded_now(self, options: Options, member: Member) -> Options:
-        """Do the same behind the wait for a slot, in which others may have spent the day. Raises `OverBudget`."""
-        self._allowance.check_budget(member, self._wall())
-        return self._bounded(options, member)
 
     def _account(self, member: Member, options: Options) -> Account:
         """Return who a run is charged to, and from where on: the CLI counts a session from its first turn."""
@@ -223,7 +223,6 @@ class Runs:
 
     def session(self, start: Start, member: Member = LOCAL) -> SessionRun:
         """Return the run of a session; `admit` lets it begin. Raises `OverBudget`."""
-        self._allowance.check_budget(member, self._wall())
         bounded = attrs.evolve(start, options=self._bounded(start.options, member))
         account = self._account(member, bounded.options)
         return SessionRun(bounded, self._kit, account)
@@ -242,7 +241,7 @@ class Runs:
                 await self._hold(stack, run.start.session, member, on_wait)
                 await self._wait_slot(run, member, on_wait)
                 stack.callback(self._slots.free, run)
-            run.bound(self._bounded_now(run.options, member))
+            run.bound(self._bounded(run.options, member))  # others may have spent the day meanwhile
             run.teller.waited = trio.current_time() - began
             with self._registered(run):
                 yield

@@ -329,6 +329,39 @@ def test_a_bad_set_of_keys_is_named(tmp_path: Path, keys: Any, error: str) -> No
         Gatekeeper(jwt_config(tmp_path))
 
 
+OTHER_KEYS = [
+    {"kty": "RSA", "kid": "enc", "alg": "RSA-OAEP", "use": "enc"},
+    {"kty": "RSA", "kid": "enc-without-a-use", "alg": "RSA-OAEP"},
+    {"kty": "oct", "k": part(b"k" * 32), "kid": "hs", "alg": "HS256", "use": "enc"},
+    {"kty": "oct", "k": part(b"k" * 32), "kid": "hs", "alg": "HS256", "key_ops": ["sign"]},
+    {"kty": "AKP", "kid": "of tomorrow", "alg": "ML-DSA-44"},
+    {"kty": "EC", "kid": "k", "alg": "ES256K", "use": "sig"},
+    {"kty": [], "alg": []},
+]
+"""What a usual set of an identity provider may hold too."""
+
+
+def test_keys_that_verify_no_token_are_passed_over(tmp_path: Path) -> None:
+    good = {
+        "kty": "oct",
+        "k": part(b"k" * 32),
+        "kid": "hs",
+        "alg": "HS256",
+        "use": "sig",
+        "key_ops": ["sign", "verify"],
+    }
+    (tmp_path / "jwks.json").write_text(json.dumps({"keys": [*OTHER_KEYS, good]}))
+    gatekeeper = Gatekeeper(jwt_config(tmp_path))
+    assert identify(gatekeeper, token(OctKey.import_key(b"k" * 32, {"kid": "hs", "alg": "HS256"})))
+
+
+@pytest.mark.parametrize("key", OTHER_KEYS)
+def test_a_set_with_no_key_that_verifies_is_refused(tmp_path: Path, key: dict[str, Any]) -> None:
+    (tmp_path / "jwks.json").write_text(json.dumps({"keys": [key]}))
+    with pytest.raises(ConfigError, match=r"verifies no signatures|has no kty|must name its alg"):
+        Gatekeeper(jwt_config(tmp_path))
+
+
 def test_tokens_need_an_issuer_and_an_audience() -> None:
     with pytest.raises(ConfigError, match="jwt_issuer and jwt_audience"):
         Config(jwt_keys="x")

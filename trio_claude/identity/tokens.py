@@ -115,7 +115,7 @@ def _kid(token: str) -> str | None:
 
 
 def _read(path: Path) -> dict[str, tuple[Key, str]]:
-    """Return the keys of a file and their algorithms by `kid`. Raises `ConfigError`."""
+    """Return the keys of a file that verify, and their algorithms, by `kid`. Raises `ConfigError`, also for none."""
     try:
         said = json.loads(path.read_bytes())
     except OSError as error:
@@ -126,24 +126,45 @@ def _read(path: Path) -> dict[str, tuple[Key, str]]:
     if not isinstance(keys, list) or not keys:
         raise ConfigError(f"jwt_keys: {path} is no JWK set with keys")
     found: dict[str, tuple[Key, str]] = {}
+    unfit: list[str] = []
     for number, one in enumerate(keys, 1):
+        if why := _unfit(one):
+            unfit.append(f"jwt_keys: {one.get('kid')!r} {why}")
+            continue
         kid, algorithm = _check(one, number)
         if kid in found:
             raise ConfigError(f"jwt_keys: two keys have the kid {kid!r}")
         found[kid] = (_import(one, kid), algorithm)
+    if not found:
+        raise ConfigError(unfit[0])
     return found
 
 
+def _unfit(said: Any) -> str:
+    """Return why a key verifies no token, empty where it may: a set has keys for other uses too (RFC 7517, 4 and 5)."""
+    if not isinstance(said, dict):
+        return ""
+    use, operations, kind, algorithm = (said.get(name) for name in ("use", "key_ops", "kty", "alg"))
+    if use not in (None, "sig") or (isinstance(operations, list) and "verify" not in operations):
+        return "verifies no signatures, by its use or key_ops"
+    if not isinstance(kind, str) or kind not in ALGORITHMS:
+        return f"has no kty of {', '.join(ALGORITHMS)}"
+    if algorithm is not None and algorithm not in ALGORITHMS[kind]:
+        return _names_no_algorithm(kind)
+    return ""
+
+
+def _names_no_algorithm(kind: str) -> str:
+    return f"must name its alg, one of {', '.join(ALGORITHMS[kind])}"
+
+
 def _check(said: Any, number: int) -> tuple[str, str]:
-    """Return a key's kid and algorithm. Raises `ConfigError`."""
+    """Return the kid and algorithm of a key that is not unfit. Raises `ConfigError`."""
     kid = said.get("kid") if isinstance(said, dict) else None
     if not isinstance(kid, str) or not kid:
         raise ConfigError(f"jwt_keys: key {number} has no kid")
-    kind = str(said.get("kty"))
-    if kind not in ALGORITHMS:
-        raise ConfigError(f"jwt_keys: {kid!r} has no kty of {', '.join(ALGORITHMS)}")
-    if said.get("alg") not in ALGORITHMS[kind]:
-        raise ConfigError(f"jwt_keys: {kid!r} must name its alg, one of {', '.join(ALGORITHMS[kind])}")
+    if said.get("alg") is None:
+        raise ConfigError(f"jwt_keys: {kid!r} {_names_no_algorithm(said['kty'])}")
     return kid, str(said["alg"])
 
 

@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 
 SESSION_DOOR = "/ws/session"
 """The door of sessions, through which a viewer may come too: to watch."""
+_WITH_PORT = re.compile(r"(?:\[([^\]]+)\]|([0-9.]+))(?::\d*)?")
+"""An address as some proxies write it: 203.0.113.9:50123, [2001:db8::1]:443."""
 LOOPBACK = ("localhost", "127.0.0.1", "[::1]")
 EXPOSED = ("Access-Control-Expose-Headers", "X-Next-Part, Retry-After")
 """The header by which a page of a named origin may read our own: whether there is more, and when to come again."""
@@ -244,8 +246,7 @@ class Entrance:
         """Return a client's address, as the nearest proxy that is trusted saw it."""
         hops = [part.strip() for part in request.headers.get("x-forwarded-for", "").split(",")]
         while hops and self._is_proxy(address):
-            hop = hops.pop()
-            if not _is_address(hop):
+            if not (hop := _address(hops.pop())):
                 break
             address = hop
         return address
@@ -300,12 +301,14 @@ def _not_now(error: Busy) -> HttpRefusal:
     return HttpRefusal(503, error.code, str(error), (("Retry-After", str(math.ceil(error.retry_after))),))
 
 
-def _is_address(text: str) -> bool:
+def _address(hop: str) -> str:
+    """Return the address that a proxy wrote, as it is without a port or brackets; empty where it is none."""
+    found = _WITH_PORT.fullmatch(hop)
     try:
-        ipaddress.ip_address(text)
+        address = ipaddress.ip_address((found[1] or found[2]) if found else hop)
     except ValueError:
-        return False
-    return True
+        return ""
+    return str(getattr(address, "ipv4_mapped", None) or address)
 
 
 def _lower(names: tuple[str, ...]) -> set[str]:

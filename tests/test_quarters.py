@@ -154,6 +154,7 @@ async def test_a_state_folder_that_can_not_be_made_is_named(fake: Backend) -> No
 def test_the_state_folder_is_found_by_the_rules() -> None:
     assert state_folder("/x/y", {}) == Path("/x/y")
     assert state_folder("", {"XDG_STATE_HOME": "/s", "HOME": "/h"}) == Path("/s/trio-claude")
+    assert state_folder("", {"XDG_STATE_HOME": "s", "HOME": "/h"}) == Path("/h/.local/state/trio-claude")
     assert state_folder("", {"HOME": "/h"}) == Path("/h/.local/state/trio-claude")
 
 

@@ -29,11 +29,12 @@ _FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
 def state_folder(configured: str, environ: Mapping[str, str]) -> Path:
-    """Return where a server keeps things: as configured, else by the XDG rules."""
+    """Return where a server keeps things: as configured, else by the XDG rules, which pass over a relative path."""
     if configured:
         return Path(configured).absolute()
     home = environ.get("HOME") or "/"
-    return Path(environ.get("XDG_STATE_HOME") or f"{home}/.local/state") / "trio-claude"
+    named = Path(environ.get("XDG_STATE_HOME", ""))
+    return (named if named.is_absolute() else Path(home, ".local/state")) / "trio-claude"
 
 
 def journal_file(setting: str, state: str, environ: Mapping[str, str]) -> Path:

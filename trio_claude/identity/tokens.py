@@ -6,6 +6,7 @@ Rule 2: `exp`, `iss`, `aud` and `sub` must be there. Needs the [jwt] extra.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 import warnings
@@ -51,6 +52,7 @@ class Tokens:
     def __init__(self, path: Path, terms: Terms) -> None:
         self._terms = terms
         self._keys = _read(path)
+        self._credentials = {kid: _credential(kid, key, terms.audience) for kid, (key, _) in self._keys.items()}
 
     def find(self, token: str, wall: float) -> Identity | None:
         """Return whose token it is, None where it is not good."""
@@ -68,11 +70,12 @@ class Tokens:
             self._registry(wall).validate(claims)
         except (JoseError, ValueError, TypeError, RecursionError, OverflowError):
             return None
-        return _identity(claims, kid, self._terms.leeway)
+        return _identity(claims, self._credentials[kid], self._terms.leeway)
 
     def holds(self, identity: Identity) -> bool:
-        """Return whether the key that signed an identity's token is still in the file."""
-        return identity.credential in self._keys
+        """Return whether the key that signed an identity's token is in the file, and its issuer and audience good."""
+        issuer = identity.name.removeprefix("jwt:").partition("#")[0]
+        return issuer in self._terms.issuers and identity.credential in self._credentials.values()
 
     def _registry(self, wall: float) -> Any:
         from joserfc import jwt
@@ -87,7 +90,13 @@ class Tokens:
         )
 
 
-def _identity(claims: dict[str, Any], kid: str, leeway: float) -> Identity | None:
+def _credential(kid: str, key: Key, audience: str) -> str:
+    """Return what tells tokens of one key, and for one audience, from others: another key may have the same kid."""
+    said = f"{key.thumbprint()} {audience}".encode("utf-8", "surrogatepass")
+    return f"{kid}:{hashlib.sha256(said).hexdigest()[:16]}"
+
+
+def _identity(claims: dict[str, Any], credential: str, leeway: float) -> Identity | None:
     """Return what checked claims say, None where a name or role is none."""
     issuer, subject, role, until = claims["iss"], claims["sub"], claims.get("role", "user"), claims["exp"]
     if not isinstance(issuer, str):  # some versions of the library take a list that holds a good one
@@ -98,7 +107,7 @@ def _identity(claims: dict[str, Any], kid: str, leeway: float) -> Identity | Non
         return None
     if not 0 < until < EXPIRY_MOST:
         return None
-    return Identity(f"jwt:{issuer}#{subject}", role, until=until + leeway, credential=kid)
+    return Identity(f"jwt:{issuer}#{subject}", role, until=until + leeway, credential=credential)
 
 
 def _kid(token: str) -> str | None:

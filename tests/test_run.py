@@ -14,6 +14,7 @@ from fakes import FakeContainment, FakeProcess
 from harness import FAKE_ENV
 
 from trio_claude.config import Config
+from trio_claude.embed import OpenRun
 from trio_claude.errors import PeerGone, Reason
 from trio_claude.events import (
     STALL,
@@ -176,6 +177,81 @@ async def test_the_deadline_holds_while_the_sink_waits(stage: Stage, autojump_cl
         cli.exit(0)
 
     assert (await stage.play(script)).reason is Reason.DEADLINE
+
+
+async def test_the_last_lines_of_a_cli_that_ended_in_time_have_a_time_of_their_own(
+    stage: Stage, autojump_clock: trio.testing.MockClock
+) -> None:
+    stage.sink.pace = 30
+
+    async def script(cli: FakeProcess) -> None:
+        await cli.say.send_all(b"one\n")
+        await trio.sleep(1)
+        await cli.say.send_all(RESULT)
+        cli.exit(0)
+        await trio.sleep(10)
+        assert (cli.is_counted, stage.sink.said) == (True, []), "the receipt has not the client's time in it"
+
+    outcome = await stage.play(script, stage.run(timeout=2))
+    assert (outcome.reason, outcome.exit_status, outcome.error) == (Reason.EXIT, 0, None)
+    assert stage.sink.said == [b"one", RESULT[:-1]]
+
+
+async def test_a_program_that_takes_line_after_line_misses_none(
+    stage: Stage, autojump_clock: trio.testing.MockClock
+) -> None:
+    async def script(cli: FakeProcess) -> None:
+        for word in (b"one\n", b"two\n", b"three\nfour\n"):
+            await cli.say.send_all(word)
+            await trio.sleep(0.1)
+        cli.exit(0)
+
+    said: list[str] = []
+    run = OpenRun(stage.run(timeout=2))
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(run.execute)
+        await script(await stage.containment.wait_started())
+        async for line in run:
+            said.append(line)
+            await trio.sleep(0.9 * stage.workplace.config.send_timeout)
+    assert said == ["one", "two", "three", "four"]
+    assert run.outcome is not None
+    assert (run.outcome.reason, run.outcome.exit_status) == (Reason.EXIT, 0)
+
+
+async def test_last_lines_that_nobody_takes_are_told_as_such(
+    stage: Stage, autojump_clock: trio.testing.MockClock
+) -> None:
+    stage.sink.pace = 10_000
+
+    async def script(cli: FakeProcess) -> None:
+        await cli.say.send_all(RESULT)
+        cli.exit(0)
+
+    began = trio.current_time()
+    outcome = await stage.play(script, stage.run(timeout=2))
+    assert (outcome.reason, outcome.error) == (Reason.DEADLINE, "the last lines were not taken in time")
+    assert trio.current_time() - began == pytest.approx(stage.workplace.config.send_timeout)
+
+
+async def test_a_descendants_output_is_waited_for_no_longer_than_the_deadline(
+    stage: Stage, autojump_clock: trio.testing.MockClock
+) -> None:
+    stage.sink.pace = 0.5
+
+    async def script(cli: FakeProcess) -> None:
+        cli.alone_at_exit = False
+        cli.status = 0
+        cli._exited.set()
+        began = trio.current_time()
+        while not cli.ended:
+            await cli.say.send_all(b"more\n")
+            await trio.sleep(0.05)
+        assert trio.current_time() - began == pytest.approx(3, abs=0.2)
+        cli.say.close()
+        cli.complain.close()
+
+    assert (await stage.play(script, stage.run(timeout=3))).reason is Reason.EXIT
 
 
 async def test_a_write_that_is_given_up_is_told_as_a_stall(

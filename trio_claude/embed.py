@@ -72,6 +72,7 @@ class OpenRun:
             except trio.EndOfChannel:
                 await self._over.wait()
                 raise StopAsyncIteration from None
+        self._run.give_time()
         return self._lines.pop().decode()
 
     async def lines(self, lines: list[bytes]) -> None:

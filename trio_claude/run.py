@@ -124,6 +124,7 @@ class Run:
         self._too_late = Decision(Reason.DEADLINE, f"timed out after {timeout:g} s")
         self._result_error: str | None = None
         self._last_stderr = ""
+        self._has_exited = False
 
     def stop(self, reason: Reason, error: str | None = None, *, now: bool = False) -> None:
         """End the run by its reason's ladder, or `now` by the kill alone, unless it has ended. Returns at once.
@@ -191,8 +192,7 @@ class Run:
         options = attrs.asdict(self.options, recurse=False, filter=lambda _field, value: value is not None)
         return Begun(
             id=self.id, identity=self.account.name, meta=self.meta, door=self.door, session=self._session,
-            started=time.time(), prompt=self._prompt, options=options, model=self.options.model or "",
-            batch=self._batch,
+            started=time.time(), prompt=self._prompt, options=options, model=self.options.model or "", batch=self._batch
         )  # fmt: skip
 
     def _end(self, outcome: Outcome) -> End:
@@ -201,8 +201,7 @@ class Run:
             id=self.id, ended=time.time(), reason=outcome.reason.value, exit_status=outcome.exit_status,
             signal=outcome.signal, lines=outcome.lines, encoding_errors=outcome.encoding_errors,
             tokens=self._meter.charged.tokens, dollars=self._meter.charged.dollars, turns=self.teller.turns,
-            error=outcome.error, cause=outcome.cause, receipt=attrs.asdict(outcome.receipt),
-            session=self._session,
+            error=outcome.error, cause=outcome.cause, receipt=attrs.asdict(outcome.receipt), session=self._session,
         )  # fmt: skip
 
     @asynccontextmanager
@@ -284,17 +283,28 @@ class Run:
         """Wait for the CLI's end; then see to it that the pipes end too, whoever holds them."""
         with self._grace:
             await process.wait_exit()
-        asked = process.status is None
-        if asked:
+        if asked := process.status is None:
             self._decide(Decision(Reason.EXIT, drain=True, after_result=True))
             await self._descend(process)
+        deadline = self._scope.deadline
         self._has_ended()
         if not asked and not process.alone:
-            await self._delivery.wait_quiet()
+            with trio.move_on_at(deadline):
+                await self._delivery.wait_quiet()
         process.end()
 
     def _has_ended(self) -> None:
-        """Take that the CLI has ended; what it and its descendants have said may still be on its way."""
+        """Take that the CLI has ended; what it has said may still be on its way, and has a time of its own."""
+        later = trio.current_time() + self._workplace.config.send_timeout
+        if later > self._scope.deadline:
+            self._scope.deadline = later
+            self._too_late = Decision(Reason.DEADLINE, "the last lines were not taken in time")
+        self._has_exited = True
+
+    def give_time(self) -> None:
+        """Once the CLI has ended, let its last lines have their whole time again, because one was taken."""
+        if self._has_exited:
+            self._has_ended()
 
     async def _descend(self, process: Contained) -> None:
         """Ask the CLI to end, step by step, until it has."""
@@ -387,10 +397,9 @@ class Run:
         self._session = self._session or sign.session or None
         if sign.session and self._meter.whole:
             self.account.remember(sign.session, self._meter.whole)
-        over = self._spend(used)
         if self._recorder:
             self._recorder.spent(self._meter.charged.tokens, self._meter.charged.dollars)
-        if over:
+        if over := self._spend(used):
             self._decide(Decision(Reason.OVER_BUDGET, over, drain=True, after_result=True))
 
     async def _read_stderr(self, process: Contained, sink: Sink) -> None:

@@ -27,6 +27,7 @@ class FakeProcess(Contained):
         self._exited = trio.Event()
         self.stirred = trio.Event()
         self._ended_at: float | None = None
+        self.is_counted = False
         self.alone_at_exit = True
 
     @staticmethod
@@ -79,6 +80,7 @@ class FakeProcess(Contained):
     async def wait_gone(self) -> Receipt:
         await trio.lowlevel.checkpoint()
         assert self._ended_at is not None
+        self.is_counted = True
         return Receipt(seen=1, killed=int(self.status == -9), survivors=0, ms=0.0, containment="fake")
 
 

@@ -13,7 +13,7 @@ import pytest
 import trio
 from harness import Backend, connect, listen, until
 
-from trio_claude import run
+from trio_claude import delivery
 
 SEED = secrets.randbits(32)
 COUNT, LONG = 60, 1000
@@ -64,7 +64,7 @@ if tail < len(data):  # the rest is said by a grandchild, behind this process's 
 async def test_every_stream_arrives_whole_and_in_order(
     fake: Backend, folder: Path, long: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(run, "DRAIN_IDLE", 1.0)  # so long may a busy machine keep a grandchild from its first word
+    monkeypatch.setattr(delivery, "DRAIN_IDLE", 1.0)  # so long may a busy machine keep a grandchild from its first word
     print(f"RELAY_SEED={SEED}")
     program = folder / "random-cli"
     program.write_text(f"#!{sys.executable} -IS\n{CHILD}")

@@ -9,6 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import anyio
 import pytest
 import trio
 from cutter import open_cutter
@@ -117,8 +118,13 @@ async def test_a_callback_that_fails_is_the_programs_error_and_the_tool_does_not
 @BOTH_LIBRARIES
 @pytest.mark.parametrize(
     ("decision", "error"),
-    [(Allow({"command": "echo \udcff"}), Refused), (Deny("\ud800"), Refused), (Allow({"a": {1}}), TypeError)],
-    ids=["a surrogate", "in a text", "no JSON"],
+    [
+        (Allow({"command": "echo \udcff"}), Refused),
+        (Deny("\ud800"), Refused),
+        (Allow({"a": {1}}), TypeError),
+        (Allow({"a": float("nan")}), ValueError),
+    ],
+    ids=["a surrogate", "in a text", "no JSON", "no number"],
 )
 async def test_an_answer_that_can_not_be_given_is_the_programs_error_and_the_cli_goes_on(
     fake: Backend, library: Library, decision: Allow | Deny, error: type[Exception]
@@ -140,6 +146,21 @@ async def test_an_answer_that_can_not_be_given_is_the_programs_error_and_the_cli
         result = await library(partial(program, server.url))
     assert isinstance(result, Result)
     assert not (fake.cwd / "made-by-tool").exists()
+
+
+@BOTH_LIBRARIES
+async def test_a_request_that_is_no_json_is_the_programs_error(fake: Backend, library: Library) -> None:
+    async def program(url: str) -> Any:
+        async with open_session(meta="T", url=url) as session:
+            with anyio.fail_after(10), pytest.raises(ValueError, match="not JSON compliant"):
+                await session.control("set_model", model=float("nan"))
+            return await turn(session, "hello")
+
+    async with fake.serve() as server:
+        assert await library(partial(program, server.url))
+        with pytest.raises(ValueError, match="not JSON compliant"):
+            async with ask("hello", meta="T", url=server.url, temperature=float("nan")):
+                pytest.fail("asked")
 
 
 @BOTH_LIBRARIES

@@ -455,3 +455,23 @@ def test_what_has_no_counterpart(wrong: dict[str, Any]) -> None:
 
     with pytest.raises(ValueError, match=next(iter(wrong))):
         start_options(ClaudeAgentOptions(**wrong))
+
+
+@BOTH_LIBRARIES
+async def test_a_number_that_is_not_finite_is_the_programs_error_and_the_session_goes_on(
+    fake: Backend, library: Library
+) -> None:
+    from claude_agent_sdk import ClaudeAgentOptions
+
+    async def program(url: str) -> None:
+        transport = over(url, ClaudeAgentOptions())
+        await transport.connect()
+        with pytest.raises(ValueError, match="not JSON compliant"):
+            await transport.write('{"type":"control_request","request_id":"1","request":{"model":NaN}}')
+        await transport.end_input()
+        async for _ in transport.read_messages():  # raises where the server has refused
+            pass
+        await transport.close()
+
+    async with fake.serve() as server:
+        await library(partial(program, server.url))

@@ -20,7 +20,7 @@ import sniffio
 from claude_agent_sdk import ClaudeAgentOptions, CLIConnectionError, ProcessError, Transport
 
 from .client.sessions import ENDING, NOT_OPEN
-from .client.sockets import Inbox, Socket, door, open_socket
+from .client.sockets import Inbox, Socket, door, dumps, open_socket
 
 Json: TypeAlias = dict[str, Any]
 
@@ -275,7 +275,10 @@ class WebSocketTransport(Transport):
             await self._socket.show_life()
 
     async def write(self, data: str) -> None:
-        """Say lines to the CLI. Raises `CLIConnectionError` where nobody is left to hear them."""
+        """Say lines to the CLI.
+
+        Raises `CLIConnectionError` where nobody is left to hear them, ValueError for a number that is not finite.
+        """
         for text in filter(str.strip, data.split("\n")):
             line = json.loads(text)
             request = line.get("request")
@@ -289,7 +292,7 @@ class WebSocketTransport(Transport):
         if self._over or self._socket is None:
             raise CLIConnectionError("the session is over") from self._failure
         try:
-            await self._socket.send(json.dumps(line))
+            await self._socket.send(dumps(line))
         except ConnectionError as error:
             raise CLIConnectionError("the connection to the server broke") from error
 

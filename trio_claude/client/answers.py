@@ -10,7 +10,7 @@ from typing import Any
 
 import attrs
 
-from .sockets import BROKEN, INBOX_LIMIT, Inbox, Socket, door, open_socket, open_tasks
+from .sockets import BROKEN, INBOX_LIMIT, Inbox, Socket, door, dumps, open_socket, open_tasks
 
 
 @attrs.frozen
@@ -100,11 +100,12 @@ async def ask(
     `key` is an API key or token, for servers that want one. `options` are those of the wire contract. `headers` go with
     the handshake: `traceparent`, where the run is to be part of a trace.
 
-    Raises `ConnectFailed`.
+    Raises `ConnectFailed`, and TypeError or ValueError for what is no JSON.
     """
+    text = dumps({"prompt": prompt, "meta": meta, **options})
     async with open_socket(door(url), url, key, headers=headers) as socket:
         with contextlib.suppress(ConnectionError):  # a server that went away is read out below, with its reason
-            await socket.send(json.dumps({"prompt": prompt, "meta": meta, **options}))
+            await socket.send(text)
         answer = Answer(socket)
         async with open_tasks() as tasks:
             tasks.start_soon(answer.read)

@@ -9,7 +9,6 @@ lines died with the server before it.
 from __future__ import annotations
 
 import contextlib
-import json
 import math
 import random
 import secrets
@@ -22,7 +21,7 @@ import anyio
 import attrs
 
 from .cli_lines import Line, parse_line
-from .sockets import BROKEN, LINGER, ConnectFailed, Socket, open_socket
+from .sockets import BROKEN, LINGER, ConnectFailed, Socket, dumps, open_socket
 
 Json: TypeAlias = dict[str, Any]
 Take: TypeAlias = Callable[[Line, int], Awaitable[None]]
@@ -197,7 +196,7 @@ class Link:
                 self._socket = socket
             with anyio.CancelScope() as self._waiting, contextlib.suppress(ConnectionError):  # its end is heard below
                 async with self._speaking:  # whatever else is said, a last word too, comes behind it
-                    await socket.send(json.dumps({**first, "client": self._token}))
+                    await socket.send(dumps({**first, "client": self._token}))
             with anyio.CancelScope(deadline=self._until) as self._waiting:
                 await self._hear(socket, take)
             self._socket = None

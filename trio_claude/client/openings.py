@@ -6,7 +6,6 @@ that nobody asked to go on.
 
 from __future__ import annotations
 
-import json
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from typing import Any
@@ -14,7 +13,7 @@ from typing import Any
 from .decisions import Decide, deny
 from .links import Link, Reconnect
 from .sessions import Hear, Json, Session
-from .sockets import door, open_tasks
+from .sockets import door, dumps, open_tasks
 
 
 @asynccontextmanager
@@ -75,7 +74,7 @@ async def attach_session(
 @asynccontextmanager
 async def _opened(link: Link, first: Json, decide: Decide, hear: Hear) -> AsyncIterator[Session]:
     """Say a first message, wait until there is a run, and see to it that it is left in the end."""
-    json.dumps(first)  # what can't be said is the program's error, and raised as such
+    dumps(first)  # what can't be said is the program's error, and raised as such
     async with open_tasks() as tasks:
         session = Session(link, decide, hear, tasks)
         tasks.start_soon(session.read, first)

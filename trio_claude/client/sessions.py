@@ -23,7 +23,7 @@ from ..errors import TrioClaudeError
 from .cli_lines import Init, Line, Question, Result, User, parse_line
 from .decisions import Approval, Decide, decision
 from .links import Link
-from .sockets import ConnectFailed, Inbox
+from .sockets import Awaited, ConnectFailed, Inbox, dumps
 
 Json: TypeAlias = dict[str, Any]
 
@@ -88,14 +88,14 @@ class Session:
         self.after: int = 0
         """The number of the last line that was iterated over; `attach_session` gives those behind it."""
         self._lines: Inbox[tuple[int, Line] | Exception] = Inbox(alive=link.show_life)
-        self._answers: dict[str, _Answer] = {}
+        self._answers: dict[str, Awaited[Json]] = {}
         self._approvals: dict[str, _Asked] = {}
         self._told: dict[str, None] = {}
         self._last: Json = {}
         self._turns: WeakValueDictionary[str, Turn] = WeakValueDictionary()
         self._session = ""
         self._begun = anyio.Event()
-        self._leaving: _Answer | None = None
+        self._leaving: Awaited[Json] | None = None
         self._reading = anyio.CancelScope(shield=True)
 
     @property
@@ -141,7 +141,7 @@ class Session:
         """
         if not self._link.stays:
             raise Refused("not-allowed", "detach: the session was opened without reconnect")
-        self._leaving = waiting = _Answer()
+        self._leaving = waiting = Awaited[Json]()
         with anyio.move_on_after(PARTING):
             await self.say({"type": "gateway", "op": "detach"})
             await waiting.get()
@@ -155,9 +155,12 @@ class Session:
     async def control(self, subtype: str, **fields: Any) -> Json:
         """Make a control request of the CLI; return its answer. Raises `Refused`, also where the CLI refuses."""
         name = f"client-{secrets.token_hex(8)}"
-        self._answers[name] = waiting = _Answer()
-        await self.say({"type": "control_request", "request_id": name, "request": {"subtype": subtype, **fields}})
-        return await waiting.get()
+        self._answers[name] = waiting = Awaited[Json]()
+        try:
+            await self.say({"type": "control_request", "request_id": name, "request": {"subtype": subtype, **fields}})
+            return await waiting.get()
+        finally:
+            self._answers.pop(name, None)
 
     def part(self) -> None:
         """Leave; end a run that would wait for its client, unless that is wanted, or this is a viewer.
@@ -166,7 +169,7 @@ class Session:
         """
         self._lines.refuse()
         stays = self._leaving or self.role == "viewer"
-        self._tasks.start_soon(self._part, "" if stays else json.dumps(_stop("kill")))
+        self._tasks.start_soon(self._part, "" if stays else dumps(_stop("kill")))
 
     async def _part(self, last: str) -> None:
         with anyio.CancelScope(shield=True):
@@ -187,10 +190,13 @@ class Session:
         await self.say(_stop(mode))
 
     async def say(self, line: Json) -> None:
-        """Say a line of the wire contract as it is. Raises `ConnectionError` once the session is over."""
+        """Say a line of the wire contract as it is.
+
+        Raises `ConnectionError` once the session is over, TypeError and ValueError for what is no JSON.
+        """
         if self.ended:
             raise ConnectionError("the session is over")
-        await self._link.send(json.dumps(line))
+        await self._link.send(dumps(line))
 
     # what the server says
 
@@ -404,35 +410,10 @@ class _Asked:
     scope: anyio.CancelScope = attrs.Factory(anyio.CancelScope)
 
 
-class _Answer:
-    """An answer that is waited for."""
-
-    def __init__(self) -> None:
-        self._come = anyio.Event()
-        self._value: Json | Exception = {}
-
-    def set(self, value: Json) -> None:
-        """Take the answer."""
-        self._value = value
-        self._come.set()
-
-    def fail(self, error: Exception) -> None:
-        """Take that there will be none."""
-        self._value = error
-        self._come.set()
-
-    async def get(self) -> Json:
-        """Wait for the answer and return it, or raise why there is none."""
-        await self._come.wait()
-        if isinstance(self._value, Exception):
-            raise self._value
-        return self._value
-
-
 def _answer(question: str, **more: Any) -> str:
-    """Return an answer to a question of the CLI's, as text. Raises TypeError for what is no JSON."""
+    """Return an answer to a question of the CLI's, as text. Raises TypeError and ValueError for what is no JSON."""
     kind = "error" if "error" in more else "success"
-    return json.dumps({"type": "control_response", "response": {"subtype": kind, "request_id": question, **more}})
+    return dumps({"type": "control_response", "response": {"subtype": kind, "request_id": question, **more}})
 
 
 def _stop(mode: str) -> Json:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import math
 import re
 from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, TypeVar, cast
 from urllib.parse import urlsplit, urlunsplit
 from urllib.request import getproxies
 
@@ -58,6 +59,11 @@ class ConnectFailed(TrioClaudeError):
     def __init__(self, text: str, status: int | None = None) -> None:
         super().__init__(text)
         self.status = status
+
+
+def dumps(said: Any) -> str:
+    """Return JSON. Raises TypeError and ValueError for what is none, a number that is not finite too."""
+    return json.dumps(said, allow_nan=False)
 
 
 def door(url: str, path: str = "/ws/claude", query: str = "frames=verbatim") -> str:
@@ -245,6 +251,31 @@ class Inbox(Generic[T]):
     def _wake(self) -> None:
         self._stir.set()
         self._stir = anyio.Event()
+
+
+class Awaited(Generic[T]):
+    """An answer that is waited for."""
+
+    def __init__(self) -> None:
+        self._come = anyio.Event()
+        self._value: T | Exception | None = None
+
+    def set(self, value: T) -> None:
+        """Take the answer."""
+        self._value = value
+        self._come.set()
+
+    def fail(self, error: Exception) -> None:
+        """Take that there will be none."""
+        self._value = error
+        self._come.set()
+
+    async def get(self) -> T:
+        """Wait for the answer and return it, or raise why there is none."""
+        await self._come.wait()
+        if isinstance(self._value, Exception):
+            raise self._value
+        return cast("T", self._value)
 
 
 @asynccontextmanager

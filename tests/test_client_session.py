@@ -15,6 +15,7 @@ import trio
 from cutter import open_cutter
 from harness import NAMES_BOTH, Backend, directive, open_backend, script_cli, until
 from libraries import BOTH_LIBRARIES, Library, under_asyncio
+from trio_websocket import WebSocketRequest, serve_websocket
 
 from trio_claude.client import (
     Allow,
@@ -123,8 +124,9 @@ async def test_a_callback_that_fails_is_the_programs_error_and_the_tool_does_not
         (Deny("\ud800"), Refused),
         (Allow({"a": {1}}), TypeError),
         (Allow({"a": float("nan")}), ValueError),
+        (Allow({"a": "x" * 2000}), Refused),
     ],
-    ids=["a surrogate", "in a text", "no JSON", "no number"],
+    ids=["a surrogate", "in a text", "no JSON", "no number", "too long"],
 )
 async def test_an_answer_that_can_not_be_given_is_the_programs_error_and_the_cli_goes_on(
     fake: Backend, library: Library, decision: Allow | Deny, error: type[Exception]
@@ -142,7 +144,7 @@ async def test_an_answer_that_can_not_be_given_is_the_programs_error_and_the_cli
                 pass
             return turn.result
 
-    async with fake.serve() as server:
+    async with fake.serve(max_session_message=1024) as server:
         result = await library(partial(program, server.url))
     assert isinstance(result, Result)
     assert not (fake.cwd / "made-by-tool").exists()
@@ -161,6 +163,49 @@ async def test_a_request_that_is_no_json_is_the_programs_error(fake: Backend, li
         with pytest.raises(ValueError, match="not JSON compliant"):
             async with ask("hello", meta="T", url=server.url, temperature=float("nan")):
                 pytest.fail("asked")
+
+
+@BOTH_LIBRARIES
+@pytest.mark.parametrize("reconnect", [None, Reconnect(grace=20)], ids=["alone", "reconnect"])
+async def test_a_message_that_is_too_long_is_refused_and_the_session_goes_on(
+    fake: Backend, library: Library, reconnect: Reconnect | None
+) -> None:
+    async def program(url: str) -> Any:
+        async with open_session(meta="T", url=url, reconnect=reconnect) as session:
+            with pytest.raises(Refused, match="message must be at most 2000 bytes, not 2") as caught:
+                await turn(session, "x" * 2000)
+            assert caught.value.code == "bad-message"
+            return await turn(session, "hello"), await session.end()
+
+    async with fake.serve(max_session_message=2000) as server:
+        (_, result), ended = await library(partial(program, server.url))
+    assert (result.error, ended.ok) == (None, True)
+
+
+@BOTH_LIBRARIES
+@pytest.mark.parametrize("reconnect", [None, Reconnect(grace=20)], ids=["alone", "reconnect"])
+async def test_a_server_that_closes_without_an_end_is_heard_with_its_reason(
+    library: Library, reconnect: Reconnect | None
+) -> None:
+    async def serve(request: WebSocketRequest) -> None:
+        socket = await request.accept(subprotocol=next(iter(request.proposed_subprotocols), None))
+        await socket.get_message()
+        await socket.send_message('{"type":"gateway","event":"started","run":"1","session":"2"}')
+        await socket.get_message()
+        await socket.aclose(1009, "message over 7 bytes")
+
+    async def program(url: str) -> Any:
+        async with open_session(meta="T", url=url, reconnect=reconnect) as session:
+            with pytest.raises(ConnectionError, match="message over 7 bytes"):
+                await turn(session, "hello")
+            assert [line async for line in session] == []
+            return session.ended
+
+    async with trio.open_nursery() as nursery:
+        listening = await nursery.start(serve_websocket, serve, "127.0.0.1", 0, None)
+        ended = await library(partial(program, f"http://127.0.0.1:{listening.port}"))
+        nursery.cancel_scope.cancel()
+    assert (ended.reason, ended.error, ended.code) == ("", "message over 7 bytes", 1009)
 
 
 @BOTH_LIBRARIES

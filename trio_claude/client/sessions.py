@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import secrets
 import uuid
 from collections.abc import Callable
@@ -59,6 +60,8 @@ ENDING: Final = "ending"
 """The code of what is refused because the run ends: its end is on its way, and says why."""
 NOT_OPEN: Final = "not-open"
 """The code of what is refused because the CLI does not ask any more."""
+UNTOLD: Final = (1009, 1011)
+"""Close codes of which nothing but the close reason tells why, unless `ended` did."""
 TOLD: Final = 64
 """Answers to approvals that are remembered, in case that the server refuses them."""
 PARTING: Final = 1.0
@@ -192,11 +195,19 @@ class Session:
     async def say(self, line: Json) -> None:
         """Say a line of the wire contract as it is.
 
-        Raises `ConnectionError` once the session is over, TypeError and ValueError for what is no JSON.
+        Raises `ConnectionError` once the session is over, `Refused` for more bytes than the server takes in one
+        message, TypeError and ValueError for what is no JSON.
         """
         if self.ended:
             raise ConnectionError("the session is over")
-        await self._link.send(dumps(line))
+        await self._link.send(self._checked(dumps(line)))
+
+    def _checked(self, text: str) -> str:
+        """Return a message that the server takes: one that is too long would end the connection. Raises `Refused`."""
+        limit = self.hello.get("limits", {}).get("message", math.inf)
+        if len(text) > limit:
+            raise Refused("bad-message", f"message must be at most {limit} bytes, not {len(text)}")
+        return text
 
     # what the server says
 
@@ -235,6 +246,9 @@ class Session:
         except (ConnectFailed, ConnectionError) as error:  # raised where the program waits or iterates
             self._lines.add(error)
         last = self._last
+        if not last and self._link.code in UNTOLD:
+            last = {"error": self._link.reason}
+            self._lines.add(ConnectionError(f"the server closed the connection: {self._link.reason}"))
         self.ended = SessionEnded(last.get("reason", ""), last.get("error"), last.get("receipt", {}), self._link.code)
         for waiting in self._answers.values():
             waiting.fail(ConnectionError("the session is over"))
@@ -338,7 +352,7 @@ class Session:
         approval = Approval(name, str(said.get("tool_name")), said.get("input") or {}, said)
         with asked.scope:
             try:
-                text = _answer(name, response=decision(await self._decide(approval)))
+                text = self._checked(_answer(name, response=decision(await self._decide(approval))))
             except Exception as error:  # the program's own; raised where it iterates
                 self._lines.add(error)
                 text = _answer(name, error="the client's callback failed")

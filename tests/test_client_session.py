@@ -209,6 +209,26 @@ async def test_a_server_that_closes_without_an_end_is_heard_with_its_reason(
 
 
 @BOTH_LIBRARIES
+async def test_a_prompt_that_was_cancelled_before_it_was_said_is_said_by_who_iterates_again(
+    fake: Backend, library: Library
+) -> None:
+    async def program(url: str) -> Any:
+        async with open_session(meta="T", url=url) as session:
+            turn = session.ask("hello")
+            with anyio.move_on_after(0) as scope:
+                await anext(turn)
+            assert scope.cancelled_caught
+            with anyio.fail_after(10):
+                async for _ in turn:
+                    pass
+            return turn.result
+
+    async with fake.serve() as server:
+        result = await library(partial(program, server.url))
+    assert (type(result), result.error) == (Result, None)
+
+
+@BOTH_LIBRARIES
 async def test_an_error_of_what_hears_events_is_raised_where_the_program_iterates(
     fake: Backend, library: Library
 ) -> None:

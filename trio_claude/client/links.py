@@ -44,6 +44,10 @@ def _ignore(_said: str) -> None:
     """Hear nothing."""
 
 
+def no_matter() -> None:
+    """Take that something was not said."""
+
+
 @attrs.frozen(kw_only=True)
 class Reconnect:
     """Come back to the run where the connection breaks; the server lets it wait for `grace` seconds.
@@ -153,15 +157,26 @@ class Link:
         self._is_over = True
         self._waiting.cancel()
 
-    async def send(self, text: str) -> None:
-        """Say something; cancelled before its turn has come it is not said. Raises `ConnectionError`."""
-        await anyio.lowlevel.checkpoint()
+    async def send(self, text: str, on_unsaid: Callable[[], None] = no_matter) -> None:
+        """Say something; cancelled before its turn has come it is not said, which `on_unsaid` hears.
+
+        Raises `ConnectionError`.
+        """
+        try:
+            await anyio.lowlevel.checkpoint()
+        except anyio.get_cancelled_exc_class():
+            on_unsaid()
+            raise
         if self._is_over or (self._socket is None and self._reconnect is None):
             raise ConnectionError("the session is over")
         self._said.add(text)
         try:
             await self._speak()
-        except BaseException:  # cancelled too; raised again
+        except anyio.get_cancelled_exc_class():
+            if self._said.take_back(text):
+                on_unsaid()
+            raise
+        except BaseException:  # raised again
             self._said.take_back(text)
             raise
 
@@ -309,13 +324,14 @@ class Said:
         self._texts.append(text)
         self._size += len(text)
 
-    def take_back(self, text: str) -> None:
-        """Forget a message, if nothing of it was said yet."""
+    def take_back(self, text: str) -> bool:
+        """Forget a message, if nothing of it was said yet; return whether that is so."""
         for index in range(self._next - self._first, len(self._texts)):
             if self._texts[index] is text:
                 del self._texts[index]
                 self._size -= len(text)
-                return
+                return True
+        return False
 
     @property
     def next(self) -> str:

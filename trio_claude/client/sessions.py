@@ -23,7 +23,7 @@ import attrs
 from ..errors import TrioClaudeError
 from .cli_lines import Init, Line, Question, Result, User, parse_line
 from .decisions import Approval, Decide, decision
-from .links import Link
+from .links import Link, no_matter
 from .sockets import Awaited, ConnectFailed, Inbox, dumps
 
 Json: TypeAlias = dict[str, Any]
@@ -192,15 +192,15 @@ class Session:
     async def _stop(self, mode: str) -> None:
         await self.say(_stop(mode))
 
-    async def say(self, line: Json) -> None:
-        """Say a line of the wire contract as it is.
+    async def say(self, line: Json, on_unsaid: Callable[[], None] = no_matter) -> None:
+        """Say a line of the wire contract as it is; where this is cancelled before that, `on_unsaid` hears it.
 
         Raises `ConnectionError` once the session is over, `Refused` for more bytes than the server takes in one
         message, TypeError and ValueError for what is no JSON.
         """
         if self.ended:
             raise ConnectionError("the session is over")
-        await self._link.send(self._checked(dumps(line)))
+        await self._link.send(self._checked(dumps(line)), on_unsaid)
 
     def _checked(self, text: str) -> str:
         """Return a message that the server takes: one that is too long would end the connection. Raises `Refused`."""
@@ -396,13 +396,17 @@ class Turn:
     async def __anext__(self) -> Line:
         if self._prompt:
             prompt, self._prompt = self._prompt, None
-            await self._session.say(prompt)
+            await self._session.say(prompt, lambda: self._restore(prompt))
         if self.result:
             raise StopAsyncIteration
         line = await anext(self._session)
         if isinstance(line, Result) and _named(line) is None and _is_begun_by_message(line):
             self.result = line
         return line
+
+    def _restore(self, prompt: Json) -> None:
+        """Take that the prompt was not said: who iterates again says it."""
+        self._prompt = prompt
 
 
 def _named(result: Result) -> list[Any] | None:

@@ -145,10 +145,16 @@ def test_an_assistant_line_becomes_a_message_and_loses_nothing() -> None:
     }  # fmt: skip
 
 
+def test_half_a_character_of_an_assistant_line_stays_what_it_is() -> None:
+    line = rb'{"type":"assistant","message":{"content":"\u00fc\ud83d b"}}'
+    assert messages.as_message(line) == rb'{"content":"\u00fc\ud83d b","type":"message"}'
+
+
 @pytest.mark.parametrize(
     "line",
     [b'{"type":"result"}', b"plain", b'{"type":"assistant"}', b'{"type":"assistant","message":3}', b'["assistant"]',
-     b'{"type":"user","message":{},"x":"assistant"}', b'"assistant"', b'{"assistant"' * 3],
+     b'{"type":"user","message":{},"x":"assistant"}', b'"assistant"', b'{"assistant"' * 3,
+     b'{"type":"assistant","message":{"cost":1e999}}'],
 )  # fmt: skip
 def test_every_other_line_stays_as_it_is(line: bytes) -> None:
     assert messages.as_message(line) == line

@@ -333,7 +333,8 @@ def as_message(line: bytes) -> bytes:
     """Return an assistant line as the original's clients read it: the inner message, the outer fields beside it.
 
     `type` becomes `message`; an outer field whose name the inner message has too is kept as `outer_NAME`. A line that
-    is no assistant line comes back as it is.
+    is no assistant line comes back as it is, as does one with a number that could not be written again. Where a text
+    has half a character (a lone surrogate), all that is not ASCII is escaped.
     """
     if b'"assistant"' not in line or is_heavy(line):
         return line
@@ -345,7 +346,13 @@ def as_message(line: bytes) -> bytes:
     except (ValueError, TypeError, KeyError, RecursionError):
         return line
     rest = {f"outer_{key}" if key in inner else key: outer[key] for key in outer if key not in ("type", "message")}
-    return compact({**inner, "type": "message", **rest}).encode("utf-8", "replace")
+    message = {**inner, "type": "message", **rest}
+    try:
+        return compact(message, allow_nan=False).encode()
+    except UnicodeEncodeError:
+        return json.dumps(message, separators=(",", ":")).encode()
+    except ValueError:  # a number too large for a float
+        return line
 
 
 @attrs.frozen

@@ -36,6 +36,7 @@ def test_anything_else_counts_for_nothing(value: object) -> None:
         (math.nan, "nan"),
         (10**18, "a number of 19 digits"),
         (-(10**400), "a number of 401 digits"),
+        pytest.param(10**5000, "a number of thousands of digits", id="huge"),
     ],
 )
 def test_how_an_error_says_a_number(value: float, told: str) -> None:

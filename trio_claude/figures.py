@@ -19,5 +19,8 @@ def counted(value: object) -> float:
 def brief(value: float) -> str:
     """Return a number as it may stand in an error; JSON and TOML have integers of any size."""
     if isinstance(value, int) and abs(value) >= 10**18:
-        return f"a number of {len(str(abs(value)))} digits"
+        try:
+            return f"a number of {len(str(abs(value)))} digits"
+        except ValueError:  # Python writes none that is longer than some thousands
+            return "a number of thousands of digits"
     return str(value) if isinstance(value, int) else f"{value:.15g}"

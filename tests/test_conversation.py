@@ -521,13 +521,18 @@ async def test_a_cli_that_lives_on_after_its_end_is_ended(fake: Backend) -> None
     assert talk.reason.startswith("ended after result; ")
 
 
-AGENT = """
+TALKS = """
 says() { echo '{"type":"system","session_id":"s","subtype":"'"$1"'"'"$2"'}'; }
+is() { says session_state_changed ',"sdk_host_only":true,"state":"'"$1"'"'; }
+works() { says background_tasks_changed ',"tasks":['"$1"']'; }
+agent='{"task_id":"a","task_type":"local_agent"}'
+asks() { echo '{"type":"control_request","request_id":"q","request":{"subtype":"can_use_tool","input":{}}}'; }
 result() { echo '{"type":"result","result":"'"$1"'","session_id":"s"}'; }
-agent=',"tasks":[{"task_id":"a","task_type":"local_agent"}]'
-none=',"tasks":[]'
 IFS= read -r prompt
-says init; says background_tasks_changed "$agent"; result "it works"
+"""
+"""The beginning of a CLI that has heard its first prompt."""
+AGENT = f"""{TALKS}
+says init; works "$agent"; result "it works"
 """
 """The beginning of a CLI that has an agent in the background behind its first turn."""
 
@@ -535,7 +540,7 @@ says init; says background_tasks_changed "$agent"; result "it works"
 async def test_an_end_waits_for_an_agent_and_for_what_it_has_found(fake: Backend, folder: Path) -> None:
     program = f"""{AGENT}
 sleep 0.8
-says background_tasks_changed "$none"; says init; result "it has found"
+works ""; says init; result "it has found"
 cat >/dev/null
 """
     cli = script_cli(folder, program)
@@ -562,7 +567,7 @@ async def test_an_end_waits_for_an_agent_no_longer_than_for_a_turn(fake: Backend
 async def test_an_interrupt_between_two_turns_ends_an_agent(fake: Backend, folder: Path) -> None:
     program = f"""{AGENT}
 IFS= read -r said
-case "$said" in *'"interrupt"'*) says background_tasks_changed "$none"; says interrupted;; esac
+case "$said" in *'"interrupt"'*) works ""; says interrupted;; esac
 cat >/dev/null
 """
     async with fake.serve(cli=script_cli(folder, program)) as server, open_talk(server) as talk:
@@ -571,6 +576,103 @@ cat >/dev/null
         await talk.result()
         await talk.stop("interrupt")
         await talk.next(lambda frame: frame.get("subtype") == "interrupted")
+        await talk.stop("end")
+        assert (await talk.end())["exit_status"] == 0
+
+
+async def test_an_end_waits_for_a_turn_that_the_cli_owes_which_may_ask(fake: Backend, folder: Path) -> None:
+    program = f"""{TALKS}
+[ "$CLAUDE_CODE_SDK_READS_SESSION_STATE" = 1 ] || exit 9
+is running; says init; result "it works"
+sleep 0.8
+says init; asks; IFS= read -r answer; result "it has asked"; is idle
+cat >/dev/null
+"""
+    async with fake.serve(cli=script_cli(folder, program), result_grace=0.2) as server, open_talk(server) as talk:
+        await talk.start()
+        await talk.user("go")
+        await talk.result()
+        await talk.stop("end")
+        await talk.answer((await talk.asked())["request_id"], behavior="allow")
+        ended = await talk.end()
+        assert not any("sdk_host_only" in frame for frame in talk.frames)
+        results = [frame["result"] for frame in talk.frames if frame["type"] == "result"]
+    assert results == ["it works", "it has asked"]
+    assert (ended["reason"], ended["exit_status"], ended.get("signal"), ended["lines"]) == ("exit", 0, None, 5)
+
+
+async def test_an_end_waits_for_a_turn_that_is_owed_no_longer_than_for_a_turn(fake: Backend, folder: Path) -> None:
+    cli = script_cli(folder, f'{TALKS} is running; says init; result "it works"; cat >/dev/null; sleep 60')
+    async with fake.serve(cli=cli, timeout=0.5) as server, open_talk(server) as talk:
+        await talk.start()
+        await talk.user("go")
+        await talk.stop("end")
+        ended = await talk.end()
+    assert ended["receipt"]["survivors"] == 0
+
+
+async def test_an_end_waits_for_what_an_agent_has_asked(fake: Backend, folder: Path) -> None:
+    program = f"""{AGENT} asks
+IFS= read -r answer; says answered; works ""; says init; result "it has found"
+cat >/dev/null
+"""
+    async with fake.serve(cli=script_cli(folder, program), timeout=1.0) as server, open_talk(server) as talk:
+        await talk.start()
+        await talk.user("go")
+        request = (await talk.asked())["request_id"]
+        await talk.stop("end")
+        await trio.sleep(1.5)  # longer than a turn may take
+        await talk.answer(request, behavior="allow")
+        ended = await talk.end()
+    assert (ended["reason"], ended["exit_status"], ended.get("signal")) == ("exit", 0, None)
+
+
+async def test_an_agent_that_works_on_behind_its_answer_is_ended_too(fake: Backend, folder: Path) -> None:
+    program = f"""{AGENT} asks
+IFS= read -r answer; cat >/dev/null; sleep 60
+"""
+    async with fake.serve(cli=script_cli(folder, program), timeout=0.5) as server, open_talk(server) as talk:
+        await talk.start()
+        await talk.user("go")
+        request = (await talk.asked())["request_id"]
+        await talk.stop("end")
+        await talk.answer(request, behavior="allow")
+        ended = await talk.end()
+    assert ended["receipt"]["survivors"] == 0
+
+
+async def test_an_interrupt_ends_an_agent_that_has_asked(fake: Backend, folder: Path) -> None:
+    program = f"""{AGENT} asks
+IFS= read -r said
+case "$said" in *'"interrupt"'*) works ""; says interrupted;; esac
+echo '{{"type":"control_cancel_request","request_id":"q"}}'
+cat >/dev/null
+"""
+    async with fake.serve(cli=script_cli(folder, program)) as server, open_talk(server) as talk:
+        await talk.start()
+        await talk.user("go")
+        await talk.asked()
+        await talk.stop("interrupt")
+        await talk.next(lambda frame: frame.get("subtype") == "interrupted")
+        await talk.stop("end")
+        assert (await talk.end())["exit_status"] == 0
+
+
+async def test_an_interrupt_waits_for_a_turn_that_begins_late(fake: Backend, folder: Path) -> None:
+    program = f"""{TALKS}
+IFS= read -r said
+request=${{said#*request_id\\":\\"}}; request=${{request%%\\"*}}
+echo '{{"type":"control_response","response":{{"subtype":"success","request_id":"'"$request"'"}}}}'
+sleep 0.8
+says init; IFS= read -r said
+case "$said" in *'"interrupt"'*) result "interrupted";; esac
+cat >/dev/null
+"""
+    async with fake.serve(cli=script_cli(folder, program), interrupt_grace=0.3) as server, open_talk(server) as talk:
+        await talk.start()
+        await talk.user("go")
+        await talk.stop("interrupt")
+        assert (await talk.result())["result"] == "interrupted"
         await talk.stop("end")
         assert (await talk.end())["exit_status"] == 0
 

@@ -234,6 +234,35 @@ async def test_hooks_and_servers_of_this_program(real: Backend, library: Library
 
 
 @BOTH_LIBRARIES
+async def test_hooks_are_called_in_a_turn_that_an_agent_brings_about(real: Backend, library: Library) -> None:
+    async def program(transport: Callable[[], Any], options: Any) -> Any:
+        from claude_agent_sdk import query
+
+        agent = {"description": "x", "prompt": "sub " + directive("text"), "subagent_type": "general-purpose"}
+        prompt = directive("tool", name="Agent", input=agent)
+        hooked.clear()
+        results = [
+            message.result
+            async for message in query(prompt=prompt, options=options, transport=transport())
+            if type(message).__name__ == "ResultMessage"
+        ]
+        return [len(results), hooked.count("Stop")]
+
+    from claude_agent_sdk import ClaudeAgentOptions, HookMatcher
+
+    hooked: list[str] = []
+
+    async def note(said: Any, _use: Any, _context: Any) -> Any:
+        hooked.append(said["hook_event_name"])
+        if said["hook_event_name"] == "Stop":  # so long that the agent is done before the result
+            await anyio.sleep(0.5)
+        return {}
+
+    options = ClaudeAgentOptions(hooks={"Stop": [HookMatcher(hooks=[note])]})
+    assert await compare(real, library, program, options) == [2, 2]
+
+
+@BOTH_LIBRARIES
 async def test_a_failed_turn_is_the_sdks_own_error(real: Backend, library: Library) -> None:
     async def program(transport: Callable[[], Any], options: Any) -> Any:
         from claude_agent_sdk import ProcessError, query

@@ -422,14 +422,71 @@ def test_a_hook_does_not_stop_the_clock() -> None:
 
 def test_an_interrupt_is_due_until_the_result() -> None:
     session = Session(PATIENCE, 0.0)
-    assert not session.interrupt(0.0)
+    assert not session.interrupt(0.0, "stop")
     assert session.due(0.0).clock is Clock.IDLE
     session.prompt(1.0)
-    assert session.interrupt(2.0)
-    assert not session.interrupt(4.0)
+    assert session.interrupt(2.0, "stop")
+    assert not session.interrupt(4.0, "stop")
     assert (session.due(2.0).clock, session.due(2.0).at) == (Clock.INTERRUPT, 7.0)
     session.hear([RESULT_LINE], 3.0)
     assert session.due(3.0).clock is Clock.IDLE
+
+
+def reply(request: str, subtype: str = "success") -> bytes:
+    return line(type="control_response", response={"request_id": request, "subtype": subtype})
+
+
+def test_an_interrupt_that_the_cli_has_taken_before_it_began_is_due_from_its_begin() -> None:
+    session = Session(PATIENCE, 0.0)
+    session.prompt(0.0)
+    assert session.interrupt(1.0, "stop")
+    session.hear([reply("other"), reply("stop", "error")], 2.0)
+    assert session.due(2.0).clock is Clock.INTERRUPT
+    session.hear([reply("stop")], 3.0)
+    assert session.interrupted
+    assert session.due(3.0).clock is Clock.NOTICE
+    session.hear([INIT], 20.0)
+    assert (session.due(20.0).clock, session.due(20.0).at) == (Clock.INTERRUPT, 25.0)
+
+
+def test_an_interrupt_that_is_only_answered_is_due_in_a_turn_that_has_begun() -> None:
+    session = Session(PATIENCE, 0.0)
+    session.prompt(0.0)
+    session.hear([INIT], 1.0)
+    assert session.interrupt(1.0, "stop")
+    session.hear([reply("stop")], 2.0)
+    assert (session.due(2.0).clock, session.due(2.0).at) == (Clock.INTERRUPT, 6.0)
+
+
+@pytest.mark.parametrize("odd", [None, [], {}, {"request_id": ["stop"], "subtype": "success"}])
+def test_odd_answers_are_none_to_an_interrupt(odd: object) -> None:
+    session = Session(PATIENCE, 0.0)
+    session.prompt(0.0)
+    session.interrupt(0.0, "stop")
+    assert session.hear([line(type="control_response", response=odd)], 1.0) == []
+    assert session.due(1.0).clock is Clock.INTERRUPT
+
+
+def told(state: object, *, host_only: object = True) -> bytes:
+    return line(type="system", subtype="session_state_changed", state=state, sdk_host_only=host_only)
+
+
+def test_what_the_cli_says_of_its_own_state_is_for_its_host() -> None:
+    session = Session(PATIENCE, 0.0)
+    assert session.sift([told("running"), TEXT]) == [TEXT]
+    assert session.owes
+    assert session.sift([RESULT_LINE, told("requires_action")]) == [RESULT_LINE]
+    assert session.owes
+    assert session.sift([told("idle")]) == []
+    assert not session.owes
+
+
+def test_other_lines_are_the_clients() -> None:
+    session = Session(PATIENCE, 0.0)
+    quoted = line(type="assistant", text='"sdk_host_only":true,"subtype":"session_state_changed"')
+    others = [told("running", host_only=False), line(type="system", subtype="other", sdk_host_only=True), quoted, TEXT]
+    assert session.sift(others) == others
+    assert not session.owes
 
 
 def tasks(*kinds: str) -> bytes:
@@ -462,8 +519,8 @@ def test_an_interrupt_between_two_turns_is_for_the_one_that_was_asked_for() -> N
     session.hear([INIT], 1.0)
     session.prompt(2.0)
     session.hear([RESULT_LINE], 3.0)
-    assert session.interrupt(3.0)
-    assert not session.interrupt(3.0)
+    assert session.interrupt(3.0, "stop")
+    assert not session.interrupt(3.0, "stop")
     assert session.due(4.0).clock is Clock.IDLE, "its time runs once it has begun"
     session.hear([INIT], 4.0)
     assert session.interrupted
@@ -475,11 +532,11 @@ def test_what_was_said_before_the_turn_began_may_wait_too() -> None:
     session.prompt(0.0)
     session.prompt(0.0)
     session.hear([INIT, RESULT_LINE], 1.0)
-    assert session.interrupt(2.0)
+    assert session.interrupt(2.0, "stop")
     session.hear([INIT], 3.0)
     assert session.interrupted
     session.hear([RESULT_LINE], 4.0)
-    assert not session.interrupt(4.0), "nothing waits any more"
+    assert not session.interrupt(4.0, "stop"), "nothing waits any more"
 
 
 def test_an_interrupt_for_a_turn_that_does_not_come_is_for_no_later_one() -> None:
@@ -488,12 +545,12 @@ def test_an_interrupt_for_a_turn_that_does_not_come_is_for_no_later_one() -> Non
     session.hear([INIT], 1.0)
     session.prompt(2.0)  # the CLI takes it into the turn that it is at
     session.hear([RESULT_LINE], 3.0)
-    assert session.interrupt(3.0)
+    assert session.interrupt(3.0, "stop")
     session.prompt(4.0)
     session.hear([INIT], 5.0)
     assert not session.interrupted
     session.hear([RESULT_LINE], 6.0)
-    assert not session.interrupt(6.0)
+    assert not session.interrupt(6.0, "stop")
 
 
 def test_an_approval_outside_of_a_turn_leaves_the_session_idle() -> None:
@@ -569,7 +626,7 @@ def test_time_is_never_made_and_the_state_fits_what_is_open(steps: list[tuple[st
             case "answer":
                 session.answer(name, now)
             case "interrupt":
-                session.interrupt(now)
+                session.interrupt(now, "stop")
             case "decide":
                 session.decide(now)
             case _:
@@ -579,7 +636,7 @@ def test_time_is_never_made_and_the_state_fits_what_is_open(steps: list[tuple[st
         assert session.state in State
         if session.state is not State.ENDING:
             assert bool(session.asked) == (session.state is State.AWAITING)
-            assert session._in_turn or session.state is not State.RUNNING
+            assert session.in_turn or session.state is not State.RUNNING
         due = session.due(now)
         assert not math.isnan(due.at)
         assert math.isclose(session._left[Clock.WHOLE], PATIENCE.whole - (now - awaited), abs_tol=1e-6)

@@ -24,7 +24,20 @@ from .journal import Journal, Unfinished
 from .messages import Options
 from .metering import Meter
 from .run import Account, Kit, Run, Sink
-from .session import OWN_REQUEST, ClientLine, Clock, Due, Happening, Kind, Patience, Session, Start, State, denial
+from .session import (
+    OWN_REQUEST,
+    READS_STATE,
+    ClientLine,
+    Clock,
+    Due,
+    Happening,
+    Kind,
+    Patience,
+    Session,
+    Start,
+    State,
+    denial,
+)
 from .stream_json import Sign
 
 OWNERS = 64
@@ -150,7 +163,7 @@ class SessionRun(Run):
             self._prompt_held = held
         elif line.kind is Kind.RESPONSE:
             self._settle(line.request, "allowed" if line.allows else "denied")
-        elif interrupt and self.session.interrupt(now):
+        elif interrupt and self.session.interrupt(now, line.request):
             self.teller.interrupted()
         self._stir.set()
 
@@ -161,39 +174,49 @@ class SessionRun(Run):
         what is said behind an interrupt is held until the result: it is for the next turn. A CLI that is to be told
         nothing more is stopped.
         """
-        if self.session.interrupt(trio.current_time()):
+        request = OWN_REQUEST + secrets.token_hex(8)
+        if self.session.interrupt(trio.current_time(), request):
             self.teller.interrupted()
             if self.session.closing or self._outbox.closed:
                 self.stop(Reason.STOPPED)
             else:
-                self._put_interrupt(urgent=self.session.begun)
-        elif self.session.agents and self.session.state is State.IDLE and not self._outbox.closed:
-            self._put_interrupt(urgent=True)
+                self._put_interrupt(request, urgent=self.session.begun)
+        elif self.session.agents and not self.session.in_turn and not self._outbox.closed:
+            self._put_interrupt(request, urgent=True)
         self._stir.set()
 
-    def _put_interrupt(self, *, urgent: bool) -> None:
-        request = OWN_REQUEST + secrets.token_hex(8)
+    def _put_interrupt(self, request: str, *, urgent: bool) -> None:
         self._outbox.put(stream_json.control_line(request, "interrupt"), urgent=urgent, own=True)
 
     def finish(self) -> None:
         """End the run politely: the CLI does what it was told, and then ends, because it is told no more."""
         self.session.closing = True
-        self._close_when_settled()
-        if self.session.state is State.IDLE:
-            self._arm_grace()
+        self._near_end()
         self._stir.set()
 
-    def _close_when_settled(self) -> None:
-        """Close the CLI's stdin, once that was asked for, where neither a turn nor an agent may have to ask yet."""
-        busy = self.session.state is State.RUNNING or self.session.asked or self.session.agents
-        if self.session.closing and not busy:
+    def _near_end(self) -> None:
+        """Bring a run that is to end as near to it as what its CLI is at allows.
+
+        Between turns the CLI has a time to end; an agent, and a turn that the CLI owes, have that of a turn. Its stdin
+        is closed where none of them may have to ask yet.
+        """
+        session = self.session
+        if not session.closing:
+            return
+        if session.state is not State.IDLE:
+            self._grace.deadline = math.inf
+        elif self._grace.deadline == math.inf:
+            works = session.agents or session.owes
+            patience = session.patience.turn if works else self._workplace.config.result_grace
+            self._grace.deadline = trio.current_time() + patience
+        if not (session.state is State.RUNNING or session.asked or session.agents or session.owes):
             self._outbox.close()
-            self.session.close()
+            session.close()
 
     def _settle(self, request: str, outcome: str) -> None:
         self.session.answer(request, trio.current_time(), outcome)
         self._tell_settled()
-        self._close_when_settled()
+        self._near_end()
 
     def _tell_settled(self) -> None:
         """Tell of approvals that are not open any more."""
@@ -209,18 +232,18 @@ class SessionRun(Run):
 
     def _job(self) -> AbstractAsyncContextManager[Job]:
         binds, session = self._containment.binds, self.start.session
+        variables = {**self.teller.environ, READS_STATE: "1"}
         return self._workplace.job(
-            self.id, self.options, self.meta, binds=binds, who=self.account.name, session=session,
-            variables=self.teller.environ,
-        )  # fmt: skip
+            self.id, self.options, self.meta, binds=binds, who=self.account.name, session=session, variables=variables
+        )
 
     def _begin_talk(self, process: Contained, sink: Sink, nursery: trio.Nursery) -> None:
         hearer = cast("SessionSink", sink)
         self.session.begin(trio.current_time())
         self._outbox.limit = self._workplace.config.max_session_message
         hearer.started()
-        if self._outbox.closed and self.session.state is State.IDLE:
-            self._arm_grace()
+        self._grace.deadline = math.inf
+        self._near_end()
         nursery.start_soon(self._talk, process, hearer)
 
     def _end_talk(self) -> None:
@@ -290,6 +313,13 @@ class SessionRun(Run):
             case Clock.WHOLE:
                 self.stop(Reason.DEADLINE, f"the session lasted {patience.whole:g} s")
 
+    async def _take(self, lines: list[bytes], chunk: bytes, sink: Sink) -> None:
+        owed, others = self.session.owes, self.session.sift(lines)
+        if owed and not self.session.owes:
+            self._grace.deadline = math.inf
+            self._near_end()
+        await super()._take(others, chunk, sink)
+
     def _hear(self, lines: list[bytes]) -> None:
         worked = self.session.agents
         happened = self.session.hear(lines, trio.current_time())
@@ -305,24 +335,11 @@ class SessionRun(Run):
             self._release()
         for happening in happened:
             if happening is Happening.BEGAN and self.session.interrupted:
-                self._put_interrupt(urgent=True)
-            if happening is Happening.RESULT and self.session.closing:
-                self._arm_grace()
-            elif happening is Happening.BEGAN:
-                self._grace.deadline = math.inf
-        self._follow_agents(worked=worked)
-        if happened:
-            self._close_when_settled()
+                self._put_interrupt(OWN_REQUEST + secrets.token_hex(8), urgent=True)
+        if happened or worked is not self.session.agents:
+            self._grace.deadline = math.inf
+            self._near_end()
             self._stir.set()
-
-    def _follow_agents(self, *, worked: bool) -> None:
-        """See to it that agents have begun to work, or that none works any more."""
-        if worked is self.session.agents:
-            return
-        if self.session.closing and self.session.state is State.IDLE:
-            self._arm_grace()
-        self._close_when_settled()
-        self._stir.set()
 
     def _release(self) -> None:
         """Say what was held, now that the turn that it was not for has ended."""
@@ -341,11 +358,6 @@ class SessionRun(Run):
         self.session.decide(trio.current_time())
         self._tell_settled()
         self._stir.set()
-
-    def _arm_grace(self) -> None:
-        """Give a CLI that is told no more the time to end, and its agents that of a turn."""
-        patience = self.session.patience.turn if self.session.agents else self._workplace.config.result_grace
-        self._grace.deadline = trio.current_time() + patience
 
 
 def _patience(config: Config, options: Options) -> Patience:

@@ -6,12 +6,13 @@ each line is built anew from what is allowed.
 
 from .lines import CONTROLS, OWN_REQUEST, ClientLine, Kind, denial, rebuild
 from .ops import LINES_LIMIT, Attach, Detach, Start, Stop, parse_op, parse_start, recalling
-from .states import TABLE, Asked, Clock, Due, Happening, Patience, Session, Settled, State
+from .states import READS_STATE, TABLE, Asked, Clock, Due, Happening, Patience, Session, Settled, State
 
 __all__ = [
     "CONTROLS",
     "LINES_LIMIT",
     "OWN_REQUEST",
+    "READS_STATE",
     "TABLE",
     "Asked",
     "Attach",

@@ -139,7 +139,17 @@ class Due:
     request: str = ""
 
 
-_MARKS = (b'"result"', b'"init"', b'"control_request"', b'"control_cancel_request"', b'"background_tasks_changed"')
+READS_STATE = "CLAUDE_CODE_SDK_READS_SESSION_STATE"
+"""The variable that asks a CLI to tell its host whether it is done, or owes a turn yet."""
+_HOST_ONLY = b'"sdk_host_only"'
+_MARKS = (
+    b'"result"',
+    b'"init"',
+    b'"control_request"',
+    b'"control_cancel_request"',
+    b'"control_response"',
+    b'"background_tasks_changed"',
+)
 _STOPPED: Mapping[State, frozenset[Clock]] = {
     State.IDLE: frozenset({Clock.TURN}),
     State.RUNNING: frozenset({Clock.IDLE}),
@@ -164,7 +174,9 @@ class Session:
         self.begun: bool = False
         self.agents: bool = False
         """Whether agents work in the background: the CLI begins a turn with what they have found."""
-        self._in_turn = False
+        self.owes: bool = False
+        """Whether the CLI says that it is not done: behind a result it begins a turn yet, though nobody prompts it."""
+        self.in_turn: bool = False
         self._waits = False
         """Whether something was said in the turn, for which the CLI may begin another behind it."""
         self._ends_next = False
@@ -175,6 +187,7 @@ class Session:
         self._told = False
         self._said_since_prompt = False
         self._interrupted: float | None = None
+        self._interrupt = ""
 
     @property
     def phase(self) -> str:
@@ -201,10 +214,16 @@ class Session:
         self.lines += len(lines)
         return happened
 
+    def sift(self, lines: list[bytes]) -> list[bytes]:
+        """Take what the CLI says of its own state, which is for its host alone; return the other lines."""
+        if not any(_HOST_ONLY in line for line in lines):
+            return lines
+        return [line for line in lines if not (_HOST_ONLY in line and self._is_for_host(line))]
+
     def prompt(self, now: float) -> None:
         """Take that the client has said something to the model."""
-        self._waits, self._ends_next = self._in_turn, False
-        if not self._in_turn:
+        self._waits, self._ends_next = self.in_turn, False
+        if not self.in_turn:
             self._enter_turn()
             self._heard, self._told, self._said_since_prompt = now, False, False
         self._happen(Happening.PROMPTED, now)
@@ -217,17 +236,19 @@ class Session:
         self.settled.append(Settled(now - question.since, outcome))
         if not self._approvals():
             self._heard, self._told = now, False
-            self._happen(Happening.SETTLED if self._in_turn else Happening.SATISFIED, now)
+            self._happen(Happening.SETTLED if self.in_turn else Happening.SATISFIED, now)
 
-    def interrupt(self, now: float) -> bool:
-        """Take that the turn is to end; return whether there is one that was not to end before.
+    def interrupt(self, now: float, request: str) -> bool:
+        """Take that the turn is to end by `request`; return whether there is one that was not to end before.
 
-        Between two turns it is the one that is about to begin, if there is one: its time runs once it has.
+        Between two turns it is the one that is about to begin, if there is one: its time runs once it has. So it is
+        where the CLI has said yes to the request and not begun the turn: it waits for a slow MCP server, say.
         """
-        if self.state is State.ENDING or self.interrupted or self._ends_next or not (self._in_turn or self._waits):
+        if self.state is State.ENDING or self.interrupted or self._ends_next or not (self.in_turn or self._waits):
             return False
-        self._interrupted = now if self._in_turn else None
-        self._ends_next = not self._in_turn
+        self._interrupted = now if self.in_turn else None
+        self._ends_next = not self.in_turn
+        self._interrupt = request
         return True
 
     @property
@@ -289,16 +310,19 @@ class Session:
             was = self.state
             self.answer(str(said.get("request_id")), now, "withdrawn")
             return [Happening.SETTLED] if self.state is not was else []
+        if kind == "control_response":
+            self._wait_for_begin(said.get("response"))
+            return []
         if kind == "result":
             self._interrupted = None
-            self._in_turn = self.begun = False
+            self.in_turn = self.begun = False
             self._happen(Happening.RESULT, now)
             return [Happening.RESULT]
         if kind == "system" and said.get("subtype") == "init":
-            if not self._in_turn:
+            if not self.in_turn:
                 self._enter_turn()
                 self._waits = False
-            if self._ends_next:
+            if self._ends_next or self._interrupted == math.inf:
                 self._interrupted = now
             self.begun, self._ends_next = True, False
             self._happen(Happening.BEGAN, now)
@@ -308,8 +332,22 @@ class Session:
         self._said_since_prompt = True
         return []
 
+    def _is_for_host(self, line: bytes) -> bool:
+        said = parse_line(line)
+        if not (said.get("subtype") == "session_state_changed" and said.get("sdk_host_only") is True):
+            return False
+        self.owes = said.get("state") != "idle"
+        return True
+
+    def _wait_for_begin(self, answer: object) -> None:
+        """Let the time of an interrupt stand still that the CLI has taken before it began the turn."""
+        if self.begun or self._interrupted is None or not isinstance(answer, dict):
+            return
+        if answer.get("request_id") == self._interrupt and answer.get("subtype") == "success":
+            self._interrupted = math.inf
+
     def _enter_turn(self) -> None:
-        self._in_turn = True
+        self.in_turn = True
         self._left[Clock.TURN] = self.patience.turn
 
     def _ask(self, said: dict[str, Any], line: bytes, number: int, now: float) -> list[Happening]:

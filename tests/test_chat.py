@@ -129,6 +129,32 @@ async def test_a_chat(cli: Backend, folder: Path) -> None:
 
 
 @pytest.mark.tmux
+@pytest.mark.real_cli
+async def test_a_question_of_the_models_is_answered(real: Backend, folder: Path) -> None:
+    choices = [{"label": "left", "description": "by the river"}, {"label": "right", "description": "by the hill"}]
+    asked = [
+        {"question": "Which way?", "header": "Way", "multiSelect": False, "options": choices},
+        {"question": "What for?", "header": "Why", "multiSelect": False, "options": choices},
+    ]
+    async with real.serve() as server:
+        with chatting(folder, server.url) as terminal:
+            await terminal.shows("session ")
+            terminal.type(directive("tool", name="AskUserQuestion", input={"questions": asked}))
+            await terminal.shows("2. right  by the hill")
+            terminal.type("2")
+            await terminal.shows("your answer", 2)
+            terminal.type("for the view")
+            await terminal.shows('"Which way?"="right"')
+            await terminal.shows('"What for?"="for the view"')
+            await terminal.shows("tokens in")
+            terminal.type(directive("tool", name="AskUserQuestion", input={"questions": asked[:1]}))
+            await terminal.shows("your answer", 3)
+            terminal.press("Enter")
+            await terminal.shows("the user did not want to answer")
+            await terminal.shows("tokens in", 2)
+
+
+@pytest.mark.tmux
 async def test_a_chat_whose_history_ends(fake: Backend, folder: Path) -> None:
     async with fake.serve(journal="memory", journal_run_bytes=1024) as server:
         with chatting(folder, server.url) as terminal:

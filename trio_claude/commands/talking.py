@@ -18,6 +18,7 @@ from rich.text import Text
 from ..client import Allow, Approval, Assistant, Delta, Deny, Line, Refused, Result, Session, Unknown, User
 from ..figures import counted
 from ..services import open_services
+from . import asking
 from .terminal import LINE_LIMIT, Keyboard, MarkdownStream, may_be_cut
 from .words import clean
 
@@ -212,14 +213,36 @@ class Chat:
 
     async def decide(self, approval: Approval) -> Allow | Deny:
         """Ask the person what a tool may do."""
+        questions = asking.questions(approval.input) if approval.tool == asking.TOOL else []
         async with self._asking:
             self._markdown.finish()
-            self._console.print(Text(_question(approval), style="bold yellow"))
             try:
+                if questions:
+                    return await self._hear_answers(approval, questions)
+                self._console.print(Text(_question(approval), style="bold yellow"))
                 return await self._hear_decision(approval)
             finally:
                 if not self._in_turn:
                     self._show_prompt()
+
+    async def _hear_answers(self, approval: Approval, questions: list[asking.Question]) -> Allow | Deny:
+        """Have what the model asks answered; who gives no answer to one of them gives none."""
+        answers = {}
+        for question in questions:
+            self._console.print(Text(clean(question.shown()), style="bold yellow"))
+            if not (typed := await self._hear_answer(question)):
+                return Deny("the user did not want to answer")
+            answers[question.text] = typed
+        return Allow({**approval.input, "answers": answers})
+
+    async def _hear_answer(self, question: asking.Question) -> str:
+        numbers = "numbers" if question.several else "a number"
+        while True:
+            self._console.print(f"your answer ({numbers} or your own words; nothing for none): ", end="", style="bold")
+            typed = (await self._keyboard.answer() or "").strip()
+            if not may_be_cut(typed):
+                return question.answer(typed)
+            self._note(CUT)
 
     async def _hear_decision(self, approval: Approval) -> Allow | Deny:
         while True:

@@ -286,6 +286,33 @@ async def open_led(server: RedisServer) -> AsyncIterator[tuple[Redis, Cutter]]:
             yield redis, cutter
 
 
+async def test_one_that_was_made_a_replica_is_left_for_where_the_address_leads_now(redis_server: RedisServer) -> None:
+    """As after a failover behind a name or a virtual address: what is demoted keeps its connections."""
+    with open_redis_server() as other:
+        async with open_led(redis_server) as (redis, cutter):
+            before = redis.incarnation
+            redis_server.call("REPLICAOF", "127.0.0.1", "1")  # where nobody is: it reads no file meanwhile
+            try:
+                with pytest.raises(ConfigError, match="a replica, which takes no writes"):
+                    async with open_redis(config(redis_server)):
+                        pytest.fail("opened")
+                assert redis.connected
+                with pytest.raises(RedisGone, match="does not answer"):
+                    await redis.ask("EVAL", "return redis.call('SET', 'a', 'b')", 0)
+                assert not redis.connected
+                made = cutter.made
+                await until(lambda: cutter.made > made)  # it still leads to the replica
+                assert not redis.connected
+                assert redis.fault == "it is a replica, which takes no writes"
+                cutter.lead(other.listen())
+                with trio.fail_after(5):
+                    await redis.wait()
+                assert redis.incarnation != before
+                await redis.ask("SET", "a", "b")
+            finally:
+                redis_server.call("REPLICAOF", "NO", "ONE")
+
+
 HELLO = b"%3\r\n+proto\r\n:3\r\n+version\r\n+7.0.0\r\n+id\r\n:1\r\n"
 
 

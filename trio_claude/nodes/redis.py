@@ -44,6 +44,7 @@ LOOKS: Final = 8
 PIECE: Final = 64 * 1024
 """Bytes that are sent at a time, and that the kernel holds before a write waits: each shows that Redis takes them."""
 GONE: Final = "Redis does not answer"
+REPLICA: Final = "it is a replica, which takes no writes"
 BACKOFF: Final = (0.05, 1.0)
 """Seconds between two tries to connect: at first, and at most."""
 CONNECT_TIMEOUT: Final = 1.0
@@ -180,12 +181,13 @@ def read_password(path: Path) -> str:
         raise ConfigError(f"redis_password_file: {path} is not UTF-8") from None
 
 
-@attrs.frozen(eq=False)
+@attrs.define(eq=False)
 class Wire:
-    """One connection; `lost` is set when it is over."""
+    """One connection; `lost` is set when it is over, and `fault` says why then, for logs."""
 
     _connection: _Connection
     lost: trio.Event = attrs.Factory(trio.Event)
+    fault: str = GONE
 
     async def ask(self, *words: Word) -> Any:
         """Ask one command. Raises `RedisGone`, `RedisFault`, and coredis' `NoScriptError` for an unknown script."""
@@ -196,6 +198,10 @@ class Wire:
         except coredis.exceptions.BusyLoadingError:
             self.cut()  # it answers when it has read its file; a later connection finds that out
             raise RedisGone("Redis is reading its file") from None
+        except coredis.exceptions.ReadOnlyError:
+            self.fault = REPLICA  # since a failover: a later connection may be led to the one that takes writes now
+            self.cut()
+            raise RedisGone(GONE, REPLICA) from None
         except coredis.exceptions.ConnectionError:
             self.cut()
             raise RedisGone(GONE) from None
@@ -324,7 +330,7 @@ class Redis:
                         task_status.started()
                     pause, begun = BACKOFF[0], True
                     await wire.lost.wait()
-                    self.fault = GONE
+                    self.fault = wire.fault
             except (RedisFault, ConfigError) as error:
                 self.fault = error.detail if isinstance(error, RedisFault) else str(error)
                 if not begun:
@@ -373,6 +379,8 @@ def check(info: Any) -> str:
         raise ConfigError(f"Redis {told} is too old; {OLDEST[0]}.{OLDEST[1]} or later will do")
     if facts.get("cluster_enabled") == "1":
         raise ConfigError("Redis Cluster will not do: what is decided together must be in one Redis")
+    if facts.get("role") == "slave":
+        raise ConfigError(REPLICA)
     if (policy := facts.get("maxmemory_policy", "noeviction")) != "noeviction":
         raise ConfigError(f"maxmemory-policy must be noeviction, not {policy}: what Redis drops would be lost")
     return facts.get("run_id", "")

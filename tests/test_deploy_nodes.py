@@ -25,7 +25,8 @@ from trio_claude.commands import keys, serve
 from trio_claude.commands.settings import load
 from trio_claude.config import Config
 from trio_claude.containment.base import PROOF_TIMEOUT
-from trio_claude.nodes.redis import check, read_password
+from trio_claude.nodes.password import read_password
+from trio_claude.nodes.redis import check
 from trio_claude.server import DOORSTEP_GRACE, FINISH_TIMEOUT
 
 DEPLOY = Path(__file__).parents[1] / "docs" / "deploy"

@@ -166,6 +166,23 @@ async def test_a_password_comes_out_of_its_file(folder: Path) -> None:
                 pytest.fail("opened")
 
 
+async def test_a_password_that_was_changed_is_read_for_the_next_connection(folder: Path) -> None:
+    file = folder / "password"
+    file.write_text("old")
+    file.chmod(0o600)
+    with open_redis_server("--requirepass", "old") as server:
+        async with open_redis(config(server, redis_password_file=str(file))) as redis:
+            server.call("-a", "old", "CONFIG", "SET", "requirepass", "new")
+            assert await redis.ask("PING") == b"PONG"
+            server.call("-a", "new", "CLIENT", "KILL", "TYPE", "normal")
+            await until(lambda: "invalid username-password pair" in redis.fault)
+            file.write_text("new")
+            with trio.fail_after(5):
+                await redis.wait()
+            async with redis.open_wire(2.0) as wire:
+                assert await wire.ask("PING") == b"PONG"
+
+
 async def test_over_tls_it_must_be_who_it_says_it_is(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     certificate, key = write_certificate(folder)
     with open_redis_server("--tls-cert-file", certificate, "--tls-key-file", key, "--tls-auth-clients", "no") as server:

@@ -8,11 +8,9 @@ This module must never decide what is asked, keep a question for later, or show 
 from __future__ import annotations
 
 import logging
-import os
 import re
 import socket
 import ssl
-import stat
 from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from contextlib import asynccontextmanager
 from contextvars import ContextVar
@@ -30,6 +28,7 @@ from coredis.connection import BaseConnection, TCPLocation
 from ..config import Config
 from ..errors import ConfigError, TrioClaudeError
 from ..services import open_lasting, open_services
+from .password import Password
 from .scripts import Script
 
 PORT: Final = 6379
@@ -49,8 +48,6 @@ BACKOFF: Final = (0.05, 1.0)
 """Seconds between two tries to connect: at first, and at most."""
 CONNECT_TIMEOUT: Final = 1.0
 """Seconds until a connection is made, its greeting included."""
-PASSWORD_LIMIT: Final = 4096
-"""Bytes of the password's file."""
 
 Word: TypeAlias = str | bytes | int | float
 
@@ -82,15 +79,14 @@ class Address:
     db: int
     tls: bool
     user: str | None = attrs.field(repr=False)
-    password: str | None = attrs.field(repr=False)
+    password: Password
 
     @classmethod
     def of(cls, config: Config) -> Address:
         """Return what a configuration says. Raises `ConfigError`."""
         url = urlsplit(config.redis)
-        password = unquote(url.password) if url.password else None
-        if config.redis_password_file:
-            password = read_password(Path(config.redis_password_file))
+        said = unquote(url.password) if url.password else None
+        file = Path(config.redis_password_file) if config.redis_password_file else None
         return cls(
             url.hostname or "",
             url.port or PORT,
@@ -98,7 +94,7 @@ class Address:
             int(url.path.strip("/") or 0) if url.scheme != "unix" else 0,
             url.scheme == "rediss",
             unquote(url.username) if url.username else None,
-            password,
+            Password(said, file),
         )
 
     def __str__(self) -> str:
@@ -150,7 +146,7 @@ class _Connection(BaseConnection):
 
     def __init__(self, stream: _Pieces, address: Address) -> None:
         location = TCPLocation(address.host, address.port)
-        super().__init__(location, username=address.user, password=address.password, db=address.db)
+        super().__init__(location, username=address.user, password=address.password.now(), db=address.db)
         self._opened = stream
 
     async def _connect(self) -> ByteStream:
@@ -163,22 +159,6 @@ class _Connection(BaseConnection):
 
     def describe(self) -> str:
         return f"Connection<{self.location}>"
-
-
-def read_password(path: Path) -> str:
-    """Return the password in a file, which only its owner may read. Raises `ConfigError`."""
-    try:
-        with path.open("rb") as file:
-            if stat.S_IMODE(os.fstat(file.fileno()).st_mode) & 0o077:
-                raise ConfigError(f"redis_password_file: others than its owner may use {path}; chmod 600 it")
-            said = file.read(PASSWORD_LIMIT + 1)
-        if len(said) > PASSWORD_LIMIT:
-            raise ConfigError(f"redis_password_file: {path} has more than {PASSWORD_LIMIT} bytes")
-        return said.decode().strip("\r\n")
-    except OSError as error:
-        raise ConfigError(f"redis_password_file: {path} can't be read: {error.strerror}") from None
-    except UnicodeDecodeError:
-        raise ConfigError(f"redis_password_file: {path} is not UTF-8") from None
 
 
 @attrs.define(eq=False)

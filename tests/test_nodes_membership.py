@@ -10,7 +10,7 @@ import pytest
 import trio
 from harness import until
 from nodes import LEASE, append, begin, lines, open_node
-from redis_server import RedisServer
+from redis_server import RedisServer, open_redis_server
 
 from trio_claude.config import Config
 from trio_claude.events import Event, NodeState, Weak
@@ -242,6 +242,31 @@ async def test_that_redis_takes_no_writes_is_told_once(redis_server: RedisServer
         await trio.sleep(LEASE / 2)
     assert told == [False, True]
     assert states(events) == [("a", "connected"), ("a", "disconnected"), ("a", "connected")]
+
+
+async def test_why_it_refuses_is_told_of_a_redis_that_was_gone_first(folder: Path) -> None:
+    events: list[Event] = []
+    told: list[bool] = []
+    file = folder / "password"
+    file.write_text("old")
+    file.chmod(0o600)
+    with open_redis_server("--requirepass", "old") as server:
+        config = Config(redis=server.url, redis_password_file=str(file), node_lease=LEASE, journal="none")
+        async with open_nodes(config, "a", events.append) as nodes:
+            nodes.membership.on_change(told.append)
+            file.write_text("wrong")
+            server.call("-a", "old", "CLIENT", "KILL", "TYPE", "normal")
+            await until(lambda: len(events) > 2)
+            server.kill()
+            await until(lambda: "No such file" in nodes.redis.fault or "refused" in nodes.redis.fault)
+            server.start()
+            await until(lambda: "invalid" in nodes.redis.fault)
+            file.write_text("old")
+            await until(lambda: len(events) > 3)
+    details = [event.detail for event in events if isinstance(event, NodeState)]
+    assert details == ["", "Redis does not answer", "invalid username-password pair or user is disabled.", ""]
+    assert [state for _, state in states(events)] == ["connected", "disconnected", "disconnected", "connected"]
+    assert told == [False, True]
 
 
 async def test_a_password_in_the_settings_is_warned_of(redis_server: RedisServer) -> None:

@@ -193,6 +193,13 @@ async def test_over_tls_it_must_be_who_it_says_it_is(folder: Path, monkeypatch: 
         monkeypatch.setenv("SSL_CERT_FILE", certificate)
         async with open_redis(Config(redis=f"rediss://127.0.0.1:{port}/3")) as redis:
             assert await redis.ask("PING") == b"PONG"
+            told: list[bool] = []
+            redis.on_change(told.append)
+            monkeypatch.delenv("SSL_CERT_FILE")
+            server.call("CLIENT", "KILL", "TYPE", "normal")
+            await until(lambda: told == [False, False])
+            assert "self-signed certificate" in redis.fault
+        monkeypatch.setenv("SSL_CERT_FILE", certificate)
         with pytest.raises(ConfigError, match="Hostname mismatch"):
             async with open_redis(Config(redis=f"rediss://localhost:{port}")):
                 pytest.fail("opened")

@@ -295,9 +295,9 @@ class GuardianLost:
 class NodeState:
     """Something happened to a server among those that share a Redis; `node` is its name, `detail` says why.
 
-    `state` is connected or disconnected (this server with Redis), lost (another one, which this one has found to be
-    without a sign of life: its runs are over), or rejoined (this one was found so by another: the history of the runs
-    that it had then is over, though they go on).
+    `state` is connected or disconnected (this server with Redis; the latter again where it turns out why), lost
+    (another one, which this one has found to be without a sign of life: its runs are over), or rejoined (this one was
+    found so by another: the history of the runs that it had then is over, though they go on).
     """
 
     node: str

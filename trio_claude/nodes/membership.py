@@ -40,7 +40,7 @@ class Membership:
         self._listeners: list[Callable[[bool], None]] = []
         self._returns: list[Callable[[], None]] = []
         self._refusal = ""
-        self._takes = True
+        self._why = ""
         self._came = trio.Event()
         redis.on_change(self._hear)
 
@@ -121,11 +121,17 @@ class Membership:
         self._tell()
 
     def _tell(self) -> None:
-        """Tell where it changes whether Redis takes what it is told; one that refused has still to take something."""
+        """Tell where it changes whether Redis takes what it is told; one that refused has still to take something.
+
+        Also where it turns out why it does not: that it does not answer is told only where nothing else was.
+        """
         why = self._refusal if self._redis.connected else self._redis.fault or GONE
-        if self._takes == (not why):
+        before = self._why
+        if why == before or (why == GONE and before):
             return
-        self._takes = not why
-        self._observer(NodeState(self.name, CONNECTED if self._takes else DISCONNECTED, why))
+        self._why = why
+        self._observer(NodeState(self.name, DISCONNECTED if why else CONNECTED, why))
+        if why and before:
+            return
         for listener in self._listeners:
-            listener(self._takes)
+            listener(not why)

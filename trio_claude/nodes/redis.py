@@ -265,7 +265,10 @@ class Redis:
         return ":".join((self.prefix, *words))
 
     def on_change(self, listener: Callable[[bool], None]) -> None:
-        """Have `listener` told at once whenever Redis comes (True) or goes (False); it must not wait."""
+        """Have `listener` told at once whenever Redis comes (True) or goes (False); it must not wait.
+
+        It is told that Redis is gone again where that has a cause now which does not pass by itself.
+        """
         self._listeners.append(listener)
 
     async def wait(self, *, connected: bool = True) -> None:
@@ -303,6 +306,7 @@ class Redis:
         """Keep a connection until cancelled. Raises `ConfigError` where the first can't be had, or will not do."""
         pause, begun = BACKOFF[0], False
         while True:
+            refused = False
             try:
                 async with self.open_wire(self.patience) as wire:
                     self._came(wire, check(await wire.ask("INFO")))
@@ -310,12 +314,13 @@ class Redis:
                         task_status.started()
                     pause, begun = BACKOFF[0], True
                     await wire.lost.wait()
-                    self.fault = wire.fault
+                    fault = wire.fault
             except (RedisFault, ConfigError) as error:
-                self.fault = error.detail if isinstance(error, RedisFault) else str(error)
+                refused = not isinstance(error, RedisGone)
+                fault = error.detail if isinstance(error, RedisFault) else str(error)
                 if not begun:
-                    raise ConfigError(f"redis: {self.address}: {self.fault}") from None
-            self._went()
+                    raise ConfigError(f"redis: {self.address}: {fault}") from None
+            self._went(fault, refused=refused)
             await trio.sleep(pause)
             pause = min(pause * 2, BACKOFF[1])
 
@@ -328,9 +333,10 @@ class Redis:
         self._wire, self.incarnation, self.since, self.fault = wire, incarnation, trio.current_time(), ""
         self._tell()
 
-    def _went(self) -> None:
-        if self._wire is not None:
-            self._wire = None
+    def _went(self, fault: str, *, refused: bool) -> None:
+        is_news = self._wire is not None or (refused and fault != self.fault)
+        self._wire, self.fault = None, fault
+        if is_news:
             self._tell()
 
     def _tell(self) -> None:
@@ -393,6 +399,8 @@ async def _begin(nursery: trio.Nursery, address: Address) -> Wire:
             wire = Wire(await address.connect())
             await nursery.start(wire.carry)
             return wire
+    except (ssl.SSLError, socket.gaierror) as error:
+        raise RedisFault(GONE, error.strerror or str(error)) from None
     except OSError as error:
         cause = error.__cause__ if isinstance(error.__cause__, OSError) else error  # that of one address says more
         raise RedisGone(GONE, cause.strerror or str(cause)) from None

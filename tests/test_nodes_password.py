@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -34,3 +36,36 @@ def test_without_a_file_it_is_that_of_the_settings(tmp_path: Path) -> None:
     assert Password(None).now() is None
     with pytest.raises(ConfigError, match="password can't be read: No such file"):
         Password("s3cret", tmp_path / "password")
+
+
+@pytest.mark.parametrize(
+    ("mode", "own", "others", "mounted"),
+    [
+        (0o400, True, True, True),
+        (0o440, False, True, True),  # of Kubernetes with fsGroup, or root's own for the server's group
+        (0o640, False, True, True),
+        (0o444, False, False, True),  # of Docker and Kubernetes, unless they are told another
+        (0o777, False, False, False),
+        (0o460, False, False, False),
+        (0o620, False, False, False),
+        (0o442, False, False, False),
+    ],
+)
+def test_who_may_use_its_file_is_looked_at(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mode: int, own: bool, others: bool, mounted: bool
+) -> None:
+    """It may be the server's own file, that of another, or one on a mount where nothing is written."""
+    file = write(tmp_path / "password", "s3cret", mode)
+    assert will_do(file) == own
+    monkeypatch.setattr(os, "geteuid", lambda: os.getuid() + 1)
+    assert will_do(file) == others
+    monkeypatch.setattr(os, "fstatvfs", lambda _file: SimpleNamespace(f_flag=os.ST_RDONLY))
+    assert will_do(file) == mounted
+
+
+def will_do(path: Path) -> bool:
+    try:
+        return Password(None, path).now() == "s3cret"
+    except ConfigError as error:
+        assert str(error) == f"redis_password_file: others may use {path}; chmod 600 it, or 640 if it is not ours"
+        return False

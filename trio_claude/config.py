@@ -271,7 +271,7 @@ class Config:
             "unit": "",
         },
     )
-    redis_password_file: str = _option("", "file with the password for Redis; only its owner may read it")
+    redis_password_file: str = _option("", "file with the password for Redis; others may not use it")
     redis_prefix: str = _option("trio-claude", "what the names of all keys in Redis begin with", check=_prefix)
     node_lease: float = _option(
         5.0, "without a sign of life, and the others take a server for lost", low=2, high=60, unit="s"

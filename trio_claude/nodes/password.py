@@ -39,11 +39,11 @@ class Password:
 
 
 def read_password(path: Path) -> str:
-    """Return the password in a file, which only its owner may read. Raises `ConfigError`."""
+    """Return the password in a file, which nobody may read who need not. Raises `ConfigError`."""
     try:
         with path.open("rb") as file:
-            if stat.S_IMODE(os.fstat(file.fileno()).st_mode) & 0o077:
-                raise ConfigError(f"redis_password_file: others than its owner may use {path}; chmod 600 it")
+            if _excess(file.fileno()):
+                raise ConfigError(f"redis_password_file: others may use {path}; chmod 600 it, or 640 if it is not ours")
             said = file.read(LIMIT + 1)
         if len(said) > LIMIT:
             raise ConfigError(f"redis_password_file: {path} has more than {LIMIT} bytes")
@@ -52,3 +52,13 @@ def read_password(path: Path) -> str:
         raise ConfigError(f"redis_password_file: {path} can't be read: {error.strerror}") from None
     except UnicodeDecodeError:
         raise ConfigError(f"redis_password_file: {path} is not UTF-8") from None
+
+
+def _excess(file: int) -> int:
+    """Return the bits of an open file's mode that give others more than they need, 0 where there is none."""
+    status = os.fstat(file)
+    if os.fstatvfs(file).f_flag & os.ST_RDONLY:  # as secrets are mounted: who mounts it says who reads it
+        needed = stat.S_IRGRP | stat.S_IXGRP | stat.S_IROTH | stat.S_IXOTH
+    else:  # one that is another's is read by the group
+        needed = stat.S_IRGRP if status.st_uid != os.geteuid() else 0
+    return status.st_mode & (stat.S_IRWXG | stat.S_IRWXO) & ~needed

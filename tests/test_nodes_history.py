@@ -84,7 +84,9 @@ async def fill(journal: Journal) -> None:
         }
         recorder = journal.begin(begun(run, who, number // 2, session=f"s{number % 4}", options={"é": 1}, **facts))
         recorder.lines([b"x" * number])
-        if number != 7:
+        if number == 7:
+            recorder.spent(number, 0.125 * number)
+        else:
             at, reason = number * DAY / 4 + 0.25, REASONS[number % len(REASONS)]
             recorder.end(
                 ended(run, 1, ended=at, reason=reason, tokens=number, dollars=0.125 * number, turns=number, error="é")
@@ -234,6 +236,39 @@ async def test_a_run_that_was_declared_lost_takes_nothing_more_and_is_counted_on
         late.end(ended("b"))
         assert await journal.settle()
         assert late.stored, "it has a new token by now"
+
+
+async def test_what_a_run_of_a_lost_server_had_used_is_counted(redis_server: RedisServer) -> None:
+    async with open_history_of(redis_server) as journal, open_history_of(redis_server, "t") as other:
+        run, quiet = journal.begin(begun("a", model="opus")), journal.begin(begun("b", model="opus"))
+        run.spent(7, 0.5)
+        assert await journal.settle()
+        run.spent(10**30, 1.5)
+        assert await journal.settle()
+        await other._redis.run(load("leave"), (), other._redis.prefix, "s")
+        run.spent(10**16, 2.5)
+        assert await journal.settle()
+        assert (run.stored, quiet.stored) == (False, True)
+        for name, used in (("a", (10**15, 1.5)), ("b", (0, 0.0))):
+            found = await other.get(None, name)
+            assert found
+            assert (found.state, found.reason, found.tokens, found.dollars) == ("ended", "node-lost", *used)
+        (row,) = (await other.usage(UsageQuery())).rows
+        assert (row.runs, row.tokens, row.dollars) == (2, 10**15, 1.5)
+
+
+async def test_what_a_run_has_used_is_told_again_and_its_end_tells_it_better(
+    journal: RedisJournal, redis_server: RedisServer
+) -> None:
+    run = journal.begin(begun("a"))
+    run.spent(7, 0.5)
+    run.end(ended("a", tokens=9, dollars=1.5))
+    assert await journal.settle()
+    await tell_again(journal, redis_server)
+    found = await journal.get(None, "a")
+    assert found
+    assert (found.state, found.tokens, found.dollars) == ("ended", 9, 1.5)
+    assert journal.statistics().given_up == 0
 
 
 async def test_nothing_is_stored_behind_a_hole_or_an_end(journal: RedisJournal) -> None:

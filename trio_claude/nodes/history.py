@@ -72,7 +72,7 @@ LOOKED_AT: Final = 10
 RUN_TOKENS: Final = 10**15
 """Tokens that a run has at most: a CLI can say any number."""
 DAY: Final = 86400
-SCRIPTS: Final = ("begin", "append", "end", "delete")
+SCRIPTS: Final = ("begin", "append", "charge", "end", "delete")
 
 
 class Lease(Protocol):
@@ -151,8 +151,12 @@ class _Asks:
         """Ask for lines to be added to a run's history."""
         self.add(run, number, Part.of_lines(first, count, texts))
 
-    def spend(self, _run: str, _tokens: int, _dollars: float) -> None:
-        """Ask for nothing: what members have spent, servers share already."""
+    def spend(self, run: str, tokens: int, dollars: float) -> None:
+        """Ask for what a live run has used to be known, though its server may not see its end."""
+        if (told := self.runs.get(run)) is None or told.over:
+            return
+        words = min(tokens, RUN_TOKENS), repr(float(dollars))
+        self._made = _Ask(self._words("charge", run, told, *words), told)
 
     def end(self, end: End) -> None:
         """Ask for a run to end."""

@@ -2,13 +2,16 @@
 --: use finish
 --: use held
 local function lose_run(prefix, node, run, at)
-  local owner, state, stored = unpack(redis.call('HMGET', prefix .. ':run:' .. run, 'node', 'state', 'stored'))
+  local known = redis.call('HMGET', prefix .. ':run:' .. run, 'node', 'state', 'stored', 'tokens', 'dollars')
+  local owner, state, stored = unpack(known)
   if owner ~= node or state ~= 'live' then
     return
   end
-  local nothing = {turns = 0, tokens = 0, dollars = 0, seconds = 0, failed = 1}
+  local used = {
+    turns = 0, tokens = tonumber(known[4] or 0), dollars = tonumber(known[5] or 0), seconds = 0, failed = 1,
+  }
   local facts = {'lines', stored or '0', 'error', 'the server ended before the run did'}
-  finish(prefix, run, 'node-lost', at / 1000, nothing, nil, facts)
+  finish(prefix, run, 'node-lost', at / 1000, used, nil, facts)
 end
 
 local function lose(prefix, node, at)

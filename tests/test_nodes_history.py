@@ -160,6 +160,28 @@ async def test_a_page_has_a_size_and_a_part_is_whole(journal: RedisJournal) -> N
     assert len(await lines_of(journal, "a")) == 10
 
 
+async def test_for_a_page_no_more_is_read_because_parts_before_were_small(
+    journal: RedisJournal, redis_server: RedisServer
+) -> None:
+    run = journal.begin(begun("a"))
+    for number in range(600):
+        run.lines([b"%d" % number])
+        run.stderr(["oh"])
+    for _ in range(80):
+        run.lines([b"x" * 400_000])
+        run.stderr(["oh"])
+    assert await journal.settle()
+    before = peak(redis_server)
+    assert len(await journal.parts("a")) > 1200
+    assert peak(redis_server) - before < 8 * 2**20
+
+
+def peak(server: RedisServer) -> int:
+    """Return the bytes that a Redis has had in memory at most."""
+    told = dict(line.partition(b":")[::2] for line in server.call("INFO", "memory").splitlines())
+    return int(told[b"used_memory_peak"])
+
+
 async def test_ten_thousand_runs_are_listed_in_pages(journal: RedisJournal) -> None:
     for number in range(10_000):
         run = journal.begin(

@@ -16,7 +16,7 @@ from trio_claude.config import Config
 from trio_claude.journal import Part, PartKind
 from trio_claude.nodes import Watch
 from trio_claude.nodes.redis import Redis, open_redis
-from trio_claude.nodes.tail import WATCH_BYTES, Tail
+from trio_claude.nodes.tail import PAGE_BYTES, WATCH_BYTES, Tail
 
 pytestmark = pytest.mark.redis
 
@@ -149,6 +149,27 @@ async def test_a_slow_watcher_holds_little_and_loses_nothing(redis_server: Redis
             assert await read(slow, parts * 2, seconds=20) == got
             await append(nodes.redis, "r", lines(parts * 2 + 1, 1))
             assert await read(slow, parts * 2 + 1) == [parts * 2 + 1]
+
+
+async def test_a_page_is_no_larger_because_what_came_before_was_small(redis_server: RedisServer) -> None:
+    """As where token deltas are followed by files that were read."""
+    size = 256 * 1024
+    async with open_node(redis_server) as nodes:
+        await begin(nodes.redis, "r")
+        for number in range(1, 301):
+            await append(nodes.redis, "r", lines(number, 1))
+        for number in range(301, 341):
+            await append(nodes.redis, "r", lines(number, 1, size))
+        pages: list[int] = []
+        async with nodes.tail.watch("r", 0) as watch:
+            last = 0
+            while last < 340:
+                parts = await watch.receive()
+                assert [part.first for part in parts] == list(range(last + 1, last + len(parts) + 1))
+                last = parts[-1].last
+                pages.append(sum(len(part.data) for part in parts))
+        assert max(pages) < PAGE_BYTES + size
+        assert len(pages) < 20
 
 
 async def test_watches_that_are_left_or_cancelled_leave_nothing(redis_server: RedisServer) -> None:

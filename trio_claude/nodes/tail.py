@@ -19,6 +19,7 @@ import trio
 from ..errors import ConfigError
 from ..journal import Part, PartKind
 from .redis import Redis, RedisFault, Wire, Word, check
+from .scripts import load
 
 BLOCK: Final = 1.0
 """Seconds for which a read waits for an entry; then it is made anew."""
@@ -30,8 +31,8 @@ READ_PACKETS: Final = 256
 """Packets to this node that are read at once where so many parts of a run would come."""
 PAGE_BYTES: Final = 1024 * 1024
 """Bytes that a watcher reads for itself at a time, about."""
-PAGE_PARTS: Final = (8, 256)
-"""Parts of its first page, and of one at most."""
+PAGE_PARTS: Final = 256
+"""Parts of such a page at most."""
 WATCH_BYTES: Final = 1024 * 1024
 """Bytes that wait for a watcher; from there on it reads for itself."""
 RETRY: Final = 0.1
@@ -75,7 +76,6 @@ class Watch:
         self._incarnation = ""
         self._ready: list[Part] = []
         self._size = 0
-        self._page = PAGE_PARTS[0]
         self._over = False
         self._stir = trio.Event()
 
@@ -143,13 +143,9 @@ class Watch:
         if self._incarnation != incarnation:
             self._at = await self._locate(key)
             self._incarnation = incarnation
-        start = "({}-{}".format(*self._at)
-        found = await self._redis.ask("XRANGE", key, start, "+", "COUNT", self._page)
-        if found:
-            entries = [read_entry(entry) for entry in found]
-            mean = sum(len(part.data) for _, part in entries if part) // len(entries) + 1
-            self._page = max(1, min(PAGE_BYTES // mean, PAGE_PARTS[1]))
-            self.take(entries)
+        words = self._redis.prefix, self._run, "{}-{}".format(*self._at), PAGE_BYTES, PAGE_PARTS
+        if found := await self._redis.run(load("page"), (), *words):
+            self.take(map(read_entry, found))
         elif await self._redis.ask("EXISTS", self._redis.key("run", self._run)):
             self._tail.add(self._run, self, self._at)
         else:

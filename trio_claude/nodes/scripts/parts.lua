@@ -1,5 +1,6 @@
 -- A page of a run's history. ARGV: prefix, run, the line and the number of the part behind which it begins, and bytes
 -- after which it ends. Answers kind, first, count, number and data of each part.
+--: use walk
 local lines, after, beyond, most = ARGV[1] .. ':lines:' .. ARGV[2], ARGV[3] + 0, ARGV[4] + 0, ARGV[5] + 0
 local LAST = '18446744073709551615'
 local found, size = {}, 0
@@ -42,15 +43,10 @@ if entry and number_of(entry) < beyond then
   end
   if low > after then from = low .. '-0' end
 end
-local count = 4
-while size < most do
-  local entries = redis.call('XRANGE', lines, from, '(' .. LAST .. '-0', 'COUNT', count)
-  local before = size
-  for _, one in ipairs(entries) do
-    if number_of(one) > beyond and size < most then take(one) end
-  end
-  if #entries < count then break end
-  from = '(' .. entries[#entries][1]
-  if size - before < most / 8 then count = math.min(count * 2, 256) end
+if size < most then
+  walk(lines, from, '(' .. LAST .. '-0', function(one)
+    if number_of(one) > beyond then take(one) end
+    return size >= most
+  end)
 end
 return found

@@ -78,6 +78,33 @@ async def test_clients_are_told_that_redis_takes_nothing_and_when_it_does_again(
 
 
 @pytest.mark.redis
+async def test_a_run_that_has_ended_is_come_back_to_though_redis_takes_nothing(
+    fake: Backend, redis_server: RedisServer
+) -> None:
+    async with fake.serve(journal="auto", redis=redis_server.url, node_lease=2.0) as server:
+        async with open_talk(server) as first:
+            run = (await first.start())["run"]
+            await first.user("hello")
+            await first.result()
+            await first.stop("end")
+            await first.end()
+        async with open_talk(server) as other, open_talk(server) as late:
+            await other.start()
+            assert server.runs.journal
+            assert await server.runs.journal.settle()
+            redis_server.call("CONFIG", "SET", "maxmemory", "1")
+            try:
+                await other.user("hello")
+                await other.result()
+                assert server.runs.journal.waiting
+                assert (await attach(late, run))["ended"]
+                await late.end()
+                assert late.lines() == first.lines()
+            finally:
+                redis_server.call("CONFIG", "SET", "maxmemory", "0")
+
+
+@pytest.mark.redis
 async def test_no_client_learns_where_redis_is(fake: Backend, redis_server: RedisServer) -> None:
     port = redis_server.listen()
     async with fake.serve(journal="auto", redis=f"redis://127.0.0.1:{port}", node_lease=2.0) as server:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
+from contextlib import suppress
 
 import attrs
 import trio
@@ -33,7 +34,7 @@ from .errors import (
 from .events import Outcome, Refused
 from .far import Relay
 from .inbox import Inbox
-from .journal import Unfinished
+from .journal import Journal, RunRow, Unfinished
 from .messages import Closing
 from .peer import Client
 from .room import Room
@@ -248,10 +249,8 @@ class Conversation:
         self._is_deaf = True
         if journal is None:
             raise _unknown(attach)
-        if not await journal.settle():
-            raise JournalFault("the journal is not at hand just now", 1.0)
-        run = await journal.get(None, attach.run)
-        if run is None or run.ended is None or not self._guest.may_see(run.identity):
+        run = await _find_ended(journal, attach.run)
+        if run is None or not self._guest.may_see(run.identity):
             raise _unknown(attach)
         if attach.after > run.lines:
             return self._refuse_ahead(run.lines)
@@ -421,6 +420,20 @@ def _named(said: dict[str, object]) -> dict[str, object]:
 
 def _unknown(attach: Attach) -> NotOpen:
     return NotOpen(f"there is no run {attach.run} to come back to")
+
+
+async def _find_ended(journal: Journal, run: str) -> RunRow | None:
+    """Return a run that has ended, None where there is none; what waits to be written is waited for only where it must.
+
+    Raises `JournalFault`.
+    """
+    with suppress(JournalFault):
+        if (found := await journal.get(None, run)) and found.ended is not None:
+            return found
+    if not await journal.settle():
+        raise JournalFault("the journal is not at hand just now", 1.0)
+    found = await journal.get(None, run)
+    return found if found and found.ended is not None else None
 
 
 def unkept() -> JournalFault:

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import trio
 from cutter import open_cutter
-from harness import Backend, ask, call, directive, get, until
+from harness import Backend, ask, call, directive, get, script_cli, until
 from pages import Browser, Page
 from program import environ, serving
 from talk import open_talk
@@ -870,6 +870,193 @@ async def test_what_is_shown_no_more_is_held_no_more(fake: Backend, browser: Bro
         await turns(page, 1)
         assert await page.texts(".tool") == []
         assert await page.live("HTMLDetailsElement") == 0
+
+
+# -- what the model asks its user -------------------------------------------------------------------------------------
+
+WAY = {
+    "question": "Which way?",
+    "header": "Way",
+    "multiSelect": False,
+    "options": [{"label": "left", "description": "by the river"}, {"label": "right", "description": "by the hill"}],
+}
+BAGS = {
+    "question": "What to take?",
+    "header": "Bags",
+    "multiSelect": True,
+    "options": [{"label": name, "description": ""} for name in ("bread", "tea", "map")],
+}
+ASKS_ONCE = """read -r message
+cat asked
+read -r answer
+printf '%s' "$answer" >answer
+echo '{"type":"result","result":"done","session_id":"s"}'
+cat >/dev/null"""
+
+
+def asking(request_id: str = "one", **given: object) -> str:
+    """Return the line by which a CLI asks its user."""
+    request = {"subtype": "can_use_tool", "tool_name": "AskUserQuestion", "input": given}
+    return json.dumps({"type": "control_request", "request_id": request_id, "request": request}) + "\n"
+
+
+@asynccontextmanager
+async def asked(fake: Backend, browser: Browser, folder: Path, **given: object) -> AsyncIterator[Page]:
+    """Open the page where a CLI asks its user; it writes down what it got back, and the turn ends."""
+    (fake.cwd / "asked").write_text(asking(**given))
+    async with fake.serve(cli=script_cli(folder, ASKS_ONCE)) as server, looking(browser, server.url) as page:
+        await page.say("ask")
+        await page.wait("fieldset")
+        yield page
+        await turns(page, 1)
+
+
+def told(fake: Backend) -> object:
+    """Return what the CLI got back."""
+    return json.loads((fake.cwd / "answer").read_text())["response"]["response"]
+
+
+@pytest.mark.real_cli
+async def test_a_question_of_the_models_is_answered(real: Backend, browser: Browser) -> None:
+    """Behind a reload, too; the model hears the labels, several of them, and own words."""
+    ask_user = directive("tool", name="AskUserQuestion", input={"questions": [WAY, BAGS]})
+    async with real.serve(journal="memory") as server, looking(browser, server.url) as page:
+        await page.say(ask_user)
+        await page.wait("fieldset")
+        assert await page.text("#state") == "asks you something"
+        await page.call("reload")
+        await page.click("label:has-text('right')")
+        await page.click("label:has-text('bread')")
+        await page.click("label:has-text('map')")
+        await page.call("fill", "fieldset:nth-of-type(2) input[type=text]", "a lamp")
+        await page.click("[data-answer=answer]")
+        await turns(page, 1)
+        shown = await page.text(".tool pre[aria-label=Output]")
+        assert '"Which way?"="right"' in shown
+        assert '"What to take?"="bread, map, a lamp"' in shown
+        await page.say(ask_user)
+        await page.click("[data-answer=deny]")
+        await turns(page, 2)
+        assert "the user did not want to answer" in (await page.texts(".tool"))[-1]
+        await page.click("#end")
+        await page.wait(".receipt")
+
+
+async def test_an_answer_is_by_the_questions_text_beside_all_that_was_asked(
+    fake: Backend, browser: Browser, folder: Path
+) -> None:
+    """Whatever they are called, and nothing in them is more than text."""
+    choices = [{"label": BAD, "description": BAD}, {"label": "left \u202e right", "description": ""}]
+    questions = [
+        {"question": "__proto__", "options": choices},
+        {"question": f"{BAD}\nor not?", "header": BAD, "options": choices},
+    ]
+    async with asked(fake, browser, folder, questions=questions, title="kept") as page:
+        assert await page.texts("legend") == ["__proto__", f"{BAD} {BAD}\nor not?"]
+        assert (await page.texts("fieldset > label"))[:2] == [f"{BAD} {BAD}", r"left \u202e right"]
+        await make_nothing(page, "#talk")
+        await page.click("fieldset:nth-of-type(1) label:nth-of-type(2)")
+        assert await page.call("isDisabled", "[data-answer=answer]")
+        await page.click("fieldset:nth-of-type(2) label:nth-of-type(1)")
+        await page.click("[data-answer=answer]")
+    answers = {"__proto__": "left \u202e right", f"{BAD}\nor not?": BAD}
+    given = {"questions": questions, "title": "kept", "answers": answers}
+    assert told(fake) == {"behavior": "allow", "updatedInput": given}
+
+
+async def test_own_words_are_an_answer_until_another_is_chosen(fake: Backend, browser: Browser, folder: Path) -> None:
+    async with asked(fake, browser, folder, questions=[WAY]) as page:
+        words, answer = "fieldset input[type=text]", "[data-answer=answer]"
+        await page.click("fieldset .choice .choice")  # other, without words
+        assert await page.call("isDisabled", answer)
+        await page.call("fill", words, "over the bridge")
+        assert not await page.call("isDisabled", answer)
+        await page.call("fill", words, " ")
+        assert await page.call("isDisabled", answer)
+        await page.call("fill", words, "over the bridge")
+        await page.click("label:has-text('left')")
+        assert await page.evaluate("document.querySelector('fieldset :checked').value") == "left"
+        await page.call("fill", words, " back home ")
+        await page.click(answer)
+    assert told(fake) == {
+        "behavior": "allow",
+        "updatedInput": {"questions": [WAY], "answers": {"Which way?": "back home"}},
+    }
+
+
+async def test_a_question_is_answered_by_keys_and_by_no_letter_or_enter(
+    fake: Backend, browser: Browser, folder: Path
+) -> None:
+    focused = "document.activeElement.{}"
+    async with asked(fake, browser, folder, questions=[WAY]) as page:
+        await page.call("focus", "#prompt")
+        await page.press("Alt+a")
+        assert await page.evaluate(focused.format("className")) == "question"
+        assert await page.evaluate(focused.format("ariaLabel")) == "Claude asks you"
+        await page.call("keyboard.type", "a 1\n")
+        await page.press("Tab")
+        await page.press("Space")
+        await page.press("ArrowDown")
+        assert await page.evaluate(focused.format("value")) == "right"
+        await page.press("Enter")
+        await page.press("Tab")
+        await page.press("Enter")
+        assert await page.evaluate(focused.format("ariaLabel")) == "Other, in your own words"
+        await page.press("Tab")
+        assert await page.evaluate(focused.format("dataset.answer")) == "answer"
+        await page.press("Enter")
+    assert told(fake) == {
+        "behavior": "allow",
+        "updatedInput": {"questions": [WAY], "answers": {"Which way?": "right"}},
+    }
+
+
+def changed(**fields: object) -> list[object]:
+    return [{**WAY, **fields}]
+
+
+NO_FORM: list[object] = [
+    None, {}, [], "Which way?", [None], [0], ["Which way?"], [[]], [WAY, None], [WAY, WAY], [{}],
+    [{**WAY, "question": f"{number}"} for number in range(5)],
+    changed(question=5), changed(question=" "), changed(question="x" * 2001), changed(header=None), changed(multiSelect=1),
+    changed(options=None), changed(options=[]), changed(options=["left", "right"]), changed(options=[{"label": ""}]),
+    changed(options=[{"label": f"{number}"} for number in range(300)]),
+    changed(options=[{"label": "left"}, {"label": "left"}]), changed(options=[{"label": "left", "description": 5}]),
+    changed(options=[{"label": "x" * 2001}]),
+]  # fmt: skip
+
+
+async def test_what_is_no_question_is_allowed_or_denied_as_any_tool(fake: Backend, browser: Browser) -> None:
+    lines = [asking(f"r{number}", questions=given) for number, given in enumerate(NO_FORM)]
+    lines.append(asking("last", questions=[WAY]).replace("AskUserQuestion", "mcp__AskUserQuestion"))
+    async with fake.serve() as server, looking(browser, server.url) as page:
+        await page.say(directive("raw", text="".join(lines)) + directive("text", text="asked"))
+        await page.wait_count("[data-answer=allow]", len(lines))
+        assert await page.texts("fieldset") == []
+        assert len(await page.texts(".tool .code code")) == len(lines)
+
+
+@pytest.mark.parametrize(
+    ("scheme", "size"), [("light", None), ("dark", None), ("light", PHONE)], ids=["light", "dark", "phone"]
+)
+async def test_axe_finds_nothing_serious_in_a_question(
+    fake: Backend, browser: Browser, folder: Path, scheme: str, size: dict[str, int] | None
+) -> None:
+    options = {"colorScheme": scheme, **({"viewport": size} if size else {})}
+    long = {**WAY, "question": "which-" * 200, "options": [{"label": "left-" * 100, "description": "by-the-" * 200}]}
+    async with fake.serve() as server, looking(browser, server.url, **options) as page:
+        await page.say(directive("raw", text=asking(questions=[WAY, BAGS, long])) + directive("text", text="asked"))
+        await page.wait_count("fieldset", 3)
+        found = await page.axe()
+        for one in ("label:has-text('left')", "label:has-text('tea')", "fieldset:nth-of-type(3) label"):
+            await page.click(one)
+        found += await page.axe()
+        assert not await page.call("isDisabled", "[data-answer=answer]")
+        assert await page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+        assert await page.evaluate(
+            "(({ scrollWidth, clientWidth }) => scrollWidth <= clientWidth)(document.getElementById('scroll'))"
+        )
+    assert found == []
 
 
 # -- for everybody ----------------------------------------------------------------------------------------------------

@@ -9,7 +9,7 @@ import { Meters } from "./meters";
 import { getRun, tell } from "./past";
 import type { Json } from "./tools";
 import { Transcript } from "./transcript";
-import { HISTORY, phase, receiptWords, seconds, SETTLED, STATES } from "./words";
+import { asked, HISTORY, phase, receiptWords, seconds, SETTLED, STATES } from "./words";
 
 /** Refusals that a better key would help against. */
 const KEY_CODES = new Set(["unauthorized", "credentials"]);
@@ -276,8 +276,8 @@ export class Talk {
       this.tryTo(() => this.session?.approve(request));
       return this.transcript.settle(request, "allowed by the demonstration's button");
     }
-    this.meters.state(this.owner ? `asks you: may ${name} run?` : `asks whether ${name} may run`);
-    announce(`Claude asks whether ${name} may run. Alt A goes to the question.`);
+    this.meters.state(asked(name, this.owner));
+    announce(`Claude ${asked(name)}. Alt A goes to the question.`);
   }
 
   // -- its end --------------------------------------------------------------------------------------------------------

@@ -1,6 +1,7 @@
 // A tool call as a card that folds: what goes in, what comes out, how long it took, and the question whether it may.
 import { codeBlock } from "./markdown";
 import { copyButton, h } from "./dom";
+import { questionForm, questionsOf, type Question } from "./questions";
 import { seconds } from "./words";
 
 /** Characters of an input or an output that are shown; frames and history have all. */
@@ -67,10 +68,13 @@ export class ToolCard {
     this.open = request;
     this.element.open = true;
     const answers = this.answers();
-    this.question.setAttribute("aria-label", `May ${this.name} run?`);
+    const questions = answers && questionsOf(this.name, this.given);
+    const asked = questions ? "Claude asks you" : `May ${this.name} run?`;
+    this.question.setAttribute("aria-label", asked);
     this.setState("asks", answers ? "asks you" : "asks");
-    const ask = h("p", { class: "ask" }, `May ${this.name} run?`);
-    this.question.replaceChildren(ask, answers ? this.buttons(request, answers) : h("span", {}, "its owner is asked"));
+    this.input.hidden = !!questions;
+    const way = (given: Answers) => (questions ? this.form(questions, request, given) : this.buttons(request, given));
+    this.question.replaceChildren(h("p", { class: "ask" }, asked), answers ? way(answers) : h("span", {}, "its owner is asked"));
     this.question.hidden = false;
   }
 
@@ -78,6 +82,7 @@ export class ToolCard {
   settle(said = ""): void {
     if (!this.open) return;
     this.open = "";
+    this.input.hidden = false;
     this.setState("running", "running");
     this.question.replaceChildren(h("p", { class: "ask" }, said || "answered"));
   }
@@ -87,6 +92,7 @@ export class ToolCard {
     if (this.element.dataset.state === "running" || this.open) this.setState("failed", "no answer");
     this.open = "";
     this.question.hidden = true;
+    this.input.hidden = false;
   }
 
   private buttons(request: string, answers: Answers): HTMLElement {
@@ -119,6 +125,21 @@ export class ToolCard {
     return h("div", { class: "answers" }, editor, h("div", { class: "row" }, allow, change, deny, reason));
   }
 
+  private form(questions: Question[], request: string, answers: Answers): HTMLElement {
+    const asked = this.given;
+    const answer = (given: Json) => {
+      const input = { ...asked, answers: given };
+      this.setInput(input);
+      answers.allow(request, input);
+      this.settle();
+    };
+    const decline = () => {
+      answers.deny(request, "the user did not want to answer");
+      this.settle("not answered");
+    };
+    return questionForm(questions, answer, decline);
+  }
+
   private setState(state: string, text: string): void {
     this.element.dataset.state = state;
     this.state.textContent = text;
@@ -143,7 +164,7 @@ function short(input: Json): string {
 }
 
 /** Return a text with all written out that is not seen, or moves what is beside it: what is read is what runs. */
-function visible(text: string): string {
+export function visible(text: string): string {
   const written = (unit: string) => `\\u${unit.charCodeAt(0).toString(16).padStart(4, "0")}`;
   return text.replace(UNSEEN, (one) => one.split("").map(written).join(""));
 }

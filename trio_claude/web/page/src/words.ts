@@ -1,5 +1,6 @@
 // Numbers and times in words.
 import type { State } from "../../client/client";
+import { ASKING } from "./questions";
 import { list } from "./transcript";
 import type { Json } from "./tools";
 
@@ -68,6 +69,12 @@ export interface Receipt {
   survivors: number | null;
   ms: number;
   containment: string;
+}
+
+/** What is asked where a tool wants to run: of who looks at it, or of whomever. */
+export function asked(tool: string, owner = false): string {
+  if (tool === ASKING) return owner ? "asks you something" : "asks something";
+  return owner ? `asks you: may ${tool} run?` : `asks whether ${tool} may run`;
 }
 
 /** What a line of the model's is at. */

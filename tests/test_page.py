@@ -422,7 +422,7 @@ async def test_a_prompt_to_a_run_that_is_over_is_given_back(fake: Backend, brows
 async def test_a_run_behind_one_that_was_killed_has_a_stop_of_its_own(fake: Backend, browser: Browser) -> None:
     async with fake.serve(journal="memory") as server, looking(browser, server.url) as page:
         await page.say(directive("hang"))
-        await page.until("!document.getElementById('stop').disabled")
+        await page.wait("#run")  # before that Stop gives up a run that has not begun
         await page.evaluate("[1, 2].forEach(() => document.getElementById('stop').click())")
         await page.wait(".receipt")
         await page.click("#offer")

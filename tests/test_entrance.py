@@ -28,7 +28,7 @@ from trio_claude.commands.settings import load
 from trio_claude.config import Config
 from trio_claude.entrance import RELOADED, Entrance, changed
 from trio_claude.errors import ConfigError, HttpRefusal, Reason
-from trio_claude.events import ConnectionOpened, Reloaded, RunEnded, Weak
+from trio_claude.events import ConnectionOpened, Reloaded, RunEnded, Strained, Weak
 from trio_claude.identity.keys import Key, digest, new_secret, read_keys, write_keys
 from trio_claude.journal import Query
 from trio_claude.server import open_server
@@ -389,6 +389,23 @@ async def test_a_key_that_is_taken_back_starts_nothing_new(fake: Backend) -> Non
         assert "not valid any more" in str(said.errors)
         assert told(await exchange(server.port, head(host="localhost", **auth(keys["alice"])))) == 401
         assert (await ask(server, "hello", key=keys["bob"])).code == 1000
+
+
+async def test_a_file_of_keys_that_can_not_be_read_is_told_of_though_nobody_comes(fake: Backend) -> None:
+    async with fake.serve_known("alice") as (server, _):
+        path = Path(server.config.keys)
+        whole = path.read_bytes()
+
+        def told() -> list[bool]:
+            return [event.over for event in fake.events if isinstance(event, Strained)]
+
+        path.write_text("{")
+        await until(lambda: told() == [False])
+        assert f"keys: {path} is no file of keys; the keys that were known stay good" in [
+            event.what for event in fake.events if isinstance(event, Weak)
+        ]
+        path.write_bytes(whole)
+        await until(lambda: told() == [False, True])
 
 
 async def test_who_sees_all_no_more_watches_nobody_elses_run(fake: Backend) -> None:

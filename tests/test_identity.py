@@ -143,6 +143,17 @@ def test_a_change_is_seen_and_a_bad_file_changes_nothing(tmp_path: Path) -> None
     assert "is gone" in keyring.fault
 
 
+def test_a_file_that_is_back_as_it_was_has_no_fault_any_more(tmp_path: Path) -> None:
+    path = keys_file(tmp_path, a=Key(digest("a")))
+    keyring = Keyring(path)
+    path.rename(tmp_path / "elsewhere")
+    keyring.refresh(2)
+    assert "is gone" in keyring.fault
+    (tmp_path / "elsewhere").rename(path)
+    keyring.refresh(4)
+    assert keyring.fault == ""
+
+
 @pytest.mark.parametrize(
     ("text", "error"),
     [

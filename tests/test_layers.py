@@ -65,7 +65,7 @@ TABLE: dict[str, set[str]] = {
         "tracing",
     },
     "metrics": {"errors", "events", "journal", "run", "session_run", "runs", "__init__"},
-    "entrance": {"errors", "config", "admission", "identity", "nodes", "upgrade"},
+    "entrance": {"errors", "events", "config", "admission", "identity", "nodes", "upgrade"},
     "history": {"errors", "identity", "queries", "upgrade", "journal", "runs"},
     "openapi": {"errors", "events", "identity", "queries", "upgrade", "journal", "history", "__init__"},
     "past": {"errors", "events", "messages", "journal", "peer"},

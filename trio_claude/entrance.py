@@ -19,8 +19,10 @@ import trio
 from .admission import Crowd, Member, own_limits
 from .config import IDENTITY_LIMITS, Config
 from .errors import Busy, ConfigError, HttpRefusal, NotAllowed, NotKnown
+from .events import Observer, Strained, Weak
 from .identity import Gatekeeper, Identity, Tickets
 from .identity.gatekeeper import unauthorized
+from .identity.keys import LOOK_AGAIN
 from .upgrade import Request, asks_upgrade
 
 if TYPE_CHECKING:
@@ -29,6 +31,8 @@ if TYPE_CHECKING:
 
 SESSION_DOOR = "/ws/session"
 """The door of sessions, through which a viewer may come too: to watch."""
+KEYS = "the file of keys"
+"""What `Strained` calls it."""
 _WITH_PORT = re.compile(r"(?:\[([^\]]+)\]|([0-9.]+))(?::\d*)?")
 """An address as some proxies write it: 203.0.113.9:50123, [2001:db8::1]:443."""
 LOOPBACK = ("localhost", "127.0.0.1", "[::1]")
@@ -150,6 +154,19 @@ class Entrance:
     def fault(self) -> str:
         """What is wrong with the file of keys, empty where nothing is."""
         return self._gatekeeper.fault
+
+    async def watch_keys(self, observer: Observer) -> None:
+        """Tell at once, whoever comes, where the file of keys can't be read any more; until cancelled."""
+        told = ""
+        while True:
+            self._gatekeeper.refresh(trio.current_time())
+            if (fault := self.fault) != told:
+                if fault:
+                    observer(Weak(f"{fault}; the keys that were known stay good"))
+                if bool(fault) != bool(told):
+                    observer(Strained(KEYS, over=not fault))
+                told = fault
+            await trio.sleep(LOOK_AGAIN)
 
     def arrive(self, address: str) -> None:
         """Count a connection, of which nothing is known but where it comes from."""

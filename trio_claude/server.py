@@ -179,8 +179,7 @@ async def open_server(
             engine.observer, household.stages, trio.CancelScope(), place,
         )  # fmt: skip
         async with open_services() as services:
-            services.start_soon(keep_going, "heart", household.heart.serve, engine.observer)
-            _join_others(engine, household, services)
+            _start_services(engine, household, services)
             await services.start(_accept_all, server, listening, household)
             engine.observer(Listening(server.url))
             yield server
@@ -205,6 +204,14 @@ def _furnish(
     if entrance.lacks_keys:
         engine.observer(Weak(f"keys: {config.keys} is not there yet: nobody has a key; trio-claude keys add makes one"))
     return Household(config, engine.runs, entrance, api.answer, Heart(config), engine.observer, greet, far=far)
+
+
+def _start_services(engine: Engine, household: Household, services: trio.Nursery) -> None:
+    """Start what goes on beside the connections."""
+    watch_keys = functools.partial(household.entrance.watch_keys, engine.observer)
+    services.start_soon(keep_going, "heart", household.heart.serve, engine.observer)
+    services.start_soon(keep_going, "keys", watch_keys, engine.observer)
+    _join_others(engine, household, services)
 
 
 def _join_others(engine: Engine, household: Household, services: trio.Nursery) -> None:

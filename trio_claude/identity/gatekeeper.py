@@ -47,6 +47,11 @@ class Gatekeeper:
         """What is wrong with the file of keys as it is now, empty where nothing is."""
         return self._keyring.fault if self._keyring else ""
 
+    def refresh(self, now: float) -> None:
+        """Look at the file of keys again, if that is due."""
+        if self._keyring:
+            self._keyring.refresh(now)
+
     def ticket(self, headers: Mapping[str, str]) -> str | None:
         """Return the ticket that a request carries, None where it carries another credential, several or none."""
         found = _credentials(headers) if self.asks else []

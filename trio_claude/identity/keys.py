@@ -169,6 +169,7 @@ class Keyring:
             return
         self._looked = now
         if (stamp := self._look()) == self._stamp:
+            self.fault = ""
             return
         try:
             if stamp == _ABSENT:

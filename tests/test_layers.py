@@ -35,6 +35,7 @@ TABLE: dict[str, set[str]] = {
     "inbox": {"errors"},
     "containment": {"errors", "events", "services"},
     "quarters": set(),
+    "holds": {"errors"},
     "leftovers": {"errors", "containment"},
     "transcripts": {"quarters", "leftovers"},
     "journal": {"errors"},
@@ -45,7 +46,7 @@ TABLE: dict[str, set[str]] = {
     "peer": {"errors", "config", "messages", "services", "turns", "upgrade"},
     "logs": {"events", "config", "context", "faults"},
     # wiring
-    "workplace": {"errors", "config", "messages", "stream_json", "containment", "quarters", "transcripts", "leftovers"},
+    "workplace": {"errors", "config", "messages", "stream_json", "containment", "quarters", "holds", "transcripts", "leftovers"},
     "pool": {"errors", "events", "messages", "stream_json", "containment", "workplace"},
     "telling": {"events", "stream_json", "session"},
     "tracing": {"errors", "events", "stream_json", "telling", "__init__"},

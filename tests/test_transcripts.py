@@ -19,6 +19,7 @@ from journals import begun, ended
 from redis_server import RedisServer
 from talk import open_talk
 
+from trio_claude.holds import Holds
 from trio_claude.journal import Deleted
 from trio_claude.quarters import Homes
 from trio_claude.transcripts import Keep, find, remove, tidy, touch
@@ -262,6 +263,19 @@ async def test_of_an_identity_that_is_deleted_as_a_whole_all_goes_but_what_may_b
             deleted = [Deleted("r1", "key:alice", named("named")), Deleted("r2", "key:alice", named("held"))]
             await server.runs.forget(deleted, whole="key:alice")
         assert sessions(homes) == some("held", "new", "theirs")
+
+
+async def test_what_another_server_on_the_state_folder_uses_stays(fake: Backend) -> None:
+    homes = fake.cwd.parent / "state" / "homes"
+    for session in ("theirs", "free"):
+        write(homes, session, home=HOME)
+    deleted = [Deleted(name, "key:alice", named(name)) for name in ("theirs", "free")]
+    async with fake.serve_known("alice", isolation="identity") as (server, _keys):
+        with contextlib.closing(Holds(homes.parent)) as other, other.hold(named("theirs"), "key:alice"):
+            await server.runs.forget(deleted)
+            assert sessions(homes) == some("theirs")
+        await server.runs.forget(deleted)
+        assert not sessions(homes)
 
 
 @pytest.mark.redis

@@ -256,6 +256,8 @@ class Runs:
         if self._shared:
             await stack.enter_async_context(self._shared.hold(member.name, session))
             await stack.enter_async_context(self._shared.place(member, self._allowance.total, on_wait))
+        else:
+            stack.enter_context(self._workplace.holds.hold(session, member.name))
 
     @contextmanager
     def _patient(self, waiting: trio.CancelScope) -> Iterator[None]:

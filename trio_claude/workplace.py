@@ -25,6 +25,7 @@ from . import stream_json, transcripts
 from .config import Config
 from .containment import MARK, Job
 from .errors import ConfigError, SpawnFailed
+from .holds import Holds
 from .leftovers import Home, open_home, remove, remove_empty
 from .messages import Options, compact
 from .quarters import OPERATORS, Homes, is_link, open_folder, state_folder
@@ -117,6 +118,8 @@ class Workplace:
     """The folder in which CLIs list themselves by pid, empty where there is none."""
     words: tuple[str, ...]
     """The operator's own arguments for the CLI."""
+    holds: Holds
+    """The sessions in use, by all servers on the state folder."""
     homes: Homes | None = None
     """The quarters of each identity, None where all share the operator's."""
 
@@ -146,7 +149,10 @@ class Workplace:
             if homes:
                 own = {name: value for name, value in own.items() if name not in OPERATORS}
             sessions = "" if homes else _make_sessions(state[0])
-            yield cls(config, str(program), own, cwd, user, home, str(folders), state, sessions, words, homes)
+            with contextlib.closing(Holds(state_folder(config.state, environ))) as holds:
+                yield cls(
+                    config, str(program), own, cwd, user, home, str(folders), state, sessions, words, holds, homes
+                )
 
     @asynccontextmanager
     async def job(
@@ -187,12 +193,12 @@ class Workplace:
         """Remove the CLI's transcripts of sessions, each of an identity; None is all of its. Blocks."""
         if self.homes is None or self.homes.per_run:
             return
-        gone = {(self.homes.name(who), session) for who, session in sessions}
-        used, young = self._held(held), time.time() - self.config.session_timeout
-        for home in {name for name, _ in gone}:
-            for found in transcripts.find(self.homes.root, home):
-                one = (home, found.session)
-                if one not in used and (one in gone or ((home, None) in gone and found.changed <= young)):
+        gone, used, young = set(sessions), set(held), time.time() - self.config.session_timeout
+        for who in {who for who, _ in gone}:
+            for found in transcripts.find(self.homes.root, self.homes.name(who)):
+                one = (who, found.session)
+                goes = one in gone or ((who, None) in gone and found.changed <= young)
+                if goes and one not in used and not self.holds.has(found.session, who):
                     transcripts.remove(self.homes.root, found)
 
     def tidy_transcripts(self, held: Iterable[tuple[str, str]]) -> None:
@@ -201,10 +207,8 @@ class Workplace:
             return
         config = self.config
         keep = transcripts.Keep(config.transcript_days, config.transcript_bytes, config.session_timeout)
-        transcripts.tidy(self.homes.root, keep, time.time(), self._held(held))
-
-    def _held(self, held: Iterable[tuple[str, str]]) -> set[tuple[str, str]]:
-        return {(Homes.name(who), session) for who, session in held}
+        used = {(self.homes.name(who), session) for who, session in held}
+        transcripts.tidy(self.homes.root, keep, time.time(), used)
 
     def _open_job(
         self,

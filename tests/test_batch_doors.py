@@ -90,8 +90,8 @@ async def test_a_server_that_vanished_holds_nothing_for_ever(fake: Backend, monk
     assert (finishes[0].reason, finishes[0].error) == ("disconnected", "the server has been silent for 0.4 s")
 
 
-async def test_inside_the_command_the_seconds_of_a_limit_are_told_too(fake: Backend) -> None:
-    config = Config(cli=fake.program, cwd=str(fake.cwd), total_prompts_per_minute=1.0)
+async def test_inside_the_command_the_limits_of_one_identity_hold_and_their_seconds_are_told(fake: Backend) -> None:
+    config = Config(cli=fake.program, cwd=str(fake.cwd), prompts_per_minute=1.0)
     async with open_embedded(config, "b") as (door, _):
         finishes = [await door.run(prompt(), print) for _ in range(2)]
     assert [finish.reason for finish in finishes] == ["exit", "busy"]

@@ -16,7 +16,7 @@ from sweep import Stepper
 
 import trio_claude
 from trio_claude import Config, Engine, OpenRun, open_engine, open_run
-from trio_claude.errors import BadMessage, Busy, ConfigError, Draining, Reason
+from trio_claude.errors import BadMessage, Busy, ConfigError, Draining, OverBudget, Reason
 from trio_claude.events import RunEnded
 
 
@@ -52,6 +52,24 @@ async def test_tasks_that_read_one_run_get_every_line_between_them(folder: Path)
             for _ in range(2):
                 nursery.start_soon(read, run)
     assert sorted(said) == sorted([*range(1, 501)] * 20)
+
+
+async def test_a_program_is_one_identity_with_the_limits_of_one(fake: Backend, folder: Path) -> None:
+    config = Config(
+        cli=fake.program, cwd=str(fake.cwd), journal=f"sqlite:{folder}/j.db", dollars_per_day=0.0001, runs_per_identity=1,
+        queue_timeout=0.2,
+    )  # fmt: skip
+    async with open_engine(config, environ=fake.environ) as engine:
+        async with open_run(directive("silent"), engine=engine):
+            with pytest.raises(Busy, match="no slot came free"):
+                async with open_run("hello", engine=engine):
+                    pytest.fail("two at once")
+        async with open_run("hello", engine=engine) as run:
+            assert (await run.wait()).reason is Reason.OVER_BUDGET
+    async with open_engine(config, environ=fake.environ) as later:
+        with pytest.raises(OverBudget, match="dollars a day is spent"):
+            async with open_run("hello", engine=later):
+                pytest.fail("the day is spent")
 
 
 async def test_an_engine_of_its_own(fake: Backend) -> None:

@@ -113,8 +113,9 @@ async def open_run(
 
     Error handling: raises `BadMessage` for a prompt or option that breaks the contract or that the configuration does
     not allow, `ConfigError` where the machine lacks something or both `engine` and `config` are given, `Busy` where no
-    slot comes free in time, `SessionBusy` where another run has the session to be resumed, and `Draining` where the
-    engine is closed or closing. The body's exception comes out as it was raised, a group as a group of the same.
+    slot comes free in time or a limit is reached, `SessionBusy` where another run has the session to be resumed, and
+    `Draining` where the engine is closed or closing. The body's exception comes out as it was raised, a group as a
+    group of the same.
     """
     if engine and config:
         raise ConfigError("config: an engine has its own; give one of the two")

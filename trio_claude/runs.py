@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 import attrs
 import trio
 
-from .admission import Allowance, Limits, Member, SessionLocks, Slots, Waiter, total_limits
+from .admission import Allowance, Limits, Member, SessionLocks, Slots, Waiter, own_limits, total_limits
 from .admission.budgets import DAY
 from .config import Config
 from .containment import Containment
@@ -42,8 +42,6 @@ PLACE_PERIOD = 0.5
 """Seconds after which a run that waits is told its place again, where that has changed."""
 SUMS_KEPT = 10_000
 """Sessions of which is kept what they have come to."""
-LOCAL = Member()
-"""Who runs CLIs where nobody is asked who they are."""
 POOL = Member("pool", Limits())
 """Whose the slots are of CLIs that were started ahead of need."""
 
@@ -87,6 +85,7 @@ class Runs:
         self._allowance = Allowance(total, shared.spent if shared else None)
         self._wall = shared.wall if shared else time.time
         self._patience = workplace.config.queue_timeout
+        self._local = Member(limits=own_limits(workplace.config, {}))
         self._sessions = SessionLocks()
         self._sums: OrderedDict[tuple[str, str], Spent] = OrderedDict()
         self.turns: Turns = Turns()
@@ -151,13 +150,14 @@ class Runs:
         prompt: Prompt,
         waiting: trio.CancelScope | None = None,
         *,
-        member: Member = LOCAL,
+        member: Member | None = None,
         on_wait: Callable[[int], None] = lambda _place: None,
     ) -> AsyncIterator[Run]:
         """Wait for a slot and yield a run that holds it; `on_wait` hears of the place in the queue as it changes.
 
-        Cancelling `waiting` ends the wait with `NotWanted`.
+        Without `member` it is the program's own. Cancelling `waiting` ends the wait with `NotWanted`.
         """
+        member = member or self._local
         await self.ask(member)
         options = self._bounded(prompt.options, member)
         async with contextlib.AsyncExitStack() as stack:
@@ -221,7 +221,7 @@ class Runs:
             self._shared.spend(member, tokens, dollars)
         return self._allowance.spend(member, tokens, dollars, self._wall())
 
-    def session(self, start: Start, member: Member = LOCAL) -> SessionRun:
+    def session(self, start: Start, member: Member) -> SessionRun:
         """Return the run of a session; `admit` lets it begin. Raises `OverBudget`."""
         bounded = attrs.evolve(start, options=self._bounded(start.options, member))
         account = self._account(member, bounded.options)
@@ -229,7 +229,7 @@ class Runs:
 
     @asynccontextmanager
     async def admit(
-        self, run: SessionRun, waiting: trio.CancelScope, on_wait: Callable[[int], None], member: Member = LOCAL
+        self, run: SessionRun, waiting: trio.CancelScope, on_wait: Callable[[int], None], member: Member
     ) -> AsyncIterator[None]:
         """Wait for a slot and hold it for a session; `on_wait` hears of the place in the queue as it changes.
 

@@ -225,6 +225,11 @@ def test_a_bucket_says_exactly_how_long(count: int) -> None:
     pause = rates.wait("x", count, 5.0)
     assert pause == pytest.approx(60 / count)
     assert rates.wait("x", count, 5.0 + pause + 1e-9) == 0
+    for _ in range(count + 1):
+        rates.give_back("x", count, 5.0 + pause)
+    for _ in range(count):
+        rates.take("x", count, 5.0 + pause)
+    assert rates.wait("x", count, 5.0 + pause) > 0, "never more than a minute's"
 
 
 def test_buckets_are_bounded() -> None:

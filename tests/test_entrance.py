@@ -437,6 +437,24 @@ async def test_prompts_over_the_rate_are_told_when_to_come_back(fake: Backend, s
         assert (await ask(server, "hello", key=keys["bob"])).code == 1000
 
 
+async def test_who_finds_no_place_has_asked_nothing(fake: Backend, sharing: dict[str, Any]) -> None:
+    limits = {"max_runs": 1, "max_waiting": 0, "prompts_per_minute": 1.0, "total_prompts_per_minute": 2.0, **sharing}
+    async with fake.serve_known("alice", "bob", **limits) as (server, keys):
+        async with open_talk(server, keys["bob"]) as busy:
+            await busy.start()
+            for _ in range(3):
+                refused = await ask(server, "hello", key=keys["alice"])
+                assert (refused.code, "wait already" in str(refused.errors)) == (1013, True)
+            async with open_talk(server, keys["alice"]) as late:
+                await late.say({"type": "gateway", "op": "start", "meta": "T"})
+                assert (await late.event("refused"))["code"] == "queue-full"
+            await busy.stop("end")
+            await busy.event("ended")
+        await until(lambda: not server.runs.statistics().live)
+        assert (await ask(server, "hello", key=keys["alice"])).code == 1000
+        assert "prompts a minute" in str((await ask(server, "hello", key=keys["alice"])).errors)
+
+
 async def test_a_run_that_passes_the_day_ends_over_budget(fake: Backend, sharing: dict[str, Any]) -> None:
     async with fake.serve_known("alice", "bob", dollars_per_day=0.0001, **sharing) as (server, keys):
         said = await ask(server, "hello", key=keys["alice"])

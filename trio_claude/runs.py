@@ -21,7 +21,7 @@ from .admission import Allowance, Limits, Member, SessionLocks, Slots, Waiter, o
 from .admission.budgets import DAY
 from .config import Config
 from .containment import Containment
-from .errors import Busy, Draining, NotWanted, Reason
+from .errors import Busy, Draining, NotWanted, Reason, SessionBusy
 from .events import Observer, fan_out
 from .journal import Deleted, Journal, UsageQuery, day_of
 from .messages import BUDGET_LEAST, BUDGET_MOST, Options, Prompt
@@ -162,7 +162,7 @@ class Runs:
         options = self._bounded(prompt.options, member)
         async with contextlib.AsyncExitStack() as stack:
             began = trio.current_time()
-            with self._patient(waiting or trio.CancelScope()):
+            async with self._patient(member, waiting or trio.CancelScope()):
                 await self._hold(stack, options.resume, member, on_wait)
                 warm = self._take_warm(options, member)
                 holder = warm or object()
@@ -237,7 +237,7 @@ class Runs:
         """
         async with contextlib.AsyncExitStack() as stack:
             began = trio.current_time()
-            with self._patient(waiting):
+            async with self._patient(member, waiting):
                 await self._hold(stack, run.start.session, member, on_wait)
                 await self._wait_slot(run, member, on_wait)
                 stack.callback(self._slots.free, run)
@@ -259,16 +259,30 @@ class Runs:
         else:
             stack.enter_context(self._workplace.holds.hold(session, member.name))
 
-    @contextmanager
-    def _patient(self, waiting: trio.CancelScope) -> Iterator[None]:
-        """Wait inside for `queue_timeout` seconds at most. Raises `NotWanted`, `Busy` and `Draining`."""
+    @asynccontextmanager
+    async def _patient(self, member: Member, waiting: trio.CancelScope) -> AsyncIterator[None]:
+        """Wait inside for `queue_timeout` seconds at most. Raises `NotWanted`, `Busy` and `Draining`.
+
+        A prompt that finds no place is counted off again: its client is told when to come back.
+        """
         patience = self._patience
-        with self.until_drain(patience) as late, waiting:
-            yield
-        if waiting.cancelled_caught:
-            raise NotWanted("gave up before a slot came free")
-        if late.cancelled_caught:
-            raise Busy(f"no slot came free within {patience:g} s", retry_after=patience)
+        try:
+            with self.until_drain(patience) as late, waiting:
+                yield
+            if waiting.cancelled_caught:
+                raise NotWanted("gave up before a slot came free")
+            if late.cancelled_caught:
+                raise Busy(f"no slot came free within {patience:g} s", retry_after=patience)
+        except (Busy, SessionBusy):
+            await self._give_back(member)
+            raise
+
+    async def _give_back(self, member: Member) -> None:
+        """Count a prompt off."""
+        if self._shared:
+            await self._shared.give_back(member, self._allowance.total)
+        else:
+            self._allowance.give_back(member, trio.current_time())
 
     async def _wait_slot(self, holder: object, member: Member, on_wait: Callable[[int], None]) -> None:
         """Take a slot for `holder`, waiting for it in the queue if need be."""

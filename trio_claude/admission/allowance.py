@@ -28,6 +28,11 @@ class Allowance:
         self._rates.take(member.name, own, now)
         self._rates.take(ALL, every, now)
 
+    def give_back(self, member: Member, now: float) -> None:
+        """Count a prompt off, of which no run came."""
+        self._rates.give_back(member.name, member.limits.prompts_per_minute, now)
+        self._rates.give_back(ALL, self.total.prompts_per_minute, now)
+
     def check_budget(self, member: Member, wall: float) -> None:
         """Raise `OverBudget` where the day's tokens or dollars are used up, the member's or those of all."""
         check_budgets(self._ledger, member, self.total, wall)

@@ -35,6 +35,12 @@ class Rates:
         if per_minute:
             self._filled(name, per_minute, now).level -= 1
 
+    def give_back(self, name: str, per_minute: float, now: float) -> None:
+        """Give one back that was taken; there are never more than a minute's."""
+        if per_minute:
+            bucket = self._filled(name, per_minute, now)
+            bucket.level = min(max(1.0, per_minute), bucket.level + 1)
+
     def _filled(self, name: str, per_minute: float, now: float) -> _Bucket:
         """Return the bucket as it is by now. `now` is in seconds, of a clock that never goes back."""
         size = max(1.0, per_minute)

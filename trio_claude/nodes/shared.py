@@ -87,6 +87,13 @@ class Shared:
         check_budgets(self.spent, member, total, self.wall())
         check_rates(member, total, answer[6] / MILLIONTHS, answer[7] / MILLIONTHS)
 
+    async def give_back(self, member: Member, total: Limits) -> None:
+        """Count a prompt off, of which no run came; where Redis is gone it stays counted."""
+        rates = member.limits.prompts_per_minute, total.prompts_per_minute
+        if any(rates):
+            with contextlib.suppress(Busy):
+                await self._ask("give_back", member.name, *rates)
+
     def spend(self, member: Member, tokens: int, dollars: float) -> None:
         """Add to what a member has used today; other nodes know as soon as Redis does, of which none is lost."""
         self._desk.spend(member.name, tokens, dollars)

@@ -289,6 +289,16 @@ def test_a_ledger_takes_what_others_know_but_never_less_and_never_of_another_day
     assert (ledger.of("a", 2 * DAY).tokens, ledger.of("a", 2 * DAY).dollars) == (1, 0.25)
 
 
+def test_a_clock_that_stood_ahead_for_a_moment_forgets_nothing() -> None:
+    ledger, now = Ledger(), 10.5 * DAY
+    ledger.spend("a", 1, 5.0, now)
+    for ahead in (now + DAY, now + 400 * DAY):
+        assert ledger.of("a", ahead).dollars == 0
+        ledger.spend("a", 1, 1.0, ahead)
+        assert ledger.of("a", now).dollars == 5
+    assert ledger.of("a", now + DAY).dollars == 0, "two days are kept, no more"
+
+
 def test_a_ledger_forgets_who_spent_least(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("trio_claude.admission.budgets.KEPT", 3)
     ledger = Ledger()

@@ -21,11 +21,12 @@ class Spent:
 
 
 class Ledger:
-    """What each name has used on this day of UTC."""
+    """What each name has used on this day of UTC. The day before is kept, too: a clock may be put back to it."""
 
     def __init__(self) -> None:
-        self._day = 0
+        self._day = self._day_before = 0
         self._spent: dict[str, Spent] = {}
+        self._spent_before: dict[str, Spent] = {}
 
     def of(self, name: str, now: float) -> Spent:
         """Return what `name` has used today."""
@@ -69,9 +70,11 @@ class Ledger:
         return float(DAY - now % DAY)
 
     def _turn_page(self, now: float) -> None:
-        if (day := int(now // DAY)) != self._day:
-            self._day = day
-            self._spent.clear()
+        if (day := int(now // DAY)) == self._day:
+            return
+        spent = self._spent_before if day == self._day_before else {}
+        self._day_before, self._spent_before = self._day, self._spent
+        self._day, self._spent = day, spent
 
     def __len__(self) -> int:
         return len(self._spent)

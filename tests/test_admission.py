@@ -126,6 +126,18 @@ def test_more_slots_are_given_out_and_fewer_take_none_away() -> None:
     assert not slots.take(object(), "c")
 
 
+def test_who_waits_has_the_limit_that_holds_now() -> None:
+    slots, order = Slots(2, 10), list[str]()
+    assert slots.take("r1", "a", 1)
+    waiter = wait(slots, "a", order, 1)
+    slots.allow(waiter, 1)
+    assert order == []
+    slots.allow(waiter, 2)
+    assert order == ["a"]
+    slots.allow(waiter, 0)
+    assert slots.taken == 2
+
+
 class SlotMachine(RuleBasedStateMachine):
     """Whatever comes, waits, leaves and ends: no limit is passed, no slot is idle that somebody may have."""
 

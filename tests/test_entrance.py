@@ -455,6 +455,18 @@ async def test_who_finds_no_place_has_asked_nothing(fake: Backend, sharing: dict
         assert "prompts a minute" in str((await ask(server, "hello", key=keys["alice"])).errors)
 
 
+async def test_who_waits_hears_of_a_limit_that_is_raised(fake: Backend, sharing: dict[str, Any]) -> None:
+    async with fake.serve_known("alice", runs_per_identity=1, **sharing) as (server, keys):
+        path = Path(server.config.keys)
+        async with open_talk(server, keys["alice"]) as first, open_talk(server, keys["alice"]) as second:
+            await first.start()
+            await second.say({"type": "gateway", "op": "start", "meta": "T"})
+            await second.event("queued")
+            known = read_keys(path)
+            write_keys(path, {"alice": attrs.evolve(known["alice"], limits={"runs_per_identity": 2.0})})
+            await second.event("started")
+
+
 async def test_a_run_that_passes_the_day_ends_over_budget(fake: Backend, sharing: dict[str, Any]) -> None:
     async with fake.serve_known("alice", "bob", dollars_per_day=0.0001, **sharing) as (server, keys):
         said = await ask(server, "hello", key=keys["alice"])

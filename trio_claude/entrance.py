@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import attrs
 import trio
 
-from .admission import Crowd, Member, own_limits
+from .admission import Crowd, Limits, Member, own_limits
 from .config import IDENTITY_LIMITS, Config
 from .errors import Busy, ConfigError, HttpRefusal, NotAllowed, NotKnown
 from .events import Observer, Strained, Weak
@@ -81,7 +81,10 @@ class Guest:
     @property
     def member(self) -> Member:
         """Its name and its limits as they are now."""
-        return Member(self.name, own_limits(self._door.config, self._door.current(self.identity).limits))
+        return Member(self.name, self._limits(), self._limits)
+
+    def _limits(self) -> Limits:
+        return own_limits(self._door.config, self._door.current(self.identity).limits)
 
     def check(self) -> None:
         """Raise `NotKnown` where its credential has ended, or was taken back, since it came."""

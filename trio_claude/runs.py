@@ -293,14 +293,16 @@ class Runs:
         self._slots.queue(waiter, member.limits.waiting)
         has_slot = False
         try:
-            await self._queue_up(waiter, granted, on_wait)
+            await self._queue_up(waiter, granted, member, on_wait)
             has_slot = True
         finally:
             if not has_slot:
                 self._slots.leave(waiter)
 
-    async def _queue_up(self, waiter: Waiter, granted: trio.Event, on_wait: Callable[[int], None]) -> None:
-        """Wait until a slot is granted."""
+    async def _queue_up(
+        self, waiter: Waiter, granted: trio.Event, member: Member, on_wait: Callable[[int], None]
+    ) -> None:
+        """Wait until a slot is granted, by the limits that hold meanwhile."""
         told = 0
         while not waiter.granted:
             if self._slots.short:
@@ -310,6 +312,7 @@ class Runs:
                 on_wait(place)
             with trio.move_on_after(PLACE_PERIOD):
                 await granted.wait()
+            self._slots.allow(waiter, member.now.runs)
 
     def _spare_slot(self, holder: object) -> bool:
         """Take a slot that no run waits for; return whether there was one."""

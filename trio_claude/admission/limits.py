@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import attrs
 
@@ -33,6 +33,13 @@ class Member:
 
     name: str = "local"
     limits: Limits = attrs.field(factory=Limits)
+    """Those of when it asked."""
+    _look: Callable[[], Limits] | None = attrs.field(default=None, eq=False, repr=False)
+
+    @property
+    def now(self) -> Limits:
+        """Its limits as they are now, for what has waited."""
+        return self._look() if self._look else self.limits
 
 
 def own_limits(config: Config, own: Mapping[str, float]) -> Limits:

@@ -56,6 +56,12 @@ class Slots:
         self._places = None
         self._serve()
 
+    def allow(self, waiter: Waiter, runs: int) -> None:
+        """Let the identity of one that waits have another number of runs at once, as far as this one goes."""
+        if runs != waiter.runs:
+            waiter.runs = runs
+            self._serve()
+
     def leave(self, waiter: Waiter) -> None:
         """Wait no more; a slot that was granted meanwhile is given back."""
         if waiter.granted:

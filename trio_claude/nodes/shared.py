@@ -35,6 +35,8 @@ PLACE_PERIOD_OTHERS: Final = 2.0
 """Seconds after which the others ask again, to be told their place."""
 USED: Final = 500
 """Sessions of which is asked at a time whether they are in use."""
+RUNS_MOST: Final = 10**6
+"""Runs at once of who had a limit and has none any more."""
 FREED_PATIENCE: Final = 0.5
 """Seconds at most that the end of a run waits until others know that its session is free."""
 
@@ -177,9 +179,9 @@ class Shared:
 
     async def _try_place(self, held: Held, member: Member, waiter: Waiter) -> int | None:
         """Return how many are before this one in line, None where it has its place. Raises `QueueFull` and `Busy`."""
-        keys, limits = [key for _, key in held.kinds], member.limits
+        keys, limits = [key for _, key in held.kinds], member.now
         waiter.called = trio.Event()
-        said = await self._desk.decide("place", self._desk.owner(held), *keys, limits.runs, limits.waiting)
+        said = await self._desk.decide("place", self._desk.owner(held), *keys, limits.runs or RUNS_MOST, limits.waiting)
         if said[0] == b"full":
             raise QueueFull(f"{said[1]} of your runs wait already; {limits.waiting:g} may")
         if said[0] == b"ok":

@@ -354,7 +354,7 @@ class Config:
     max_handshakes: int = _option(1024, "connections without a request yet", low=1, high=MIB, unit="connections")
     max_handshakes_per_address: int = _option(512, "of them from one address", low=1, high=MIB, unit="connections")
     connections_per_address: int = _option(
-        0, "WebSockets from one address; 0: any number", high=MIB, unit="connections"
+        0, "connections from one address, WebSockets or not; 0: any number", high=MIB, unit="connections"
     )
 
     connections_per_identity: int = _option(

@@ -23,6 +23,7 @@ import trio
 from harness import Backend, alive, directive, held, listen, until
 from trio_websocket import WebSocketConnection, wrap_client_stream
 
+from trio_claude import listeners
 from trio_claude import server as server_module
 from trio_claude.config import Config
 from trio_claude.errors import Reason
@@ -72,9 +73,7 @@ class Cable:
 
     def listen(self) -> socket.socket:
         with within(self.near):
-            listener = socket.socket()
-            server_module._bind(listener, (SERVER, 0))
-        return listener
+            return listeners._bound(socket.AF_INET, socket.SOCK_STREAM, 0, (SERVER, 0))
 
     async def connect(self, port: int) -> trio.SocketStream:
         with within(self.far):
@@ -113,10 +112,10 @@ async def serving(
 ) -> AsyncIterator[Server]:
     """Serve at the near end. The configuration says loopback, as it must; just the listener is elsewhere."""
 
-    async def listeners(_config: Config) -> list[socket.socket]:
+    async def listen(_config: Config) -> list[socket.socket]:
         return [cable.listen()]
 
-    monkeypatch.setattr(server_module, "_listen", listeners)
+    monkeypatch.setattr(server_module, "_listen", listen)
     async with fake.serve(**config) as server:
         yield server
 

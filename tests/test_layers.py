@@ -32,6 +32,7 @@ TABLE: dict[str, set[str]] = {
     "services": {"events"},
     "turns": set(),
     "delivery": set(),
+    "listeners": set(),
     "inbox": {"errors"},
     "containment": {"errors", "events", "services"},
     "quarters": set(),
@@ -95,7 +96,7 @@ TABLE: dict[str, set[str]] = {
     },
     "server": {
         "room", "errors", "events", "config", "admission", "peer", "runs", "services", "engine", "metrics", "entrance", "api", "stage",
-        "conversation", "connection", "far", "guests", "telling", "__init__",
+        "conversation", "connection", "far", "guests", "telling", "listeners", "__init__",
     },
     # faces
     "embed": {"errors", "events", "config", "messages", "services", "run", "engine"},
@@ -108,7 +109,7 @@ TABLE: dict[str, set[str]] = {
     "testing": set(),
     "commands": {
         "errors", "figures", "events", "config", "messages", "containment", "logs", "identity", "quarters", "leftovers", "journal", "entrance", "workplace", "engine", "embed", "server", "client",
-        "batch", "testing", "services", "__init__",
+        "batch", "testing", "services", "listeners", "__init__",
     },
     "__main__": {"commands"},
     "__init__": {"errors", "events", "config", "engine", "metrics", "server", "embed", "client"},

@@ -30,6 +30,7 @@ from .errors import ConfigError
 from .events import Listening, Observer, Refused, Reloaded, Strained, Weak
 from .far import Far
 from .guests import Guests
+from .listeners import bind_all, is_hosts
 from .peer import NOTSENT_LOWAT, Heart
 from .room import greeting
 from .runs import Runs
@@ -40,8 +41,6 @@ from .telling import TracerProvider
 if TYPE_CHECKING:
     from .metrics import Metrics
 
-BACKLOG = 4096
-"""Connections that the kernel holds before they are accepted."""
 ACCEPT_BATCH = 64
 """Connections accepted for each wake-up."""
 ACCEPT_PAUSE = 0.1
@@ -291,44 +290,23 @@ def _place(listeners: list[socket.socket]) -> dict[str, Any]:
 
 
 async def _listen(config: Config) -> list[socket.socket]:
-    """Bind every address of the host. Raises `ConfigError`."""
-    listeners: list[socket.socket] = []
+    """Bind the addresses of the host. Raises `ConfigError`."""
     try:
-        found = await trio.socket.getaddrinfo(
-            config.host, config.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
-        )
-        for family, kind, number, _, address in found:
-            listener = socket.socket(family, kind, number)
-            listeners.append(listener)
-            _bind(
-                listener, address if len(listeners) == 1 else (address[0], listeners[0].getsockname()[1], *address[2:])
-            )
+        return await bind_all(config.host, config.port)
     except OSError as error:
-        for listener in listeners:
-            listener.close()
         raise ConfigError(_why_not(config, error)) from error
     except UnicodeError:  # a part of it is empty, or of more than 63 characters
         raise ConfigError(f"host: {config.host[:300]} is no name of a host; take another host") from None
-    return listeners
 
 
 def _why_not(config: Config, error: OSError) -> str:
     """Return why an address can't be listened on, by the setting that is to be changed."""
-    field = "host" if isinstance(error, socket.gaierror) or error.errno == errno.EADDRNOTAVAIL else "port"
+    field = "host" if is_hosts(error) else "port"
     hint = {
         errno.EADDRINUSE: "end what listens there, or take another port, 0 for any that is free",
         errno.EACCES: "ports below 1024 are root's; take another",
     }.get(error.errno or 0, f"take another {field}")
     return f"{field}: can't listen on {config.host}:{config.port}: {error.strerror or error}; {hint}"
-
-
-def _bind(listener: socket.socket, address: object) -> None:
-    listener.setblocking(False)
-    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    if listener.family == socket.AF_INET6:
-        listener.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
-    listener.bind(address)  # type: ignore[arg-type]
-    listener.listen(BACKLOG)
 
 
 async def _accept_all(

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import errno
 import json
 import os
 import resource
-import socket
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -25,6 +23,7 @@ from ..entrance import Entrance
 from ..errors import ConfigError, TrioClaudeError
 from ..events import Event, JournalReady
 from ..journal.visits import is_earlier
+from ..listeners import bind_all, is_hosts
 from ..quarters import journal_file
 from ..workplace import find_cli
 from .complaints import painted
@@ -87,7 +86,7 @@ async def examine(config: Config, live: bool) -> list[Check]:
         Check("login", ok=True, found=login(os.environ)),
         await _containment(config),
         await _engine(config),
-        _port(config),
+        await _port(config),
         _limits(config),
         _access(config),
     ]
@@ -155,16 +154,13 @@ async def _engine(config: Config) -> Check:
     return found
 
 
-def _port(config: Config) -> Check:
+async def _port(config: Config) -> Check:
     """Take the port for a moment."""
     try:
-        family, kind, number, _, address = socket.getaddrinfo(config.host, config.port, type=socket.SOCK_STREAM)[0]
-        with socket.socket(family, kind, number) as probe:
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            probe.bind(address)
+        for listener in await bind_all(config.host, config.port):
+            listener.close()
     except (OSError, UnicodeError) as error:
-        by_name = isinstance(error, socket.gaierror | UnicodeError) or error.errno == errno.EADDRNOTAVAIL
-        field = "host" if by_name else "port"
+        field = "host" if is_hosts(error) else "port"
         return Check("port", ok=False, found=f"{getattr(error, 'strerror', None) or error}; --{field} names another")
     return Check("port", ok=True, found=f"{config.port} of {config.host} is free")
 

@@ -145,6 +145,29 @@ async def test_ask_says_that_nobody_is_there(url: str) -> None:
     assert b"is `trio-claude serve` running?" in told.stderr
 
 
+@pytest.mark.parametrize("lost", ["full", "closed"])
+async def test_a_server_serves_though_nobody_hears_where(fake: Backend, lost: str) -> None:
+    if lost == "full":
+        stdout = os.open("/dev/full", os.O_WRONLY)
+    else:
+        unread, stdout = os.pipe()
+        os.close(unread)
+    words = [*PROGRAM, "serve", "--port", "0"]
+    process = await trio.lowlevel.open_process(words, env=environ(fake), stdout=stdout, stderr=subprocess.PIPE)
+    os.close(stdout)
+    assert process.stderr
+    log = b""
+    with trio.fail_after(30):
+        while b'"Listening"' not in log:
+            more = await process.stderr.receive_some()
+            assert more, log.decode()
+            log += more
+        process.terminate()
+        async for more in process.stderr:
+            log += more
+        assert (await process.wait(), b"Exception" in log) == (0, False)
+
+
 async def test_the_first_sigterm_drains_and_the_status_is_0(fake: Backend) -> None:
     async with serving("serve", "--port", "0", env=environ(fake)) as (process, url):
         async with open_websocket_url(f"{url.replace('http', 'ws')}/ws/claude") as socket:

@@ -31,13 +31,13 @@ def complain(error: object) -> None:
     tell(f"{painted('trio-claude:', 'red', sys.stderr)} {error}")
 
 
-def tell(text: str) -> None:
-    """Say something on stderr; where nobody can hear it, as on a terminal that went away, that ends nothing."""
+def tell(text: str, *, err: bool = True) -> None:
+    """Say something on stderr, else on stdout; where nobody hears it, as where a terminal went, that ends nothing."""
     try:
-        click.echo(text, err=True)
+        click.echo(text, err=err)
     except OSError:
         with contextlib.suppress(OSError):  # what it could not take would be tried again at the end
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stderr.fileno())
+            os.dup2(os.open(os.devnull, os.O_WRONLY), (sys.stderr if err else sys.stdout).fileno())
 
 
 def next_step(status: int | None, *, with_key: bool) -> str:

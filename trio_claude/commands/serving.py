@@ -13,7 +13,6 @@ import sys
 from collections.abc import AsyncIterator, Callable, Mapping
 from typing import Final
 
-import click
 import trio
 
 from ..config import Config
@@ -21,7 +20,7 @@ from ..events import Weak
 from ..logs import Log, open_log
 from ..server import Server, open_server
 from ..services import open_services
-from .complaints import takes_colours
+from .complaints import takes_colours, tell
 from .manager import Manager, take_manager
 from .process import reap_orphans, take_process
 from .settings import SHOWN, strange_variables
@@ -60,7 +59,7 @@ async def run_server(
                     if manager.watchdog:
                         services.start_soon(_show_life, manager)
                     manager.tell("READY=1", f"STATUS=listening on {server.url}")
-                    click.echo(f"listening on {server.url}")
+                    tell(f"listening on {server.url}", err=False)
                     await _serve_until_signal(server, read, signals, manager, log)
                     watchers.start_soon(_hurry, signals, leaving)
 

@@ -785,6 +785,14 @@ async def test_a_variable_that_can_not_be_used_is_named(
     assert "canary" not in f"{caught.value}{caplog.text}"
 
 
+async def test_a_variable_that_the_library_reads_at_its_import_is_named_too(fake: Backend) -> None:
+    env = {**environ(fake), "OTEL_SPAN_ATTRIBUTE_COUNT_LIMIT": "x"}
+    told = await trio_claude("serve", "--port=0", "--traces=otlp", env=env)
+    assert (told.returncode, b"Traceback" in told.stderr) == (2, False)
+    assert b"trio-claude: traces: " in told.stderr
+    assert b"OTEL_SPAN_ATTRIBUTE_COUNT_LIMIT" in told.stderr
+
+
 async def test_headers_that_a_collector_wants_are_taken(
     fake: Backend, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -201,6 +201,8 @@ async def _opened_tracer(
             from .tracing.otlp import open_otlp
     except ImportError:
         raise ConfigError("traces: needs pip install 'trio-claude[otel]'") from None
+    except ValueError as error:  # some variables are read by the import
+        raise ConfigError(f"traces: an OTEL_… variable can't be used: {error}") from error
     if provider is not None:
         yield tracing.Tracer(provider)
         return

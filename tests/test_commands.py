@@ -15,7 +15,7 @@ import pytest
 import trio
 from harness import Backend, alive, ask, bearing, directive, head, listen, until
 from program import PROGRAM, environ, serving, trio_claude
-from trio_websocket import open_websocket_url
+from trio_websocket import WebSocketRequest, open_websocket_url, serve_websocket
 
 from trio_claude.commands.ask import readable
 from trio_claude.commands.doctor import examine
@@ -143,6 +143,26 @@ async def test_ask_says_that_nobody_is_there(url: str) -> None:
     told = await trio_claude("ask", "hello", "--url", url)
     assert told.returncode == 69
     assert b"is `trio-claude serve` running?" in told.stderr
+
+
+@pytest.mark.parametrize(
+    ("line", "reason", "status"),
+    [("", "", 1), ('{"type":"gateway","event":"ended"}', "done", 1), ('{"type":"result","result":"it"}', "", 0),
+     ("", "exit 0; 2 processes, 0 left, 1 ms", 0)],
+)  # fmt: skip
+async def test_who_closes_as_after_a_good_end_and_ran_nothing_is_no_good_end(
+    nursery: trio.Nursery, line: str, reason: str, status: int
+) -> None:
+    async def serve(request: WebSocketRequest) -> None:
+        socket = await request.accept()
+        await socket.get_message()
+        if line:
+            await socket.send_message(line)
+        await socket.aclose(1000, reason)
+
+    listening = await nursery.start(serve_websocket, serve, "127.0.0.1", 0, None)
+    told = await trio_claude("ask", "hello", "--url", f"http://127.0.0.1:{listening.port}")
+    assert (told.returncode, b"without a word of a run" in told.stderr) == (status, bool(status))
 
 
 @pytest.mark.parametrize("lost", ["full", "closed"])

@@ -7,15 +7,20 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import attrs
 import click
 import trio
 
-from ..client import Answer, Assistant, ConnectFailed, Ended, Unknown, ask, parse_line
+from ..client import Answer, Assistant, ConnectFailed, Ended, Result, Unknown, ask, parse_line
 from .complaints import painted, unreached
 from .credentials import find_key, key_option
 from .examples import examples
 from .statuses import by_close
 from .words import clean
+
+RECEIPT = " process"
+"""What the reason of a close has in it that tells of a run's end, which ours always does."""
+NO_RUN = "it was closed without a word of a run; is there a trio-claude server at this address?"
 
 
 @click.command(
@@ -43,10 +48,12 @@ def command(prompt: str, meta: str, url: str, key_file: Path | None, as_json: bo
 async def _ask(prompt: str, meta: str, url: str, options: dict[str, Any], as_json: bool) -> int:
     try:
         async with ask(prompt, meta=meta, url=url, **options) as answer:
-            await _print(answer, as_json)
+            has_result = await _print(answer, as_json)
     except ConnectFailed as error:
         return unreached(error, error.status, with_key=bool(options.get("key")))
     ended = answer.ended or Ended(1006, "the connection broke")
+    if ended.ok and not has_result and RECEIPT not in ended.reason:
+        ended = attrs.evolve(ended, error=NO_RUN)
     _print_end(ended, as_json)
     return by_close(ended.code, ended.error)
 
@@ -61,12 +68,15 @@ def _print_end(ended: Ended, as_json: bool) -> None:
     click.echo(f"[{ended.code} {clean(ended.reason)}]", err=True)
 
 
-async def _print(answer: Answer, as_json: bool) -> None:
-    shown = 0
+async def _print(answer: Answer, as_json: bool) -> bool:
+    """Print what comes; return whether a result was among it."""
+    shown, has_result = 0, False
     async for line in answer:
+        has_result = has_result or isinstance(parse_line(line), Result)
         click.echo(line if as_json else clean(readable(line)), nl=as_json)
         shown = _print_notes(answer.notes, shown, as_json)
     _print_notes(answer.notes, shown, as_json)  # what came behind the last line
+    return has_result
 
 
 def _print_notes(notes: list[dict[str, Any]], shown: int, as_json: bool) -> int:

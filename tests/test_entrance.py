@@ -327,6 +327,10 @@ async def test_connections_by_way_of_a_proxy_are_counted_by_whom_it_names(fake: 
 
         assert [await come(f"203.0.113.{number}") for number in (1, 1, 1, 2, 2, 2)] == [101, 101, 429, 101, 101, 429]
         assert [await come(f"203.0.113.3:{port}") for port in (1, 2, 3)] == [101, 101, 429]
+        assert [await come(f"2001:db8::{number}") for number in (1, 2, 3)] == [101, 101, 429]
+        assert await come("2001:db8:0:1::1") == 101
+        await stack.aclose()
+        await until(lambda: not len(server._entrance._addresses))
 
 
 # -- reload ------------------------------------------------------------------------------------------------------------

@@ -32,6 +32,15 @@ def test_the_doorstep_counts_in_all_and_by_address() -> None:
     assert (doorstep.enter("b"), doorstep.enter("a"), len(doorstep)) == (True, False, 3)
 
 
+def test_the_doorstep_counts_the_addresses_of_one_ipv6_network_together() -> None:
+    doorstep, near = Doorstep(9, 2), ["2001:db8::1", "2001:db8::ffff:0:0:1", "2001:db8:0:0:7::"]
+    assert [doorstep.enter(address) for address in near] == [True, True, False]
+    assert [doorstep.enter(address) for address in ("2001:db8:0:1::1", "fe80::1%eth0", "::1")] == [True] * 3
+    for address in (*near[1:], "2001:db8:0:1::1", "fe80::1%eth0", "::1"):
+        doorstep.leave(address)
+    assert (len(doorstep), doorstep._by_address) == (0, {})
+
+
 async def test_a_crowd_without_requests_is_turned_away(fake: Backend) -> None:
     async with fake.serve(max_handshakes_per_address=5, head_timeout=1) as server:
         idle = [await trio.open_tcp_stream("127.0.0.1", server.port) for _ in range(5)]

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import attrs
 import trio
 
-from .admission import Crowd, Limits, Member, own_limits
+from .admission import Crowd, Limits, Member, own_limits, place_of
 from .config import IDENTITY_LIMITS, Config
 from .errors import Busy, ConfigError, HttpRefusal, NotAllowed, NotKnown
 from .events import Observer, Strained, Weak
@@ -173,11 +173,11 @@ class Entrance:
 
     def arrive(self, address: str) -> None:
         """Count a connection, of which nothing is known but where it comes from."""
-        self._addresses.enter(address, 0)
+        self._addresses.enter(place_of(address), 0)
 
     def depart(self, address: str) -> None:
         """Count a connection off."""
-        self._addresses.leave(address)
+        self._addresses.leave(place_of(address))
 
     async def check(self, request: Request, address: str) -> Request:
         """Return the request with who sent it, nobody on an open path. Raises `HttpRefusal`."""
@@ -208,7 +208,7 @@ class Entrance:
     def _check_crowd(self, address: str) -> None:
         """Refuse an address with too many connections, before anything else is looked at. Raises `HttpRefusal`."""
         limit = self.config.connections_per_address
-        if limit and self._addresses[address] > limit and not self._is_proxy(address):
+        if limit and self._addresses[place_of(address)] > limit and not self._is_proxy(address):
             raise _too_many("from your address")
 
     def share(self, request: Request) -> tuple[tuple[str, str], ...]:
@@ -228,7 +228,8 @@ class Entrance:
         guest = self.guest(request)
         if not guest.identity.may_run and request.path != SESSION_DOOR:
             raise HttpRefusal(403, "role", "a viewer starts no runs")
-        if guest.forwarded and not self._addresses.enter(guest.address, self.config.connections_per_address):
+        limit = self.config.connections_per_address
+        if guest.forwarded and not self._addresses.enter(place_of(guest.address), limit):
             raise _too_many("from your address")
         if not self._identities.enter(guest.name, guest.member.limits.connections):
             self._leave_address(guest)
@@ -241,7 +242,7 @@ class Entrance:
 
     def _leave_address(self, guest: Guest) -> None:
         if guest.forwarded:
-            self._addresses.leave(guest.address)
+            self._addresses.leave(place_of(guest.address))
 
     async def ticket(self, request: Request) -> str:
         """Return a ticket for whoever sent a request. Raises `HttpRefusal`."""

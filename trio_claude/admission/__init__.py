@@ -5,7 +5,7 @@ Rules: no await, no trio, no clock; `now` is an argument. A decision either chan
 
 from .allowance import ALL, Allowance, check_budgets, check_rates
 from .budgets import Ledger
-from .doors import Crowd, Doorstep
+from .doors import Crowd, Doorstep, place_of
 from .limits import Limits, Member, own_limits, total_limits
 from .locks import SessionLocks
 from .slots import Slots, Waiter
@@ -24,5 +24,6 @@ __all__ = [
     "check_budgets",
     "check_rates",
     "own_limits",
+    "place_of",
     "total_limits",
 ]

@@ -2,7 +2,18 @@
 
 from __future__ import annotations
 
+import ipaddress
 from collections import Counter
+
+NETWORK = 64
+"""Bits of an IPv6 address that are a network's; the rest is for each host of it to choose."""
+
+
+def place_of(address: str) -> str:
+    """Return what counts as one address: an IPv4 address, and the network of an IPv6 one."""
+    if ":" not in address:
+        return address
+    return str(ipaddress.IPv6Network((address.partition("%")[0], NETWORK), strict=False))
 
 
 class Doorstep:
@@ -19,18 +30,20 @@ class Doorstep:
 
     def enter(self, address: str) -> bool:
         """Take a place; return whether there was one."""
-        if self._all >= self._limit or self._by_address[address] >= self._limit_per_address:
+        place = place_of(address)
+        if self._all >= self._limit or self._by_address[place] >= self._limit_per_address:
             return False
         self._all += 1
-        self._by_address[address] += 1
+        self._by_address[place] += 1
         return True
 
     def leave(self, address: str) -> None:
         """Give a place up."""
+        place = place_of(address)
         self._all -= 1
-        self._by_address[address] -= 1
-        if not self._by_address[address]:
-            del self._by_address[address]
+        self._by_address[place] -= 1
+        if not self._by_address[place]:
+            del self._by_address[place]
 
     def __len__(self) -> int:
         return self._all

@@ -188,6 +188,50 @@ async def test_a_server_serves_though_nobody_hears_where(fake: Backend, lost: st
         assert (await process.wait(), b"Exception" in log) == (0, False)
 
 
+EARLY = """
+import os, sys
+from trio_claude.commands import main, serve
+
+numbers, real = [int(sys.argv.pop(1))], serve.read_config
+
+def read(*words, **more):
+    if numbers:
+        os.kill(os.getpid(), numbers.pop())
+    return real(*words, **more)
+
+serve.read_config = read
+main()
+"""
+"""A command line that sends itself a signal when it reads its settings for the first time."""
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
+async def test_a_signal_that_comes_before_a_server_hears_it_waits(fake: Backend, number: signal.Signals) -> None:
+    words = [sys.executable, "-c", EARLY, str(int(number)), "serve", "--port", "0"]
+    process = await trio.lowlevel.open_process(words, env=environ(fake), stderr=subprocess.PIPE)
+    assert process.stderr
+    log = b""
+    with trio.fail_after(60):
+        async for more in process.stderr:
+            log += more
+            if number is signal.SIGHUP and b'"Reloaded"' in log:
+                process.terminate()
+        assert (await process.wait(), b'"Listening"' in log) == (0, True)
+
+
+async def test_a_server_hears_signals_that_who_started_it_does_not(fake: Backend) -> None:
+    block = (
+        "import os, signal, sys; signal.pthread_sigmask(signal.SIG_BLOCK, [15]); os.execv(sys.argv[1], sys.argv[1:])"
+    )
+    async with serving("serve", "--port", "0", env=environ(fake), program=[sys.executable, "-c", block, *PROGRAM]) as (
+        process,
+        _,
+    ):
+        process.terminate()
+        with trio.fail_after(10):
+            assert await process.wait() == 0
+
+
 async def test_the_first_sigterm_drains_and_the_status_is_0(fake: Backend) -> None:
     async with serving("serve", "--port", "0", env=environ(fake)) as (process, url):
         async with open_websocket_url(f"{url.replace('http', 'ws')}/ws/claude") as socket:

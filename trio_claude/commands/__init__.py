@@ -18,6 +18,7 @@ from .. import __version__
 from ..errors import TrioClaudeError
 from .complaints import complain
 from .examples import examples
+from .signals import hold_signals
 from .statuses import Status
 
 COMPLETE = "_TRIO_CLAUDE_COMPLETE"
@@ -87,6 +88,8 @@ def cli() -> None:
 def main() -> None:
     """Run the command line; what went wrong is one line on stderr."""
     _hold_standard_streams()
+    if sys.argv[1:2] == ["serve"]:  # to import it takes a while
+        hold_signals()
     if COMPLETE in os.environ:
         importlib.import_module(".completion", __name__)
     try:

@@ -24,6 +24,7 @@ from .complaints import takes_colours, tell
 from .manager import Manager, take_manager
 from .process import reap_orphans, take_process
 from .settings import SHOWN, strange_variables
+from .signals import SERVERS, let_signals
 
 INIT: Final = 1
 """The process to which the kernel gives the orphans of its container."""
@@ -42,8 +43,9 @@ async def run_server(
     manager = take_manager(os.environ)
     with (
         open_log(config, colours=takes_colours(sys.stderr)) as log,
-        trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT, signal.SIGHUP) as signals,
+        trio.open_signal_receiver(*SERVERS) as signals,
     ):
+        let_signals()
         for name in strange_variables(os.environ):
             log(Weak(f"{name[:SHOWN]}: no such setting, so it is not read"))
         async with open_services() as watchers:

@@ -826,6 +826,69 @@ async def test_what_is_nested_too_deep_is_shown_as_it_is(fake: Backend, browser:
         assert (await page.texts(".answer"))[1] == deep
 
 
+COUNTING = """(() => {
+  const real = RegExp.prototype.exec;
+  window.work = 0;
+  RegExp.prototype.exec = function (text) {
+    window.work += String(text).length;
+    return real.call(this, text);
+  };
+})()"""
+AHEAD = {
+    "an address": lambda size: "a" * size + "@",
+    "emphasis": lambda size: "!***~" * (size // 5),
+    "in a list": lambda size: f"- {'+~a' * (size // 3)}",
+}
+
+
+def whole(text: str) -> str:
+    """Return a prompt that is answered by a text in one line."""
+    line = {"type": "assistant", "message": {"id": "m", "content": [{"type": "text", "text": text}]}}
+    return directive("raw", text=f"{json.dumps(line)}\n") + directive("text", text="last")
+
+
+@pytest.mark.parametrize("case", list(AHEAD))
+async def test_twice_the_text_is_twice_the_work(fake: Backend, browser: Browser, case: str) -> None:
+    """Counted is what marked's rules are given to read."""
+    work = []
+    async with fake.serve() as server, looking(browser, server.url) as page:
+        await page.call("addInitScript", COUNTING)
+        await page.call("reload")
+        for number, size in enumerate([10_000, 20_000], 1):
+            text = AHEAD[case](size)
+            await page.evaluate("window.work = 0")
+            await page.say(whole(text))
+            await turns(page, number)
+            work.append(await page.evaluate("window.work"))
+            shown = (await page.texts(".answer"))[-2]
+            assert [shown.count(sign) for sign in "a!"] == [text.count(sign) for sign in "a!"]
+        await page.click("#end")
+        await page.wait(".receipt")
+    assert work[1] < 2.6 * work[0]
+
+
+async def test_an_address_is_a_link_where_it_is_one(fake: Backend, browser: Browser) -> None:
+    async with fake.serve() as server, looking(browser, server.url) as page:
+        await page.say(whole(f"{'a' * 64}@example.com, {'b' * 65}@example.com and **bold**"))
+        await turns(page, 1)
+        assert await page.texts(".answer a") == [f"{'a' * 64}@example.com"]
+        assert await page.texts(".answer strong") == ["bold"]
+        await page.click("#end")
+        await page.wait(".receipt")
+
+
+async def test_a_large_table_is_its_text(fake: Backend, browser: Browser) -> None:
+    async with fake.serve() as server, looking(browser, server.url) as page:
+        for number, rows in enumerate([1000, 1001], 1):
+            table = "| a | b |\n|---|---|\n" + "| **1** | 2 |\n" * rows
+            await page.say(whole(table))
+            await turns(page, number)
+        assert await page.evaluate("document.querySelectorAll('.answer table, .answer tr').length") == 1002
+        assert await page.texts(".answer .code code") == [table.strip()]
+        await page.click("#end")
+        await page.wait(".receipt")
+
+
 async def make_nothing(page: Page, panel: str) -> None:
     assert await page.evaluate("globalThis.hacked") is None
     made = f"{panel} :is(script, style, iframe, svg, form form, img, object, embed, [onerror], [onload], [onfocus], [style])"

@@ -1,6 +1,7 @@
 // Markdown to nodes. Rule 1: whatever the text says, nothing of it runs or loads: HTML in it is text, images from
 // elsewhere are links, and all that marked makes goes through DOMPurify into a fragment, never through a string sink.
-// Rule 2: what is finished is rendered once; of an answer that still comes only the last block is rendered anew.
+// Rule 2: what is finished is rendered once; of an answer that still comes only the last block is rendered anew. Rule 3:
+// twice the text is twice the work: marked gets no long text whole, and a large table is shown as its text.
 import DOMPurify from "dompurify";
 import hljs from "highlight.js/lib/core";
 import bash from "highlight.js/lib/languages/bash";
@@ -17,11 +18,15 @@ import sql from "highlight.js/lib/languages/sql";
 import typescript from "highlight.js/lib/languages/typescript";
 import xml from "highlight.js/lib/languages/xml";
 import yaml from "highlight.js/lib/languages/yaml";
-import { Marked, type Token, type Tokens } from "marked";
+import { Lexer, Marked, type Token, type Tokens } from "marked";
 import { atFrame, copyButton, h } from "./dom";
 
-/** Characters of one block; a longer paragraph is cut at a space and goes on in a next one. */
+/** Characters of one block; a longer paragraph is cut at a space and goes on in a next one, any other text goes on as it is. */
 const BLOCK_LIMIT = 8192;
+/** Characters before the @ of an address, as the mail's own rules have it. */
+const NAME_LIMIT = 64;
+/** Cells of a table. */
+const CELLS_LIMIT = 2000;
 /** Characters of one answer that are shown; the history has all. */
 const ANSWER_LIMIT = 1_000_000;
 /** Characters of code that are coloured; while it still comes, and once it is there. */
@@ -46,8 +51,37 @@ const marked = new Marked({
       EMBEDDED.test(href)
         ? `<img src="${escape(href)}" alt="${escape(text)}">`
         : `<a href="${escape(href)}">image: ${escape(text || href)}</a>`,
+    table: ({ raw, header, rows }: Tokens.Table) =>
+      header.length * rows.length > CELLS_LIMIT ? `<pre><code>${escape(raw)}</code></pre>` : false,
   },
 });
+
+/** Marked's own, but that a long text is read in parts: some of its rules look ahead to the end from each place. */
+class PartsLexer extends Lexer {
+  override inlineTokens(text: string, tokens: Token[] = []): Token[] {
+    for (let at = 0; at < text.length; ) {
+      const end = cutAt(text, at);
+      super.inlineTokens(text.slice(at, end), tokens);
+      at = end;
+    }
+    return tokens;
+  }
+}
+
+/** Return where a part of a text ends: behind a space, if there is one, else at the limit. */
+function cutAt(text: string, at: number): number {
+  if (text.length - at <= BLOCK_LIMIT) return text.length;
+  const space = text.lastIndexOf(" ", at + BLOCK_LIMIT - 1);
+  return space > at ? space + 1 : at + BLOCK_LIMIT;
+}
+
+const { gfm } = Lexer.rules.inline;
+for (const rule of ["text", "url"] as const) {
+  const bounded = gfm[rule].source.replaceAll(/\]\+(?=@|\(@\))/g, `]{1,${NAME_LIMIT}}`); // it looks for an @ behind each letter of a word
+  gfm[rule] = new RegExp(bounded, gfm[rule].flags);
+}
+
+const tokensOf = (text: string) => new PartsLexer(marked.defaults).lex(text);
 
 const clean = DOMPurify(window);
 clean.addHook("afterSanitizeAttributes", (node) => {
@@ -142,7 +176,7 @@ export class MarkdownStream {
   };
 
   private drawTail(): void {
-    const tokens = marked.lexer(this.tail);
+    const tokens = tokensOf(this.tail);
     const keep = this.done ? tokens.length : lastBlock(tokens);
     if (keep) {
       this.last.before(render(tokens.slice(0, keep)));
@@ -164,11 +198,11 @@ export class MarkdownStream {
     while (tokens[0]?.type === "paragraph" && this.tail.length - at > BLOCK_LIMIT) {
       const space = this.tail.lastIndexOf(" ", at + BLOCK_LIMIT);
       const cut = space > at ? space : at + BLOCK_LIMIT;
-      this.last.before(render(marked.lexer(this.tail.slice(at, cut))));
+      this.last.before(render(tokensOf(this.tail.slice(at, cut))));
       at = space > at ? cut + 1 : cut;
     }
     this.tail = this.tail.slice(at);
-    this.last.replaceChildren(render(at ? marked.lexer(this.tail) : tokens, true));
+    this.last.replaceChildren(render(at ? tokensOf(this.tail) : tokens, true));
   }
 }
 

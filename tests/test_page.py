@@ -456,6 +456,29 @@ async def test_a_run_that_waits_for_a_place_is_given_up(fake: Backend, browser: 
         await page.wait(".receipt")
 
 
+async def test_a_model_that_is_chosen_while_a_run_waits_is_the_run_s(fake: Backend, browser: Browser) -> None:
+    async with (
+        fake.serve(journal="memory", max_runs=1) as server,
+        looking(browser, server.url) as page,
+        open_talk(server) as other,
+    ):
+        await other.start()
+        await page.say("hello")
+        await page.wait_text("#state", "free place")
+        await page.call("fill", "#model", "haiku")
+        await page.call("dispatchEvent", "#model", "change")
+        await other.stop("end")
+        await other.end()
+        await turns(page, 1)
+        assert "From now on: haiku." in await page.texts("#transcript .note")
+        await page.click("#tab-raw")
+        frames = [json.loads(text) for text in await page.texts("#frames > div")]
+        assert ["haiku" in one["model"] for one in frames if one.get("subtype") == "init"] == [True]
+        await page.click("#tab-talk")
+        await page.click("#end")
+        await page.wait(".receipt")
+
+
 @asynccontextmanager
 async def looking_at_death(browser: Browser, url: str, late: str = "") -> AsyncIterator[Page]:
     """Open the page where its server dies: the browser itself says that it can't be reached."""

@@ -1,6 +1,7 @@
 // The conversation: one session at a time, from its first prompt to its receipt, over reloads and lost connections.
 // Rule: of a run that goes on the browser keeps its id and nothing else; a key stays in memory.
 import { Busy, ConnectionLost, openSession, Refused, TrioClaudeError, type GatewayEvent, type OpenOptions, type Session, type SessionEvent, type State } from "../../client/client";
+import { Banner } from "./banner";
 import { announce, find, h } from "./dom";
 import { keepFrame } from "./frames";
 import { forget, keep, kept } from "./kept";
@@ -31,6 +32,7 @@ export class Talk {
   /** Called where the server wants a key, or another one. */
   onKeyWanted: (why: string) => void = () => {};
   readonly transcript: Transcript;
+  private readonly banner = new Banner(() => this.transcript.toEnd());
   private readonly meters = new Meters();
   private session: Session | null = null;
   /** Given up where another run takes the page. */
@@ -43,6 +45,8 @@ export class Talk {
   private run = "";
   private ended: Json | null = null;
   private waiting: string[] = [];
+  /** The model that was chosen since the run was asked for. */
+  private chosen: string | null = null;
   /** Whether what was said before is being told: a prompt is shown behind it. */
   private telling = false;
   private conversation = "";
@@ -114,9 +118,9 @@ export class Talk {
 
   /** Go on with an earlier conversation: the next prompt does. */
   goOn(conversation: string): void {
-    if (this.isLive) return this.banner("There is a run here. End it first; then another conversation can go on.");
+    if (this.isLive) return this.banner.say("There is a run here. End it first; then another conversation can go on.");
     this.resume = conversation;
-    this.banner("The next prompt goes on with this conversation, in a new run.");
+    this.banner.say("The next prompt goes on with this conversation, in a new run.");
     find<HTMLTextAreaElement>("prompt").focus();
   }
 
@@ -149,7 +153,7 @@ export class Talk {
     this.script = script;
     this.owner = true;
     find("proof").hidden = true;
-    this.banner("");
+    this.banner.say("");
     const model = find<HTMLInputElement>("model").value.trim();
     const options = { partial: true, ...(model && { model }), ...(resume && { resume }) };
     void this.follow(this.claim(), { meta: find<HTMLInputElement>("meta").value, options });
@@ -164,11 +168,12 @@ export class Talk {
     this.stopping = this.busy = this.telling = false;
     this.last = 0;
     find("proof").hidden = find("run").hidden = true;
-    this.banner("");
+    this.banner.say("");
   }
 
   private claim(): AbortController {
     this.opening = new AbortController();
+    this.chosen = null;
     this.show();
     return this.opening;
   }
@@ -193,6 +198,7 @@ export class Talk {
       const session = await openSession({ ...how, key, grace: this.grace || undefined, signal: opening.signal, onState, onEvent });
       if (!isOn()) return;
       this.session = session;
+      if (this.chosen !== null) void this.choose(this.chosen);
       this.tryTo(() => {
         for (; this.waiting.length; this.waiting.shift()) session.send(this.waiting[0]!);
       });
@@ -240,7 +246,7 @@ export class Talk {
     this.showRun(said.run);
     if (said.ended) return;
     if (this.owner) keep(said.run);
-    else this.offer("You watch this run; another page leads it.", "Take over", () => void this.attach(said.run, "owner"));
+    else this.banner.offer("You watch this run; another page leads it.", "Take over", () => void this.attach(said.run, "owner"));
     this.setBusy(this.busy, this.busy ? "the turn goes on" : "ready", false);
   }
 
@@ -333,7 +339,7 @@ export class Talk {
   private lost(run: string, why: string): void {
     this.setBusy(false, "not connected");
     const as = this.owner ? undefined : "viewer";
-    this.offer(`The run can't be reached: ${why}`, "Try again", () => void this.attach(run, as));
+    this.banner.offer(`The run can't be reached: ${why}`, "Try again", () => void this.attach(run, as));
   }
 
   private gone(why: string): void {
@@ -375,6 +381,7 @@ export class Talk {
   }
 
   private async choose(model: string): Promise<void> {
+    if (!this.session) this.chosen = model;
     if (!this.session || !this.owner) return;
     try {
       await this.session.setModel(model || null);
@@ -424,20 +431,8 @@ export class Talk {
 
   private offerGoOn(why: string): void {
     const conversation = this.conversation;
-    if (conversation) this.offer(why, "Go on with this conversation", () => this.goOn(conversation));
-    else this.banner(why);
-  }
-
-  private offer(text: string, what: string, act: () => void): void {
-    const button = h("button", { type: "button", id: "offer" }, what);
-    button.addEventListener("click", act);
-    this.banner(text, button);
-  }
-
-  private banner(text: string, ...more: HTMLElement[]): void {
-    find("banner").replaceChildren(h("p", {}, text), ...more);
-    find("banner").hidden = !text;
-    this.transcript.toEnd();
+    if (conversation) this.banner.offer(why, "Go on with this conversation", () => this.goOn(conversation));
+    else this.banner.say(why);
   }
 
   private tryTo(act: () => void): void {

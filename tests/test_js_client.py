@@ -310,6 +310,30 @@ async def test_a_run_is_come_to_where_the_first_connection_fails(fake: Backend, 
     assert not ended or seen["late"]["code"] == "over"
 
 
+async def test_a_server_that_sells_no_ticket_just_now_is_asked_when_it_says(fake: Backend, folder: Path) -> None:
+    async with fake.serve_known("alice", journal="memory") as (server, keys):
+        async with open_talk(server, key=keys["alice"]) as talk:
+            run = (await talk.start(on_disconnect={"grace": 30}))["run"]
+            await talk.say({"type": "gateway", "op": "detach"})
+            await until(lambda: talk.code is not None)
+        seen = await play(server, folder, "later", run=run, key=keys["alice"])
+    assert (seen["refused"]["kind"], seen["refused"]["code"], seen["refused"]["retryAfter"]) == (
+        "Busy",
+        "connections",
+        20,
+    )
+    assert seen["said"] == ["connecting", "lost", "waits", "open", "closed"]
+    assert seen["tickets"] == 3
+
+
+async def test_an_address_with_too_many_connections_is_told_so(fake: Backend, folder: Path) -> None:
+    """A handshake does not say why it was refused: the answer to a request for a ticket does."""
+    async with fake.serve_known("alice", connections_per_address=1) as (server, keys):
+        async with open_talk(server, key=keys["alice"]):
+            seen = await play(server, folder, "ask", key=keys["alice"])
+    assert (seen["text"]["kind"], seen["text"]["code"], seen["text"]["retryAfter"]) == ("Busy", "connections", 1)
+
+
 async def test_who_closes_twice_waits_for_nothing(fake: Backend, folder: Path) -> None:
     async with fake.serve() as server:
         seen = await play(server, folder, "closes")

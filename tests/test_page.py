@@ -518,6 +518,47 @@ async def test_a_wrong_key_is_told_and_a_good_one_is_kept_nowhere(fake: Backend,
     assert [error for error in seen["errors"] if "401" not in error] == []
 
 
+FULL = """(() => {
+  const real = window.fetch;
+  const headers = { "Retry-After": "1" };
+  const refuse = () => new Response('{"error": "too many connections", "code": "connections"}', { status: 429, headers });
+  let left = 1;
+  window.refuse = () => (left = 1);
+  window.fetch = async (path, init) => (PATH.test(path) && left-- > 0 ? refuse() : real(path, init));
+})()"""
+
+
+async def test_a_server_without_room_is_no_fault_of_the_key_and_takes_no_prompt(
+    fake: Backend, browser: Browser
+) -> None:
+    """What is told is when to come again; a run that goes on is come back to, and its past asked for again, by itself."""
+    async with fake.serve_known("alice", journal="memory") as (server, keys), looking(browser, server.url) as page:
+        await page.call("addInitScript", FULL.replace("PATH", "/ticket/"))
+        await page.call("reload")
+        await page.call("fill", "#key", keys["alice"])
+        await page.press("Enter")
+        await page.wait_text("#key-fault", "too many connections; try again in 1.0 s")
+        assert "not good" not in await page.text("#key-fault")
+        await page.press("Enter")
+        await page.until("document.getElementById('unlock').hidden")
+        await page.evaluate("window.refuse()")
+        await page.say("hello")
+        await page.wait_text("#transcript", "Refused: too many connections; try again in 1.0 s")
+        assert await page.evaluate("document.getElementById('prompt').value") == "hello"
+        await page.press("Enter")
+        await turns(page, 1)
+        await page.call("addInitScript", FULL.replace("PATH", "/runs/"))
+        await page.call("reload")
+        await page.call("fill", "#key", keys["alice"])
+        await page.press("Enter")  # the first ticket is refused here, too
+        await page.wait_text("#key-fault", "too many connections")
+        await page.press("Enter")
+        await turns(page, 1)
+        await page.click("#end")
+        await page.wait(".receipt")
+        assert "could be read" not in await page.text("#transcript")
+
+
 @pytest.mark.real_cli
 async def test_two_tabs_on_one_run(real: Backend, browser: Browser) -> None:
     """The second watches, and may not send; then it takes over, and the first watches."""

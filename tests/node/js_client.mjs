@@ -357,6 +357,28 @@ const scenes = {
     return failure(() => ask(prompt, { url, key: "tck" }).text);
   },
 
+  /** Come to a run by tickets of a server that has no room at first; tell how long it was let alone. */
+  async later() {
+    globalThis.location = new URL(url);
+    const [buy, wait] = [fetch, setTimeout];
+    const said = [];
+    let tickets = 0;
+    globalThis.fetch = (address, init) => {
+      if ((tickets += 1) > 2) return buy(address, init);
+      return new Response('{"error":"too many connections","code":"connections"}', { status: 429, headers: { "Retry-After": "20" } });
+    };
+    globalThis.setTimeout = (work, ms, ...given) => {
+      const asked = ms >= 20_000 && ms <= 30_000;
+      if (asked) said.push("waits");
+      return wait(work, asked ? 0 : ms, ...given);
+    };
+    const refused = await failure(() => openSession({ url, key: more.key }));
+    const onState = (state) => said.push(state);
+    const session = await openSession({ url, key: more.key, grace: 60, attach: { run: more.run }, onState });
+    await session.close();
+    return { said, tickets, refused };
+  },
+
   /** Many turns over a network that is cut; each line and each answer once. */
   async cut() {
     const states = [];

@@ -5,7 +5,7 @@
 // run just now (another may, or the same one in a moment), and one that knows less of the run than was heard: the last
 // lines died with the server before it.
 
-import { errorOfClose, errorOfEnd, Refused, TrioClaudeError } from "./errors.js";
+import { Busy, errorOfClose, errorOfEnd, Refused, TrioClaudeError } from "./errors.js";
 import { OUTBOX_LIMIT, Said } from "./said.js";
 import { CLOSE_MS, type Closed, CONNECT_MS, hold, type Socket, type Way } from "./sockets.js";
 import { type Json, parseObject } from "./wire.js";
@@ -127,6 +127,7 @@ export class Link {
     const closed = await hold(this.way, "/ws/session", handlers, this.leaving.signal, ms);
     clearTimeout(this.answerTimer);
     this.socket = this.current = undefined;
+    if (closed.error instanceof Busy) this.waitAsAsked(closed.error.said["retry_after"]);
     if (closed.error) return closed;
     this.isOver ||= !(this.isAhead || LOST.has(closed.code) || NOT_NOW.has(closed.code));
     if (this.kept && !LOST.has(closed.code)) this.kept.closed = closed;
@@ -184,11 +185,15 @@ export class Link {
   private keeps(said: Json, size: number): boolean {
     if (said["event"] !== "refused" || !this.grace || !this.run) return false;
     if (this.isAttached && !CLOSING.has(said["code"])) return false;
-    const asked = said["retry_after"];
     this.kept = { said, size };
     this.waitFor("close behind a refusal", CLOSE_MS); // which says how it ended, also where the time is over meanwhile
-    this.asked = typeof asked === "number" && asked > 0 ? asked * 1000 : 0;
+    this.waitAsAsked(said["retry_after"]);
     return true;
+  }
+
+  /** Take the seconds that a server asks for before the next try. */
+  private waitAsAsked(seconds: unknown): void {
+    this.asked = typeof seconds === "number" && seconds > 0 ? seconds * 1000 : 0;
   }
 
   private refuse(said: Json): void {

@@ -1,7 +1,7 @@
 // One WebSocket to a server: where it is, who we are there, and how it ends.
 // A key is held in memory only: it goes into a header or a subprotocol, never into an address.
 
-import { ConnectionLost, errorOfStatus, Refused, TrioClaudeError } from "./errors.js";
+import { Busy, ConnectionLost, errorOfStatus, Refused, TrioClaudeError } from "./errors.js";
 import { asObject, type Json } from "./wire.js";
 
 /** As much of a WebSocket's class as is used here; the browser's, Node's and the package `ws`'s have it. */
@@ -240,7 +240,7 @@ async function explain(way: Way, base: string, error: TrioClaudeError): Promise<
       return new Refused("the server wants a key or token", { code: "credentials" });
     }
   } catch (refusal) {
-    if (refusal instanceof Refused) return refusal;
+    if (refusal instanceof Refused || refusal instanceof Busy) return refusal;
   }
   return error;
 }

@@ -1,11 +1,12 @@
 // Requests to the server's API. Rule: a key is in memory only, and goes into a header.
 import type { Json } from "./tools";
 
-/** A server that refuses: `code` as in docs/protocol.md. */
+/** A server that refuses: `code` as in docs/protocol.md, and the seconds after which it may not, where it says so. */
 export class ApiRefused extends Error {
   constructor(
     readonly code: string,
     message: string,
+    readonly retryAfter = 0,
   ) {
     super(message);
   }
@@ -16,5 +17,6 @@ export async function api(path: string, key: string, init: RequestInit = {}): Pr
   const answer = await fetch(path, { ...init, headers });
   if (answer.ok) return answer;
   const said = (await answer.json().catch(() => ({}))) as Json;
-  throw new ApiRefused(String(said.code ?? answer.status), String(said.error ?? `HTTP ${answer.status}`));
+  const after = Number(answer.headers.get("Retry-After")) || 0;
+  throw new ApiRefused(String(said.code ?? answer.status), String(said.error ?? `HTTP ${answer.status}`), after);
 }

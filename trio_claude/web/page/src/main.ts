@@ -3,11 +3,12 @@ import "./page.css";
 import { openDaemons } from "./daemons";
 import { find } from "./dom";
 import { openFrames, showFrames } from "./frames";
-import { api } from "./link";
+import { api, ApiRefused } from "./link";
 import { openHistory, openRunning, openUsage } from "./lists";
 import { isSeen, onSeen, openTabs } from "./tabs";
-import { Talk } from "./talk";
+import { KEY_CODES, Talk } from "./talk";
 import { openTheme } from "./theme";
+import { whyOf } from "./words";
 
 interface Notice {
   notice: string;
@@ -115,7 +116,9 @@ async function useKey(): Promise<void> {
   try {
     await api("/api/ticket", field.value, { method: "POST" });
   } catch (error) {
-    return wantKey((error as Error).message);
+    if (error instanceof ApiRefused && KEY_CODES.has(error.code)) return wantKey(error.message);
+    find("key-fault").textContent = whyOf(error);
+    return;
   }
   talk.key = field.value;
   field.value = "";

@@ -5,9 +5,10 @@ import type { Transcript } from "./transcript";
 
 /** Lines that are shown before the page gets to draw. */
 const AT_ONCE = 400;
-/** Times that a part is asked for that can't be had, and the milliseconds between them. */
+/** Times that what can't be had is asked for, the seconds between them, and at the most between them where the server says. */
 const TRIES = 3;
-const PAUSE = 500;
+const PAUSE = 0.5;
+const LONGEST_PAUSE = 5;
 
 export interface Row {
   id: string;
@@ -33,7 +34,7 @@ export async function listRuns(key: string, query: Record<string, string>): Prom
 }
 
 export async function getRun(key: string, run: string): Promise<Row> {
-  return (await api(`/api/runs/${run}`, key)).json();
+  return (await ask(`/api/runs/${run}`, key)).json();
 }
 
 type Each = (line: Json, raw: string, n: number) => void;
@@ -53,14 +54,15 @@ export async function tell(key: string, run: Row, into: Transcript, isWanted: ()
   }
 }
 
-/** Ask for a part, and again where the server was not reached. */
+/** Ask, and again where the server was not reached, or has room in a moment. */
 async function ask(path: string, key: string): Promise<Response> {
   for (let tries = 1; ; tries += 1) {
     try {
       return await api(path, key);
     } catch (error) {
-      if (error instanceof ApiRefused || tries === TRIES) throw error;
-      await new Promise((resolve) => setTimeout(resolve, PAUSE));
+      const after = error instanceof ApiRefused ? error.retryAfter : PAUSE;
+      if (!after || after > LONGEST_PAUSE || tries === TRIES) throw error;
+      await new Promise((resolve) => setTimeout(resolve, after * 1000));
     }
   }
 }

@@ -10,10 +10,10 @@ import { Meters } from "./meters";
 import { getRun, tell } from "./past";
 import type { Json } from "./tools";
 import { Transcript } from "./transcript";
-import { asked, HISTORY, phase, receiptWords, seconds, SETTLED, STATES } from "./words";
+import { asked, HISTORY, phase, receiptWords, seconds, SETTLED, STATES, whyOf } from "./words";
 
 /** Refusals that a better key would help against. */
-const KEY_CODES = new Set(["unauthorized", "credentials"]);
+export const KEY_CODES = new Set(["unauthorized", "credentials"]);
 /** Refusals of a server that keeps nothing, or nothing of this run. */
 const NOT_KEPT = new Set(["no-journal", "404", "no-run"]);
 const WAITING = "waiting for an answer";
@@ -102,7 +102,7 @@ export class Talk {
     } catch (error) {
       if (!isOn()) return;
       if (error instanceof ApiRefused && KEY_CODES.has(error.code)) return this.refuse(opening, error.message);
-      this.transcript.note(NOT_KEPT.has((error as ApiRefused).code) ? "What was said before is not kept by this server." : `Not all that was said before could be read: ${(error as Error).message}`);
+      this.transcript.note(NOT_KEPT.has((error as ApiRefused).code) ? "What was said before is not kept by this server." : `Not all that was said before could be read: ${whyOf(error)}`);
     }
     if (!isOn()) return;
     this.telling = false;
@@ -319,7 +319,7 @@ export class Talk {
   private fail(opening: AbortController, error: unknown): void {
     if (this.ended) return; // it has said so itself
     const code = error instanceof TrioClaudeError ? error.code : "";
-    const why = error instanceof Error ? error.message : String(error);
+    const why = whyOf(error);
     if (KEY_CODES.has(code)) return this.refuse(opening, why);
     const { run } = this;
     if (run && (error instanceof ConnectionLost || error instanceof Busy)) return this.lost(run, why);

@@ -57,6 +57,12 @@ export function moment(unix: number): string {
   return new Date(unix * 1000).toLocaleString("en-GB", { dateStyle: "medium", timeStyle: "medium" });
 }
 
+/** What went wrong, and when to try again where the server says so. */
+export function whyOf(error: unknown): string {
+  const { message = String(error), retryAfter } = (error ?? {}) as { message?: string; retryAfter?: number };
+  return retryAfter ? `${message}; try again in ${seconds(retryAfter * 1000)}` : message;
+}
+
 /** What a receipt says, as the close reason says it. */
 export function receiptWords(receipt: Receipt): string {
   const left = receipt.survivors == null ? "unproven" : `${receipt.survivors} left`;

@@ -249,6 +249,45 @@ async def test_what_is_not_seen_or_turns_a_text_is_written_out(fake: Backend, br
         assert json.loads(await page.evaluate("document.querySelector('.editor textarea').value")) == request["input"]
 
 
+LEFT = """((selector, text) => {
+  const walker = document.createTreeWalker(document.querySelector(selector), NodeFilter.SHOW_TEXT);
+  for (let node; (node = walker.nextNode()); ) {
+    const at = node.data.indexOf(text);
+    if (at < 0) continue;
+    const range = new Range();
+    range.setStart(node, at);
+    range.setEnd(node, at + text.length);
+    return range.getBoundingClientRect().left;
+  }
+})"""
+
+
+async def test_what_is_asked_for_stands_apart_from_the_words_around_it(fake: Backend, browser: Browser) -> None:
+    """Letters that go from right to left turn neither the Latin ones of a command nor the words around it."""
+    alef, bet = "\u05d0", "\u05d1"
+    request = {
+        "subtype": "can_use_tool",
+        "tool_name": f"{bet}\u202e{bet}",
+        "input": {"command": f"{alef} && rm; {bet}"},
+    }
+    line = {"type": "control_request", "request_id": "one", "request": request}
+    async with fake.serve() as server, looking(browser, server.url) as page:
+        await page.say(directive("raw", text=f"{json.dumps(line)}\n") + directive("text", text="asked"))
+        await page.wait("[data-answer=allow]")
+
+        async def order(selector: str, *parts: str) -> bool:
+            found = [await page.evaluate(f"{LEFT}({json.dumps(selector)}, {json.dumps(part)})") for part in parts]
+            return found == sorted(found)
+
+        for place in (".tool-input", ".tool .code code"):
+            assert await order(place, alef, "rm", bet)
+            style = await page.evaluate(f"getComputedStyle(document.querySelector('{place}')).unicodeBidi")
+            assert style == "isolate"
+        assert await page.text(".ask") == rf"May {bet}\u202e{bet} run?"
+        assert await order(".ask", "May", bet, "run")
+        assert r"\u202e" in await page.text(".tool-name")
+
+
 async def test_a_letter_that_is_typed_answers_no_question(fake: Backend, browser: Browser) -> None:
     """Alt and A type a letter on some keyboards; where they do not they lead to the question, not to an answer."""
     async with fake.serve() as server, looking(browser, server.url) as page:

@@ -8,7 +8,7 @@ import { forget, keep, kept } from "./kept";
 import { ApiRefused } from "./link";
 import { Meters } from "./meters";
 import { getRun, tell } from "./past";
-import type { Json } from "./tools";
+import { visible, type Json } from "./tools";
 import { Transcript } from "./transcript";
 import { asked, HISTORY, phase, receiptWords, seconds, SETTLED, STATES, whyOf } from "./words";
 
@@ -282,8 +282,8 @@ export class Talk {
       this.tryTo(() => this.session?.approve(request));
       return this.transcript.settle(request, "allowed by the demonstration's button");
     }
-    this.meters.state(asked(name, this.owner));
-    announce(`Claude ${asked(name)}. Alt A goes to the question.`);
+    this.meters.state(asked(visible(name), this.owner));
+    announce(`Claude ${asked(visible(name))}. Alt A goes to the question.`);
   }
 
   // -- its end --------------------------------------------------------------------------------------------------------

@@ -37,7 +37,7 @@ export class ToolCard {
     private readonly begun: number | null,
     private readonly answers: () => Answers | null,
   ) {
-    const summary = h("summary", {}, h("span", { class: "tool-name" }, name), this.label, this.state);
+    const summary = h("summary", {}, h("span", { class: "tool-name" }, visible(name)), this.label, this.state);
     this.element = h("details", { class: "tool" }, summary, this.input, this.question, this.output, this.inner);
     this.setState("running", "running");
   }
@@ -69,12 +69,12 @@ export class ToolCard {
     this.element.open = true;
     const answers = this.answers();
     const questions = answers && questionsOf(this.name, this.given);
-    const asked = questions ? "Claude asks you" : `May ${this.name} run?`;
-    this.question.setAttribute("aria-label", asked);
+    const asked = questions ? ["Claude asks you"] : ["May ", h("bdi", {}, visible(this.name)), " run?"];
+    this.question.setAttribute("aria-label", questions ? "Claude asks you" : `May ${visible(this.name)} run?`);
     this.setState("asks", answers ? "asks you" : "asks");
     this.input.hidden = !!questions;
     const way = (given: Answers) => (questions ? this.form(questions, request, given) : this.buttons(request, given));
-    this.question.replaceChildren(h("p", { class: "ask" }, asked), answers ? way(answers) : h("span", {}, "its owner is asked"));
+    this.question.replaceChildren(h("p", { class: "ask" }, ...asked), answers ? way(answers) : h("span", {}, "its owner is asked"));
     this.question.hidden = false;
   }
 
@@ -96,7 +96,7 @@ export class ToolCard {
   }
 
   private buttons(request: string, answers: Answers): HTMLElement {
-    const edit = h("textarea", { rows: "4", "aria-label": `Input of ${this.name}, as JSON`, spellcheck: "false" });
+    const edit = h("textarea", { rows: "4", "aria-label": `Input of ${visible(this.name)}, as JSON`, spellcheck: "false" });
     const fault = h("p", { class: "fault", role: "alert" });
     const editor = h("div", { class: "editor", hidden: true }, edit, fault);
     const reason = h("input", { type: "text", placeholder: "reason, for the model", "aria-label": "Reason of a denial" });

@@ -2,7 +2,7 @@
 import type { State } from "../../client/client";
 import { ASKING } from "./questions";
 import { list } from "./transcript";
-import type { Json } from "./tools";
+import { visible, type Json } from "./tools";
 
 export const STATES: Record<State | "idle", string> = {
   idle: "not connected",
@@ -86,5 +86,5 @@ export function asked(tool: string, owner = false): string {
 /** What a line of the model's is at. */
 export function phase(line: Json): string {
   const tools = list(line.message?.content).filter((block) => block.type === "tool_use");
-  return tools.length ? `running ${tools.map((block) => block.name).join(", ")}`.slice(0, 80) : "writing";
+  return tools.length ? visible(`running ${tools.map((block) => block.name).join(", ")}`.slice(0, 80)) : "writing";
 }

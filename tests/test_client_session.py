@@ -165,6 +165,35 @@ async def test_a_request_that_is_no_json_is_the_programs_error(fake: Backend, li
                 pytest.fail("asked")
 
 
+HEAVY = {"numbers": [1] * 200_000}
+"""What takes a server too long to read."""
+
+
+@BOTH_LIBRARIES
+async def test_a_request_that_the_server_can_not_read_is_refused_and_the_session_goes_on(
+    fake: Backend, library: Library
+) -> None:
+    async def program(url: str) -> Any:
+        async with open_session(meta="T", url=url, on_approval=allow) as session:
+            with anyio.fail_after(10), pytest.raises(Refused, match="message must have at most") as caught:
+                await session.control("initialize", **HEAVY)
+            assert caught.value.code == "bad-message"
+            asking = session.ask(ASKS)
+            with anyio.fail_after(10), pytest.raises(Refused, match="message must have at most"):
+                async for _ in asking:
+                    pass
+            async for _ in asking:  # the tool did not run, and the turn ends
+                pass
+            return asking.result
+
+    async def allow(_approval: Approval) -> Allow | Deny:
+        return Allow(HEAVY)
+
+    async with fake.serve() as server:
+        assert await library(partial(program, server.url))
+    assert not (fake.cwd / "made-by-tool").exists()
+
+
 @BOTH_LIBRARIES
 @pytest.mark.parametrize("reconnect", [None, Reconnect(grace=20)], ids=["alone", "reconnect"])
 async def test_a_message_that_is_too_long_is_refused_and_the_session_goes_on(

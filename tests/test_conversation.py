@@ -798,6 +798,25 @@ async def test_what_is_refused_in_a_session_leaves_it_as_it_was(cli: Backend) ->
         assert (await talk.end())["reason"] == "exit"
 
 
+DEEP = "[" * 200_000
+UNREADABLE = [
+    (f'{{"type":"control_request","request_id":"a","request":{DEEP}', "a"),
+    (f' {{ "type": "control_response", "response": {{"subtype": "success", "request_id": "b", "response": {DEEP}', "b"),
+    (f'{{"type":"user","message":{{"content":"\\"request_id\\":\\"c\\""}},"request_id":"c","more":{DEEP}', None),
+    (f'{{"type":"control_request","request_id":"{"d" * 129}","request":{DEEP}', None),
+    (f'{{"type":"control_request","x":"{"x" * 2000}","request_id":"e","request":{DEEP}', None),
+]
+
+
+async def test_what_can_not_be_read_is_refused_by_the_name_with_which_it_begins(fake: Backend) -> None:
+    async with fake.serve() as server, open_talk(server) as talk:
+        await talk.start()
+        for message, name in UNREADABLE:
+            await talk.say(message)
+            refused = await talk.event("refused")
+            assert (refused["code"], refused.get("request_id")) == ("bad-message", name)
+
+
 async def test_a_large_message_waits_for_the_start(fake: Backend) -> None:
     block = {"type": "image", "source": {"type": "base64", "media_type": "image/png", "data": "aGkh" * 2**20}}
     said = {"type": "user", "message": {"role": "user", "content": [block, {"type": "text", "text": "look"}]}}

@@ -259,6 +259,15 @@ async def test_a_session_has_turns_approvals_and_interrupts(fake: Backend, folde
     assert not fake.left()
 
 
+async def test_what_the_server_can_not_read_is_refused_and_the_turn_goes_on(fake: Backend, folder: Path) -> None:
+    async with fake.serve() as server:
+        seen = await play(server, folder, "unreadable", tool=directive("bash", cmd="touch asked"))
+    assert (seen["asked"]["kind"], seen["asked"]["code"]) == ("Refused", "bad-message")
+    assert seen["refused"] == ["bad-message"] * 2
+    assert seen["types"][-1] == "result"
+    assert not (fake.cwd / "asked").exists()
+
+
 @pytest.mark.real_cli
 async def test_a_session_with_the_real_cli(real: Backend, folder: Path) -> None:
     tool = directive("bash", cmd="touch asked; ls")

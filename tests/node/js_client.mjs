@@ -210,6 +210,20 @@ const scenes = {
       hello, ended, late, states, numbers, open: session.approvals.size };
   },
 
+  /** Ask and answer what is too much to be read. */
+  async unreadable() {
+    const session = await openSession({ url });
+    const numbers = Array(200_000).fill(1);
+    const asked = await failure(() => session.control("initialize", { numbers }));
+    const refused = [];
+    const { types } = await result(session.turn(more.tool), (event) => {
+      if (event.type === "approval") session.approve(event.request_id, { updatedInput: { numbers } });
+      if (event.event === "refused") refused.push(event.code);
+    });
+    await session.close();
+    return { asked, refused, types };
+  },
+
   /** Return what each turn was answered. */
   async turns() {
     const session = await openSession({ url });

@@ -11,6 +11,10 @@ import { asObject, type Json, type Line, parseObject, type SessionOptions } from
 const PARTING_MS = 2_000;
 /** The code of what is refused because the run ends: its end is on its way, and says why. */
 const ENDING = "ending";
+/** The code of what is refused because the CLI does not ask any more. */
+const NOT_OPEN = "not-open";
+/** Answers to approvals that are remembered, in case that the server refuses them. */
+const TOLD = 64;
 
 export interface LineEvent extends Line {
   type: "line";
@@ -94,6 +98,7 @@ export class Session implements AsyncIterable<SessionEvent> {
   /** Messages of turns that have no result yet. */
   private readonly turns = new Set<unknown>();
   private readonly answers = new Map<string, { resolve(value: Json): void; reject(error: unknown): void }>();
+  private readonly told = new Set<string>();
   private readonly onState: OpenOptions["onState"];
   private readonly onEvent: OpenOptions["onEvent"];
   private begin!: (error?: unknown) => void;
@@ -264,6 +269,8 @@ export class Session implements AsyncIterable<SessionEvent> {
   private answer(id: string, response: Json): void {
     if (!this.asked.open.has(id)) throw new Refused(`no approval ${id} is open`, { code: "not-open" });
     this.link.send({ type: "control_response", response: { subtype: "success", request_id: id, response } });
+    this.told.add(id);
+    if (this.told.size > TOLD) this.told.delete(this.told.values().next().value as string);
     this.push(this.asked.settle(id, "answered"));
   }
 
@@ -316,9 +323,14 @@ export class Session implements AsyncIterable<SessionEvent> {
     else waiting?.reject(new Refused(String(response["error"]), { code: "cli", said: response }));
   }
 
+  /** Tell who waits; of an approval whose answer is refused the CLI is told that there is none, or it would wait for it. */
   private refuse(said: Json): void {
-    this.answers.get(String(said["request_id"]))?.reject(errorOfRefusal(said));
-    this.answers.delete(String(said["request_id"]));
+    const id = String(said["request_id"]);
+    this.answers.get(id)?.reject(errorOfRefusal(said));
+    this.answers.delete(id);
+    if (!this.told.delete(id) || said["code"] === ENDING || said["code"] === NOT_OPEN) return;
+    const response = { subtype: "error", request_id: id, error: "the client's answer was refused" };
+    this.link.send({ type: "control_response", response });
   }
 
   /** Stay where a detach is refused, and tell who asked for it, nobody else; return whether this was that. */

@@ -47,6 +47,7 @@ CONTEXT = ("traceparent", "tracestate")
 """The headers that name a trace."""
 
 _KEY = re.compile(rb"[A-Za-z0-9+/]{22}==")
+_ABSOLUTE = re.compile(r"https?://([^/?#@]+)(?=[/?]|$)", re.IGNORECASE)
 _TOKEN = re.compile(rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")
 
 
@@ -268,7 +269,10 @@ def _check_framing(head: h11.Request) -> None:
 
 
 def _wants_upgrade(head: h11.Request) -> bool:
-    return any(name == b"upgrade" and value.strip().lower() == b"websocket" for name, value in head.headers)
+    """Return whether a head asks for a WebSocket; HTTP/1.0 has no upgrades, and is read as if it had asked for none."""
+    return head.http_version > b"1.0" and any(
+        name == b"upgrade" and value.strip().lower() == b"websocket" for name, value in head.headers
+    )
 
 
 def _request(head: h11.Request, body: bytes) -> Request:
@@ -279,11 +283,23 @@ def _request(head: h11.Request, body: bytes) -> Request:
         if key in ("host", "origin", "sec-websocket-key", "authorization") and key in headers:
             raise HttpRefusal(400, "bad-request", f"two {key} headers")
         headers[key] = f"{headers[key]}, {text}" if key in headers else text
-    target = head.target.decode("ascii")
-    if not target.startswith("/"):
-        raise HttpRefusal(400, "bad-request", "the target must be a path")
+    if not _wants_upgrade(head):
+        headers.pop("upgrade", None)
+    host, target = _split_target(head.target.decode("ascii"))
+    headers |= {"host": host} if host else {}
     path, _, query = target.partition("?")
     return Request(head.method.decode("ascii"), path, _query(query), headers, body)
+
+
+def _split_target(target: str) -> tuple[str, str]:
+    """Return the host of a target, which counts before the header's, and its path. Raises `HttpRefusal`."""
+    host = ""
+    if found := _ABSOLUTE.match(target):
+        host, target = found[1], target[found.end() :]
+        target = target if target.startswith("/") else f"/{target}"
+    if not target.startswith("/"):
+        raise HttpRefusal(400, "bad-request", "the target must be a path, or a whole address with http or https")
+    return host, target
 
 
 def _query(text: str) -> dict[str, str]:

@@ -343,6 +343,18 @@ async def test_an_address_with_too_many_connections_is_told_so(fake: Backend, fo
     assert (seen["text"]["kind"], seen["text"]["code"], seen["text"]["retryAfter"]) == ("Busy", "connections", 1)
 
 
+async def test_a_question_that_is_answered_behind_a_break_is_asked_no_more(fake: Backend, folder: Path) -> None:
+    """By this client, whose answer is said again, and by another one in its place."""
+    tools = {"tool": directive("bash", cmd="touch asked"), "slow": directive("bash", cmd="touch two; sleep 30")}
+    async with fake.serve(journal="memory") as server:
+        seen = await play(server, folder, "answers_away", **tools)
+    assert seen["states"] == ["connecting", "open", "lost", "back", "lost", "back", "closed"]
+    assert seen["own"].count("approval") == seen["own"].count("settled") == 1
+    assert "refused" not in seen["own"] + seen["types"]
+    assert (seen["types"][-2:], seen["open"]) == (["attached", "settled"], 0)
+    assert (fake.cwd / "asked").exists()
+
+
 async def test_who_closes_twice_waits_for_nothing(fake: Backend, folder: Path) -> None:
     async with fake.serve() as server:
         seen = await play(server, folder, "closes")

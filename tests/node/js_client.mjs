@@ -47,6 +47,27 @@ async function result(turn, each = () => undefined) {
   return seen;
 }
 
+/** A network of this program alone, which breaks and is back when it is told. */
+function network() {
+  const open = new Set();
+  const net = { isDown: false };
+  net.WebSocket = class extends WebSocket {
+    constructor(address, ...given) {
+      super(net.isDown ? "ws://127.0.0.1:1" : address, ...given);
+      open.add(this);
+    }
+  };
+  net.cut = () => {
+    net.isDown = true;
+    for (const socket of open) {
+      socket.onclose?.({ code: 1006, reason: "" });
+      socket.close();
+    }
+    open.clear();
+  };
+  return net;
+}
+
 const scenes = {
   async ask() {
     const states = [];
@@ -208,6 +229,35 @@ const scenes = {
     const numbers = [first, approved, denied].flatMap((turn) => turn.numbers);
     return { first, approved, denied, messages, stale, models, wrong, interrupted, left, next, plain, run, id, role,
       hello, ended, late, states, numbers, open: session.approvals.size };
+  },
+
+  /** Answer a question behind a break, and have another answered by somebody else meanwhile. */
+  async answers_away() {
+    const net = network();
+    const states = [];
+    const session = await openSession({ url, WebSocket: net.WebSocket, grace: 30, onState: (state) => states.push(state) });
+    const own = await result(session.turn(more.tool), (event) => {
+      if (event.type !== "approval") return;
+      net.cut();
+      session.approve(event.request_id);
+      net.isDown = false;
+    });
+    const types = [];
+    for await (const event of session.turn(more.slow)) {
+      types.push(typeOf(event));
+      if (types.at(-2) === "attached") break;
+      if (event.type !== "approval") continue;
+      net.cut();
+      const second = await openSession({ url, attach: { run: session.run, after: event.n } });
+      second.approve(event.request_id);
+      second.link.send({ type: "control_response", response: { subtype: "success", request_id: event.request_id, response: { behavior: "allow" } } });
+      for await (const { code } of second) if (code === "not-open") break; // the first answer is heard, and the tool still runs
+      second.link.leave();
+      net.isDown = false;
+    }
+    const open = session.approvals.size;
+    await session.close();
+    return { own: own.types, types, open, states };
   },
 
   /** Ask and answer what is too much to be read. */

@@ -297,8 +297,19 @@ export class Session implements AsyncIterable<SessionEvent> {
     aside(() => this.onEvent?.(said));
     if (!this.stays(said)) this.push([said], size);
     this.push(this.asked.settledByEvent(said));
-    if (said.event === "attached") this.push(pendingOf(said, this.asked));
+    if (said.event === "attached") this.push(this.reconcile(said));
     if (said.event === "started" || said.event === "attached") this.begin();
+  }
+
+  /** Return which questions are open at a run that is come to, and which are not any more: somebody answered meanwhile. */
+  private reconcile(said: Json): (Approval | Settled)[] {
+    const pending = pendingOf(said);
+    const gone = [...this.asked.open.keys()].filter((id) => !pending.some((one) => one.id === id));
+    const asked = pending.filter(({ id }) => !this.told.has(id)); // what was told is said again, if it was not heard
+    return [
+      ...gone.flatMap((id) => this.asked.settle(id, "elsewhere")),
+      ...asked.flatMap(({ n, raw, line }) => this.asked.ask(n, raw, line, true) ?? []),
+    ];
   }
 
   private enter(said: GatewayEvent): void {
@@ -413,11 +424,13 @@ function firstOf({ meta = "SESSION", options = {}, grace, attach }: OpenOptions)
   return { type: "gateway", op: "start", meta, options: all };
 }
 
-function pendingOf(said: Json, asked: Approvals): Approval[] {
+/** The questions that an `attached` says are open, by their ids. */
+function pendingOf(said: Json): { id: string; n: number; raw: string; line: Json | undefined }[] {
   const pending = Array.isArray(said["pending"]) ? said["pending"] : [];
-  return pending.flatMap(({ n, line }) => {
-    const raw = typeof line === "string" ? line : JSON.stringify(line);
-    return asked.ask(Number(n), raw, typeof line === "string" ? parseObject(line) : asObject(line), true) ?? [];
+  return pending.map(({ n, line: given }) => {
+    const raw = typeof given === "string" ? given : JSON.stringify(given);
+    const line = parseObject(raw);
+    return { id: String(line?.["request_id"]), n: Number(n), raw, line };
   });
 }
 

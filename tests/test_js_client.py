@@ -268,6 +268,17 @@ async def test_what_the_server_can_not_read_is_refused_and_the_turn_goes_on(fake
     assert not (fake.cwd / "asked").exists()
 
 
+@pytest.mark.parametrize("grace", [None, 20])
+async def test_a_message_that_is_too_long_is_refused_and_the_session_goes_on(
+    fake: Backend, folder: Path, grace: int | None
+) -> None:
+    async with fake.serve(max_session_message=2000) as server:
+        seen = await play(server, folder, "too_long", "\u00e9" * 1000, grace=grace)
+    assert (seen["long"]["kind"], seen["long"]["code"]) == ("Refused", "bad-message")
+    assert seen["long"]["message"].startswith("message must be at most 2000 bytes, not 21")
+    assert (seen["text"], seen["reason"]) == (ANSWER, "stopped")
+
+
 @pytest.mark.real_cli
 async def test_a_session_with_the_real_cli(real: Backend, folder: Path) -> None:
     tool = directive("bash", cmd="touch asked; ls")

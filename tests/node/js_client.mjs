@@ -231,6 +231,14 @@ const scenes = {
       hello, ended, late, states, numbers, open: session.approvals.size };
   },
 
+  /** Say something that is too long, then something else. */
+  async too_long() {
+    const session = await openSession({ url, grace: more.grace });
+    const long = await failure(() => result(session.turn(prompt)));
+    const { text } = await result(session.turn("hello"));
+    return { long, text, reason: (await session.close()).reason };
+  },
+
   /** Answer a question behind a break, and have another answered by somebody else meanwhile. */
   async answers_away() {
     const net = network();

@@ -8,7 +8,7 @@
 import { Busy, errorOfClose, errorOfEnd, Refused, TrioClaudeError } from "./errors.js";
 import { OUTBOX_LIMIT, Said } from "./said.js";
 import { CLOSE_MS, type Closed, CONNECT_MS, hold, type Socket, type Way } from "./sockets.js";
-import { type Json, parseObject } from "./wire.js";
+import { asObject, type Json, parseObject } from "./wire.js";
 
 /** What a session's connection is at. */
 export type State = "connecting" | "open" | "lost" | "back" | "closed";
@@ -27,6 +27,8 @@ const NOT_NOW = new Set([1012, 1013]);
 const CLOSING = new Set<unknown>(["draining", "journal", "no-answer"]);
 /** Milliseconds for which a connection to the run holds that is one, though no line comes; a failing server is quicker. */
 const STEADY = 100;
+/** Bytes of a character at the most, as it travels. */
+const BYTES = 3;
 /** Milliseconds between two tries to come back; they double from the first to the longest, and vary by half. */
 const FIRST_WAIT = 50;
 const LONGEST_WAIT = 5_000;
@@ -52,6 +54,7 @@ export class Link {
   private back = Infinity;
   private wait = FIRST_WAIT;
   private asked = 0;
+  private limit = Infinity;
   private state: State | undefined;
   private answerTimer: ReturnType<typeof setTimeout> | undefined;
   private wake = (): void => undefined;
@@ -92,11 +95,18 @@ export class Link {
     }
   }
 
-  /** Say something, now or on the next connection. Throws once it is over, or where too much waits. */
+  /** Say something, now or on the next connection. Throws once it is over, or where it is too long, or too much waits. */
   send(said: Json): void {
     if (this.isOver || this.isEnded || (!this.socket && !this.grace)) throw new TrioClaudeError("the session is over", { code: "over" });
-    this.said.add(JSON.stringify(said));
+    this.said.add(this.checked(JSON.stringify(said)));
     this.speak();
+  }
+
+  /** Return a message that the server takes: one that is too long would end the connection. */
+  private checked(text: string): string {
+    const bytes = text.length * BYTES > this.limit ? new TextEncoder().encode(text).length : 0;
+    if (bytes <= this.limit) return text;
+    throw new Refused(`message must be at most ${this.limit} bytes, not ${bytes}`, { code: "bad-message" });
   }
 
   /** Whether a run was asked for that may begin before a last word is heard. */
@@ -163,6 +173,9 @@ export class Link {
   /** Take from what the server says what it takes to come back, and what was heard. */
   private note(said: Json): void {
     switch (said["event"]) {
+      case "hello":
+        this.limit = Number(asObject(said["limits"])?.["message"] ?? Infinity);
+        return;
       case "started":
         this.isAttached = this.wasThere = true;
         this.run = String(said["run"]);

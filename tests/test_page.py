@@ -461,7 +461,8 @@ async def test_a_prompt_to_a_run_that_is_over_is_given_back(fake: Backend, brows
 async def test_a_run_behind_one_that_was_killed_has_a_stop_of_its_own(fake: Backend, browser: Browser) -> None:
     async with fake.serve(journal="memory") as server, looking(browser, server.url) as page:
         await page.say(directive("hang"))
-        await page.wait("#run")  # before that Stop gives up a run that has not begun
+        await page.wait("#run")  # a run that has not begun is given up, not killed
+        await page.until("!document.getElementById('stop').disabled")
         await page.evaluate("[1, 2].forEach(() => document.getElementById('stop').click())")
         await page.wait(".receipt")
         await page.click("#offer")
@@ -514,6 +515,26 @@ async def test_a_model_that_is_chosen_while_a_run_waits_is_the_run_s(fake: Backe
         frames = [json.loads(text) for text in await page.texts("#frames > div")]
         assert ["haiku" in one["model"] for one in frames if one.get("subtype") == "init"] == [True]
         await page.click("#tab-talk")
+        await page.click("#end")
+        await page.wait(".receipt")
+
+
+async def test_a_prompt_that_is_not_taken_is_given_back_and_the_page_waits_for_nothing(
+    fake: Backend, browser: Browser
+) -> None:
+    """One that is too long, and one too many for the server; the run is there all the same, and a turn goes on."""
+    limits = {"max_session_message": 2000, "total_prompts_per_minute": 2}
+    async with fake.serve(journal="memory", **limits) as server, looking(browser, server.url) as page:
+        for number, prompt in enumerate(["x" * 2000, "too many"]):
+            await page.say(directive("text", text="answer"))
+            await turns(page, number + 1)
+            await page.say(prompt)
+            await page.until(f"document.getElementById('prompt').value === {json.dumps(prompt)}")
+            assert await page.text("#state") == "ready"
+            assert await page.call("isDisabled", "#stop")
+        long, many = await page.texts(".note.fault")
+        assert long.startswith("message must be at most 2000 bytes")
+        assert many.startswith("Refused: more than 2 prompts a minute on this server; try again in ")
         await page.click("#end")
         await page.wait(".receipt")
 

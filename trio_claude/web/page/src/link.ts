@@ -1,6 +1,11 @@
 // Requests to the server's API. Rule: a key is in memory only, and goes into a header.
 import type { Json } from "./tools";
 
+/** Refusals that a better key would help against. */
+export const KEY_CODES = new Set(["unauthorized", "credentials"]);
+/** Refusals of a server that keeps nothing, or nothing of this run. */
+export const NOT_KEPT = new Set(["no-journal", "404", "no-run"]);
+
 /** A server that refuses: `code` as in docs/protocol.md, and the seconds after which it may not, where it says so. */
 export class ApiRefused extends Error {
   constructor(

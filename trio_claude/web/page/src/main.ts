@@ -3,10 +3,10 @@ import "./page.css";
 import { openDaemons } from "./daemons";
 import { find } from "./dom";
 import { openFrames, showFrames } from "./frames";
-import { api, ApiRefused } from "./link";
+import { api, ApiRefused, KEY_CODES } from "./link";
 import { openHistory, openRunning, openUsage } from "./lists";
 import { isSeen, onSeen, openTabs } from "./tabs";
-import { KEY_CODES, Talk } from "./talk";
+import { Talk } from "./talk";
 import { openTheme } from "./theme";
 import { whyOf } from "./words";
 

@@ -2,21 +2,19 @@
 // Rule: of a run that goes on the browser keeps its id and nothing else; a key stays in memory.
 import { Busy, ConnectionLost, openSession, Refused, TrioClaudeError, type GatewayEvent, type OpenOptions, type Session, type SessionEvent, type State } from "../../client/client";
 import { Banner } from "./banner";
-import { announce, find, h } from "./dom";
+import { announce, find } from "./dom";
 import { keepFrame } from "./frames";
 import { forget, keep, kept } from "./kept";
-import { ApiRefused } from "./link";
+import { ApiRefused, KEY_CODES, NOT_KEPT } from "./link";
 import { Meters } from "./meters";
 import { getRun, tell } from "./past";
+import { Prompts } from "./prompts";
 import { visible, type Json } from "./tools";
 import { Transcript } from "./transcript";
-import { asked, HISTORY, phase, receiptWords, seconds, SETTLED, STATES, whyOf } from "./words";
+import { asked, HISTORY, phase, seconds, SETTLED, STATES, WAITING, whyOf } from "./words";
 
-/** Refusals that a better key would help against. */
-export const KEY_CODES = new Set(["unauthorized", "credentials"]);
-/** Refusals of a server that keeps nothing, or nothing of this run. */
-const NOT_KEPT = new Set(["no-journal", "404", "no-run"]);
-const WAITING = "waiting for an answer";
+/** Codes of refusals that are of no prompt: of the way to the run, for the moment. */
+const NOT_NOW = new Set(["draining", "journal", "no-answer"]);
 
 /** Something that leads a run in the user's place: the demonstration. */
 export interface Script {
@@ -44,7 +42,9 @@ export class Talk {
   private last = 0;
   private run = "";
   private ended: Json | null = null;
-  private waiting: string[] = [];
+  private readonly prompts = new Prompts(() => this.transcript.note("The last prompt was not sent; it is in its field again."));
+  /** Whether the CLI is at a turn. */
+  private turning = false;
   /** The model that was chosen since the run was asked for. */
   private chosen: string | null = null;
   /** Whether what was said before is being told: a prompt is shown behind it. */
@@ -79,9 +79,9 @@ export class Talk {
     if (!this.isLive) this.begin(script);
     if (!this.telling) this.transcript.say(text);
     find("welcome").hidden = true;
-    if (this.session) this.tryTo(() => this.session?.send(text));
-    else this.waiting.push(text);
+    this.prompts.add(text);
     this.setBusy(true, WAITING);
+    if (this.session) this.speak(this.session);
   }
 
   /** Come back to a run, or watch it: first what the journal has, then what comes. */
@@ -106,7 +106,7 @@ export class Talk {
     }
     if (!isOn()) return;
     this.telling = false;
-    for (const text of this.waiting) this.transcript.say(text);
+    for (const text of this.prompts.all) this.transcript.say(text);
     await this.follow(opening, { attach: { run, after: this.last, ...(as && { as }) } });
   }
 
@@ -162,7 +162,7 @@ export class Talk {
   private fresh(): void {
     this.transcript.clear();
     this.meters.reset();
-    this.waiting = [];
+    this.prompts.clear();
     this.script = this.ended = null;
     this.conversation = this.run = this.resume = "";
     this.stopping = this.busy = this.telling = false;
@@ -174,6 +174,7 @@ export class Talk {
   private claim(): AbortController {
     this.opening = new AbortController();
     this.chosen = null;
+    this.turning = false;
     this.show();
     return this.opening;
   }
@@ -199,9 +200,7 @@ export class Talk {
       if (!isOn()) return;
       this.session = session;
       if (this.chosen !== null) void this.choose(this.chosen);
-      this.tryTo(() => {
-        for (; this.waiting.length; this.waiting.shift()) session.send(this.waiting[0]!);
-      });
+      this.speak(session);
       for await (const event of session) {
         if (!isOn()) return;
         this.tryTo(() => this.take(event)); // an odd line of the CLI is no reason to leave its run
@@ -211,6 +210,16 @@ export class Talk {
       if (isOn()) this.fail(opening, error);
     }
     if (isOn()) this.over();
+  }
+
+  private speak(session: Session): void {
+    this.tryTo(() => this.prompts.speak((text) => session.send(text)));
+    this.takeBack();
+  }
+
+  /** Give back what was not taken: the turn that it was for does not begin. */
+  private takeBack(): void {
+    if (this.prompts.giveBack() && !this.turning) this.setBusy(false, "ready");
   }
 
   private take(event: SessionEvent): void {
@@ -228,11 +237,18 @@ export class Talk {
     if (said.event === "attached") this.attached(said);
     if (said.event === "gap") this.transcript.note(`Lines ${said.from} to ${said.to} can't be shown: nobody has them any more.`);
     if (said.event === "unfinished") this.transcript.note(`The last turn was cut off. What there was of its answer: ${said.text || "nothing"}`);
-    if (said.event === "refused") this.transcript.note(`Refused: ${said.error}`, "note fault");
+    if (said.event === "refused") this.refused(said);
     if (said.event === "history") this.transcript.note(HISTORY[said.state] ?? said.state);
     if (said.event === "stderr") this.transcript.note(String(said.line), "note stderr");
     if (said.event === "stalled") this.meters.state(`nothing has come for ${seconds(said.seconds * 1000)}`);
     if (said.event === "ended") this.takeEnd(said);
+  }
+
+  private refused(said: Json): void {
+    this.transcript.note(`Refused: ${whyOf({ message: said.error, retryAfter: said.retry_after })}`, "note fault");
+    if (said.request_id !== undefined || NOT_NOW.has(said.code)) return;
+    this.prompts.refuse();
+    this.takeBack();
   }
 
   private started(said: Json): void {
@@ -266,14 +282,15 @@ export class Talk {
   private look(line: Json, raw: string): void {
     keepFrame(raw);
     this.meters.take(line);
+    const at = phase(line);
+    this.turning = line.type !== "result" && (this.turning || at !== "");
+    if (at) this.setBusy(true, at);
     if (line.type === "result") {
       this.stopping = false;
+      this.prompts.settle();
       this.setBusy(false, "ready");
       announce("The answer is complete.");
-    } else if (line.type === "assistant") this.setBusy(true, phase(line));
-    else if (line.type === "user") this.setBusy(true, WAITING);
-    else if (line.type === "stream_event" && line.event?.type === "content_block_start") this.setBusy(true, "writing");
-    else if (line.type === "system" && line.subtype === "init") this.setBusy(true, WAITING);
+    }
   }
 
   private question(request: string, name: string, input: Json, tool?: string): void {
@@ -292,12 +309,7 @@ export class Talk {
     this.ended = said;
     this.stopping = false;
     forget();
-    const { receipt } = said;
-    const words = receipt ? receiptWords(receipt) : "no receipt";
-    const how = said.exit_status == null ? said.reason : `${said.reason} ${said.exit_status}`;
-    const more = receipt ? `${how} · ${seconds(receipt.ms)} · held by ${receipt.containment}` : how;
-    this.transcript.end();
-    this.transcript.add(h("div", { class: "receipt", "data-clean": String(receipt?.survivors === 0) }, h("strong", {}, words), h("span", {}, more)));
+    const { words, how } = this.transcript.close(said);
     if (said.error) this.transcript.note(String(said.error), "note fault");
     this.setBusy(false, `ended: ${how}`);
     announce(`The run has ended: ${words}.`);
@@ -352,7 +364,7 @@ export class Talk {
   private over(): void {
     this.session = this.opening = this.script = null;
     this.stopping = this.telling = false;
-    this.giveBack();
+    this.prompts.giveBack();
     this.transcript.end();
     this.state = "idle";
     if (this.busy) this.setBusy(false, "ready");
@@ -363,14 +375,6 @@ export class Talk {
   private giveUp(): void {
     this.leave();
     this.over();
-  }
-
-  /** Put prompts that were said to nobody back where they were typed. */
-  private giveBack(): void {
-    if (!this.waiting.length) return;
-    const prompt = find<HTMLTextAreaElement>("prompt");
-    prompt.value = [...this.waiting.splice(0), prompt.value].filter(Boolean).join("\n");
-    this.transcript.note("The last prompt was not sent; it is in its field again.");
   }
 
   // -- what the page shows --------------------------------------------------------------------------------------------

@@ -3,7 +3,7 @@
 import { h } from "./dom";
 import { MarkdownStream } from "./markdown";
 import { limited, ToolCard, type Answers, type Json } from "./tools";
-import { count, counted, dollars, seconds } from "./words";
+import { count, counted, dollars, receiptWords, seconds } from "./words";
 
 /** Things that a transcript keeps; the oldest go first, and it says so. */
 const ITEMS_KEPT = 500;
@@ -63,10 +63,6 @@ export class Transcript {
     return this.put(this.root, h("p", { class: kind }, limited(text)));
   }
 
-  add(element: HTMLElement): void {
-    this.put(this.root, element);
-  }
-
   /** Take a line of the CLI; `told` is one of the past, whose time is not known. */
   take(line: Json, told = false): void {
     const into = this.place(line.parent_tool_use_id);
@@ -105,6 +101,16 @@ export class Transcript {
     for (const card of this.cards.values()) card.abandon();
     for (const pieces of this.pieces.values()) for (const piece of pieces) piece?.stream?.finish();
     this.pieces.clear();
+  }
+
+  /** Show by what a run has ended; return it in words. */
+  close({ receipt, reason, exit_status }: Json): { words: string; how: string } {
+    this.end();
+    const words = receipt ? receiptWords(receipt) : "no receipt";
+    const how = exit_status == null ? String(reason) : `${reason} ${exit_status}`;
+    const more = receipt ? `${how} · ${seconds(receipt.ms)} · held by ${receipt.containment}` : how;
+    this.put(this.root, h("div", { class: "receipt", "data-clean": String(receipt?.survivors === 0) }, h("strong", {}, words), h("span", {}, more)));
+    return { words, how };
   }
 
   /** Focus the first question that is open: itself, for none of its answers is given by a key that is still being typed. */

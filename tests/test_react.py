@@ -8,9 +8,10 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import attrs
 import pytest
 from browser import NODE, WEB, browse, node_environ, run_program, serve_page
-from harness import Backend, directive, until
+from harness import Backend, directive, script_cli, until
 
 from trio_claude.errors import Reason
 from trio_claude.events import RunStarted
@@ -200,6 +201,32 @@ async def test_where_no_person_approves_what_is_asked_is_denied(
     assert seen["shown"] == 0
     assert "nobody is asked here" in json.dumps(seen["messages"])
     assert not (fake.cwd / "asked").exists()
+
+
+AGENT = """
+says() { echo '{"type":"system","session_id":"s","subtype":"'"$1"'"'"$2"'}'; }
+result() { echo '{"type":"result","result":"'"$1"'","session_id":"s"}'; }
+IFS= read -r prompt
+says init; says background_tasks_changed ',"tasks":[{"task_id":"a","task_type":"local_agent"}]'; result "it works"
+echo '{"type":"control_request","request_id":"q","request":{"subtype":"can_use_tool","tool_name":"Bash","input":{"command":"ls"}}}'
+IFS= read -r answer
+says background_tasks_changed ',"tasks":[]'; says init
+case "$answer" in *allow*) result allowed;; *) result denied;; esac
+cat >/dev/null
+"""
+"""A CLI with an agent in the background that asks behind the turn's result."""
+
+
+@pytest.mark.parametrize("approvals", [True, False], ids=["approves", "nobody"])
+async def test_what_an_agent_asks_behind_the_result_is_answered(
+    fake: Backend, modules: Path, tmp_path: Path, sources: dict[str, Path], approvals: bool
+) -> None:
+    script = "await until(() => hook.approvals.length === 1); hook.approve('q');" if approvals else ""
+    agent = attrs.evolve(fake, program=script_cli(tmp_path, AGENT))
+    given = {"options": {"url": "URL", "grace": 20, "approvals": approvals}, "prompt": "go", "meta": "ASKS"}
+    seen = await use(agent, modules, tmp_path, sources, script + END, **given)
+    assert seen["text"] == ("allowed" if approvals else "denied")
+    assert seen["receipt"]["cause"] == "exit"
 
 
 @pytest.mark.real_cli

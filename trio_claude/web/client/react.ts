@@ -13,6 +13,7 @@ import {
   type Json,
   openSession,
   type Session,
+  type SessionEvent,
   type State,
   type TrioClaudeError,
   type Way,
@@ -128,13 +129,15 @@ class Running {
       const counted = { processes: receipt?.seen, left: receipt?.survivors, ms: receipt?.ms };
       this.change({ receipt: { cause: reason, ...counted }, approvals: [] });
     });
-    for await (const event of session.turn(prompt)) {
+    const take = (event: SessionEvent): void => {
       if (event.type === "line") this.line(event.raw, event.line);
-      if (event.type === "approval" && !given.approvals) session.deny(event.request_id, { message: "nobody is asked here" });
+      const isAsked = event.type === "approval" && session.approvals.has(event.request_id);
+      if (isAsked && !given.approvals) session.deny(event.request_id, { message: "nobody is asked here" });
       if (event.type !== "gateway") this.change({ approvals: [...session.approvals.values()] });
-    }
+    };
+    for await (const event of session.turn(prompt)) take(event);
     if (session.state !== "closed") session.stop("end"); // a run may have ended in its turn
-    for await (const _ of session) continue;
+    for await (const event of session) take(event); // an agent in the background goes on, and asks
   }
 
   async go(work: Promise<void>): Promise<void> {

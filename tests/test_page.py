@@ -288,6 +288,22 @@ async def test_what_is_asked_for_stands_apart_from_the_words_around_it(fake: Bac
         assert r"\u202e" in await page.text(".tool-name")
 
 
+async def test_what_is_written_out_of_a_long_input_is_bounded(fake: Backend, browser: Browser) -> None:
+    """The limit is of characters of the input, however long each is where it is written out."""
+    given = {"command": "\u202e" * 50_001}
+    line = {
+        "type": "assistant",
+        "message": {"content": [{"type": "tool_use", "id": "t", "name": "Bash", "input": given}]},
+    }
+    async with fake.serve() as server, looking(browser, server.url) as page:
+        await page.say(directive("raw", text=f"{json.dumps(line)}\n") + directive("text", text="last"))
+        await turns(page, 1)
+        (shown,) = await page.texts(".tool .code code")
+        assert shown == r"\u202e" * 50_000 + "\n… 1 more characters are not shown"
+        await page.click("#end")
+        await page.wait(".receipt")
+
+
 async def test_a_letter_that_is_typed_answers_no_question(fake: Backend, browser: Browser) -> None:
     """Alt and A type a letter on some keyboards; where they do not they lead to the question, not to an answer."""
     async with fake.serve() as server, looking(browser, server.url) as page:
@@ -902,6 +918,7 @@ ODD = [
         "event": {"type": "message_start", "message": {"id": "m4", "usage": {"input_tokens": "x"}}},
     },
     {"type": "stream_event", "event": {"type": "content_block_start", "index": 2, "content_block": {"type": "text"}}},
+    {"type": "stream_event", "event": {"type": "content_block_start", "index": 2**32 - 2, "content_block": {}}},
     {"type": "assistant", "message": {"id": "m4", "content": [{"type": "thinking", "thinking": "a hole before it"}]}},
     {"type": "result", "usage": None, "modelUsage": {"m": None}, "total_cost_usd": "much"},
 ]

@@ -7,6 +7,10 @@ import { seconds } from "./words";
 /** Characters of an input or an output that are shown; frames and history have all. */
 export const SHOWN = 50_000;
 
+/** Characters of a card's label, and those that are read for it: spaces count as one. */
+const LABEL = 160;
+const LABEL_READ = 4096;
+
 /** What a command is shown without: of whatever has more than these all is shown, because all is what is allowed. */
 const PLAIN = new Set(["command", "description"]);
 
@@ -47,7 +51,7 @@ export class ToolCard {
     this.given = input;
     this.label.textContent = short(input);
     const command = typeof input.command === "string" && Object.keys(input).every((name) => PLAIN.has(name));
-    const shown = limited(visible(command ? input.command : JSON.stringify(input, null, 2)));
+    const shown = visible(limited(command ? input.command : JSON.stringify(input, null, 2)));
     this.input.replaceChildren(h("h4", {}, "Input"), codeBlock(shown, command ? "bash" : "json"));
   }
 
@@ -160,7 +164,8 @@ function parsed(text: string, fault: HTMLElement): Json | null {
 
 function short(input: Json): string {
   const told = input.command ?? input.file_path ?? input.path ?? input.pattern ?? input.url ?? input.description;
-  return visible((typeof told === "string" ? told : JSON.stringify(input)).replace(/[ \t\n]+/g, " ").slice(0, 160));
+  const beginning = (typeof told === "string" ? told : JSON.stringify(input)).slice(0, LABEL_READ);
+  return visible(beginning.replace(/[ \t\n]+/g, " ").slice(0, LABEL));
 }
 
 /** Return a text with all written out that is not seen, or moves what is beside it: what is read is what runs. */

@@ -9,6 +9,8 @@ import { count, counted, dollars, receiptWords, seconds } from "./words";
 const ITEMS_KEPT = 500;
 /** Nearness to the end, in pixels, at which the page follows what comes. */
 const FOLLOW = 80;
+/** Blocks of one answer that may come in pieces. */
+const BLOCKS = 10_000;
 /** What the CLI says of a command of its own, as a change of the model is to it. */
 const OWN_WORDS = /^<local-command-stdout>([^]*)<\/local-command-stdout>$/;
 
@@ -132,7 +134,7 @@ export class Transcript {
       if (this.pieces.size > 20) this.pieces.delete(this.pieces.keys().next().value!);
     }
     const pieces = this.pieces.get(this.message);
-    if (!pieces) return;
+    if (!pieces || counted(event.index) >= BLOCKS) return;
     if (event.type === "content_block_start") pieces[event.index] = this.newPiece(event.content_block ?? {}, into);
     if (line.abandoned_blocks) this.abandon(pieces, counted(line.abandoned_blocks.from_block_index));
     if (event.type !== "content_block_delta") return;

@@ -307,6 +307,30 @@ async def test_an_owner_that_is_replaced_while_it_is_being_given_lines_is_told_s
             await second.stop("kill")
 
 
+async def test_who_was_away_when_its_place_was_taken_does_not_take_it_back(fake: Backend) -> None:
+    """As if it had been there; it may lead again where nobody does, and any other client as before."""
+    owns = {"as": "owner", "client": "first"}
+    async with fake.serve(journal="memory") as server, open_talk(server) as first, open_talk(server) as again:
+        run = (await first.start(**GRACE))["run"]
+        await first.say({"type": "gateway", "op": "detach"})
+        await until(lambda: first.code is not None)
+        await attach(again, run, **owns)
+        await again.socket.aclose()
+        async with open_talk(server) as second, open_talk(server) as late:
+            assert (await attach(second, run, **{"as": "owner", "client": "second"}))["role"] == "owner"
+            await late.say({"type": "gateway", "op": "attach", "run": run, "after": 0, **owns})
+            await until(lambda: late.code is not None)
+            assert (late.code, late.reason) == (1000, "another connection has taken over")
+            await second.user("hello")
+            await second.result()
+            await second.say({"type": "gateway", "op": "detach"})
+            await until(lambda: second.code is not None)
+        async with open_talk(server) as last:
+            assert (await attach(last, run, **owns))["role"] == "owner"
+            await last.stop("kill")
+            await last.end()
+
+
 async def test_who_comes_back_is_told_how_many_of_its_messages_were_heard(fake: Backend) -> None:
     async with fake.serve() as server:
         async with open_talk(server) as first:

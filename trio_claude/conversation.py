@@ -50,6 +50,8 @@ NAMING = 1024
 """Characters at the beginning of a message that can't be read in which its id is looked for."""
 CREDENTIAL_PERIOD = 2.0
 """Seconds between two looks whether a viewer's credential is still good."""
+TAKEN = "another connection has taken over"
+"""What an owner is told whose place is taken, also where it was away then and comes back."""
 BROKEN = Closing(None, CloseCode.FAILED, "a fault of the server")
 """What those hear who have attached to a run that a bug has ended."""
 EARLY_LIMIT = 8
@@ -137,6 +139,7 @@ class Conversation:
         kept = self._house.config.replay_bytes
         inbox = None if runs.alone else Inbox(self._house.config.max_session_message)
         stage = Stage(run, self._peer, self._make_way, start.grace, kept, runs.journal, inbox)
+        stage.lead(start.client)
         self._inbox = inbox
         for message in self._early:
             self._take(message, run)
@@ -195,10 +198,14 @@ class Conversation:
             raise _unknown(attach)
         if self._peer.far and not stage.run.recorded:
             raise unkept()
+        if attach.role == "owner" and stage.is_former(attach.client):
+            return Closing(None, CloseCode.NORMAL, TAKEN)
         if attach.after > stage.number:
             return self._refuse_ahead(stage.number)
         self._stage, self._run, self._inbox, self._begun = stage, stage.run, stage.inbox, True
         self._owns, self._has_turned, self._client = self._may_own(stage, attach), True, attach.client
+        if self._owns:
+            stage.lead(attach.client)
         self._peer.allow(self._house.config.max_session_message)
         self._peer.post(self._attached(stage, attach.after))
         stage.run.teller.joined(self._guest.context, "owner" if self._owns else "viewer")
@@ -388,7 +395,7 @@ class Conversation:
 
     def _make_way(self) -> None:
         """Leave, because another connection is the run's owner now."""
-        self._part("another connection has taken over")
+        self._part(TAKEN)
 
     def _part(self, why: str) -> None:
         """Leave, and say why."""

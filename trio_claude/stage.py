@@ -28,6 +28,8 @@ KEPT = 64 * 1024
 """Bytes that are kept for viewers where the owner is not waited for."""
 LOOSE = 100
 """Entries of stderr that are kept for the line that they stand before."""
+FORMER = 64
+"""Clients whose place was taken that are remembered."""
 SLOW_DISK = 60.0
 BROKEN_DISK = 5.0
 """Seconds for which a listener waits for lines on their way to the journal: while that works, and where it fails."""
@@ -155,6 +157,8 @@ class Stage:
         self._owner: Client | None = peer
         self._coming: Client | None = None
         self._out = out
+        self._leader = ""
+        self._former: dict[str, None] = {}
         self._giving: trio.CancelScope | None = None
         self._cursor = 0
         self._viewers: set[Client] = set()
@@ -167,6 +171,19 @@ class Stage:
     def owned(self) -> bool:
         """Whether somebody is the owner, or about to be."""
         return self._owner is not None or self._coming is not None
+
+    def lead(self, client: str) -> None:
+        """Take who leads from now on, by what it calls itself."""
+        if self._leader:
+            self._former[self._leader] = None
+        self._former.pop(client, None)
+        self._leader = client
+        if len(self._former) > FORMER:
+            del self._former[next(iter(self._former))]
+
+    def is_former(self, client: str) -> bool:
+        """Return whether another that is there has taken a client's place: one that was away may not have heard so."""
+        return self.owned and client in self._former
 
     @property
     def number(self) -> int:

@@ -9,7 +9,6 @@ before its client is told so.
 from __future__ import annotations
 
 import functools
-import re
 from collections.abc import Callable
 from contextlib import suppress
 
@@ -46,8 +45,6 @@ from .stage import Stage
 
 ID_LIMIT = 128
 """Characters of a request's id that a refusal repeats."""
-NAMING = 1024
-"""Characters at the beginning of a message that can't be read in which its id is looked for."""
 CREDENTIAL_PERIOD = 2.0
 """Seconds between two looks whether a viewer's credential is still good."""
 TAKEN = "another connection has taken over"
@@ -56,10 +53,6 @@ BROKEN = Closing(None, CloseCode.FAILED, "a fault of the server")
 """What those hear who have attached to a run that a bug has ended."""
 EARLY_LIMIT = 8
 """Messages that a client may send while its first is not dealt with yet."""
-
-_NAME = re.compile(
-    r'\s*\{\s*"type"\s*:\s*"control_re(?:quest|sponse)".{0,99}?"request_id"\s*:\s*"([^"\\]*)"', re.DOTALL
-)
 
 
 class Conversation:
@@ -329,7 +322,7 @@ class Conversation:
                     self._house.runs.ask_now(self._guest.member)
                 self._say(line, said, run)
         except (ClientError, Busy) as error:
-            self._post_refused(error, said or _begun(message))
+            self._post_refused(error, said or messages.begun(message))
 
     async def _say_behind(self, said: dict[str, object], run: SessionRun) -> None:
         """Do what a client said, once all is done that was said before."""
@@ -423,12 +416,6 @@ class Conversation:
 
     def _queue(self, place: int) -> None:
         self._peer.post(messages.render_event("queued", position=place, wait_s=self._house.runs.patience))
-
-
-def _begun(message: str | bytes) -> dict[str, object]:
-    """Return the id with which a message begins that can't be read: its program waits for what becomes of it."""
-    found = _NAME.match(message[:NAMING]) if isinstance(message, str) else None
-    return {"request_id": found[1]} if found else {}
 
 
 def _named(said: dict[str, object]) -> dict[str, object]:

@@ -38,6 +38,8 @@ SCHEMA_LIMIT = 32768
 """A JSON schema in bytes of compact JSON; it travels in argv, where Linux takes 131,071 bytes an argument."""
 STRUCTURE_LIMIT = 256 * 1024
 """Bytes of a line or a message that are not in its texts: 30 ms to parse and build anew. 32 MiB of text take 0.3 s."""
+BEGINNING = 1024
+"""Characters of a message that can't be read in which its id is looked for."""
 REASON_LIMIT = 123
 """A close reason in bytes (RFC 6455, section 5.5: 125 less the code)."""
 NAMES_LIMIT = 200
@@ -53,6 +55,9 @@ _TOOL = re.compile(r"[A-Za-z_*][^\x00-\x1f\x7f]{0,299}")
 _FOLDER = re.compile(r"[A-Za-z0-9_\-]+")
 _SESSION = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}")
 _MODEL = re.compile(MODEL_PATTERN)
+_BEGUN = re.compile(
+    r'\s*\{\s*"type"\s*:\s*"control_re(?:quest|sponse)".{0,99}?"request_id"\s*:\s*"([^"\\]*)"', re.DOTALL
+)
 
 
 def _names(_instance: object, field: attrs.Attribute[Any], value: list[str] | None) -> None:
@@ -141,6 +146,12 @@ def parse_object(raw: str | bytes) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise BadMessage("message must be a JSON object")
     return value
+
+
+def begun(raw: str | bytes) -> dict[str, object]:
+    """Return the id with which a message begins that can't be read: its program waits for what becomes of it."""
+    found = _BEGUN.match(raw[:BEGINNING]) if isinstance(raw, str) else None
+    return {"request_id": found[1]} if found else {}
 
 
 def is_heavy(raw: bytes) -> bool:

@@ -299,6 +299,7 @@ declare class Link {
     private back;
     private wait;
     private asked;
+    private limit;
     private state;
     private answerTimer;
     private wake;
@@ -308,8 +309,10 @@ declare class Link {
     constructor(way: Way, first: Json, grace: number | undefined, listener: Listener);
     /** Connect, and hear to the end; return how it ended, and the error where it was no good end. */
     go(): Promise<Closed>;
-    /** Say something, now or on the next connection. Throws once it is over, or where too much waits. */
+    /** Say something, now or on the next connection. Throws once it is over, or where it is too long, or too much waits. */
     send(said: Json): void;
+    /** Return a message that the server takes: one that is too long would end the connection. */
+    private checked;
     /** Whether a run was asked for that may begin before a last word is heard. */
     get isStarting(): boolean;
     /** Leave, for `why` where that is an error. */
@@ -325,6 +328,8 @@ declare class Link {
     private note;
     /** Keep what may be a refusal for a moment: it is told only where it was the last word. */
     private keeps;
+    /** Take the seconds that a server asks for before the next try. */
+    private waitAsAsked;
     private refuse;
     /** Be there; say what was not heard, unless the run is over, and only told again. */
     private attached;
@@ -424,6 +429,7 @@ export declare class Session implements AsyncIterable<SessionEvent> {
     /** Messages of turns that have no result yet. */
     private readonly turns;
     private readonly answers;
+    private readonly told;
     private readonly onState;
     private readonly onEvent;
     private begin;
@@ -478,9 +484,12 @@ export declare class Session implements AsyncIterable<SessionEvent> {
     private leave;
     private abort;
     private takeEvent;
+    /** Return which questions are open at a run that is come to, and which are not any more: somebody answered meanwhile. */
+    private reconcile;
     private enter;
     private takeLine;
     private answered;
+    /** Tell who waits; of an approval whose answer is refused the CLI is told that there is none, or it would wait for it. */
     private refuse;
     /** Stay where a detach is refused, and tell who asked for it, nobody else; return whether this was that. */
     private stays;

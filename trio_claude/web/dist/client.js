@@ -457,7 +457,7 @@ async function explain(way, base, error) {
 		if (way.key) await buyTicket(base, way.key);
 		else if (way.ticket === void 0 && await asksForKeys(base)) return new Refused("the server wants a key or token", { code: "credentials" });
 	} catch (refusal) {
-		if (refusal instanceof Refused) return refusal;
+		if (refusal instanceof Refused || refusal instanceof Busy) return refusal;
 	}
 	return error;
 }
@@ -701,6 +701,8 @@ var CLOSING = /* @__PURE__ */ new Set([
 ]);
 /** Milliseconds for which a connection to the run holds that is one, though no line comes; a failing server is quicker. */
 var STEADY = 100;
+/** Bytes of a character at the most, as it travels. */
+var BYTES = 3;
 /** Milliseconds between two tries to come back; they double from the first to the longest, and vary by half. */
 var FIRST_WAIT = 50;
 var LONGEST_WAIT = 5e3;
@@ -729,6 +731,7 @@ var Link = class {
 	back = Infinity;
 	wait = FIRST_WAIT;
 	asked = 0;
+	limit = Infinity;
 	state;
 	answerTimer;
 	wake = () => void 0;
@@ -765,11 +768,17 @@ var Link = class {
 			this.tell("closed");
 		}
 	}
-	/** Say something, now or on the next connection. Throws once it is over, or where too much waits. */
+	/** Say something, now or on the next connection. Throws once it is over, or where it is too long, or too much waits. */
 	send(said) {
 		if (this.isOver || this.isEnded || !this.socket && !this.grace) throw new TrioClaudeError("the session is over", { code: "over" });
-		this.said.add(JSON.stringify(said));
+		this.said.add(this.checked(JSON.stringify(said)));
 		this.speak();
+	}
+	/** Return a message that the server takes: one that is too long would end the connection. */
+	checked(text) {
+		const bytes = text.length * BYTES > this.limit ? new TextEncoder().encode(text).length : 0;
+		if (bytes <= this.limit) return text;
+		throw new Refused(`message must be at most ${this.limit} bytes, not ${bytes}`, { code: "bad-message" });
 	}
 	/** Whether a run was asked for that may begin before a last word is heard. */
 	get isStarting() {
@@ -799,6 +808,7 @@ var Link = class {
 		const closed = await hold(this.way, "/ws/session", handlers, this.leaving.signal, ms);
 		clearTimeout(this.answerTimer);
 		this.socket = this.current = void 0;
+		if (closed.error instanceof Busy) this.waitAsAsked(closed.error.said["retry_after"]);
 		if (closed.error) return closed;
 		this.isOver ||= !(this.isAhead || LOST.has(closed.code) || NOT_NOW.has(closed.code));
 		if (this.kept && !LOST.has(closed.code)) this.kept.closed = closed;
@@ -833,6 +843,9 @@ var Link = class {
 	/** Take from what the server says what it takes to come back, and what was heard. */
 	note(said) {
 		switch (said["event"]) {
+			case "hello":
+				this.limit = Number(asObject(said["limits"])?.["message"] ?? Infinity);
+				return;
 			case "started":
 				this.isAttached = this.wasThere = true;
 				this.run = String(said["run"]);
@@ -853,14 +866,17 @@ var Link = class {
 	keeps(said, size) {
 		if (said["event"] !== "refused" || !this.grace || !this.run) return false;
 		if (this.isAttached && !CLOSING.has(said["code"])) return false;
-		const asked = said["retry_after"];
 		this.kept = {
 			said,
 			size
 		};
 		this.waitFor("close behind a refusal", CLOSE_MS);
-		this.asked = typeof asked === "number" && asked > 0 ? asked * 1e3 : 0;
+		this.waitAsAsked(said["retry_after"]);
 		return true;
+	}
+	/** Take the seconds that a server asks for before the next try. */
+	waitAsAsked(seconds) {
+		this.asked = typeof seconds === "number" && seconds > 0 ? seconds * 1e3 : 0;
 	}
 	refuse(said) {
 		this.refusal = said;
@@ -974,6 +990,10 @@ function newToken() {
 var PARTING_MS = 2e3;
 /** The code of what is refused because the run ends: its end is on its way, and says why. */
 var ENDING = "ending";
+/** The code of what is refused because the CLI does not ask any more. */
+var NOT_OPEN = "not-open";
+/** Answers to approvals that are remembered, in case that the server refuses them. */
+var TOLD = 64;
 /**
 * A conversation with one CLI: iterate over what happens, or over one `turn`; one loop at a time.
 * Leaving a loop leaves the session open; `close` ends its run. A bad end is thrown where the program iterates.
@@ -997,6 +1017,7 @@ var Session = class {
 	/** Messages of turns that have no result yet. */
 	turns = /* @__PURE__ */ new Set();
 	answers = /* @__PURE__ */ new Map();
+	told = /* @__PURE__ */ new Set();
 	onState;
 	onEvent;
 	begin;
@@ -1184,6 +1205,8 @@ var Session = class {
 				response
 			}
 		});
+		this.told.add(id);
+		if (this.told.size > TOLD) this.told.delete(this.told.values().next().value);
 		this.push(this.asked.settle(id, "answered"));
 	}
 	/** Wait a while for the end that was asked for, then go. */
@@ -1207,8 +1230,15 @@ var Session = class {
 		aside(() => this.onEvent?.(said));
 		if (!this.stays(said)) this.push([said], size);
 		this.push(this.asked.settledByEvent(said));
-		if (said.event === "attached") this.push(pendingOf(said, this.asked));
+		if (said.event === "attached") this.push(this.reconcile(said));
 		if (said.event === "started" || said.event === "attached") this.begin();
+	}
+	/** Return which questions are open at a run that is come to, and which are not any more: somebody answered meanwhile. */
+	reconcile(said) {
+		const pending = pendingOf(said);
+		const gone = [...this.asked.open.keys()].filter((id) => !pending.some((one) => one.id === id));
+		const asked = pending.filter(({ id }) => !this.told.has(id));
+		return [...gone.flatMap((id) => this.asked.settle(id, "elsewhere")), ...asked.flatMap(({ n, raw, line }) => this.asked.ask(n, raw, line, true) ?? [])];
 	}
 	enter(said) {
 		this.run = String(said["run"]);
@@ -1237,9 +1267,21 @@ var Session = class {
 			said: response
 		}));
 	}
+	/** Tell who waits; of an approval whose answer is refused the CLI is told that there is none, or it would wait for it. */
 	refuse(said) {
-		this.answers.get(String(said["request_id"]))?.reject(errorOfRefusal(said));
-		this.answers.delete(String(said["request_id"]));
+		const id = String(said["request_id"]);
+		this.answers.get(id)?.reject(errorOfRefusal(said));
+		this.answers.delete(id);
+		if (!this.told.delete(id) || said["code"] === ENDING || said["code"] === NOT_OPEN) return;
+		const response = {
+			subtype: "error",
+			request_id: id,
+			error: "the client's answer was refused"
+		};
+		this.link.send({
+			type: "control_response",
+			response
+		});
 	}
 	/** Stay where a detach is refused, and tell who asked for it, nobody else; return whether this was that. */
 	stays(said) {
@@ -1330,10 +1372,17 @@ function firstOf({ meta = "SESSION", options = {}, grace, attach }) {
 		} : options
 	};
 }
-function pendingOf(said, asked) {
-	return (Array.isArray(said["pending"]) ? said["pending"] : []).flatMap(({ n, line }) => {
-		const raw = typeof line === "string" ? line : JSON.stringify(line);
-		return asked.ask(Number(n), raw, typeof line === "string" ? parseObject(line) : asObject(line), true) ?? [];
+/** The questions that an `attached` says are open, by their ids. */
+function pendingOf(said) {
+	return (Array.isArray(said["pending"]) ? said["pending"] : []).map(({ n, line: given }) => {
+		const raw = typeof given === "string" ? given : JSON.stringify(given);
+		const line = parseObject(raw);
+		return {
+			id: String(line?.["request_id"]),
+			n: Number(n),
+			raw,
+			line
+		};
 	});
 }
 /** Open a session, or come to one; resolves once it has started. `close` ends it. */

@@ -113,13 +113,14 @@ var Running = class {
 				approvals: []
 			});
 		});
-		for await (const event of session.turn(prompt)) {
+		const take = (event) => {
 			if (event.type === "line") this.line(event.raw, event.line);
-			if (event.type === "approval" && !given.approvals) session.deny(event.request_id, { message: "nobody is asked here" });
+			if (event.type === "approval" && session.approvals.has(event.request_id) && !given.approvals) session.deny(event.request_id, { message: "nobody is asked here" });
 			if (event.type !== "gateway") this.change({ approvals: [...session.approvals.values()] });
-		}
+		};
+		for await (const event of session.turn(prompt)) take(event);
 		if (session.state !== "closed") session.stop("end");
-		for await (const _ of session) continue;
+		for await (const event of session) take(event);
 	}
 	async go(work) {
 		try {

@@ -297,6 +297,23 @@ async def test_pipes_that_a_descendant_holds_are_read_until_they_are_quiet(
     assert (outcome.reason, len(stage.sink.said)) == (Reason.EXIT, 5)
 
 
+async def test_a_tree_that_ends_by_itself_is_not_waited_for(
+    stage: Stage, autojump_clock: trio.testing.MockClock
+) -> None:
+    """As in a sandbox, whose own processes end just behind the CLI."""
+
+    async def script(cli: FakeProcess) -> None:
+        cli.alone_at_exit = False
+        cli.exit(0)
+        await trio.sleep(0.01)
+        assert not cli.ended
+        cli.empty.set()
+        await trio.sleep(0.01)
+        assert cli.ended
+
+    assert (await stage.play(script)).reason is Reason.EXIT
+
+
 async def test_what_a_slow_client_has_not_taken_is_not_quiet(
     stage: Stage, autojump_clock: trio.testing.MockClock
 ) -> None:

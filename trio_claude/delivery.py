@@ -5,6 +5,7 @@ This module has no pipe and no client in its hands, and must never wait without 
 
 from __future__ import annotations
 
+from collections.abc import Awaitable, Callable
 from typing import Final
 
 import trio
@@ -53,11 +54,16 @@ class Delivery:
 
     async def wait_over(self) -> None:
         """Wait until all pipes are read, or until it is quiet as `wait_quiet` says."""
+        await self.wait_until(self._read.wait)
+
+    async def wait_until(self, over: Callable[[], Awaitable[None]]) -> None:
+        """Wait until `over` returns, or until it is quiet as `wait_quiet` says."""
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(self._until_read, nursery.cancel_scope)
+
+            async def watch() -> None:
+                await over()
+                nursery.cancel_scope.cancel()
+
+            nursery.start_soon(watch)
             await self.wait_quiet()
             nursery.cancel_scope.cancel()
-
-    async def _until_read(self, waiting: trio.CancelScope) -> None:
-        await self._read.wait()
-        waiting.cancel()

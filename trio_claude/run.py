@@ -290,7 +290,7 @@ class Run:
         self._has_ended()
         if not asked and not process.alone:
             with trio.move_on_at(deadline):
-                await self._delivery.wait_quiet()
+                await self._delivery.wait_until(process.wait_empty)
         process.end()
 
     def _has_ended(self) -> None:

@@ -29,6 +29,7 @@ class FakeProcess(Contained):
         self._ended_at: float | None = None
         self.is_counted = False
         self.alone_at_exit = True
+        self.empty = trio.Event()
 
     @staticmethod
     def _inward() -> tuple[MemoryReceiveStream, MemorySendStream]:
@@ -60,6 +61,9 @@ class FakeProcess(Contained):
     @property
     def alone(self) -> bool:
         return self.alone_at_exit
+
+    async def wait_empty(self) -> None:
+        await self.empty.wait()
 
     @property
     def quiet(self) -> bool:

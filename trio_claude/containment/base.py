@@ -91,6 +91,10 @@ class Contained(abc.ABC):
     def alone(self) -> bool:
         """Whether the CLI left no descendant when it ended, so that its pipes end by themselves."""
 
+    @abc.abstractmethod
+    async def wait_empty(self) -> None:
+        """Wait until nothing of the tree is left, though nobody has ended it; for ever where that is never known."""
+
     @property
     @abc.abstractmethod
     def quiet(self) -> bool:

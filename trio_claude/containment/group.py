@@ -80,6 +80,10 @@ class Grouped(Contained):
         """Never known here."""
         return False
 
+    async def wait_empty(self) -> None:
+        """Wait for ever: it is never known here."""
+        await trio.sleep_forever()
+
     @property
     def quiet(self) -> bool:
         """Whether the CLI lives and has said nothing on stdout that was not read."""

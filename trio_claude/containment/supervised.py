@@ -148,6 +148,10 @@ class Supervised(Contained):
         """Whether the CLI left no descendant when it ended."""
         return self._alone
 
+    async def wait_empty(self) -> None:
+        """Wait until the supervisor says that nothing is left, or is lost."""
+        await self._wait_proof()
+
     @property
     def quiet(self) -> bool:
         """Whether the CLI lives and has said nothing on stdout that was not read."""

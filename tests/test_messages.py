@@ -182,6 +182,7 @@ def outcome(reason: Reason, **more: object) -> Outcome:
         (outcome(Reason.EXIT, after_result=True), CloseCode.NORMAL, "ended after result; 7 processes, 0 left, 12 ms"),
         (outcome(Reason.FAILED, exit_status=3, error="e"), CloseCode.FAILED, "exit 3; 7 processes, 0 left, 12 ms"),
         (outcome(Reason.FAILED, exit_status=None, signal=9, error="e"), CloseCode.FAILED, "signal 9; 7 processes, 0 left, 12 ms"),
+        (outcome(Reason.FAILED, exit_status=None, error="e"), CloseCode.FAILED, "failed; 7 processes, 0 left, 12 ms"),
         (outcome(Reason.DEADLINE, error="e"), CloseCode.FAILED, "timed out; 7 processes, 0 left, 12 ms"),
         (outcome(Reason.DRAINED, error="e"), CloseCode.RESTARTING, "drained; 7 processes, 0 left, 12 ms"),
         (outcome(Reason.EXIT, receipt=Receipt(1, 1, None, 3.0, "group")), CloseCode.NORMAL, "exit 0; 1 process, unproven, 3 ms"),

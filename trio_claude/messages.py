@@ -402,7 +402,9 @@ def _cause(outcome: Outcome) -> str:
     if outcome.reason in (Reason.EXIT, Reason.FAILED):
         if outcome.after_result:
             return "ended after result"
-        return f"signal {outcome.signal}" if outcome.signal is not None else f"exit {outcome.exit_status}"
+        if outcome.signal is not None:
+            return f"signal {outcome.signal}"
+        return outcome.reason.value if outcome.exit_status is None else f"exit {outcome.exit_status}"
     return {Reason.DEADLINE: "timed out", Reason.SPAWN_FAILED: "not started"}.get(outcome.reason, outcome.reason.value)
 
 

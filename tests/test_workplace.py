@@ -139,6 +139,24 @@ async def test_nothing_is_made_behind_a_link_that_leads_nowhere(folder: Path) ->
     assert not (folder / "nowhere").exists()
 
 
+@pytest.mark.root
+@pytest.mark.parametrize("whose", ["nobody's", "root's"])
+async def test_what_is_made_in_a_users_home_is_the_users(folder: Path, whose: str) -> None:
+    """Else the CLI could keep no transcript there; and what a link of theirs leads to is never given to them."""
+    home, root = folder / "home", folder / "root"
+    for place in (home, root):
+        place.mkdir()
+    nobody = find_user("nobody")
+    assert nobody
+    os.chown(home, *nobody)
+    if whose == "root's":
+        (home / ".claude").symlink_to(root)
+    async with Workplace.open(Config(cli="sh", cwd="/", user="nobody"), {"HOME": str(home)}) as workplace:
+        assert workplace.sessions == str((home / ".claude" / "sessions").resolve())
+        owners = {(place.stat().st_uid, place.stat().st_gid) for place in (home / ".claude", Path(workplace.sessions))}
+        assert owners == {nobody if whose == "nobody's" else (0, 0)}
+
+
 async def test_what_a_killed_cli_left_in_the_list_of_sessions_is_removed(folder: Path) -> None:
     sessions = folder / "sessions"
     sessions.mkdir()

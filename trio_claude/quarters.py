@@ -63,6 +63,18 @@ def open_folder(path: str, *steps: str, owner: tuple[int, int] | None = None, ma
         os.close(folder)
 
 
+def make_theirs(folder: Path, owner: tuple[int, int]) -> None:
+    """Make a folder, and those that it is to be in, and give them to `owner`, where the one that is there is theirs.
+
+    Another's may be where a link of theirs leads to, and nothing is made there. Raises OSError.
+    """
+    above = next(one for one in folder.parents if one.is_dir())
+    with open_folder(str(above)) as inner:
+        if os.fstat(inner).st_uid == owner[0]:
+            with open_folder(f"/proc/self/fd/{inner}", *folder.relative_to(above).parts, owner=owner, make=True):
+                pass
+
+
 @contextlib.contextmanager
 def open_step(folder: int, name: str) -> Iterator[int]:
     """Yield a descriptor of a folder in another, which is no link. Raises OSError."""

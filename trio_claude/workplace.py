@@ -28,7 +28,7 @@ from .errors import ConfigError, SpawnFailed
 from .holds import Holds
 from .leftovers import Home, open_home, remove, remove_empty
 from .messages import Options, compact
-from .quarters import OPERATORS, Homes, is_link, open_folder, state_folder
+from .quarters import OPERATORS, Homes, is_link, make_theirs, open_folder, state_folder
 
 INHERITED = (
     "PATH",
@@ -148,7 +148,7 @@ class Workplace:
             words = tuple(config.cli_arguments)
             if homes:
                 own = {name: value for name, value in own.items() if name not in OPERATORS}
-            sessions = "" if homes else _make_sessions(state[0])
+            sessions = "" if homes else _make_sessions(state[0], user)
             with contextlib.closing(Holds(state_folder(config.state, environ))) as holds:
                 yield cls(
                     config, str(program), own, cwd, user, home, str(folders), state, sessions, words, holds, homes
@@ -273,7 +273,7 @@ class Workplace:
             cwd = self._folder(options, meta)
             listed = self.sessions
             if binds and listed and not _is_folder(listed):  # a run may have removed it
-                listed = _make_sessions(self.state[0])
+                listed = _make_sessions(self.state[0], self.user)
             return _Place(cwd, {}, self._own_sessions(folder, listed) if binds else (), (cwd, *self.state))
         if options.workspace is not None and not self.config.workspaces:
             raise SpawnFailed(NO_WORKSPACES)
@@ -398,13 +398,15 @@ def _is_folder(path: str) -> bool:
         return False
 
 
-def _make_sessions(state: str) -> str:
-    """Make the folder in which CLIs list themselves; return where it really is.
+def _make_sessions(state: str, user: tuple[int, int] | None) -> str:
+    """Make the folder in which CLIs list themselves, the CLI's user's in a home of theirs; return where it really is.
 
     Empty where the CLI can't write there either.
     """
     folder = Path(state) / "sessions"
     try:
+        if user and not folder.is_dir():
+            make_theirs(folder, user)
         folder.mkdir(parents=True, exist_ok=True)
     except OSError:
         return ""

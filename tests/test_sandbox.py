@@ -138,6 +138,16 @@ async def test_the_real_cli_answers_and_its_tool_sees_nothing_of_others(real: Ba
     assert str(real_cli())
 
 
+@pytest.mark.real_cli
+async def test_the_real_cli_keeps_its_settings_in_a_new_home(real: Backend, folder: Path) -> None:
+    """Else each run but the first would tell its client at length that they are gone."""
+    del real.environ["CLAUDE_CONFIG_DIR"]
+    async with real.serve(containment="sandbox") as server:
+        told = [await ask(server, "hello") for _ in range(2)]
+    assert [(said.code, [frame for frame in said.objects if "stderr" in frame]) for said in told] == [(1000, [])] * 2
+    assert json.loads((folder / ".claude.json").read_text())["userID"]
+
+
 async def test_unattended_needs_a_sandbox_or_a_word(fake: Backend) -> None:
     async with fake.serve(containment="sandbox", profile="unattended") as server:
         assert server.port

@@ -157,6 +157,16 @@ async def test_what_is_made_in_a_users_home_is_the_users(folder: Path, whose: st
         assert owners == {nobody if whose == "nobody's" else (0, 0)}
 
 
+@pytest.mark.parametrize("told", ["", "mine"])
+async def test_a_cli_in_a_sandbox_finds_a_file_for_its_settings(folder: Path, told: str) -> None:
+    settings = folder / ".claude.json"
+    if told:
+        settings.write_text(told)
+    config = Config(cli="sh", cwd="/usr/share", containment="sandbox")
+    async with Workplace.open(config, {"HOME": str(folder)}):
+        assert settings.read_text() == (told or "{}\n")
+
+
 async def test_what_a_killed_cli_left_in_the_list_of_sessions_is_removed(folder: Path) -> None:
     sessions = folder / "sessions"
     sessions.mkdir()

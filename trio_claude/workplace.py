@@ -139,6 +139,8 @@ class Workplace:
         state = _cli_state(own)
         if config.containment == "sandbox" and not homes:
             _check_sandbox(cwd, state)
+            for file in state[1:]:
+                _make_settings(Path(file), user)
         async with open_home() as home:
             folders = home.folder / "runs"
             folders.mkdir(mode=0o700)
@@ -411,6 +413,20 @@ def _make_sessions(state: str, user: tuple[int, int] | None) -> str:
     except OSError:
         return ""
     return str(folder.resolve())
+
+
+def _make_settings(file: Path, user: tuple[int, int] | None) -> None:
+    """Make the CLI's file of settings, which it can't make by itself where it sees nothing else of its home."""
+    with contextlib.suppress(OSError), open_folder(str(file.parent)) as home:
+        if user and os.fstat(home).st_uid != user[0]:
+            return
+        made = os.open(file.name, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600, dir_fd=home)
+        try:
+            os.write(made, b"{}\n")
+            if user:
+                os.fchown(made, *user)
+        finally:
+            os.close(made)
 
 
 def _give(folder: Path, user: tuple[int, int]) -> None:

@@ -29,7 +29,7 @@ from trio_claude.config import Config
 from trio_claude.embed import open_run
 from trio_claude.engine import open_engine
 from trio_claude.errors import ConfigError, JournalFault
-from trio_claude.events import JournalReady
+from trio_claude.events import JournalReady, Strained
 from trio_claude.journal import (
     Deleted,
     Journal,
@@ -704,6 +704,26 @@ async def test_a_write_that_fails_is_tried_again(tmp_path: Path, monkeypatch: py
         assert await journal.settle()
         assert not journal.fault
         assert [part.lines for part in await journal.parts("a")] == [[b"x"]]
+
+
+async def test_an_observer_hears_once_that_it_can_not_be_written_and_once_that_it_can(
+    fake: Backend, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(recorder, "RETRY", 0.05)
+    monkeypatch.setattr("trio_claude.journal.opening.BUSY_MS", 10)
+
+    def told() -> list[bool]:
+        return [event.over for event in fake.events if isinstance(event, Strained)]
+
+    async with fake.serve(journal=f"sqlite:{tmp_path / 'j.db'}") as server:
+        journal = server.runs.journal
+        assert journal
+        with blocked(tmp_path / "j.db"):
+            assert (await ask(server, "hello")).code == 1000
+            await until(lambda: journal.statistics().faults > 2)
+            assert told() == [False]
+        await until(lambda: len(told()) == 2)
+    assert told() == [False, True]
 
 
 async def test_a_journal_that_closes_tries_again_what_failed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -20,7 +20,7 @@ import trio
 from .config import LIMITS, Config
 from .containment import Containment, Job, Means, open_containment
 from .errors import ConfigError, SpawnFailed
-from .events import JournalReady, Observer, PoolReady, fan_out
+from .events import JournalReady, Observer, PoolReady, Strained, fan_out
 from .journal import Journal, Retention, open_journal
 from .quarters import journal_file
 from .runs import Runs
@@ -166,6 +166,10 @@ async def _opened_journal(
             observer(JournalReady(f"redis {nodes.redis.address}"))
         yield nodes.journal
         return
+
+    def tell(fails: bool) -> None:
+        observer(Strained("what the journal is written to", over=not fails))
+
     async with contextlib.AsyncExitStack() as stack:
         journal = None
         if config.journal != "none":
@@ -174,7 +178,12 @@ async def _opened_journal(
                 path = _journal_path(config, workplace, environ)
                 journal = await stack.enter_async_context(
                     open_journal(
-                        path, workplace.home.server, retention, config.journal_run_bytes, content=config.journal_content
+                        path,
+                        workplace.home.server,
+                        retention,
+                        config.journal_run_bytes,
+                        content=config.journal_content,
+                        tell=tell,
                     )
                 )
             except ConfigError as error:

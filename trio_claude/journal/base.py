@@ -24,7 +24,7 @@ UNWRITTEN: Final = "the journal can't be written just now"
 class Journal(ABC):
     """The journal of a server.
 
-    Error handling: what can't be written is tried again, and `fault` says why it can't be; nobody else hears of it.
+    Error handling: what can't be written is tried again, and `fault` says why it can't be; who put it in never hears.
     What reads, and `delete`, raise `JournalFault` where it is not at hand.
     """
 

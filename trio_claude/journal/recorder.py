@@ -6,6 +6,7 @@ what one run says in that moment one row.
 
 from __future__ import annotations
 
+import contextlib
 import math
 import sqlite3
 import threading
@@ -67,9 +68,12 @@ class SqliteJournal(Backlog, Journal):
 
     largest = LARGEST
 
-    def __init__(self, store: Store, retention: Retention, run_limit: int, *, content: bool) -> None:
+    def __init__(
+        self, store: Store, retention: Retention, run_limit: int, *, content: bool, tell: Callable[[bool], None]
+    ) -> None:
         super().__init__(run_limit, content=content)
         self.fault: str = ""
+        self._tell = tell
         self._store = store
         self._retention = retention
         self._closing = False
@@ -292,7 +296,7 @@ class SqliteJournal(Backlog, Journal):
             self._given_up += 1
             writes[0].hearers.clear()  # what is given up is never durable
         else:
-            self.fault = ""
+            self._note("")
         with self._stir:
             for _ in writes:
                 self._bytes -= self._waiting.popleft().size
@@ -312,7 +316,7 @@ class SqliteJournal(Backlog, Journal):
             self._store.disown()
             with self._store.transaction():
                 gone = self._store.retain(self._retention, time.time())
-            self.fault = ""
+            self._note("")
         except (sqlite3.Error, OSError) as error:
             self._fail(error)
             return False
@@ -322,17 +326,38 @@ class SqliteJournal(Backlog, Journal):
         """Note why something can't be written; no path, which an OSError would name."""
         said = str(error) if isinstance(error, sqlite3.Error) else repr(error)
         why = getattr(error, "strerror", None) or said
-        self.fault = f"the journal can't be written: {why}"
+        self._note(f"the journal can't be written: {why}")
         self._faults += 1
+
+    def _note(self, fault: str) -> None:
+        """Note a fault, or that there is none any more, and tell when that changes."""
+        before, self.fault = self.fault, fault
+        if bool(before) != bool(fault):
+            self._tell(bool(fault))
 
 
 @asynccontextmanager
 async def open_journal(
-    path: Path, server: str, retention: Retention, run_limit: int, *, content: bool
+    path: Path,
+    server: str,
+    retention: Retention,
+    run_limit: int,
+    *,
+    content: bool,
+    tell: Callable[[bool], None] = lambda _fails: None,
 ) -> AsyncIterator[SqliteJournal]:
-    """Open the journal in a file; leaving the context writes what waits. Raises `ConfigError`."""
+    """Open the journal in a file; leaving the context writes what waits. Raises `ConfigError`.
+
+    `tell` hears in this loop that it can't be written, and that it can be again.
+    """
+    token = trio.lowlevel.current_trio_token()
+
+    def pass_on(fails: bool) -> None:
+        with contextlib.suppress(trio.RunFinishedError):
+            token.run_sync_soon(tell, fails)
+
     store = await trio.to_thread.run_sync(Store, path, server)  # which looks through the file
-    journal = SqliteJournal(store, retention, run_limit, content=content)
+    journal = SqliteJournal(store, retention, run_limit, content=content, tell=pass_on)
     try:
         yield journal
     finally:

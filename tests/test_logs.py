@@ -310,8 +310,9 @@ def test_an_entry_of_many_lines_that_a_pipe_does_not_take_is_counted(monkeypatch
         for _ in range(30):
             writer.put(Entry(0, 0, "Crashed", {}, {}))
         drain = threading.Thread(target=_drain, args=(reader, found), daemon=True)
-        wait_for(lambda: writer._dropped > 0)
+        wait_for(lambda: not writer._entries.qsize() and writer._dropped > 0)
         drain.start()
+        wait_for(found.getvalue)  # as much as the pipe holds is read at a time, so it is empty now
         writer.put(Entry(0, 0, "After", {}, {}))
         writer.close()
     drain.join(5)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import resource
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -148,6 +149,19 @@ def test_a_full_disk_is_named() -> None:
         pytest.raises(Unwritable, match="/dev/full: No space left on device"),
     ):
         out.write(b"x")
+
+
+def test_of_a_record_that_has_no_room_whole_nothing_stays(folder: Path) -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    with OutFile(folder / "out", force=False) as out:
+        out.write(b"one\n")
+        resource.setrlimit(resource.RLIMIT_FSIZE, (6, hard))
+        try:
+            with pytest.raises(Unwritable, match="out: File too large"):
+                out.write(b"two\n")
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert (folder / "out").read_bytes() == b"one\n"
 
 
 def test_lines_go_to_an_empty_folder(folder: Path) -> None:

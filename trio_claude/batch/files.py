@@ -162,12 +162,14 @@ class OutFile:
         self._file: IO[bytes] = _open(path, force=force, keep=keep)
 
     def write(self, data: bytes) -> None:
-        """Append `data`, all of it."""
+        """Append `data`, all of it; or none of it, but where somebody reads a pipe or a device."""
         rest = memoryview(data)
         try:
             while rest:
                 rest = rest[self._file.write(rest) :]
         except OSError as error:
+            with contextlib.suppress(OSError):
+                self._file.truncate(self._file.seek(len(rest) - len(data), os.SEEK_END))
             raise Unwritable(f"{self._path}: {error.strerror}") from error
 
     def close(self) -> None:

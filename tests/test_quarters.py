@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import shlex
+import stat
 import sys
 from pathlib import Path
 from secrets import token_hex
@@ -14,7 +16,7 @@ from talk import open_talk
 
 from trio_claude.config import Config
 from trio_claude.errors import ConfigError
-from trio_claude.quarters import state_folder
+from trio_claude.quarters import Homes, state_folder
 from trio_claude.server import open_server
 from trio_claude.testing import fake_cli
 
@@ -27,6 +29,18 @@ APART = [
 STAND_IN = (sys.prefix, sys.base_prefix, str(Path(fake_cli.FOLDER).parents[1]))
 """What the stand-in reads where all but the system is hidden."""
 ALLOWED = {"cli_args": "--allowed-tools=Bash", "sandbox_read": STAND_IN}
+
+
+@pytest.mark.parametrize(("shared", "rights"), [(False, 0o700), (True, 0o711)])
+@pytest.mark.parametrize("mask", [0o022, 0o077])
+def test_the_folder_that_homes_are_in_is_the_servers_alone(folder: Path, shared: bool, rights: int, mask: int) -> None:
+    """But that another user, whom the CLI becomes, comes through."""
+    before = os.umask(mask)
+    try:
+        Homes.open(folder / "state" / "homes", per_run=False, shared=shared)
+    finally:
+        os.umask(before)
+    assert [stat.S_IMODE((folder / place).stat().st_mode) for place in ("state", "state/homes")] == [rights, rights]
 
 
 def bash(script: str) -> str:

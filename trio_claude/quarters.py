@@ -151,9 +151,16 @@ class Homes:
 
     @classmethod
     def open(cls, root: Path, *, per_run: bool, shared: bool) -> Homes:
-        """Make the root; `shared` lets another user through, whom the CLI becomes. Raises OSError."""
-        root.mkdir(mode=0o700, parents=True, exist_ok=True)
-        root.chmod(0o711 if shared else 0o700)
+        """Make the root, and the folder that it is in; `shared` lets another user through, whom the CLI becomes.
+
+        Raises OSError.
+        """
+        rights = 0o711 if shared else 0o700
+        if not root.parent.is_dir():
+            root.parent.mkdir(parents=True, exist_ok=True)  # another server may start just now
+            root.parent.chmod(rights)
+        root.mkdir(mode=0o700, exist_ok=True)
+        root.chmod(rights)
         return cls(str(root), per_run)
 
     @staticmethod

@@ -15,6 +15,7 @@ from trio_claude.config import Config
 from trio_claude.containment import Job
 from trio_claude.engine import open_engine
 from trio_claude.errors import ConfigError, SpawnFailed
+from trio_claude.events import Event, Weak
 from trio_claude.messages import Options
 from trio_claude.workplace import RUN_NAME, Workplace, find_cli, find_user, inherited
 
@@ -236,3 +237,26 @@ async def test_a_user_who_can_not_enter_where_runs_live_is_refused(folder: Path,
     for more in ({"cwd": str(opened)}, {"isolation": "identity", "state": str(opened)}):
         async with open_engine(attrs.evolve(config, **more)):
             pass
+
+
+@pytest.mark.root
+@pytest.mark.parametrize("mode", [*MODES, pytest.param("sandbox", marks=pytest.mark.sandbox)])
+async def test_a_user_for_whom_the_cli_can_keep_nothing_is_told_of(folder: Path, mode: str) -> None:
+    """As where a server of root's has its home in the environment; a sandbox can't show what its user can't enter."""
+    folder.chmod(0o755)
+    (folder / "closed").mkdir(mode=0o700)
+    told: list[Event] = []
+    config = Config(cli="sh", cwd="/usr/share", user="nobody", containment=mode)
+    environ = {"CLAUDE_CONFIG_DIR": str(folder / "closed" / "config")}
+    if mode == "sandbox":
+        with pytest.raises(ConfigError, match=r"CLAUDE_CONFIG_DIR: user nobody can't run in .*config"):
+            async with open_engine(config, environ=environ):
+                pytest.fail("opened")
+        (folder / "closed").chmod(0o755)
+    async with open_engine(config, [told.append], environ=environ):
+        pass
+    homes = attrs.evolve(config, cwd="", isolation="identity", state=str(folder / "state"))
+    async with open_engine(homes, [told.append], environ=environ):
+        pass
+    weak = [event.what for event in told if isinstance(event, Weak)]
+    assert weak == [f"CLAUDE_CONFIG_DIR: user nobody can't write in {folder}/closed/config: no session can be resumed"]

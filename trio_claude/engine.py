@@ -20,7 +20,7 @@ import trio
 from .config import LIMITS, Config
 from .containment import Containment, Job, Means, open_containment
 from .errors import ConfigError, SpawnFailed
-from .events import JournalReady, Observer, PoolReady, Strained, fan_out
+from .events import JournalReady, Observer, PoolReady, Strained, Weak, fan_out
 from .journal import Journal, Retention, open_journal
 from .quarters import journal_file
 from .runs import Runs
@@ -98,7 +98,7 @@ async def open_engine(
         _opened_journal(config, workplace, os.environ if environ is None else environ, observer, nodes) as journal,
         open_services() as services,
     ):
-        await _check_user(workplace, containment)
+        await _check_user(workplace, containment, observer)
         runs = Runs(workplace, containment, observer, journal, batch, tracer, nodes)
         await runs.recall()
         if workplace.homes:
@@ -115,24 +115,36 @@ async def open_engine(
                 await runs.drain(0)
 
 
-async def _check_user(workplace: Workplace, containment: Containment) -> None:
-    """Raise `ConfigError` where the user that the CLI becomes can't enter a folder in which runs live."""
+async def _check_user(workplace: Workplace, containment: Containment, observer: Observer) -> None:
+    """Raise `ConfigError` where the user that the CLI becomes can't enter a folder in which runs live.
+
+    Where the CLI could keep nothing, `observer` is told.
+    """
     if not workplace.user:
         return
+    name, state = workplace.config.user, "" if workplace.homes else workplace.state[0]
     places = {"TMPDIR": workplace.folders}
     if workplace.homes and not workplace.homes.per_run:
         places["state"] = workplace.homes.root
     elif not workplace.homes and "{meta}" not in workplace.cwd:
         places["cwd"] = workplace.cwd
+    if state and containment.mode == "sandbox" and await trio.Path(state).is_dir():
+        places["CLAUDE_CONFIG_DIR"] = state
     for field, folder in places.items():
-        job = Job(argv=("/bin/sh", "-c", ":"), env={}, cwd=folder, user=workplace.user, writable=(folder,))
-        try:
-            async with containment.start(job) as process:
-                status = await process.wait_exit()
-        except SpawnFailed as error:
-            raise ConfigError(f"{field}: user {workplace.config.user} can't run in {folder}: {error}") from error
-        if status:
-            raise ConfigError(f"{field}: user {workplace.config.user} can't run in {folder}")
+        if (why := await _try_user(workplace, containment, folder, ":")) is not None:
+            raise ConfigError(f"{field}: user {name} can't run in {folder}{why}")
+    if state and await _try_user(workplace, containment, state, "[ -w . ]") is not None:
+        observer(Weak(f"CLAUDE_CONFIG_DIR: user {name} can't write in {state}: no session can be resumed"))
+
+
+async def _try_user(workplace: Workplace, containment: Containment, folder: str, script: str) -> str | None:
+    """Return why a script of the CLI's user fails in a folder, as far as it is known; None where it does not."""
+    job = Job(argv=("/bin/sh", "-c", script), env={}, cwd=folder, user=workplace.user, writable=(folder,))
+    try:
+        async with containment.start(job) as process:
+            return "" if await process.wait_exit() else None
+    except SpawnFailed as error:
+        return f": {error}"
 
 
 @asynccontextmanager

@@ -37,6 +37,11 @@ def test_the_reason_tells(reason: str, again: bool) -> None:
     assert retryable(Finish(reason=reason, error="e"), Fold()) is again
 
 
+def test_who_is_to_come_another_day_is_not_asked_again() -> None:
+    assert retryable(Finish(reason="busy", error="e", retry_after=600.0), Fold())
+    assert not retryable(Finish(reason="busy", error="e", retry_after=601.0), Fold())
+
+
 def test_a_refused_connection_to_the_api_is_tried_again() -> None:
     assert retryable(Finish(reason="failed", exit_status=1), failed(None, unconnected=True))
 

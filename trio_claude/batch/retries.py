@@ -15,13 +15,15 @@ BASE = 1.0
 """Seconds before the second attempt; doubled for each one more."""
 MOST = 60.0
 """Seconds between two attempts at most, whatever a server asks for."""
+AWAY = 600.0
+"""Seconds for which who asks for more is not asked again: a day's budget is spent. `--resume` does it another time."""
 _REASONS = (BUSY, UNREACHABLE, Reason.DRAINED.value)
 
 
 def retryable(finish: Finish, fold: Fold) -> bool:
     """Whether an attempt that ended so may go better another time."""
     if finish.reason in _REASONS:
-        return True
+        return (finish.retry_after or 0.0) <= AWAY
     if finish.reason not in (Reason.EXIT, Reason.FAILED) or not fold.is_error:
         return False
     return fold.api_status in STATUSES or (fold.api_status is None and fold.unconnected)

@@ -212,7 +212,9 @@ def home() -> Iterator[Path]:
 Script = Callable[[Talk], Coroutine[Any, Any, None]]
 
 
-async def hear_both(real: list[str], home: Path, flags: list[str], script: Script) -> tuple[list[Json], list[Json]]:
+async def hear_both(
+    real: list[str], home: Path, flags: list[str], script: Script, **more: str
+) -> tuple[list[Json], list[Json]]:
     """Play the same script to both, and return what the real one and the fake said."""
     said = []
     async with open_messages_api() as api:
@@ -224,6 +226,7 @@ async def hear_both(real: list[str], home: Path, flags: list[str], script: Scrip
             "ANTHROPIC_BASE_URL": api.url,
             "ANTHROPIC_API_KEY": "dummy",
             **QUIET,
+            **more,
         }
         for program in (real, FAKE):
             with trio.fail_after(PATIENCE):
@@ -342,3 +345,30 @@ async def test_the_fake_speaks_as_the_real_one(real: list[str], version: str, ho
     found += [f"real ends {end_of(theirs)}, fake {end_of(ours)}"] * (end_of(theirs) != end_of(ours))
     report = "\n  ".join(found)
     assert not found, f"the fake of {fake_cli.VERSION} differs from {version} in {scenario}:\n  {report}"
+
+
+async def interrupt_and_be_done(talk: Talk) -> None:
+    await interrupt_in_mid_stream(talk)
+    await talk.until("system/session_state_changed")
+
+
+async def two_turns(talk: Talk) -> None:
+    for _ in range(2):
+        await to_the_result(talk, {"do": "text"})
+        await talk.until("system/session_state_changed")
+
+
+STATES: dict[str, tuple[list[str], Script]] = {
+    "two-turns": ([], two_turns),
+    "background": (ALLOWED, a_task_in_the_background),
+    "interrupt": (PARTIAL, interrupt_and_be_done),
+}
+
+
+@pytest.mark.parametrize("scenario", STATES)
+async def test_the_fake_tells_its_host_what_it_is_at(real: list[str], version: str, home: Path, scenario: str) -> None:
+    flags, script = STATES[scenario]
+    theirs, ours = await hear_both(real, home, flags, script, CLAUDE_CODE_SDK_READS_SESSION_STATE="1")
+    assert differences(scenario, theirs, ours) == [], version
+    told = [[line.get("state") for line in said if "sdk_host_only" in line] for said in (theirs, ours)]
+    assert told[0] == told[1] != []

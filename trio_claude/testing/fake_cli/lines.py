@@ -83,7 +83,7 @@ def initialize_fields(session: Session) -> Json:
         "output_style": "default", "available_output_styles": ["default"], "feedback_mode": {"kind": "disabled"},
         "user_output_styles_dir": f"{_config_folder()}/output-styles", "capabilities": ["ui_surface_v1"],
         "pid": os.getpid(), "claude_code_version": VERSION, "current_permission_mode": session.mode, **FAST_MODE,
-        "session_state": "running" if session.turn else "idle", "analytics_disabled": True,
+        "session_state": session.state, "analytics_disabled": True,
         "hook_on_failure_supported": True, "hooks_when_unanswered_kept": 0, "other_hook_ask_outranks_host": True,
         "remote_control_auto_enable": False, "remote_control_auto_connect_default": False,
         "remote_control_available": False, "remote_control_auto_on_by_default": False,

@@ -6,6 +6,7 @@ Rule: what must outlive a turn stands here; a turn's own affairs never do.
 from __future__ import annotations
 
 import json
+import os
 import re
 import signal
 import time
@@ -17,6 +18,8 @@ from .shell import TERM_GRACE_SECONDS, Shell
 from .turn import Turn
 from .wire import LIFE_SECONDS, Ended, FatalError, Interrupted, Wire, new_uuid, write_line, write_stderr
 
+READS_STATE = "CLAUDE_CODE_SDK_READS_SESSION_STATE"
+"""The variable by which a host asks to be told whether the CLI has work to do."""
 SETTABLE_MODES = ("acceptEdits", "auto", "bypassPermissions", "default", "dontAsk", "plan")
 
 
@@ -40,6 +43,7 @@ class Session:
         self.spent: dict[str, tuple[int, int]] = {}
         self.results: int = 0
         self.failed: bool = False
+        self.state: str = "idle"
         self.lingering: float = 0.0
 
     def emit(self, kind: str, subtype: str | None = None, /, **fields: object) -> None:
@@ -78,16 +82,25 @@ class Session:
         return bool(self.queue or self._ended_tasks()) or (self.wire.eof and not self.tasks)
 
     def _run_turn(self, prompt: str, **origin: object) -> None:
+        self._tell_state("running")
         self.turn = Turn(self, prompt)
         try:
             self.turn.run(**origin)
         finally:
             self.turn = None
+        if not self.queue:
+            self._tell_state("idle")
         if self.wire.signal:
             raise Ended(self.wire.exit_status)
         if self.lingering:
             self.wire.wait(self.lingering)
             raise Ended(int(self.failed))
+
+    def _tell_state(self, state: str) -> None:
+        """Tell the host whether there is work to do, where it wants to know."""
+        if os.environ.get(READS_STATE) == "1" and state != self.state:
+            self.emit("system", "session_state_changed", state=state, sdk_host_only=True)
+        self.state = state
 
     def _refuse_resume(self, error: str) -> None:
         self.wire.wait(LIFE_SECONDS, until=lambda: self.queue or self.wire.eof)

@@ -333,7 +333,7 @@ def test_a_crowd_is_counted_to_its_limit() -> None:
 
 def test_a_session_is_locked_for_its_own_identity_only() -> None:
     locks = SessionLocks()
-    with locks.hold("s", "a"), locks.hold("s", "b"), locks.hold(None, "a"):
+    with locks.hold("s", "a"), locks.hold("s", "b"):
         with pytest.raises(SessionBusy), locks.hold("s", "a"):
             pytest.fail("held twice")
     with locks.hold("s", "a"):

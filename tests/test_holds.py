@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from harness import Backend, until
+from harness import Backend, ask, until
 from talk import open_talk
 
 from trio_claude.errors import SessionBusy
@@ -36,7 +36,7 @@ def is_free(holds: Holds, session: str = SESSION, who: str = "key:alice") -> boo
 
 def test_a_session_is_one_servers_until_it_lets_go(tmp_path: Path) -> None:
     here, there = Holds(tmp_path / "state"), Holds(tmp_path / "state")
-    with here.hold(SESSION, "key:alice"), here.hold(None, "key:alice"):
+    with here.hold(SESSION, "key:alice"):
         assert not is_free(there)
         assert is_free(there, OTHER)
         assert is_free(there, who="key:bob")
@@ -50,9 +50,10 @@ def test_a_session_is_one_servers_until_it_lets_go(tmp_path: Path) -> None:
     there.close()
 
 
-def test_a_new_session_leaves_no_file(tmp_path: Path) -> None:
-    with Holds(tmp_path / "state").hold(None, "key:alice"):
-        assert not (tmp_path / "state").exists()
+async def test_a_run_of_no_session_leaves_no_file(fake: Backend, tmp_path: Path) -> None:
+    async with fake.serve(state=str(tmp_path)) as server:
+        assert (await ask(server, "hello")).code == 1000
+    assert not (tmp_path / NAME).exists()
 
 
 def test_what_a_server_had_that_was_killed_is_free(tmp_path: Path) -> None:

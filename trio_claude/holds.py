@@ -35,9 +35,9 @@ class Holds:
         self._file: int | None = None
 
     @contextmanager
-    def hold(self, session: str | None, who: str) -> Iterator[None]:
-        """Hold a session of `who` for a run; None is a new one. Raises `SessionBusy` where another server has it."""
-        if session is None or (file := self._opened()) is None:
+    def hold(self, session: str, who: str) -> Iterator[None]:
+        """Hold a session of `who` for a run. Raises `SessionBusy` where another server has it."""
+        if (file := self._opened()) is None:
             yield
             return
         try:

@@ -250,13 +250,14 @@ class Runs:
         self, stack: contextlib.AsyncExitStack, session: str | None, member: Member, on_wait: Callable[[int], None]
     ) -> None:
         """Hold a session, and one of the runs that its member may have at once, which `Slots` counts for one server."""
-        stack.enter_context(self._sessions.hold(session, member.name))
+        if session is not None:
+            stack.enter_context(self._sessions.hold(session, member.name))
         if self._draining:
             raise Draining("server shutting down")
         if self._shared:
             await stack.enter_async_context(self._shared.hold(member.name, session))
             await stack.enter_async_context(self._shared.place(member, self._allowance.total, on_wait))
-        else:
+        elif session is not None:
             stack.enter_context(self._workplace.holds.hold(session, member.name))
 
     @asynccontextmanager

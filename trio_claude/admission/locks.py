@@ -24,11 +24,8 @@ class SessionLocks:
         return frozenset(self._held)
 
     @contextmanager
-    def hold(self, session: str | None, who: str) -> Iterator[None]:
-        """Hold a session of `who` for a run; None is a new one. Raises `SessionBusy`."""
-        if session is None:
-            yield
-            return
+    def hold(self, session: str, who: str) -> Iterator[None]:
+        """Hold a session of `who` for a run. Raises `SessionBusy`."""
         held = (who, session)
         if held in self._held:
             raise SessionBusy(f"resume: session {session} is in use by another run")

@@ -28,7 +28,20 @@ def test_it_is_read_anew_and_kept_while_its_file_will_not_do(tmp_path: Path) -> 
     assert password.now() == "second"
     file.unlink()
     assert password.now() == "second"
+    file.symlink_to("x" * 300)  # a name that no file can have: what is asked of it fails
+    assert password.now() == "second"
     assert "second" not in repr(password)
+
+
+def test_what_a_pipe_gives_once_is_kept() -> None:
+    """A shell hands over `<(pass show redis)` so."""
+    reader, writer = os.pipe()
+    os.write(writer, b"s3cret\n")
+    os.close(writer)
+    try:
+        assert Password(None, Path(f"/dev/fd/{reader}")).now() == "s3cret"
+    finally:
+        os.close(reader)
 
 
 def test_without_a_file_it_is_that_of_the_settings(tmp_path: Path) -> None:

@@ -31,9 +31,9 @@ class Password:
             self._known = read_password(self._file)
 
     def now(self) -> str | None:
-        """Return what the file holds by now; where that will not do, what it held before."""
-        if self._file:
-            with suppress(ConfigError):
+        """Return what the file holds by now; where that will not do, what it held before. A pipe is read once."""
+        with suppress(ConfigError, OSError):
+            if self._file and self._file.is_file():
                 self._known = read_password(self._file)
         return self._known
 

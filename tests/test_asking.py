@@ -41,6 +41,8 @@ def test_several_may_hold_where_the_model_says_so() -> None:
         (SEVERAL, "1 2 2", "a, b"),
         (SEVERAL, "1,4", "1,4"),
         (SEVERAL, "2", "b"),
+        (SEVERAL, "1   ,   2", "a, b"),
+        (SEVERAL, ("1" + " " * 20) * 100 + "of a table", ("1" + " " * 20) * 100 + "of a table"),
     ],
 )
 def test_an_answer_is_a_choice_or_words(question: Question, typed: str, meant: str) -> None:

@@ -14,7 +14,7 @@ Json: TypeAlias = dict[str, Any]
 
 TOOL: Final = "AskUserQuestion"
 """The CLI's tool that asks; its answers go back within its input."""
-_NUMBERS: Final = re.compile(r"\d{1,3}(\s*[,\s]\s*\d{1,3})*")
+_NUMBERS: Final = re.compile(r"\d{1,3}((\s*,\s*|\s+)\d{1,3})*")
 
 
 @attrs.frozen

@@ -179,6 +179,24 @@ async def test_what_a_killed_cli_left_in_the_list_of_sessions_is_removed(folder:
     assert [entry.name for entry in sessions.iterdir()] == ["78.json"]
 
 
+@pytest.mark.root
+async def test_what_is_another_users_is_not_removed_behind_a_link(folder: Path) -> None:
+    """A run can put one where its list of sessions was; what the CLI left is its user's."""
+    nobody = find_user("nobody")
+    assert nobody
+    os.chown(folder, *nobody)
+    roots = folder / "roots"
+    roots.mkdir()
+    for name in ("77.json", "77.db"):
+        (roots / name).touch()
+    os.chown(roots / "77.json", *nobody)
+    async with Workplace.open(Config(cli="sh", cwd="/", user="nobody"), {"HOME": str(folder)}) as workplace:
+        Path(workplace.sessions).rmdir()
+        Path(workplace.sessions).symlink_to(roots)
+        workplace.forget(77, "local")
+    assert [entry.name for entry in roots.iterdir()] == ["77.db"]
+
+
 async def test_without_a_list_of_sessions_nothing_is_removed(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """As for a user of the system's that has no home; the server's own folder is no such list."""
     (folder / "file").touch()

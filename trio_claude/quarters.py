@@ -75,6 +75,18 @@ def make_theirs(folder: Path, owner: tuple[int, int]) -> None:
                 pass
 
 
+def unlist(folder: int, pid: int, owner: tuple[int, int] | None = None) -> None:
+    """Remove what a CLI has left in a list of sessions, with `owner` only what is theirs: a link may lead to another's.
+
+    Raises OSError.
+    """
+    for name in os.listdir(folder):
+        if not name.startswith(f"{pid}."):
+            continue
+        if owner is None or os.stat(name, dir_fd=folder, follow_symlinks=False).st_uid == owner[0]:
+            os.unlink(name, dir_fd=folder)
+
+
 @contextlib.contextmanager
 def open_step(folder: int, name: str) -> Iterator[int]:
     """Yield a descriptor of a folder in another, which is no link. Raises OSError."""
@@ -132,9 +144,7 @@ class Quarters:
     def forget(self, pid: int) -> None:
         """Remove what a CLI has left in the list of sessions."""
         with contextlib.suppress(OSError), open_folder(self.real, CONFIG, SESSIONS) as folder:
-            for name in os.listdir(folder):  # noqa: PTH208 - by its descriptor
-                if name.startswith(f"{pid}."):
-                    os.unlink(name, dir_fd=folder)
+            unlist(folder, pid)
 
 
 def is_link(error: OSError) -> bool:

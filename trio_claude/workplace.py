@@ -28,7 +28,7 @@ from .errors import ConfigError, SpawnFailed
 from .holds import Holds
 from .leftovers import Home, open_home, remove, remove_empty
 from .messages import Options, compact
-from .quarters import OPERATORS, Homes, is_link, make_theirs, open_folder, state_folder
+from .quarters import OPERATORS, Homes, is_link, make_theirs, open_folder, state_folder, unlist
 
 INHERITED = (
     "PATH",
@@ -187,9 +187,8 @@ class Workplace:
             self.homes.quarters(who, "", "", binds=False).forget(pid)
         if self.homes or not self.sessions:
             return
-        with contextlib.suppress(OSError):
-            for path in Path(self.sessions).glob(f"{pid}.*"):
-                path.unlink()
+        with contextlib.suppress(OSError), open_folder(self.sessions) as folder:
+            unlist(folder, pid, self.user)
 
     def forget_transcripts(self, sessions: Iterable[tuple[str, str | None]], held: Iterable[tuple[str, str]]) -> None:
         """Remove the CLI's transcripts of sessions, each of an identity; None is all of its. Blocks."""

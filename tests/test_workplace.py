@@ -90,7 +90,7 @@ async def test_two_runs_never_hold_one_session(folder: Path) -> None:
     from trio_claude.errors import SessionBusy
 
     locks = SessionLocks()
-    with locks.hold("s", "a"), locks.hold("other", "a"), locks.hold(None, "a"), locks.hold(None, "a"):
+    with locks.hold("s", "a"), locks.hold("other", "a"):
         with pytest.raises(SessionBusy, match="session s is in use"):
             with locks.hold("s", "a"):
                 pytest.fail("held twice")

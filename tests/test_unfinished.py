@@ -119,6 +119,19 @@ async def test_a_turn_without_a_line_is_told_and_a_run_without_a_word_hides_none
             assert (found.prompt, found.text) == (asked, "half" if name == "a" else "")
 
 
+async def test_where_a_history_ends_early_nobody_knows_whether_the_turn_did(opening: Opening) -> None:
+    async with opening(2000) as journal:
+        run = journal.begin(begun("a", session="s"))
+        run.lines([json.dumps(block("first")).encode()])
+        run.lines([json.dumps(block("long" * 500)).encode(), json.dumps(RESULT).encode()])
+        assert not run.stored
+        run.end(ended("a", 3))
+        assert await journal.unfinished("local", "s") is None
+        found = await journal.get("local", "a")
+        assert found
+        assert (found.lines, found.stored) == (3, 1)
+
+
 async def cut_off(talk: Talk, text: str) -> dict[str, Any]:
     """Start a session, have a turn, and kill it in the middle of the next."""
     started = await talk.start(partial=True)

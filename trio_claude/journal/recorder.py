@@ -103,7 +103,7 @@ class SqliteJournal(Backlog, Journal):
 
         def look(reader: Reader) -> Unfinished | None:
             run = reader.latest(identity, session)
-            if not run or run.stored < min(run.lines, 1):
+            if not run or run.stored < run.lines:  # what is missing may be the turn's end
                 return None
             return find_unfinished(run.id, run.prompt, reader.tail(run.id, TAIL))
 

@@ -241,7 +241,7 @@ class RedisJournal(Backlog, Journal):
         await self.settle(SOON)
         for back in range(LOOKED_AT):
             run = await self._archive.latest(identity, session, back)
-            if not run or run.stored < min(run.lines, 1):
+            if not run or run.stored < run.lines:  # what is missing may be the turn's end
                 return None
             parts = await self._archive.tail(run.id, TAIL)
             if run.prompt is not None or any(part.kind is not PartKind.STDERR for part in parts):

@@ -902,7 +902,7 @@ def test_a_server_that_is_killed_at_any_time_leaves_a_clean_file(tmp_path: Path,
         with Reader(path) as reader:
             run = reader.get(None, f"r{number}")
             assert run
-            assert (run.state, run.reason) == ("ended", "node-lost")
+            assert (run.state, run.reason, run.whole) == ("ended", "node-lost", False)
             seen: list[bytes] = []
             while parts := reader.parts(f"r{number}", len(seen), 0):
                 for part in parts:

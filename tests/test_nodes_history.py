@@ -245,6 +245,7 @@ async def test_a_run_that_was_declared_lost_takes_nothing_more_and_is_counted_on
         found = await other.get(None, "a")
         assert found
         assert (found.state, found.reason, found.lines, found.stored) == ("ended", "node-lost", 2, 2)
+        assert not found.whole
         assert await lines_of(other, "a") == [b"one", b"two"]
         (row,) = (await other.usage(UsageQuery(by=("model", "meta")))).rows
         assert (row.group, row.runs, row.tokens, row.seconds, row.failed) == (

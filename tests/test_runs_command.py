@@ -251,7 +251,7 @@ async def test_a_run_whose_server_dies_is_followed_to_there(tmp_path: Path) -> N
             await trio.sleep(0.5)
             server.kill()
     told = await told_json("show", "abcd1234", "--journal", str(path))
-    assert (told["state"], told["reason"], told["lines"]) == ("ended", "node-lost", 1)
+    assert (told["state"], told["reason"], told["lines"], told["whole"]) == ("ended", "node-lost", 1, False)
     (listed,) = (await told_json("list", "--state", "ended", "--journal", str(path)))["runs"]
     assert {name: told[name] for name in listed} == listed
     assert (await told_json("list", "--state", "live", "--journal", str(path)))["runs"] == []
@@ -542,6 +542,10 @@ def test_holes_and_ends_of_a_history_are_named() -> None:
     assert told.endswith("**The history ends here, behind line 5 of 9: it is not whole.**\n")
     for changed, text in (
         ({"stored": 9}, "All lines are here; what stderr and the client said is not kept to the end."),
+        (
+            {"reason": "node-lost", "lines": 5},
+            "The history ends here, behind line 5: what came last, as the server died, may be missing.",
+        ),
         ({"state": "live"}, "The run is live; this is what it has said so far."),
         ({"whole": True, "stored": 9}, ""),
     ):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
+from ..errors import Reason
 from ..events import Receipt
 from .moments import shown
 from .run_sources import LIVE, Run
@@ -88,6 +89,8 @@ def missing(run: Run) -> str:
         return ""
     if not kept:
         return "No lines of this run are kept."
+    if run.get("reason") == Reason.NODE_LOST:
+        return f"The history ends here, behind line {kept}: what came last, as the server died, may be missing."
     if kept == lines:
         return "All lines are here; what stderr and the client said is not kept to the end."
     return f"The history ends here, behind line {kept} of {lines}: it is not whole."

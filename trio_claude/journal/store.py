@@ -77,7 +77,7 @@ OWN_BEFORE: Final = (
 )
 LOST: Final = "the server ended before the run did"
 LOSE: Final = """
-    UPDATE runs SET state = ?, reason = 'node-lost', ended = ?, lines = stored, error = ?
+    UPDATE runs SET state = ?, reason = 'node-lost', ended = ?, lines = stored, whole = 0, error = ?
     WHERE state = 'live' AND server = ? RETURNING id
 """
 

@@ -32,7 +32,7 @@ ENDED_RUNS: Final = """
 """
 """Runs with the state that the file has, which is `live` where the server is dead."""
 CHANGED: Final = {
-    "state": "'ended'", "reason": "'node-lost'", "lines": "stored", "error": f"'{LOST}'",
+    "state": "'ended'", "reason": "'node-lost'", "lines": "stored", "whole": "0", "error": f"'{LOST}'",
 }  # fmt: skip
 """What the end of its server makes of a run."""
 CASE: Final = "CASE WHEN state = 'live' AND NOT is_alive(server) THEN"

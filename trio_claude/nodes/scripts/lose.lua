@@ -10,7 +10,7 @@ local function lose_run(prefix, node, run, at)
   local used = {
     turns = 0, tokens = tonumber(known[4] or 0), dollars = tonumber(known[5] or 0), seconds = 0, failed = 1,
   }
-  local facts = {'lines', stored or '0', 'error', 'the server ended before the run did'}
+  local facts = {'lines', stored or '0', 'whole', 0, 'error', 'the server ended before the run did'}
   finish(prefix, run, 'node-lost', at / 1000, used, nil, facts)
 end
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import sqlite3
 import time
 
 import pytest
@@ -310,3 +312,19 @@ async def test_what_is_wrong_with_the_journal_is_told(fake: Backend) -> None:
         assert server.runs.journal
         server.runs.journal.fault = "the journal can't be written: x"
         assert (await get(server, "/readyz"))["journal"] == "the journal can't be written: x"
+
+
+async def test_a_damaged_value_is_told_and_holds_up_nothing_else(fake: Backend) -> None:
+    async with fake.serve(journal="memory") as server:
+        await ask(server, "hello")
+        await settled(server)
+        (run,) = (await get(server, "/api/runs"))["runs"]
+        assert server.runs.journal
+        with contextlib.closing(sqlite3.connect(server.runs.journal._store.path)) as db, db:
+            db.execute("UPDATE runs SET receipt = '{'")
+        for path in ("/api/runs", f"/api/runs/{run['id']}", f"/api/runs/{run['id']}/lines"):
+            status, _, body = await call(server, path)
+            assert (status, json.loads(body)["code"]) == (503, "journal")
+            assert json.loads(body)["error"].startswith("the journal can't be read: ")
+        assert len((await get(server, "/api/usage"))["usage"]) == 1
+        await ask(server, "hello")

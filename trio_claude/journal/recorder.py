@@ -150,7 +150,7 @@ class SqliteJournal(Backlog, Journal):
             try:
                 with Reader(self._store.path) as reader:
                     return look(reader)
-            except sqlite3.Error as error:
+            except (sqlite3.Error, ValueError) as error:  # a damaged file may hold values that are no JSON
                 raise JournalFault(f"the journal can't be read: {error}", RETRY) from error
 
         return await trio.to_thread.run_sync(read)

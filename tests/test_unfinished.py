@@ -132,6 +132,15 @@ async def test_where_a_history_ends_early_nobody_knows_whether_the_turn_did(open
         assert (found.lines, found.stored) == (3, 1)
 
 
+async def test_the_last_run_of_a_session_is_the_one_that_came_last_whatever_the_clock_said(tmp_path: Path) -> None:
+    async with sqlite_in(tmp_path)() as journal:
+        for name, started, line in (("a", 5000.0, block("half")), ("b", 1000.0, RESULT)):
+            run = journal.begin(begun(name, session="s", started=started))
+            run.lines([json.dumps(line).encode()])
+            run.end(ended(name, 1))
+        assert await journal.unfinished("local", "s") is None
+
+
 async def cut_off(talk: Talk, text: str) -> dict[str, Any]:
     """Start a session, have a turn, and kill it in the middle of the next."""
     started = await talk.start(partial=True)

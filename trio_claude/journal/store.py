@@ -273,7 +273,7 @@ class Reader:
     def latest(self, identity: str, session: str) -> RunRow | None:
         """Return the last run of an identity that had a session of the CLI and words in it, and has ended."""
         condition = f"session = ? AND identity = ? AND state = 'ended' AND {SAID}"
-        sql = _select(RUN, "runs", condition, "ORDER BY started DESC LIMIT 1")
+        sql = _select(RUN, "runs", condition, "ORDER BY rowid DESC LIMIT 1")  # a clock may have been put back
         row = self._db.execute(sql, (session, identity)).fetchone()
         return _row(row) if row else None
 

@@ -800,6 +800,13 @@ def test_a_date_is_this_machines() -> None:
     assert moment("2026-11-27T10:00", 0) == time.mktime((2026, 11, 27, 10, 0, 0, 0, 0, -1))
 
 
+def test_1970_begins_everywhere() -> None:
+    code = "from trio_claude.commands.moments import moment; print(moment('1970-01-01', 1e9), moment('1970-01-01T10', 1e9))"
+    environ = {**os.environ, "TZ": "Asia/Tokyo"}
+    told = subprocess.run([*PROGRAM[:1], "-c", code], env=environ, capture_output=True, text=True, check=True)
+    assert told.stdout == "0.0 3600.0\n"
+
+
 @pytest.mark.parametrize(
     "text", ["", "yesterday", "-1", "nan", "inf", "1e99", "2h30m", "h", "1800-01-01", "0001-01-01"]
 )

@@ -44,6 +44,8 @@ def moment(text: str, now: float) -> float:
         seconds = float(text)
     except ValueError:
         seconds = datetime.datetime.fromisoformat(text).timestamp()
+        if -UNITS["d"] < seconds < 0:  # east of Greenwich 1970 begins before it does there
+            return 0.0
     if not 0 <= seconds <= LONGEST:  # nor is NaN
         raise ValueError(text)
     return seconds

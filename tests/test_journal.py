@@ -706,6 +706,25 @@ async def test_a_write_that_fails_is_tried_again(tmp_path: Path, monkeypatch: py
         assert [part.lines for part in await journal.parts("a")] == [[b"x"]]
 
 
+async def test_a_file_that_is_moved_away_is_told_and_has_all_once_it_is_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(recorder, "RETRY", 0.05)
+    path, away = tmp_path / "j.db", tmp_path / "away"
+    async with opened(path) as journal:
+        path.rename(away)
+        run = journal.begin(begun("a"))
+        await until(lambda: "No such file" in journal.fault)
+        path.write_bytes(b"")
+        await until(lambda: "another file stands in its place" in journal.fault)
+        run.lines([b"x"])
+        assert run.stored
+        away.rename(path)
+        assert await journal.settle()
+        assert not journal.fault
+        assert [part.lines for part in await journal.parts("a")] == [[b"x"]]
+
+
 async def test_an_observer_hears_once_that_it_can_not_be_written_and_once_that_it_can(
     fake: Backend, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

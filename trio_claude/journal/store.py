@@ -9,7 +9,9 @@ power cut may cost what was committed since the last `checkpoint`, and damages n
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
+import os
 import sqlite3
 import time
 from collections.abc import Iterator
@@ -99,6 +101,7 @@ class Store:
             held.enter_context(locked(path, server))
             with opening(path):
                 self._db = open_database(path, held)
+                self._opened = path.stat()
             self.lost: int = 0
             with contextlib.suppress(sqlite3.OperationalError):  # another writes just now; a later look does it
                 self.lost = self.disown()
@@ -115,7 +118,12 @@ class Store:
 
     @contextlib.contextmanager
     def transaction(self) -> Iterator[None]:
-        """Write all of what is done inside, or nothing. Raises sqlite3.Error and OSError."""
+        """Write all of what is done inside, or nothing. Raises sqlite3.Error and OSError.
+
+        A file that has lost its name since it was opened is not written to: nobody would find what is in it.
+        """
+        if not os.path.samestat(self.path.stat(), self._opened):
+            raise OSError(errno.ESTALE, "another file stands in its place")
         self._db.execute("BEGIN IMMEDIATE")
         self._gone = []
         try:

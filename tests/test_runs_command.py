@@ -766,6 +766,13 @@ async def test_what_no_server_of_ours_has_deleted_is_named(body: bytes) -> None:
     assert b"does not answer as trio-claude does" in told.stderr
 
 
+async def test_what_no_file_can_be_asked_for_is_no_fault_of_the_file(fake: Backend, tmp_path: Path) -> None:
+    path = tmp_path / "j.db"
+    async with fake.serve(journal=f"sqlite:{path}"):
+        told = await runs("list", "--meta", os.fsdecode(b"\xff"), "--journal", str(path), status=2)
+    assert told.stderr == b"trio-claude: --meta, --batch and --separator take UTF-8\n"
+
+
 async def test_what_no_server_can_be_asked_for_is_named(fake: Backend, monkeypatch: pytest.MonkeyPatch) -> None:
     async with fake.serve(journal="memory") as server:
         told = await runs("list", "--meta", os.fsdecode(b"\xff"), "--url", server.url, status=2)

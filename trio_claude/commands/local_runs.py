@@ -29,7 +29,10 @@ class LocalRuns:
     @contextmanager
     def _look(self) -> Iterator[Visit]:
         with named(self._path), Visit(self._path) as visit:
-            yield visit
+            try:
+                yield visit
+            except UnicodeEncodeError:
+                raise ConfigError("--meta, --batch and --separator take UTF-8") from None
 
     def find(self, wanted: Wanted) -> Listed:
         """Return runs, newest first."""

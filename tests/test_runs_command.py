@@ -254,6 +254,7 @@ async def test_a_run_whose_server_dies_is_followed_to_there(tmp_path: Path) -> N
     assert (told["state"], told["reason"], told["lines"], told["whole"]) == ("ended", "node-lost", 1, False)
     (listed,) = (await told_json("list", "--state", "ended", "--journal", str(path)))["runs"]
     assert {name: told[name] for name in listed} == listed
+    assert b"\nseconds " not in (await runs("show", "abcd1234", "--journal", str(path))).stdout, "nobody saw its end"
     assert (await told_json("list", "--state", "live", "--journal", str(path)))["runs"] == []
     assert (await runs("delete", "abcd", "--yes", "--journal", str(path))).stderr == b"deleted: 1\n"
     assert (await told_json("list", "--journal", str(path)))["runs"] == []

@@ -36,9 +36,9 @@ def state(run: Run) -> str:
 
 
 def seconds(run: Run, now: float) -> str:
-    """Return how long a run lasted, or has lasted until now."""
+    """Return how long a run lasted, or has lasted until now, nothing for one whose end nobody saw."""
     began, ended = run.get("started"), run.get("ended")
-    if not isinstance(began, int | float):
+    if not isinstance(began, int | float) or run.get("reason") == Reason.NODE_LOST:
         return ""
     return f"{max(0.0, (number(ended) if isinstance(ended, int | float) else now) - number(began)):.1f}"
 

@@ -14,6 +14,7 @@ from browser import node_environ, run_program
 from harness import Backend
 
 import trio_claude
+from trio_claude.config import CONTROLS, GRANTS
 
 ROOT = Path(__file__).parents[1]
 PAGES = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").glob("*.md"))]
@@ -148,6 +149,15 @@ def test_every_setting_of_the_contract_has_the_value_that_is_written() -> None:
         f"`send_timeout` ({config.send_timeout:g} s)", f"a line over {config.max_line // 2**20} MiB",
     ):  # fmt: skip
         assert text in page, text
+
+
+def test_the_contract_names_what_an_operator_can_allow() -> None:
+    text = (ROOT / "docs" / "protocol.md").read_text()
+    (more,) = re.findall(r"\(`--allow-control`:(.*?)\)", text, re.DOTALL)
+    (grants,) = re.findall(r"\(`--grants`:(.*?)\)", text, re.DOTALL)
+    allowed = trio_claude.Config().allow_control
+    assert (*allowed, *re.findall(r"`(\w+)`", more)) == CONTROLS
+    assert tuple(re.findall(r"`(\w+)`", grants)) == GRANTS
 
 
 def test_the_page_on_nodes_names_every_key() -> None:

@@ -376,6 +376,19 @@ async def test_doctor_says_who_sees_the_stored_login(fake: Backend, folder: Path
         assert told in found.stdout
 
 
+async def test_doctor_tells_of_the_journal_that_serve_has(fake: Backend) -> None:
+    env = environ(fake)
+    path = Path(env["TRIO_CLAUDE_STATE"]) / "journal.db"
+    before = await trio_claude("doctor", "--live", "--port", "0", env=env)
+    assert f"ok      engine: it opens; journal: `serve` makes {path}\n".encode() in before.stdout
+    assert not path.exists()
+    async with fake.serve(journal=f"sqlite:{path}"):
+        there = await trio_claude("doctor", "--port", "0", env=env)
+    assert f"it opens; journal: {path}\n".encode() in there.stdout
+    none = await trio_claude("doctor", "--journal", "none", "--port", "0", env=env)
+    assert b"it opens; journal: there is none\n" in none.stdout
+
+
 async def test_doctor_leaves_a_journal_of_an_earlier_version_to_the_server(fake: Backend, folder: Path) -> None:
     with contextlib.closing(sqlite3.connect(folder / "j.db", isolation_level=None)) as db:
         for statements in VERSIONS[:-1]:

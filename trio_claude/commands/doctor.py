@@ -68,7 +68,7 @@ def command(config_file: Path | None, as_json: bool, live: bool, **values: Any) 
 
     No secret is read: of a login only its kind is named. Exit status: 0 where a server would work, 1 where not.
     """
-    config = read_config(values, config_file)
+    config = read_config(values, config_file, journal="auto")
     checks = trio.run(examine, config, live)
     if as_json:
         click.echo(json.dumps([attrs.asdict(check) for check in checks]))
@@ -140,6 +140,9 @@ async def _engine(config: Config) -> Check:
         if is_earlier(path):  # the servers that still hold it could write no more
             config = attrs.evolve(config, journal="none")
             kept = JournalReady("", f"{path} is of an earlier version, and a server's start brings it to this one")
+        elif config.journal == "auto" and _is_absent(path):  # made here it might be another user's than the server's
+            config = attrs.evolve(config, journal="none")
+            kept = JournalReady("", f"`serve` makes {path}")
 
     def hear(event: Event) -> None:
         nonlocal kept
@@ -152,6 +155,14 @@ async def _engine(config: Config) -> Check:
     except* FAULTS as group:
         found = Check("engine", ok=False, found=_said(group.exceptions[0]))
     return found
+
+
+def _is_absent(path: Path) -> bool:
+    """Return whether there is no such file; where it can't be looked for, opening it says so."""
+    try:
+        return not path.exists()
+    except OSError:
+        return False
 
 
 async def _port(config: Config) -> Check:
@@ -189,7 +200,9 @@ def _access(config: Config) -> Check:
 
 async def _live(config: Config) -> Check:
     """Make one real, cent-sized run."""
-    config = attrs.evolve(config, profile="chat", cli_args=f"{config.cli_args} --max-budget-usd={LIVE_BUDGET}")
+    words = f"{config.cli_args} --max-budget-usd={LIVE_BUDGET}"
+    journal = "none" if config.journal == "auto" else config.journal
+    config = attrs.evolve(config, profile="chat", cli_args=words, journal=journal)
     found = Check("live", ok=False, found="not tried")
     try:
         async with open_run("Say ok.", meta="DOCTOR", config=config, timeout=LIVE_TIMEOUT) as run:

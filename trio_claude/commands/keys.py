@@ -30,7 +30,7 @@ LONGEST_OVERLAP = 366 * 24 * 3600
 _json = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 _file = click.option(
     "--file", type=click.Path(dir_okay=False, path_type=Path), envvar="TRIO_CLAUDE_KEYS",
-    help="The file of keys. [default: keys.json in the state folder]",
+    help="The file of keys. [default: the variable TRIO_CLAUDE_KEYS, else keys.json in the state folder]",
 )  # fmt: skip
 
 

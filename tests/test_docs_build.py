@@ -117,6 +117,7 @@ def test_the_reference_has_all_that_the_code_has(site: Path) -> None:
     ends = (site / "reference" / "ends.html").read_text()
     assert all(f"<td><p>{one:d}</p></td>" in ends for one in CloseCode)
     assert {errors.SessionBusy.code, errors.TooFast.code, errors.BadMessage.code} <= codes(site, "ends.html")
+    assert ends.count("A message that breaks the contract") == 1
     heard = (site / "reference" / "events.html").read_text()
     assert all(f"<h2>{one.__name__}<" in heard for one in events.Event.__args__)
     api = (site / "reference" / "api.html").read_text()
@@ -125,6 +126,7 @@ def test_the_reference_has_all_that_the_code_has(site: Path) -> None:
     assert all(f'id="{name}"' in api for name in names), names
     shown = (site / "reference" / "commands.html").read_text()
     assert all(f"<h2>trio-claude {name}<" in shown for name in commands.COMMANDS)
+    assert "What its holder may do." in shown, "a | among the words of an option ends no cell"
 
 
 def test_a_default_that_changes_is_another_page(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -69,6 +69,8 @@ class ClientError(TrioClaudeError):
 class BadMessage(ClientError):
     """A message that breaks the contract; the text names the field and the limit."""
 
+    code = "bad-message"
+
 
 class NotAllowed(BadMessage):
     """A well-formed message that this client may not send."""

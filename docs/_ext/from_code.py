@@ -185,7 +185,8 @@ def _closes(reason: Reason) -> str:
 def refusals() -> Iterator[str]:
     """Yield the codes with which a message is refused."""
     bases = errors.ClientError, errors.Busy, errors.Draining
-    classes = sorted((one for base in bases for one in _below(base)), key=lambda one: one.code)
+    known = {one.code: one for base in bases for one in _below(base)}  # of a code that two have, the nearer one's words
+    classes = sorted(known.values(), key=lambda one: one.code)
     yield from table(
         ("code", "close code of a first message", "what it says"),
         ((f"`{one.code}`", f"{one.close_code:d}", escaped(inspect.getdoc(one) or "")) for one in classes),
@@ -260,7 +261,7 @@ def _command(command: click.Command, name: str, level: str) -> Iterator[str]:
         yield "Each setting of [the configuration](config.md) is an option too: `result_grace` is `--result-grace`.\n"
     records = [record for one in own if (record := one.get_help_record(context))]
     if records:
-        yield from table(("option", "what it is"), ((f"`{first}`", escaped(text)) for first, text in records))
+        yield from table(("option", "what it is"), ((escaped(f"`{first}`"), escaped(text)) for first, text in records))
     if command.epilog:
         yield from _examples(command.epilog)
     if isinstance(command, click.Group):

@@ -120,6 +120,7 @@ def test_the_reference_has_all_that_the_code_has(site: Path) -> None:
     assert ends.count("A message that breaks the contract") == 1
     heard = (site / "reference" / "events.html").read_text()
     assert all(f"<h2>{one.__name__}<" in heard for one in events.Event.__args__)
+    assert "None`" not in heard, "a | among the types of a field ends no cell"
     api = (site / "reference" / "api.html").read_text()
     names = {f"trio_claude.{name}" for name in set(trio_claude.__all__) - ELSEWHERE}
     names |= {f"trio_claude.client.{name}" for name in client.__all__}

@@ -83,8 +83,8 @@ def table(heads: Iterable[str], rows: Iterable[Iterable[str]]) -> Iterator[str]:
 
 
 def code(value: object) -> str:
-    """Return a value as code, a dash for none."""
-    return f"`{value}`" if str(value) else "–"
+    """Return a value as code in a table, a dash for none."""
+    return escaped(f"`{value}`") if str(value) else "–"
 
 
 # -- settings ---------------------------------------------------------------------------------------------------------
@@ -261,7 +261,7 @@ def _command(command: click.Command, name: str, level: str) -> Iterator[str]:
         yield "Each setting of [the configuration](config.md) is an option too: `result_grace` is `--result-grace`.\n"
     records = [record for one in own if (record := one.get_help_record(context))]
     if records:
-        yield from table(("option", "what it is"), ((escaped(f"`{first}`"), escaped(text)) for first, text in records))
+        yield from table(("option", "what it is"), ((code(first), escaped(text)) for first, text in records))
     if command.epilog:
         yield from _examples(command.epilog)
     if isinstance(command, click.Group):

@@ -125,6 +125,7 @@ def test_the_reference_has_all_that_the_code_has(site: Path) -> None:
     names = {f"trio_claude.{name}" for name in set(trio_claude.__all__) - ELSEWHERE}
     names |= {f"trio_claude.client.{name}" for name in client.__all__}
     assert all(f'id="{name}"' in api for name in names), names
+    assert "E.g. for int" not in api, "no words are of Python's own classes"
     shown = (site / "reference" / "commands.html").read_text()
     assert all(f"<h2>trio-claude {name}<" in shown for name in commands.COMMANDS)
     assert "What its holder may do." in shown, "a | among the words of an option ends no cell"

@@ -28,6 +28,9 @@ STDERR_KEPT = 1000
 class OpenRun:
     """One run: iterate over the CLI's lines; then `outcome` says how it ended.
 
+    `stderr` has the first `STDERR_KEPT` lines that it said there, `denied_tools` the name of a tool for each use that
+    was denied because nobody could be asked.
+
     Resource handling: lives in the context that `open_run` gives; leaving it early ends the run. Error handling: how a
     CLI ends is never an exception; look at `outcome`, which is None where the context was cancelled or left by an
     exception before that.

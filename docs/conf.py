@@ -25,6 +25,7 @@ exclude_patterns = ["_ext", "_build", "site"]
 myst_heading_anchors = 3
 myst_enable_extensions = ["colon_fence"]
 highlight_language = "text"
+smartquotes = False  # words of docstrings are copied into programs
 
 autodoc_member_order = "bysource"
 autodoc_typehints = "signature"

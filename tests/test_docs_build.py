@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
+from html import unescape
 from html.parser import HTMLParser
 from pathlib import Path
 from urllib.parse import unquote
@@ -126,6 +127,7 @@ def test_the_reference_has_all_that_the_code_has(site: Path) -> None:
     names |= {f"trio_claude.client.{name}" for name in client.__all__}
     assert all(f'id="{name}"' in api for name in names), names
     assert "E.g. for int" not in api, "no words are of Python's own classes"
+    assert 'query(prompt="Hello"' in unescape(api), "a sample has the quotes that Python takes"
     shown = (site / "reference" / "commands.html").read_text()
     assert all(f"<h2>trio-claude {name}<" in shown for name in commands.COMMANDS)
     assert "What its holder may do." in shown, "a | among the words of an option ends no cell"

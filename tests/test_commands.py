@@ -376,6 +376,18 @@ async def test_doctor_says_who_sees_the_stored_login(fake: Backend, folder: Path
         assert told in found.stdout
 
 
+async def test_doctor_says_that_lean_uses_no_subscription(fake: Backend, folder: Path) -> None:
+    (folder / ".credentials.json").write_text("{}")
+    env = {**environ(fake), "CLAUDE_CONFIG_DIR": str(folder)}
+    for more in ({}, {"CLAUDE_CODE_OAUTH_TOKEN": "none"}):
+        told = await trio_claude("doctor", "--profile", "lean", "--port", "0", env={**env, **more})
+        assert told.returncode == 1
+        assert b"which profile lean does not use; set ANTHROPIC_API_KEY" in told.stdout
+    for words, more in ((["--profile", "chat"], {}), (["--profile", "lean"], {"ANTHROPIC_API_KEY": "none"})):
+        told = await trio_claude("doctor", *words, "--port", "0", env={**env, **more})
+        assert told.returncode == 0
+
+
 async def test_doctor_tells_of_the_journal_that_serve_has(fake: Backend) -> None:
     env = environ(fake)
     path = Path(env["TRIO_CLAUDE_STATE"]) / "journal.db"

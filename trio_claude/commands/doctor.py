@@ -39,12 +39,14 @@ LIVE_BUDGET = 0.05
 """US dollars that `--live` may cost."""
 FAULTS = (TrioClaudeError, OSError, RuntimeError, trio.TooSlowError)
 """What a machine that lacks something raises; a RuntimeError where no thread is to be had."""
+STORED, LONG_LIVED = "a stored login", "a long-lived login (CLAUDE_CODE_OAUTH_TOKEN)"
+"""The logins of a subscription."""
 _LOGINS = (
     ("CLAUDE_CODE_USE_BEDROCK", "Amazon Bedrock"),
     ("CLAUDE_CODE_USE_VERTEX", "Google Vertex"),
     ("ANTHROPIC_API_KEY", "an API key (ANTHROPIC_API_KEY)"),
     ("ANTHROPIC_AUTH_TOKEN", "a bearer token (ANTHROPIC_AUTH_TOKEN)"),
-    ("CLAUDE_CODE_OAUTH_TOKEN", "a long-lived login (CLAUDE_CODE_OAUTH_TOKEN)"),
+    ("CLAUDE_CODE_OAUTH_TOKEN", LONG_LIVED),
 )
 
 
@@ -83,7 +85,7 @@ async def examine(config: Config, live: bool) -> list[Check]:
     """Return every finding."""
     checks = [
         await _cli(config),
-        Check("login", ok=True, found=login(os.environ)),
+        _login(config),
         await _containment(config),
         await _engine(config),
         await _port(config),
@@ -113,8 +115,16 @@ def login(environ: Mapping[str, str]) -> str:
             return kind
     folder = Path(environ.get("CLAUDE_CONFIG_DIR") or Path(environ.get("HOME", "~")) / ".claude")
     if (folder / ".credentials.json").exists():
-        return f"a stored login ({folder / '.credentials.json'}, not read)"
+        return f"{STORED} ({folder / '.credentials.json'}, not read)"
     return "none found; `claude` logs you in, or set ANTHROPIC_API_KEY; --live makes sure"
+
+
+def _login(config: Config) -> Check:
+    """Say which login the CLI would use; in profile lean it uses none of a subscription."""
+    found = login(os.environ)
+    if config.profile == "lean" and found.startswith((LONG_LIVED, STORED)):
+        return Check("login", ok=False, found=f"{found}, which profile lean does not use; set ANTHROPIC_API_KEY")
+    return Check("login", ok=True, found=found)
 
 
 def _said(error: BaseException) -> str:

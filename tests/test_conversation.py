@@ -75,6 +75,44 @@ async def test_an_interrupt_behind_the_end_stops_the_run(cli: Backend) -> None:
     assert (ended["reason"], ended.get("error")) == ("stopped", None)
 
 
+def named(text: str) -> dict[str, object]:
+    """A message that has a name."""
+    uuid = "11111111-2222-3333-4444-555555555555"
+    return {"type": "user", "uuid": uuid, "message": {"role": "user", "content": text}}
+
+
+async def test_a_message_that_comes_again_is_refused_and_the_session_goes_on(cli: Backend) -> None:
+    async with cli.serve() as server, open_talk(server) as talk:
+        await talk.start()
+        await talk.say(named("hello"))
+        await talk.result()
+        await talk.say(named("hello"))
+        refused = await talk.event("refused")
+        assert (refused["code"], "uuid" in refused["error"]) == ("bad-message", True)
+        await talk.user("more")
+        await talk.result()
+        await talk.stop("end")
+        assert (await talk.end())["reason"] == "exit"
+
+
+@pytest.mark.real_cli
+async def test_a_message_that_an_earlier_run_had_holds_up_no_session(folder: Path) -> None:
+    async with open_backend("real", folder) as cli, cli.serve() as server:
+        async with open_talk(server) as talk:
+            session = (await talk.start())["session"]
+            await talk.say(named("hello"))
+            await talk.result()
+            await talk.stop("end")
+            await talk.end()
+        async with open_talk(server) as talk:
+            await talk.start(resume=session)
+            await talk.say(named("hello"))
+            await talk.next(lambda frame: frame.get("state") == "completed")
+            await talk.stop("end")
+            assert (await talk.end())["reason"] == "exit"
+            assert not any(line["type"] == "result" for line in talk.lines())
+
+
 async def test_a_turn_that_is_the_last_still_gets_what_it_asks_for(cli: Backend) -> None:
     async with cli.serve() as server, open_talk(server) as talk:
         await talk.start()

@@ -553,6 +553,20 @@ def test_an_interrupt_for_a_turn_that_does_not_come_is_for_no_later_one() -> Non
     assert not session.interrupt(6.0, "stop")
 
 
+def test_a_prompt_that_the_cli_passes_over_begins_no_turn() -> None:
+    done = line(type="command_lifecycle", command_uuid="u1", state="completed")
+    session = Session(PATIENCE, 0.0)
+    session.prompt(0.0, "u1")
+    assert session.hear([line(type="command_lifecycle", command_uuid="u1", state="queued")], 1.0) == []
+    assert session.interrupt(1.0, "stop")
+    assert session.hear([done], 2.0) == [Happening.RESULT]
+    assert (session.state, session.in_turn, session.interrupted) == (State.IDLE, False, False)
+    session.prompt(3.0, "u2")
+    assert session.hear([done], 4.0) == [], "which was said of another"
+    session.hear([INIT, line(type="command_lifecycle", command_uuid="u2", state="completed")], 5.0)
+    assert session.state is State.RUNNING, "that one has begun a turn"
+
+
 def test_an_approval_outside_of_a_turn_leaves_the_session_idle() -> None:
     session = Session(PATIENCE, 0.0)
     session.prompt(0.0)

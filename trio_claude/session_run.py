@@ -18,7 +18,7 @@ from . import stream_json
 from .config import Config
 from .containment import Contained, Job
 from .endings import Decision
-from .errors import Backlog, Ending, Reason
+from .errors import Backlog, BadMessage, Ending, Reason
 from .events import Outcome
 from .journal import Journal, Unfinished
 from .messages import Options
@@ -42,6 +42,8 @@ from .stream_json import Sign
 
 OWNERS = 64
 """Owners of one run whose messages are counted apart."""
+UUIDS = 10_000
+"""Messages of which a session knows the `uuid`; the CLI knows as many, and does nothing with one that comes again."""
 
 
 class SessionSink(Sink, Protocol):
@@ -129,7 +131,8 @@ class SessionRun(Run):
         self.session: Session = Session(_patience(config, start.options), trio.current_time())
         self._outbox = Outbox(config.max_message)
         self._said_early: list[bytes] = []
-        self._prompt_held = False
+        self._prompt_held: str | None = None
+        self._uuids: dict[str, None] = {}
         self._talking = trio.CancelScope()
         self._stir = trio.Event()
 
@@ -145,10 +148,15 @@ class SessionRun(Run):
             self.heard.popitem(last=False)
 
     def say(self, line: ClientLine, told: ClientLine | None = None) -> None:
-        """Take a client's line for the CLI, which is `told` another in its place. Raises `Ending` and `Backlog`."""
+        """Take a client's line for the CLI, which is `told` another in its place.
+
+        Raises `Ending` and `Backlog`, and `BadMessage` for a message of a `uuid` that another had before.
+        """
         closing = self.session.closing and line.kind is not Kind.RESPONSE
         if closing or self._outbox.closed or self.session.state is State.ENDING:
             raise Ending("the run is ending")
+        if line.kind is Kind.USER and line.request in self._uuids:
+            raise BadMessage("uuid: it was said before, and the CLI does nothing with what comes again")
         now, interrupt = trio.current_time(), line.subtype == "interrupt"
         urgent = line.kind is Kind.RESPONSE or (interrupt and self.session.begun)
         held = self.session.interrupted and not interrupt
@@ -159,13 +167,20 @@ class SessionRun(Run):
             self._said_early.append(line.data)
         if line.kind is Kind.USER:
             self.teller.begin_turn()
-            self.session.prompt(now)
-            self._prompt_held = held
+            self.session.prompt(now, line.request)
+            self._know(line.request)
+            self._prompt_held = line.request if held else None
         elif line.kind is Kind.RESPONSE:
             self._settle(line.request, "allowed" if line.allows else "denied")
         elif interrupt and self.session.interrupt(now, line.request):
             self.teller.interrupted()
         self._stir.set()
+
+    def _know(self, uuid: str) -> None:
+        if uuid:
+            self._uuids[uuid] = None
+        if len(self._uuids) > UUIDS:
+            del self._uuids[next(iter(self._uuids))]
 
     def interrupt(self) -> None:
         """End the turn: an interrupt past all that waits, and if there is no result in its grace, the run's end.
@@ -344,10 +359,10 @@ class SessionRun(Run):
     def _release(self) -> None:
         """Say what was held, now that the turn that it was not for has ended."""
         self._outbox.release()
-        if self._prompt_held:
-            self._prompt_held = False
+        if self._prompt_held is not None:
             self.teller.begin_turn(behind=True)
-            self.session.prompt(trio.current_time())
+            self.session.prompt(trio.current_time(), self._prompt_held)
+            self._prompt_held = None
 
     def _note(self, sign: Sign, sink: Sink) -> None:
         if sign.result:

@@ -39,7 +39,7 @@ class Kind(enum.StrEnum):
 
 @attrs.frozen
 class ClientLine:
-    """A line for the CLI, built anew; `request` is the id that it carries, `subtype` what it asks for.
+    """A line for the CLI, built anew; `request` is the id or `uuid` that it carries, `subtype` what it asks for.
 
     `allows` says that it is an answer, and one that lets a tool be used.
     """
@@ -114,7 +114,8 @@ def _user(said: dict[str, Any]) -> ClientLine:
     if not content:
         raise BadMessage("message.content must not be empty")
     built = {"type": "user", "message": {"role": "user", "content": content}, "client_composed": True}
-    return ClientLine(Kind.USER, _encode(built | ({"uuid": line["uuid"]} if "uuid" in line else {})))
+    name = {"uuid": line["uuid"]} if "uuid" in line else {}
+    return ClientLine(Kind.USER, _encode(built | name), line.get("uuid", ""))
 
 
 # -- what a client asks of the CLI ------------------------------------------------------------------------------------

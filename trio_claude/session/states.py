@@ -43,7 +43,7 @@ class Happening(enum.StrEnum):
     SATISFIED = "satisfied"
     """The same, outside of a turn."""
     RESULT = "result"
-    """The CLI has said a turn's result."""
+    """The CLI has said a turn's result, or that it has had what was said before, and does nothing with it."""
     DECIDED = "decided"
     """The end of the run is decided."""
 
@@ -149,6 +149,7 @@ _MARKS = (
     b'"control_cancel_request"',
     b'"control_response"',
     b'"background_tasks_changed"',
+    b'"command_lifecycle"',
 )
 _STOPPED: Mapping[State, frozenset[Clock]] = {
     State.IDLE: frozenset({Clock.TURN}),
@@ -177,6 +178,8 @@ class Session:
         self.owes: bool = False
         """Whether the CLI says that it is not done: behind a result it begins a turn yet, though nobody prompts it."""
         self.in_turn: bool = False
+        self._prompt = ""
+        """The `uuid` of what the client has said last."""
         self._waits = False
         """Whether something was said in the turn, for which the CLI may begin another behind it."""
         self._ends_next = False
@@ -220,8 +223,9 @@ class Session:
             return lines
         return [line for line in lines if not (_HOST_ONLY in line and self._is_for_host(line))]
 
-    def prompt(self, now: float) -> None:
-        """Take that the client has said something to the model."""
+    def prompt(self, now: float, uuid: str = "") -> None:
+        """Take that the client has said something to the model, by the name that it may have."""
+        self._prompt = uuid
         self._waits, self._ends_next = self.in_turn, False
         if not self.in_turn:
             self._enter_turn()
@@ -313,7 +317,7 @@ class Session:
         if kind == "control_response":
             self._wait_for_begin(said.get("response"))
             return []
-        if kind == "result":
+        if kind == "result" or (kind == "command_lifecycle" and self._passes_over(said)):
             self._interrupted = None
             self.in_turn = self.begun = False
             self._happen(Happening.RESULT, now)
@@ -338,6 +342,11 @@ class Session:
             return False
         self.owes = said.get("state") != "idle"
         return True
+
+    def _passes_over(self, said: dict[str, Any]) -> bool:
+        """Return whether a CLI is done with a prompt that begins no turn: it knows its `uuid` from an earlier run."""
+        known = self._prompt and said.get("command_uuid") == self._prompt
+        return bool(known and said.get("state") == "completed" and self.in_turn and not self.begun)
 
     def _wait_for_begin(self, answer: object) -> None:
         """Let the time of an interrupt stand still that the CLI has taken before it began the turn."""

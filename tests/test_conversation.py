@@ -639,6 +639,23 @@ cat >/dev/null
     assert (ended["reason"], ended["exit_status"], ended.get("signal"), ended["lines"]) == ("exit", 0, None, 5)
 
 
+async def test_an_interrupt_ends_a_turn_that_the_cli_owes(fake: Backend, folder: Path) -> None:
+    program = f"""{TALKS}
+is running; says init; result "it works"; IFS= read -r said; says heard
+says init; IFS= read -r more
+case "$said$more" in *'"interrupt"'*'"interrupt"'*) result "interrupted"; is idle;; esac
+cat >/dev/null
+"""
+    async with fake.serve(cli=script_cli(folder, program)) as server, open_talk(server) as talk:
+        await talk.start()
+        await talk.user("go")
+        await talk.result()
+        await talk.stop("interrupt")
+        assert (await talk.result())["result"] == "interrupted"
+        await talk.stop("end")
+        assert (await talk.end())["exit_status"] == 0
+
+
 async def test_an_end_waits_for_a_turn_that_is_owed_no_longer_than_for_a_turn(fake: Backend, folder: Path) -> None:
     cli = script_cli(folder, f'{TALKS} is running; says init; result "it works"; cat >/dev/null; sleep 60')
     async with fake.serve(cli=cli, timeout=0.5) as server, open_talk(server) as talk:

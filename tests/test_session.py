@@ -481,6 +481,23 @@ def test_what_the_cli_says_of_its_own_state_is_for_its_host() -> None:
     assert not session.owes
 
 
+def test_an_interrupt_between_two_turns_is_for_the_one_that_the_cli_owes() -> None:
+    session = Session(PATIENCE, 0.0)
+    session.prompt(0.0)
+    session.sift([told("running")])
+    session.hear([INIT, RESULT_LINE], 1.0)
+    assert session.interrupt(2.0, "stop")
+    assert not session.interrupted
+    session.hear([INIT], 3.0)
+    assert session.interrupted
+    session.hear([RESULT_LINE], 4.0)
+    assert session.interrupt(4.0, "stop")
+    session.sift([told("idle")])
+    assert not session.interrupt(5.0, "stop"), "nothing is owed any more"
+    session.hear([INIT], 6.0)
+    assert not session.interrupted, "one that begins later was not meant"
+
+
 def test_other_lines_are_the_clients() -> None:
     session = Session(PATIENCE, 0.0)
     quoted = line(type="assistant", text='"sdk_host_only":true,"subtype":"session_state_changed"')

@@ -245,10 +245,12 @@ class Session:
     def interrupt(self, now: float, request: str) -> bool:
         """Take that the turn is to end by `request`; return whether there is one that was not to end before.
 
-        Between two turns it is the one that is about to begin, if there is one: its time runs once it has. So it is
-        where the CLI has said yes to the request and not begun the turn: it waits for a slow MCP server, say.
+        Between two turns it is the one that is about to begin, which the client has asked for or the CLI owes, if there
+        is one: its time runs once it has. So it is where the CLI has said yes to the request and not begun the turn: it
+        waits for a slow MCP server, say.
         """
-        if self.state is State.ENDING or self.interrupted or self._ends_next or not (self.in_turn or self._waits):
+        comes = self.in_turn or self._waits or (self.owes and not self.agents)
+        if self.state is State.ENDING or self.interrupted or self._ends_next or not comes:
             return False
         self._interrupted = now if self.in_turn else None
         self._ends_next = not self.in_turn
@@ -341,6 +343,7 @@ class Session:
         if not (said.get("subtype") == "session_state_changed" and said.get("sdk_host_only") is True):
             return False
         self.owes = said.get("state") != "idle"
+        self._ends_next = self._ends_next and (self.owes or self._waits)
         return True
 
     def _passes_over(self, said: dict[str, Any]) -> bool:

@@ -639,6 +639,24 @@ cat >/dev/null
     assert (ended["reason"], ended["exit_status"], ended.get("signal"), ended["lines"]) == ("exit", 0, None, 5)
 
 
+async def test_an_end_behind_a_turn_of_the_clis_own_waits_for_the_clients(fake: Backend, folder: Path) -> None:
+    program = f"""{TALKS}
+is running; says init; echo '{{"type":"result","result":"","origin":{{"kind":"task-notification"}}}}'; is idle
+sleep 0.1; is running; sleep 1.5
+says init; asks; IFS= read -r answer; result "it has asked"; is idle
+cat >/dev/null
+"""
+    async with fake.serve(cli=script_cli(folder, program), result_grace=1) as server, open_talk(server) as talk:
+        await talk.start()
+        await talk.user("go")
+        await talk.stop("end")
+        await talk.answer((await talk.asked())["request_id"], behavior="allow")
+        ended = await talk.end()
+        results = [frame for frame in talk.frames if frame["type"] == "result"]
+    assert len(results) == 2
+    assert (ended["reason"], ended["exit_status"], ended.get("signal")) == ("exit", 0, None)
+
+
 async def test_an_interrupt_ends_a_turn_that_the_cli_owes(fake: Backend, folder: Path) -> None:
     program = f"""{TALKS}
 is running; says init; result "it works"; IFS= read -r said; says heard

@@ -498,6 +498,19 @@ def test_an_interrupt_between_two_turns_is_for_the_one_that_the_cli_owes() -> No
     assert not session.interrupted, "one that begins later was not meant"
 
 
+def test_the_result_of_a_turn_that_nobody_asked_for_is_no_answer() -> None:
+    own = line(type="result", is_error=False, origin={"kind": "task-notification"})
+    session = Session(PATIENCE, 0.0)
+    session.prompt(0.0)
+    session.hear([INIT, own], 1.0)
+    assert (session.state, session.unanswered) == (State.IDLE, True)
+    assert session.interrupt(2.0, "stop"), "what was said waits still"
+    session.hear([INIT, RESULT_LINE], 3.0)
+    assert not session.unanswered
+    session.hear([INIT, own], 4.0)
+    assert not session.unanswered
+
+
 def test_other_lines_are_the_clients() -> None:
     session = Session(PATIENCE, 0.0)
     quoted = line(type="assistant", text='"sdk_host_only":true,"subtype":"session_state_changed"')

@@ -213,18 +213,18 @@ class SessionRun(Run):
         """Bring a run that is to end as near to it as what its CLI is at allows.
 
         Between turns the CLI has a time to end; an agent, and a turn that the CLI owes, have that of a turn. Its stdin
-        is closed where none of them may have to ask yet.
+        is closed where none of them may have to ask yet, nor a turn for what the client has said.
         """
         session = self.session
         if not session.closing:
             return
+        works = session.agents or session.owes
         if session.state is not State.IDLE:
             self._grace.deadline = math.inf
         elif self._grace.deadline == math.inf:
-            works = session.agents or session.owes
             patience = session.patience.turn if works else self._workplace.config.result_grace
             self._grace.deadline = trio.current_time() + patience
-        if not (session.state is State.RUNNING or session.asked or session.agents or session.owes):
+        if not (session.state is State.RUNNING or session.asked or works or session.unanswered):
             self._outbox.close()
             session.close()
 
@@ -330,7 +330,7 @@ class SessionRun(Run):
 
     async def _take(self, lines: list[bytes], chunk: bytes, sink: Sink) -> None:
         owed, others = self.session.owes, self.session.sift(lines)
-        if owed and not self.session.owes:
+        if owed is not self.session.owes:
             self._grace.deadline = math.inf
             self._near_end()
         await super()._take(others, chunk, sink)

@@ -178,6 +178,8 @@ class Session:
         self.owes: bool = False
         """Whether the CLI says that it is not done: behind a result it begins a turn yet, though nobody prompts it."""
         self.in_turn: bool = False
+        self.unanswered: bool = False
+        """Whether no result has come since the client said something, but of turns that the CLI began by itself."""
         self._prompt = ""
         """The `uuid` of what the client has said last."""
         self._waits = False
@@ -225,7 +227,7 @@ class Session:
 
     def prompt(self, now: float, uuid: str = "") -> None:
         """Take that the client has said something to the model, by the name that it may have."""
-        self._prompt = uuid
+        self._prompt, self.unanswered = uuid, True
         self._waits, self._ends_next = self.in_turn, False
         if not self.in_turn:
             self._enter_turn()
@@ -322,6 +324,8 @@ class Session:
         if kind == "result" or (kind == "command_lifecycle" and self._passes_over(said)):
             self._interrupted = None
             self.in_turn = self.begun = False
+            self.unanswered = self.unanswered and isinstance(said.get("origin"), dict)
+            self._waits = self._waits or self.unanswered
             self._happen(Happening.RESULT, now)
             return [Happening.RESULT]
         if kind == "system" and said.get("subtype") == "init":

@@ -500,6 +500,7 @@ def test_an_interrupt_between_two_turns_is_for_the_one_that_the_cli_owes() -> No
 
 def test_the_result_of_a_turn_that_nobody_asked_for_is_no_answer() -> None:
     own = line(type="result", is_error=False, origin={"kind": "task-notification"})
+    persons = line(type="result", is_error=False, origin={"kind": "human"})
     session = Session(PATIENCE, 0.0)
     session.prompt(0.0)
     session.hear([INIT, own], 1.0)
@@ -508,6 +509,9 @@ def test_the_result_of_a_turn_that_nobody_asked_for_is_no_answer() -> None:
     session.hear([INIT, RESULT_LINE], 3.0)
     assert not session.unanswered
     session.hear([INIT, own], 4.0)
+    assert not session.unanswered
+    session.prompt(9.0)
+    session.hear([INIT, persons], 10.0)
     assert not session.unanswered
 
 

@@ -324,7 +324,7 @@ class Session:
         if kind == "result" or (kind == "command_lifecycle" and self._passes_over(said)):
             self._interrupted = None
             self.in_turn = self.begun = False
-            self.unanswered = self.unanswered and isinstance(said.get("origin"), dict)
+            self.unanswered = self.unanswered and _is_of_the_clis_own(said.get("origin"))
             self._waits = self._waits or self.unanswered
             self._happen(Happening.RESULT, now)
             return [Happening.RESULT]
@@ -403,6 +403,11 @@ class Session:
         listed = tasks if isinstance(tasks, list) else []
         self.agents = any(isinstance(task, dict) and task.get("task_type") == "local_agent" for task in listed)
         self._left[Clock.IDLE] = self.patience.idle
+
+
+def _is_of_the_clis_own(origin: object) -> bool:
+    """Return whether a result is of a turn that the CLI has begun by itself; by a message it names none, or a human."""
+    return isinstance(origin, dict) and origin.get("kind", "human") != "human"
 
 
 def _is_suspect(line: bytes) -> bool:

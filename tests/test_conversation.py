@@ -689,12 +689,12 @@ async def test_an_end_waits_for_what_an_agent_has_asked(fake: Backend, folder: P
 IFS= read -r answer; says answered; works ""; says init; result "it has found"
 cat >/dev/null
 """
-    async with fake.serve(cli=script_cli(folder, program), timeout=1.0) as server, open_talk(server) as talk:
+    async with fake.serve(cli=script_cli(folder, program), timeout=2.0) as server, open_talk(server) as talk:
         await talk.start()
         await talk.user("go")
         request = (await talk.asked())["request_id"]
         await talk.stop("end")
-        await trio.sleep(1.5)  # longer than a turn may take
+        await trio.sleep(2.5)  # longer than a turn may take
         await talk.answer(request, behavior="allow")
         ended = await talk.end()
     assert (ended["reason"], ended["exit_status"], ended.get("signal")) == ("exit", 0, None)
@@ -704,7 +704,7 @@ async def test_an_agent_that_works_on_behind_its_answer_is_ended_too(fake: Backe
     program = f"""{AGENT} asks
 IFS= read -r answer; cat >/dev/null; sleep 60
 """
-    async with fake.serve(cli=script_cli(folder, program), timeout=0.5) as server, open_talk(server) as talk:
+    async with fake.serve(cli=script_cli(folder, program), timeout=2.0) as server, open_talk(server) as talk:
         await talk.start()
         await talk.user("go")
         request = (await talk.asked())["request_id"]
@@ -733,17 +733,18 @@ cat >/dev/null
 
 async def test_an_interrupt_waits_for_a_turn_that_begins_late(fake: Backend, folder: Path) -> None:
     program = f"""{TALKS}
-IFS= read -r said
+says heard; IFS= read -r said
 request=${{said#*request_id\\":\\"}}; request=${{request%%\\"*}}
 echo '{{"type":"control_response","response":{{"subtype":"success","request_id":"'"$request"'"}}}}'
-sleep 0.8
+sleep 1.5
 says init; IFS= read -r said
 case "$said" in *'"interrupt"'*) result "interrupted";; esac
 cat >/dev/null
 """
-    async with fake.serve(cli=script_cli(folder, program), interrupt_grace=0.3) as server, open_talk(server) as talk:
+    async with fake.serve(cli=script_cli(folder, program), interrupt_grace=0.8) as server, open_talk(server) as talk:
         await talk.start()
         await talk.user("go")
+        await talk.next(lambda frame: frame.get("subtype") == "heard")
         await talk.stop("interrupt")
         assert (await talk.result())["result"] == "interrupted"
         await talk.stop("end")

@@ -6,6 +6,7 @@ import json
 import signal
 import sys
 from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
@@ -575,16 +576,22 @@ says init; works "$agent"; result "it works"
 """The beginning of a CLI that has an agent in the background behind its first turn."""
 
 
+@asynccontextmanager
+async def playing(fake: Backend, folder: Path, program: str, **config: float) -> AsyncIterator[Talk]:
+    """Have a CLI that is a shell script hear its first prompt."""
+    async with fake.serve(cli=script_cli(folder, program), **config) as server, open_talk(server) as talk:
+        await talk.start()
+        await talk.user("go")
+        yield talk
+
+
 async def test_an_end_waits_for_an_agent_and_for_what_it_has_found(fake: Backend, folder: Path) -> None:
     program = f"""{AGENT}
 sleep 0.8
 works ""; says init; result "it has found"
 cat >/dev/null
 """
-    cli = script_cli(folder, program)
-    async with fake.serve(cli=cli, result_grace=0.2) as server, open_talk(server) as talk:
-        await talk.start()
-        await talk.user("go")
+    async with playing(fake, folder, program, result_grace=0.2) as talk:
         await talk.stop("end")
         ended = await talk.end()
         results = [frame["result"] for frame in talk.frames if frame["type"] == "result"]
@@ -593,10 +600,8 @@ cat >/dev/null
 
 
 async def test_an_end_waits_for_an_agent_no_longer_than_for_a_turn(fake: Backend, folder: Path) -> None:
-    cli = script_cli(folder, f"{AGENT} cat >/dev/null; sleep 60")
-    async with fake.serve(cli=cli, timeout=0.5) as server, open_talk(server) as talk:
-        await talk.start()
-        await talk.user("go")
+    program = f"{AGENT} cat >/dev/null; sleep 60"
+    async with playing(fake, folder, program, timeout=0.5) as talk:
         await talk.stop("end")
         ended = await talk.end()
     assert ended["receipt"]["survivors"] == 0
@@ -608,9 +613,7 @@ IFS= read -r said
 case "$said" in *'"interrupt"'*) works ""; says interrupted;; esac
 cat >/dev/null
 """
-    async with fake.serve(cli=script_cli(folder, program)) as server, open_talk(server) as talk:
-        await talk.start()
-        await talk.user("go")
+    async with playing(fake, folder, program) as talk:
         await talk.result()
         await talk.stop("interrupt")
         await talk.next(lambda frame: frame.get("subtype") == "interrupted")
@@ -626,9 +629,7 @@ sleep 0.8
 says init; asks; IFS= read -r answer; result "it has asked"; is idle
 cat >/dev/null
 """
-    async with fake.serve(cli=script_cli(folder, program), result_grace=0.2) as server, open_talk(server) as talk:
-        await talk.start()
-        await talk.user("go")
+    async with playing(fake, folder, program, result_grace=0.2) as talk:
         await talk.result()
         await talk.stop("end")
         await talk.answer((await talk.asked())["request_id"], behavior="allow")
@@ -646,9 +647,7 @@ sleep 0.1; is running; sleep 1.5
 says init; asks; IFS= read -r answer; result "it has asked"; is idle
 cat >/dev/null
 """
-    async with fake.serve(cli=script_cli(folder, program), result_grace=1) as server, open_talk(server) as talk:
-        await talk.start()
-        await talk.user("go")
+    async with playing(fake, folder, program, result_grace=1) as talk:
         await talk.stop("end")
         await talk.answer((await talk.asked())["request_id"], behavior="allow")
         ended = await talk.end()
@@ -664,9 +663,7 @@ says init; IFS= read -r more
 case "$said$more" in *'"interrupt"'*'"interrupt"'*) result "interrupted"; is idle;; esac
 cat >/dev/null
 """
-    async with fake.serve(cli=script_cli(folder, program)) as server, open_talk(server) as talk:
-        await talk.start()
-        await talk.user("go")
+    async with playing(fake, folder, program) as talk:
         await talk.result()
         await talk.stop("interrupt")
         assert (await talk.result())["result"] == "interrupted"
@@ -675,10 +672,8 @@ cat >/dev/null
 
 
 async def test_an_end_waits_for_a_turn_that_is_owed_no_longer_than_for_a_turn(fake: Backend, folder: Path) -> None:
-    cli = script_cli(folder, f'{TALKS} is running; says init; result "it works"; cat >/dev/null; sleep 60')
-    async with fake.serve(cli=cli, timeout=0.5) as server, open_talk(server) as talk:
-        await talk.start()
-        await talk.user("go")
+    program = f'{TALKS} is running; says init; result "it works"; cat >/dev/null; sleep 60'
+    async with playing(fake, folder, program, timeout=0.5) as talk:
         await talk.stop("end")
         ended = await talk.end()
     assert ended["receipt"]["survivors"] == 0
@@ -689,9 +684,7 @@ async def test_an_end_waits_for_what_an_agent_has_asked(fake: Backend, folder: P
 IFS= read -r answer; says answered; works ""; says init; result "it has found"
 cat >/dev/null
 """
-    async with fake.serve(cli=script_cli(folder, program), timeout=2.0) as server, open_talk(server) as talk:
-        await talk.start()
-        await talk.user("go")
+    async with playing(fake, folder, program, timeout=2.0) as talk:
         request = (await talk.asked())["request_id"]
         await talk.stop("end")
         await trio.sleep(2.5)  # longer than a turn may take
@@ -704,9 +697,7 @@ async def test_an_agent_that_works_on_behind_its_answer_is_ended_too(fake: Backe
     program = f"""{AGENT} asks
 IFS= read -r answer; cat >/dev/null; sleep 60
 """
-    async with fake.serve(cli=script_cli(folder, program), timeout=2.0) as server, open_talk(server) as talk:
-        await talk.start()
-        await talk.user("go")
+    async with playing(fake, folder, program, timeout=2.0) as talk:
         request = (await talk.asked())["request_id"]
         await talk.stop("end")
         await talk.answer(request, behavior="allow")
@@ -721,9 +712,7 @@ case "$said" in *'"interrupt"'*) works ""; says interrupted;; esac
 echo '{{"type":"control_cancel_request","request_id":"q"}}'
 cat >/dev/null
 """
-    async with fake.serve(cli=script_cli(folder, program)) as server, open_talk(server) as talk:
-        await talk.start()
-        await talk.user("go")
+    async with playing(fake, folder, program) as talk:
         await talk.asked()
         await talk.stop("interrupt")
         await talk.next(lambda frame: frame.get("subtype") == "interrupted")
@@ -741,9 +730,7 @@ says init; IFS= read -r said
 case "$said" in *'"interrupt"'*) result "interrupted";; esac
 cat >/dev/null
 """
-    async with fake.serve(cli=script_cli(folder, program), interrupt_grace=0.8) as server, open_talk(server) as talk:
-        await talk.start()
-        await talk.user("go")
+    async with playing(fake, folder, program, interrupt_grace=0.8) as talk:
         await talk.next(lambda frame: frame.get("subtype") == "heard")
         await talk.stop("interrupt")
         assert (await talk.result())["result"] == "interrupted"

@@ -28,7 +28,7 @@ class Resolver(trio.abc.HostnameResolver):
         return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", (address, port)) for address in found]
 
     async def getnameinfo(self, sockaddr: Any, flags: int) -> tuple[str, str]:
-        raise NotImplementedError
+        return sockaddr[0], str(sockaddr[1])
 
 
 @pytest.fixture

@@ -17,7 +17,7 @@ from cutter import open_cutter
 from harness import Backend, ask, call, directive, get, script_cli, until
 from pages import Browser, Page
 from program import environ, serving
-from talk import open_talk
+from talk import Talk, open_talk
 
 from trio_claude.api import POLICY, takes_gzip
 from trio_claude.errors import Reason
@@ -492,7 +492,9 @@ async def test_a_run_behind_one_that_was_killed_has_a_stop_of_its_own(fake: Back
         await page.wait_count(".receipt", 2)
 
 
-async def test_a_run_that_waits_for_a_place_is_given_up(fake: Backend, browser: Browser) -> None:
+@asynccontextmanager
+async def waiting(fake: Backend, browser: Browser) -> AsyncIterator[tuple[Page, Talk]]:
+    """Have a page wait for the place of another client."""
     async with (
         fake.serve(journal="memory", max_runs=1) as server,
         looking(browser, server.url) as page,
@@ -501,6 +503,11 @@ async def test_a_run_that_waits_for_a_place_is_given_up(fake: Backend, browser: 
         await other.start()
         await page.say("hello")
         await page.wait_text("#state", "free place")
+        yield page, other
+
+
+async def test_a_run_that_waits_for_a_place_is_given_up(fake: Backend, browser: Browser) -> None:
+    async with waiting(fake, browser) as (page, other):
         await page.press("Escape")
         await page.wait_text("#state", "ready")
         assert await page.evaluate("document.getElementById('prompt').value") == "hello"
@@ -513,14 +520,7 @@ async def test_a_run_that_waits_for_a_place_is_given_up(fake: Backend, browser: 
 
 
 async def test_a_model_that_is_chosen_while_a_run_waits_is_the_run_s(fake: Backend, browser: Browser) -> None:
-    async with (
-        fake.serve(journal="memory", max_runs=1) as server,
-        looking(browser, server.url) as page,
-        open_talk(server) as other,
-    ):
-        await other.start()
-        await page.say("hello")
-        await page.wait_text("#state", "free place")
+    async with waiting(fake, browser) as (page, other):
         await page.call("fill", "#model", "haiku")
         await page.call("dispatchEvent", "#model", "change")
         await other.stop("end")

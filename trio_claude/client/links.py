@@ -176,7 +176,7 @@ class Link:
             if self._said.take_back(text):
                 on_unsaid()
             raise
-        except BaseException:  # raised again
+        except BaseException:  # who hears that it failed must not have it said later; raised again
             self._said.take_back(text)
             raise
 

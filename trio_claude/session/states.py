@@ -1,4 +1,4 @@
-"""What a session is at: one table of states, the CLI's open questions, and the clocks.
+"""What a session is at: one table of states, the CLI's open questions, its own word of what it owes, and the clocks.
 
 The clocks of a turn and of the whole session stand still while an approval is open; an approval has a clock of its own.
 """

@@ -51,16 +51,17 @@ TABLE: dict[str, set[str]] = {
     "pool": {"errors", "events", "messages", "stream_json", "containment", "workplace"},
     "telling": {"events", "stream_json", "session"},
     "tracing": {"errors", "events", "stream_json", "telling", "__init__"},
+    "kit": {"events", "stream_json", "turns", "containment", "journal", "workplace", "telling"},
     "run": {
         "context", "delivery", "endings", "errors", "events", "faults", "messages", "stream_json", "session", "metering", "telling", "turns", "containment", "journal",
-        "workplace", "pool",
+        "workplace", "pool", "kit",
     },
     "session_run": {
-        "endings", "errors", "events", "config", "messages", "stream_json", "session", "metering", "turns", "containment", "journal", "workplace", "run",
+        "endings", "errors", "events", "config", "messages", "stream_json", "session", "metering", "turns", "containment", "journal", "workplace", "kit", "run",
     },
     "runs": {
         "errors", "events", "config", "messages", "stream_json", "admission", "session", "turns", "containment", "journal", "nodes", "workplace", "pool",
-        "run", "session_run", "telling",
+        "kit", "run", "session_run", "telling",
     },
     "engine": {
         "errors", "events", "config", "services", "containment", "quarters", "journal", "nodes", "workplace", "runs", "telling",

@@ -28,8 +28,9 @@ from trio_claude.events import (
     SendStalled,
     TurnEnded,
 )
+from trio_claude.kit import Kit
 from trio_claude.messages import Options, Prompt
-from trio_claude.run import Kit, Run
+from trio_claude.run import Run
 from trio_claude.turns import Turns
 from trio_claude.workplace import Workplace
 

@@ -9,74 +9,32 @@ from __future__ import annotations
 
 import secrets
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
-from typing import ClassVar, Protocol
+from typing import ClassVar
 
 import attrs
 import trio
 
 from . import context, stream_json
-from .containment import BrokenStart, Contained, Containment, Job
+from .containment import BrokenStart, Contained, Job
 from .delivery import Delivery
 from .endings import LADDERS, Decision, exit_decision
 from .errors import PeerGone, Reason, SpawnFailed
-from .events import Observer, Outcome, Receipt
+from .events import Outcome, Receipt
 from .faults import is_fault, note_run
 from .journal import Begun, End, Journal, Recorder
+from .kit import LOCAL, Account, Kit, Sink
 from .messages import Options, Prompt
 from .metering import Meter
 from .pool import Warm
 from .session import Start
 from .stream_json import LineSplitter, LineTooLong, Sign, Spent
-from .telling import Tally, Teller, Tracer
-from .turns import BULK, READS, Turns
-from .workplace import Workplace
+from .telling import Teller
+from .turns import BULK, READS
 
 STDERR_LINE = 64 * 1024
 """Bytes of a stderr line; a longer one is cut into several."""
-
-
-class Sink(Protocol):
-    """What takes a run's output. Each call may wait; the pipe waits with it."""
-
-    async def lines(self, lines: list[bytes]) -> None:
-        """Take whole stdout lines, in order. Raises `PeerGone`."""
-
-    async def stderr_lines(self, lines: list[str]) -> None:
-        """Take stderr lines. Raises `PeerGone`."""
-
-    def denied(self, tool: str) -> None:
-        """Hear that the CLI denied a tool because nobody could be asked. Must not wait."""
-
-
-@attrs.frozen
-class Account:
-    """Who a run is charged to: a name, and what takes tokens and dollars and says what limit they pass, if any.
-
-    `baseline` is what the session that a run goes on with came to, None where that is not known; `remember` takes what
-    a session has come to. `metered` says that there is a limit.
-    """
-
-    name: str = "local"
-    spend: Callable[[int, float], str] = lambda _tokens, _dollars: ""
-    baseline: Spent | None = Spent()  # noqa: RUF009 - frozen
-    remember: Callable[[str, Spent], None] = lambda _session, _spent: None
-    metered: bool = False
-
-
-@attrs.frozen
-class Kit:
-    """What all runs of one server share."""
-
-    workplace: Workplace
-    containment: Containment
-    observer: Observer
-    turns: Turns
-    journal: Journal | None = None
-    batch: str = ""
-    tally: Tally = attrs.Factory(Tally)
-    tracer: Tracer | None = None
 
 
 class Run:
@@ -94,7 +52,7 @@ class Run:
         task: Prompt | Start,
         kit: Kit,
         timeout: float,
-        account: Account = Account(),
+        account: Account = LOCAL,
         warm: Warm | None = None,
     ) -> None:
         self.id: str = warm.id if warm else secrets.token_hex(16)

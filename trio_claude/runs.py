@@ -24,10 +24,11 @@ from .containment import Containment
 from .errors import Busy, Draining, NotWanted, Reason, SessionBusy
 from .events import Observer, fan_out
 from .journal import Deleted, Journal, UsageQuery, day_of
+from .kit import Account, Kit
 from .messages import BUDGET_LEAST, BUDGET_MOST, Options, Prompt
 from .pool import Pool, Warm
 from .pool import Slots as PoolSlots
-from .run import Account, Kit, Run
+from .run import Run
 from .session import Start
 from .session_run import SessionRun
 from .stream_json import Spent

@@ -21,9 +21,10 @@ from .endings import Decision
 from .errors import Backlog, BadMessage, Ending, Reason
 from .events import Outcome
 from .journal import Journal, Unfinished
+from .kit import Account, Kit, Sink
 from .messages import Options
 from .metering import Meter
-from .run import Account, Kit, Run, Sink
+from .run import Run
 from .session import (
     OWN_REQUEST,
     READS_STATE,

@@ -74,7 +74,7 @@ TABLE: dict[str, set[str]] = {
     "past": {"errors", "events", "messages", "journal", "peer"},
     "link": {"nodes"},
     "far": {"errors", "messages", "services", "session", "journal", "nodes", "peer", "entrance", "past", "link"},
-    "stage": {"errors", "messages", "inbox", "journal", "peer", "session_run", "past"},
+    "stage": {"errors", "messages", "inbox", "journal", "peer", "kit", "session_run", "past"},
     "room": {"events", "config", "messages", "runs", "stage", "far"},
     "conversation": {
         "errors", "events", "messages", "services", "inbox", "session", "peer", "session_run", "entrance", "past", "journal", "stage", "far", "room",
@@ -84,7 +84,7 @@ TABLE: dict[str, set[str]] = {
         "stage", "conversation",
     },
     "connection": {
-        "room", "context", "errors", "events", "faults", "config", "messages", "peer", "upgrade", "run", "runs", "entrance", "far", "stage", "conversation",
+        "room", "context", "errors", "events", "faults", "config", "messages", "peer", "upgrade", "kit", "run", "runs", "entrance", "far", "stage", "conversation",
     },
     "sayings": {
         "room", "errors", "events", "config", "messages", "session", "queries", "journal", "history", "openapi", "conversation",

@@ -288,6 +288,31 @@ async def test_what_the_kernel_takes_at_once_is_sent_although_its_sender_was_can
         assert theirs.recv(16) == b"line"
 
 
+async def test_what_is_given_keeps_its_place_whatever_waits() -> None:
+    ours, theirs = socket.socketpair()
+    ours.setblocking(False)
+    said = [bytes((letter,)) * 2**20 for letter in b"abcd"]
+    with ours, theirs:
+        wire = Wire(ours, b"", b"", Config(), Turns())
+        async with trio.open_nursery() as nursery:
+            wire.start_flush = lambda: nursery.start_soon(wire.flush)
+            assert wire.idle
+            wire.give(said[0])
+            assert not wire.idle, "the kernel did not take all of it"
+            wire.give(said[1])
+            nursery.start_soon(wire.send_frames, said[2])
+            await trio.testing.wait_all_tasks_blocked()
+            wire.give(said[3])
+            came = await trio.to_thread.run_sync(lambda: b"".join(iter_exactly(theirs, 4 * 2**20)))
+        assert sorted(came[at] for at in range(0, len(came), 2**20)) == [*b"abcd"]
+        assert [came.count(one) for one in said] == [1] * 4, "no frame is torn"
+        assert came.startswith(said[0])
+        assert wire.idle
+        wire.post(close_frame(1000, ""))
+        with pytest.raises(trio.ClosedResourceError):
+            wire.give(b"late")
+
+
 async def test_a_large_notice_goes_out_and_what_waits_behind_it_is_bounded() -> None:
     ours, theirs = socket.socketpair()
     ours.setblocking(False)

@@ -14,6 +14,7 @@ from fakes import FakeContainment, FakeProcess
 from harness import FAKE_ENV
 
 from trio_claude.config import Config
+from trio_claude.containment import Pump
 from trio_claude.embed import OpenRun
 from trio_claude.errors import PeerGone, Reason
 from trio_claude.events import (
@@ -47,6 +48,9 @@ class Keeper:
         self.gone = False
         self.pace = 0.0
 
+    def giver(self) -> None:
+        """Return nothing: it takes its time."""
+
     async def lines(self, lines: list[bytes]) -> None:
         if self.gone:
             raise PeerGone("left")
@@ -70,7 +74,7 @@ class Stage:
 
     def run(self, timeout: float = 300, **options: object) -> Run:
         prompt = Prompt(prompt="hi", meta="T", options=Options(**options))  # type: ignore[arg-type]
-        return Run(prompt, Kit(self.workplace, self.containment, self.events.append, Turns()), timeout)
+        return Run(prompt, Kit(self.workplace, self.containment, self.events.append, Turns(), Pump()), timeout)
 
     async def play(self, script: Callable[[FakeProcess], Awaitable[None]], run: Run | None = None) -> Outcome:
         """Execute a run while `script` is its CLI."""

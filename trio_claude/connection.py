@@ -22,6 +22,7 @@ from .errors import Busy, ClientError, CloseCode, Draining, NoMessage, NotWanted
 from .events import PATH_LIMIT, Answered, ConnectionClosed, ConnectionOpened, Crashed, Observer, Refused
 from .far import Far
 from .faults import run_of
+from .kit import Giver
 from .messages import Closing, Prompt
 from .peer import Heart, Peer, accept
 from .room import Room
@@ -251,6 +252,14 @@ class OneShot:
         self._peer.post(messages.render_queued(place, self._household.runs.patience))
 
     # what the run says: the Sink
+
+    def giver(self) -> Giver | None:
+        """Return what sends lines to the client, in the shape that it asked for, if it takes them at once."""
+        give = self._peer.giver()
+        return give if self._verbatim or give is None else self._give
+
+    def _give(self, lines: list[bytes]) -> None:
+        self._peer.give([messages.as_message(line) for line in lines])
 
     async def lines(self, lines: list[bytes]) -> None:
         """Send lines to the client, in the shape that it asked for."""

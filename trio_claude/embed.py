@@ -78,6 +78,9 @@ class OpenRun:
         self._run.give_time()
         return self._lines.pop().decode()
 
+    def giver(self) -> None:
+        """Return nothing: who iterates may take its time with each line."""
+
     async def lines(self, lines: list[bytes]) -> None:
         """Take lines from the run."""
         await self._send.send(lines)

@@ -100,6 +100,7 @@ async def open_engine(
     ):
         await _check_user(workplace, containment, observer)
         runs = Runs(workplace, containment, observer, journal, batch, tracer, nodes)
+        services.start_soon(keep_going, "pump", runs.pump.serve, observer)
         await runs.recall()
         if workplace.homes:
             services.start_soon(keep_going, "transcripts", functools.partial(_tidy, workplace, runs), observer)

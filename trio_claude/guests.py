@@ -95,6 +95,9 @@ class FarPeer:
             self._behind -= self._unread.popleft()[1]
         self._stir.set()
 
+    def giver(self) -> None:
+        """Return nothing: lines do not go this way."""
+
     def post(self, text: str) -> None:
         """Say something of the gateway's own."""
         if not self._parted:

@@ -10,7 +10,7 @@ from typing import Final, Protocol
 
 import attrs
 
-from .containment import Containment
+from .containment import Containment, Pump
 from .events import Observer
 from .journal import Journal
 from .stream_json import Spent
@@ -18,9 +18,15 @@ from .telling import Tally, Tracer
 from .turns import Turns
 from .workplace import Workplace
 
+Giver = Callable[[list[bytes]], None]
+"""Takes whole stdout lines, in order. Must not wait. Raises `PeerGone`."""
+
 
 class Sink(Protocol):
-    """What takes a run's output. Each call may wait; the pipe waits with it."""
+    """What takes a run's output. What waits holds the pipe back."""
+
+    def giver(self) -> Giver | None:
+        """Return what takes whole stdout lines now, without a wait, or None; then `lines` takes them."""
 
     async def lines(self, lines: list[bytes]) -> None:
         """Take whole stdout lines, in order. Raises `PeerGone`."""
@@ -59,6 +65,7 @@ class Kit:
     containment: Containment
     observer: Observer
     turns: Turns
+    pump: Pump
     journal: Journal | None = None
     batch: str = ""
     tally: Tally = attrs.Factory(Tally)

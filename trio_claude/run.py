@@ -7,9 +7,10 @@ a `Sink`, and a sink that fails ends the run.
 
 from __future__ import annotations
 
+import functools
 import secrets
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import ClassVar
 
@@ -17,7 +18,7 @@ import attrs
 import trio
 
 from . import context, stream_json
-from .containment import BrokenStart, Contained, Job
+from .containment import BrokenStart, Contained, Job, PipeReader, Take
 from .delivery import Delivery
 from .endings import LADDERS, Decision, exit_decision
 from .errors import PeerGone, Reason, SpawnFailed
@@ -70,6 +71,7 @@ class Run:
         self._recorder: Recorder | None = None
         self._timeout = timeout
         self._turns = kit.turns
+        self._pump = kit.pump
         self.account: Account = account
         self.teller: Teller = Teller(self.id, self.meta, account.name, self.door, kit.observer, kit.tally, kit.tracer)
         self._meter = Meter(account.baseline, task.options.max_budget_usd)
@@ -298,10 +300,10 @@ class Run:
         return stream_json.control_line(self._swallowed, "set_model", model=self.options.model)
 
     async def _read_stdout(self, process: Contained, sink: Sink) -> None:
+        relay, chunk = functools.partial(self._relay, sink), b""
         try:
-            while chunk := await _heard(process.stdout):
-                self._delivery.stirs += 1
-                self.teller.read(len(chunk))
+            while chunk := await _heard(self._receive(process.stdout, relay, chunk)):
+                self._count(chunk)
                 if len(chunk) >= BULK:
                     with self._delivery:
                         await self._turns.wait(self, READS)
@@ -311,12 +313,48 @@ class Run:
         finally:
             self._turns.leave(self)
 
+    async def _receive(self, stdout: trio.abc.ReceiveStream, relay: Take, last: bytes) -> bytes | bytearray:
+        """Return what stdout holds and `relay` does not take; behind bulk comes more, which it would not."""
+        if len(last) < BULK and isinstance(stdout, PipeReader):
+            return await stdout.receive_rest(self._pump, relay)
+        return await stdout.receive_some()
+
+    def _count(self, chunk: bytes) -> None:
+        self._delivery.stirs += 1
+        self.teller.read(len(chunk))
+
+    def _relay(self, sink: Sink, chunk: bytes) -> bool:
+        """Hand on what stdout held, if that is no bulk and needs no wait; return whether it was."""
+        if not 0 < len(chunk) < BULK or (give := sink.giver()) is None:
+            return False
+        self._count(chunk)
+        if lines := self._sift(self._splitter.feed(chunk)):
+            signs = self._learn(lines, chunk, sink)
+            give(lines)
+            self._heed(signs)
+        return True
+
     async def _take(self, lines: list[bytes], chunk: bytes, sink: Sink) -> None:
         """Hand lines on, which `chunk` has completed, and act on what they say about the run."""
+        if not (lines := self._sift(lines)):
+            return
+        signs = self._learn(lines, chunk, sink)
+        began = trio.current_time()
+        try:
+            with self._delivery:
+                await sink.lines(lines)
+        finally:
+            self.teller.delivered(began)
+        self._heed(signs)
+
+    def _sift(self, lines: list[bytes]) -> list[bytes]:
+        """Return those of the CLI's lines that are not for the server alone."""
         if self._swallowed:
             lines, self._swallowed = stream_json.without_reply(lines, self._swallowed)
-        if not lines:
-            return
+        return lines
+
+    def _learn(self, lines: list[bytes], chunk: bytes, sink: Sink) -> list[Sign]:
+        """Record lines before they are handed on, and learn what they say about the run; return its signs."""
         if self._recorder:
             self._recorder.lines(lines, self._splitter.texts(lines, chunk))
         self._hear(lines)
@@ -327,12 +365,10 @@ class Run:
         for sign in signs:
             self._note(sign, sink)
             self._charge(sign)
-        began = trio.current_time()
-        try:
-            with self._delivery:
-                await sink.lines(lines)
-        finally:
-            self.teller.delivered(began)
+        return signs
+
+    def _heed(self, signs: list[Sign]) -> None:
+        """End the run once lines are handed on, if they say that it is of no use."""
         if signs and any(sign.unauthorized for sign in signs):
             self._decide(Decision(Reason.UNAUTHORIZED, "the API refused the key (401); check ANTHROPIC_API_KEY"))
 
@@ -362,7 +398,7 @@ class Run:
 
     async def _read_stderr(self, process: Contained, sink: Sink) -> None:
         rest = b""
-        while chunk := await _heard(process.stderr):
+        while chunk := await _heard(process.stderr.receive_some()):
             self._delivery.stirs += 1
             *lines, rest = (rest + chunk).split(b"\n")
             if len(rest) > STDERR_LINE:
@@ -400,9 +436,9 @@ class Run:
         )
 
 
-async def _heard(pipe: trio.abc.ReceiveStream) -> bytes:
-    """Return what a pipe holds, nothing at its end, or where our end of it was closed."""
+async def _heard(received: Awaitable[bytes | bytearray]) -> bytes:
+    """Return what is received of a pipe, nothing where our end of it was closed."""
     try:
-        return bytes(await pipe.receive_some())
+        return bytes(await received)
     except trio.ClosedResourceError:
         return b""

@@ -20,7 +20,7 @@ import trio
 from .admission import Allowance, Limits, Member, SessionLocks, Slots, Waiter, own_limits, total_limits
 from .admission.budgets import DAY
 from .config import Config
-from .containment import Containment
+from .containment import Containment, Pump
 from .errors import Busy, Draining, NotWanted, Reason, SessionBusy
 from .events import Observer, fan_out
 from .journal import Deleted, Journal, UsageQuery, day_of
@@ -90,8 +90,9 @@ class Runs:
         self._sessions = SessionLocks()
         self._sums: OrderedDict[tuple[str, str], Spent] = OrderedDict()
         self.turns: Turns = Turns()
+        self.pump: Pump = Pump()
         told = fan_out((observer, tracer)) if tracer else observer
-        self._kit = Kit(workplace, containment, told, self.turns, journal, batch, tracer=tracer)
+        self._kit = Kit(workplace, containment, told, self.turns, self.pump, journal, batch, tracer=tracer)
         self._live: dict[str, Run] = {}
         self._draining = False
         self.pool: Pool = Pool(workplace, containment, observer, PoolSlots(self._spare_slot, self._slots.free))

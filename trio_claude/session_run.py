@@ -329,12 +329,12 @@ class SessionRun(Run):
             case Clock.WHOLE:
                 self.stop(Reason.DEADLINE, f"the session lasted {patience.whole:g} s")
 
-    async def _take(self, lines: list[bytes], chunk: bytes, sink: Sink) -> None:
+    def _sift(self, lines: list[bytes]) -> list[bytes]:
         owed, others = self.session.owes, self.session.sift(lines)
         if owed is not self.session.owes:
             self._grace.deadline = math.inf
             self._near_end()
-        await super()._take(others, chunk, sink)
+        return others
 
     def _hear(self, lines: list[bytes]) -> None:
         worked = self.session.agents

@@ -8,6 +8,7 @@ is told here only what the gateway says; its lines it has from the journal, all 
 
 from __future__ import annotations
 
+import functools
 import itertools
 import math
 from collections import deque
@@ -20,6 +21,7 @@ from . import messages, past
 from .errors import JournalFault, PeerGone, Reason
 from .inbox import Inbox
 from .journal import Journal, Part
+from .kit import Giver
 from .messages import Closing
 from .peer import Client
 from .session_run import SessionRun
@@ -323,6 +325,30 @@ class Stage:
 
     # what the run says: the SessionSink
 
+    def giver(self) -> Giver | None:
+        """Return what takes lines of the CLI, if the owner has all before them and takes more at once."""
+        owner = self._owner
+        if owner is None or self._cursor < self._replay.end or (give := owner.giver()) is None:
+            return None
+        return functools.partial(self._give, owner, give)
+
+    def _give(self, owner: Client, give: Giver, lines: list[bytes]) -> None:
+        self._keep(lines, numbered=True)
+        self._cursor = self._replay.end
+        try:
+            give(lines)
+        except PeerGone:
+            if not self.leave(owner):
+                raise
+        self._replay.forget(self._kept, self._cursor)
+
+    def _keep(self, lines: list[bytes], *, numbered: bool) -> None:
+        """Take what is said, and wake those who watch."""
+        self.check_history()
+        self._replay.add(lines, numbered=numbered)
+        if self._viewers:
+            self._wake()
+
     async def lines(self, lines: list[bytes]) -> None:
         """Take lines of the CLI, and give them to whoever listens; waits for the owner."""
         await self._say(lines, numbered=True)
@@ -332,11 +358,8 @@ class Stage:
         await self._say([past.render_stderr(line, self._replay.number) for line in lines], numbered=False)
 
     async def _say(self, lines: list[bytes], *, numbered: bool) -> None:
-        self.check_history()
-        self._replay.add(lines, numbered=numbered)
+        self._keep(lines, numbered=numbered)
         index = self._replay.end
-        if self._viewers:
-            self._wake()
         while self._cursor < index:
             owner = self._owner
             if owner is None:

@@ -19,12 +19,17 @@ from ..events import ContainmentReady, Observer
 from .base import MARK, BrokenStart, Contained, Containment, Job
 from .cgroup import Cgroups
 from .marks import kill as kill_marked
+from .pipes import PipeReader
+from .pump import Pump, Take
 
 if TYPE_CHECKING:
     from .sandbox import Sandbox
     from .supervisor import SupervisorContainment
 
-__all__ = ["MARK", "BrokenStart", "Contained", "Containment", "Job", "Means", "kill_marked", "open_containment"]
+__all__ = [
+    "MARK", "BrokenStart", "Contained", "Containment", "Job", "Means", "PipeReader", "Pump", "Take", "kill_marked",
+    "open_containment",
+]  # fmt: skip
 SHORTAGES = ("EAGAIN", "EMFILE", "ENFILE", "ENOMEM")
 """Errors that pass, and say nothing of what a machine can do."""
 

@@ -8,12 +8,10 @@ from __future__ import annotations
 
 import os
 import select
-from typing import Final
 
 import trio
 
-READ_SIZE: Final = 65536
-"""Bytes taken at a time: what a Linux pipe holds."""
+from .pump import READ_SIZE, Pump, Take
 
 
 class _End:
@@ -64,6 +62,27 @@ async def wait_any(*descriptors: int) -> None:
 
 class PipeReader(_End, trio.abc.ReceiveStream):
     """The reading end of a pipe."""
+
+    _pump: Pump | None = None
+    """What reads it just now."""
+
+    def close(self) -> None:
+        """Close now; whoever waits on the pipe gets `ClosedResourceError`."""
+        if self._pump:
+            self._pump.release(self._descriptor)
+        super().close()
+
+    async def receive_rest(self, pump: Pump, take: Take) -> bytes:
+        """Have a pump offer what the pipe holds to `take`; return what that does not take, empty at the pipe's end.
+
+        Raises trio.ClosedResourceError where this end was closed, and what `take` raises.
+        """
+        descriptor, self._pump = self.fileno(), pump
+        try:
+            rest = await pump.wait(descriptor, take)
+        finally:
+            self._pump = None
+        return await self.receive_some() if rest is None else rest
 
     async def receive_some(self, max_bytes: int | None = None) -> bytes:
         """Return what the pipe holds, empty at its end.

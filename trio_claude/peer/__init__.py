@@ -44,6 +44,9 @@ class Client(Protocol):
     def listen(self, on_message: Listener, on_left: Callable[[], None]) -> None:
         """Hear each message, and that the client left. Neither may wait."""
 
+    def giver(self) -> Callable[[list[bytes]], None] | None:
+        """Return what sends each line as a text frame without a wait, None where `send` would wait now."""
+
     async def send(self, lines: list[bytes]) -> None:
         """Send each line as a text frame; waits while the client does not take it. Raises `PeerGone`."""
 
@@ -88,6 +91,20 @@ class Peer:
             on_message(message)
         if self._gone.is_set():
             on_left()
+
+    def giver(self) -> Callable[[list[bytes]], None] | None:
+        """Return `give`, if nothing waits for the client."""
+        return self.give if self._wire.idle else None
+
+    def give(self, lines: list[bytes]) -> None:
+        """Send each line as a text frame; what the client does not take at once goes out when it does.
+
+        Raises `PeerGone`.
+        """
+        try:
+            self._wire.give(encode(lines))
+        except (trio.BrokenResourceError, trio.ClosedResourceError) as error:
+            raise PeerGone(str(error)) from error
 
     async def send(self, lines: list[bytes]) -> None:
         """Send each line as a text frame; waits while the client does not read. Raises `PeerGone`."""

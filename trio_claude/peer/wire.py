@@ -134,12 +134,31 @@ class Wire(trio.abc.Stream):
             fcntl.ioctl(self._socket.fileno(), termios.TIOCOUTQ, waits)
         return int.from_bytes(waits, sys.byteorder) + len(self._rest or b"")
 
+    @property
+    def idle(self) -> bool:
+        """Whether nobody is in the middle of a write, and nothing waits for its end."""
+        return not self._lock.locked() and self._rest is None and not self._late
+
+    def give(self, frames: bytes) -> None:
+        """Send data frames, or have them sent as soon as may be; never waits, so who gives looks first for `idle`.
+
+        Raises what `send_frames` raises.
+        """
+        self._check_writable()
+        if not self.idle:
+            self._late.append(frames)
+        elif (sent := self._try(frames)) == len(frames):
+            return
+        else:
+            self._rest = memoryview(frames)[sent:]
+        self._see_to_rest()
+
     async def send_frames(self, frames: bytes) -> None:
         """Send data frames; returns when the kernel has them. No checkpoint where it takes them at once.
 
         A call that is cancelled has taken them all the same: they go out as soon as may be.
         """
-        if self._ready():
+        if self.idle:
             self._check_writable()
             if (sent := self._try(frames)) == len(frames):
                 return
@@ -174,14 +193,14 @@ class Wire(trio.abc.Stream):
             return
         if frame[0] == PONG:
             self._pong = frame
-        elif not self._ready() and self._control and sum(map(len, [*self._control, frame])) > NOTICES_LIMIT:
+        elif not self.idle and self._control and sum(map(len, [*self._control, frame])) > NOTICES_LIMIT:
             self.abort()
             return
         else:
             self._control.append(frame)
         if frame[0] == CLOSE:
             self.close_sent = int.from_bytes(frame[2:4], "big") if len(frame) >= 4 else 1005
-        if self._ready():
+        if self.idle:
             self._rest = memoryview(self._take_control())
             self._push()
         self._see_to_rest()
@@ -207,10 +226,6 @@ class Wire(trio.abc.Stream):
     async def wait_send_all_might_not_block(self) -> None:
         """Return at once: nothing that trio-websocket sends ever waits."""
         await trio.lowlevel.checkpoint()
-
-    def _ready(self) -> bool:
-        """Return whether nobody is in the middle of a write."""
-        return not self._lock.locked() and self._rest is None and not self._late
 
     def _take_control(self) -> bytes:
         """Return the control frames that wait, the newest pong among them, the close frame last."""

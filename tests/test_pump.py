@@ -1,0 +1,262 @@
+"""Rule: the pump offers each pipe's words to its own run, at once; what one run does or raises is no matter to another."""
+
+from __future__ import annotations
+
+import contextlib
+import contextvars
+import json
+import os
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+
+import trio
+import trio.testing
+from harness import Backend, connect, directive, listen
+from talk import open_talk
+
+from trio_claude.containment.pipes import PipeReader
+from trio_claude.containment.pump import READS_A_TURN, Pump
+
+NAME: contextvars.ContextVar[str] = contextvars.ContextVar("name")
+
+
+@asynccontextmanager
+async def pumping() -> AsyncIterator[Pump]:
+    """Yield a pump that serves."""
+    pump = Pump()
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(pump.serve)
+        await trio.testing.wait_all_tasks_blocked()
+        yield pump
+        nursery.cancel_scope.cancel()
+
+
+class Pipe:
+    """A pipe whose reading end is the server's; `heard` is what its run took, and `rest` what it did not."""
+
+    def __init__(self) -> None:
+        ours, self.theirs = os.pipe()
+        self.reader = PipeReader(ours)
+        self.heard: list[bytes] = []
+        self.rest: bytes | None = None
+        self.error: Exception | None = None
+
+    def say(self, data: bytes) -> None:
+        os.write(self.theirs, data)
+
+    def take(self, chunk: bytes) -> bool:
+        """Take everything but an end and what is capital; choke on a question."""
+        if b"?" in chunk:
+            raise ValueError("what?")
+        if not chunk or chunk.isupper():
+            return False
+        self.heard.append(chunk)
+        return True
+
+    async def read(self, pump: Pump, take: Callable[[bytes], bool] | None = None) -> None:
+        try:
+            self.rest = await self.reader.receive_rest(pump, take or self.take)
+        except (ValueError, trio.ClosedResourceError) as error:
+            self.error = error
+
+    def close(self) -> None:
+        self.reader.close()
+        with contextlib.suppress(OSError):
+            os.close(self.theirs)
+
+
+@asynccontextmanager
+async def reading(pump: Pump, count: int = 1) -> AsyncIterator[list[Pipe]]:
+    """Yield pipes that are read by a task each."""
+    pipes = [Pipe() for _ in range(count)]
+    try:
+        async with trio.open_nursery() as nursery:
+            for pipe in pipes:
+                nursery.start_soon(pipe.read, pump)
+            await trio.testing.wait_all_tasks_blocked()
+            yield pipes
+            nursery.cancel_scope.cancel()
+    finally:
+        for pipe in pipes:
+            pipe.close()
+
+
+async def test_what_is_taken_wakes_nobody_and_what_is_not_comes_back() -> None:
+    async with pumping() as pump, reading(pump) as (pipe,):
+        for word in (b"one", b"two"):
+            pipe.say(word)
+            await trio.testing.wait_all_tasks_blocked()
+        assert (pipe.heard, pipe.rest) == ([b"one", b"two"], None)
+        pipe.say(b"THREE")
+        await trio.testing.wait_all_tasks_blocked()
+        assert pipe.rest == b"THREE"
+        pipe.say(b"four")
+        await trio.testing.wait_all_tasks_blocked()
+        assert pipe.heard == [b"one", b"two"], "nobody asks the pump any more"
+        assert await pipe.reader.receive_some() == b"four"
+
+
+async def test_the_end_of_a_pipe_is_not_taken_but_told() -> None:
+    async with pumping() as pump, reading(pump) as (pipe,):
+        pipe.say(b"bye")
+        os.close(pipe.theirs)
+        await trio.testing.wait_all_tasks_blocked()
+        assert (pipe.heard, pipe.rest) == ([b"bye"], b"")
+
+
+async def test_what_a_run_raises_reaches_that_run_alone() -> None:
+    async with pumping() as pump, reading(pump, 2) as (one, other):
+        one.say(b"?")
+        other.say(b"fine")
+        await trio.testing.wait_all_tasks_blocked()
+        assert isinstance(one.error, ValueError)
+        assert (other.heard, other.rest, other.error) == ([b"fine"], None, None)
+
+
+async def test_a_pipe_that_is_closed_wakes_its_reader() -> None:
+    async with pumping() as pump, reading(pump) as (pipe,):
+        pipe.reader.close()
+        await trio.testing.wait_all_tasks_blocked()
+        assert isinstance(pipe.error, trio.ClosedResourceError)
+
+
+async def test_a_run_that_closes_another_s_pipe_in_the_same_turn_does_no_harm() -> None:
+    async with pumping() as pump:
+        one, other = Pipe(), Pipe()
+
+        def closing(_chunk: bytes) -> bool:
+            for pipe in (one, other):
+                pipe.reader.close()
+            return True
+
+        async with trio.open_nursery() as nursery:
+            for pipe in (one, other):
+                nursery.start_soon(pipe.read, pump, closing)
+            await trio.testing.wait_all_tasks_blocked()
+            for pipe in (one, other):
+                pipe.say(b"x")
+        assert isinstance(one.error, trio.ClosedResourceError)
+        assert isinstance(other.error, trio.ClosedResourceError)
+        for pipe in (one, other):
+            os.close(pipe.theirs)
+
+
+async def test_a_reader_that_is_cancelled_may_come_back() -> None:
+    async with pumping() as pump:
+        pipe = Pipe()
+        with trio.move_on_after(0):
+            await pipe.read(pump)
+        assert (pipe.rest, pipe.error) == (None, None)
+        pipe.say(b"AGAIN")
+        await pipe.read(pump)
+        assert pipe.rest == b"AGAIN"
+        pipe.close()
+
+
+async def test_a_run_that_ends_itself_with_what_it_hears_is_cancelled_and_hears_no_more() -> None:
+    async with pumping() as pump:
+        pipe, scope = Pipe(), trio.CancelScope()
+
+        def end(chunk: bytes) -> bool:
+            pipe.heard.append(chunk)
+            scope.cancel()
+            return False
+
+        pipe.say(b"end")
+        with scope:
+            await pipe.read(pump, end)
+        assert scope.cancelled_caught
+        pipe.say(b"more")
+        await trio.testing.wait_all_tasks_blocked()
+        assert pipe.heard == [b"end"]
+        pipe.close()
+
+
+async def test_without_a_pump_that_serves_a_pipe_is_read_as_ever() -> None:
+    pipe = Pipe()
+    pipe.say(b"plain")
+    await pipe.read(Pump())
+    assert (pipe.heard, pipe.rest) == ([], b"plain")
+    pipe.close()
+
+
+async def test_where_the_pump_ends_its_readers_go_on_without_it() -> None:
+    pipe = Pipe()
+    async with trio.open_nursery() as nursery:
+        async with pumping() as pump:
+            nursery.start_soon(pipe.read, pump)
+            await trio.testing.wait_all_tasks_blocked()
+        pipe.say(b"plain")
+    assert (pipe.heard, pipe.rest) == ([], b"plain")
+    pipe.close()
+
+
+async def test_a_run_hears_in_its_own_context() -> None:
+    async with pumping() as pump:
+        pipe, names = Pipe(), []
+
+        def take(_chunk: bytes) -> bool:
+            names.append(NAME.get("none"))
+            return False
+
+        async def read() -> None:
+            NAME.set("run 7")
+            await pipe.read(pump, take)
+
+        pipe.say(b"x")
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(read)
+        assert names == ["run 7"]
+        pipe.close()
+
+
+async def test_who_never_stops_talking_leaves_others_their_turns() -> None:
+    async with pumping() as pump:
+        pipe, reads = Pipe(), 0
+
+        def babble(_chunk: bytes) -> bool:
+            nonlocal reads
+            reads += 1
+            pipe.say(b"and")
+            return True
+
+        pipe.say(b"so")
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(pipe.read, pump, babble)
+            for _ in range(20):
+                await trio.lowlevel.checkpoint()
+            assert 0 < reads <= 20 * READS_A_TURN
+            nursery.cancel_scope.cancel()
+        pipe.close()
+
+
+class Steps(trio.abc.Instrument):
+    """Counts the turns of those tasks that read a CLI's stdout."""
+
+    def __init__(self) -> None:
+        self.count = 0
+
+    def before_task_step(self, task: trio.lowlevel.Task) -> None:
+        self.count += task.name.endswith("._read_stdout")
+
+
+async def test_lone_lines_reach_a_client_without_a_turn_of_their_run_s_own(fake: Backend) -> None:
+    steps = Steps()
+    prompt = directive("slow", n=40, ms=5)
+    async with fake.serve() as server, connect(server, "?frames=verbatim") as socket:
+        trio.lowlevel.add_instrument(steps)
+        await socket.send_message(json.dumps({"prompt": prompt, "meta": "T", "partial": True}))
+        said = await listen(socket)
+        assert (said.code, fake.ended[0].outcome.lines) == (1000, len(said.frames) - 1)
+        assert fake.ended[0].outcome.lines > 40
+        assert steps.count <= 10
+        steps.count = 0
+        async with open_talk(server) as talk:
+            await talk.start(partial=True)
+            await talk.user(prompt)
+            await talk.result()
+            await talk.stop("end")
+            await talk.end()
+        assert len(talk.lines()) > 40
+        assert steps.count <= 10
+        trio.lowlevel.remove_instrument(steps)

@@ -1,0 +1,111 @@
+"""One wait for the stdouts of all runs: what a CLI says is heard in the task of the pump, not in a turn of its own.
+
+Duty: read each pipe that has something, and offer what it held to whoever waits for it, who takes it at once or is
+woken with it. This module must never wait for anything but the pipes, nor let what one run raises reach another.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import select
+from collections.abc import Callable
+from typing import Final
+
+import attrs
+import trio
+
+READ_SIZE: Final = 65536
+"""Bytes taken at a time: what a Linux pipe holds."""
+READS_A_TURN: Final = 32
+"""Reads before every other task gets its turn: a lone line takes some 20 µs, a chunk that is no bulk some more."""
+
+Take = Callable[[bytes], bool]
+"""Takes what a pipe held, empty at its end, and returns whether it did, all of it; must not wait."""
+
+
+@attrs.define(eq=False)
+class _Waiter:
+    """A task that waits for a pipe; `rest` is what was read and not taken, None where nothing was read."""
+
+    task: trio.lowlevel.Task
+    take: Take
+    rest: bytes | None = None
+    error: Exception | None = None
+
+
+class Pump:
+    """The pipes of one engine.
+
+    Resource handling: `serve` owns the `epoll`; while it does not run, and from its end on, nobody waits here. Error
+    handling: what a `Take` raises is raised to the task that waits, and to no other.
+    """
+
+    def __init__(self) -> None:
+        self._epoll: select.epoll | None = None
+        self._waiting: dict[int, _Waiter] = {}
+
+    async def serve(self) -> None:
+        """Read pipes until cancelled."""
+        with contextlib.closing(select.epoll()) as self._epoll:
+            try:
+                while True:
+                    await trio.lowlevel.wait_readable(self._epoll.fileno())
+                    self._read_all(self._epoll)
+            finally:
+                for descriptor in [*self._waiting]:
+                    self.release(descriptor)
+                self._epoll = None
+
+    def _read_all(self, epoll: select.epoll) -> None:
+        """Read whatever can be read, also what comes meanwhile, up to a turn's measure."""
+        left = READS_A_TURN
+        while left and (found := epoll.poll(0, left)):
+            left -= len(found)
+            for descriptor, _ in found:
+                if waiter := self._waiting.get(descriptor):
+                    self._read(descriptor, waiter)
+
+    def _read(self, descriptor: int, waiter: _Waiter) -> None:
+        try:
+            chunk = os.read(descriptor, READ_SIZE)
+            if waiter.task.context.run(waiter.take, chunk):
+                return
+            waiter.rest = chunk
+        except BlockingIOError:
+            return
+        except Exception as error:  # whatever it is, it is the run's, and is raised there
+            waiter.error = error
+        self.release(descriptor)
+
+    async def wait(self, descriptor: int, take: Take) -> bytes | None:
+        """Offer all that a pipe holds from now on to `take`, until that does not take it; return what that was.
+
+        Nothing else may wait for the pipe meanwhile. None is returned where nobody reads pipes here, or where the pipe
+        was released. Raises what `take` raises.
+        """
+        if self._epoll is None:
+            await trio.lowlevel.checkpoint()
+            return None
+        self._epoll.register(descriptor, select.EPOLLIN)
+        waiter = self._waiting[descriptor] = _Waiter(trio.lowlevel.current_task(), take)
+
+        def abort(_: object) -> trio.lowlevel.Abort:
+            self._forget(descriptor)
+            return trio.lowlevel.Abort.SUCCEEDED
+
+        await trio.lowlevel.wait_task_rescheduled(abort)
+        if waiter.error:
+            raise waiter.error
+        return waiter.rest
+
+    def release(self, descriptor: int) -> None:
+        """Read a pipe no more, and wake whoever waits for it; to be called before it is closed."""
+        if waiter := self._forget(descriptor):
+            trio.lowlevel.reschedule(waiter.task)
+
+    def _forget(self, descriptor: int) -> _Waiter | None:
+        waiter = self._waiting.pop(descriptor, None)
+        if waiter and self._epoll:
+            self._epoll.unregister(descriptor)
+        return waiter

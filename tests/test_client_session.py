@@ -461,6 +461,23 @@ async def test_what_leaves_a_program_leaves_it_bare(fake: Backend, library: Libr
         await until(lambda: server.runs.statistics().live == 0)
 
 
+@BOTH_LIBRARIES
+async def test_what_leaves_a_program_is_heard_though_it_is_cancelled_meanwhile(fake: Backend, library: Library) -> None:
+    """Else an error looks like a timeout that passes while the block is left."""
+
+    async def program(url: str, opened: Callable[..., Any]) -> None:
+        with anyio.CancelScope() as scope:
+            async with opened(meta="T", url=url):
+                scope.cancel()
+                raise KeyError("mine")
+
+    async with fake.serve() as server:
+        for opened in (open_session, partial(ask, directive("silent"))):
+            with pytest.raises(KeyError, match="mine"):
+                await library(partial(program, server.url, opened))
+        await until(lambda: server.runs.statistics().live == 0)
+
+
 async def test_what_a_cli_asks_twice_is_one_question(fake: Backend) -> None:
     request = {"subtype": "can_use_tool", "tool_name": "Bash", "input": {"command": "ls"}}
     asks = json.dumps({"type": "control_request", "request_id": "R-1", "request": request})

@@ -10,7 +10,7 @@ from typing import Any
 
 import attrs
 
-from .sockets import BROKEN, INBOX_LIMIT, Inbox, Socket, door, dumps, open_socket, open_tasks
+from .sockets import BROKEN, INBOX_LIMIT, Inbox, Socket, door, dumps, open_bare, open_socket, open_tasks
 
 
 @attrs.frozen
@@ -103,7 +103,7 @@ async def ask(
     Raises `ConnectFailed`, and TypeError or ValueError for what is no JSON.
     """
     text = dumps({"prompt": prompt, "meta": meta, **options})
-    async with open_socket(door(url), url, key, headers=headers) as socket:
+    async with open_bare(open_socket(door(url), url, key, headers=headers)) as socket:
         with contextlib.suppress(ConnectionError):  # a server that went away is read out below, with its reason
             await socket.send(text)
         answer = Answer(socket)

@@ -279,18 +279,27 @@ class Awaited(Generic[T]):
 
 
 @asynccontextmanager
-async def open_tasks() -> AsyncIterator[anyio.abc.TaskGroup]:
-    """Yield a task group; what its context raises comes out bare: a group would make every handler a group's."""
+async def open_bare(inner: AbstractAsyncContextManager[T]) -> AsyncIterator[T]:
+    """Yield what `inner` does; what the body raises comes out as it is, also where leaving `inner` is cancelled."""
     failure: BaseException | None = None
-    async with anyio.create_task_group() as tasks:
-        try:
-            yield tasks
-        except anyio.get_cancelled_exc_class():
+    try:
+        async with inner as entered:
+            try:
+                yield entered
+            except anyio.get_cancelled_exc_class():
+                raise
+            except BaseException as error:  # raised below
+                failure = error
+    except anyio.get_cancelled_exc_class():
+        if failure is None:
             raise
-        except BaseException as error:  # raised below
-            failure = error
     if failure:
         raise failure
+
+
+def open_tasks() -> AbstractAsyncContextManager[anyio.abc.TaskGroup]:
+    """Open a task group; what its context raises comes out bare: a group would make every handler a group's."""
+    return open_bare(anyio.create_task_group())
 
 
 @asynccontextmanager

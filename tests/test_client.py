@@ -240,6 +240,34 @@ async def test_a_server_that_vanishes_without_a_word_is_left(
     assert (ended.code, ended.reason) == (1006, "the server has been silent for 0.4 s")
 
 
+async def test_a_task_that_asyncio_cancels_twice_leaves_no_connection(
+    fake: Backend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whichever step of giving its connection up the second cancellation comes to."""
+    say = sockets.Socket.send
+
+    async def send(socket: sockets.Socket, text: str) -> None:
+        cutter.silent = True
+        await say(socket, text)
+
+    async def program(url: str) -> set[str]:
+        for steps in range(8):
+            cutter.silent = False
+            task = asyncio.create_task(collect(url, "x" * 16_000_000))
+            while not cutter.silent:
+                await asyncio.sleep(0)
+            for _ in range(2):
+                task.cancel()
+                for _ in range(steps):
+                    await asyncio.sleep(0)
+            await asyncio.wait([task])
+        return {task.get_name() for task in asyncio.all_tasks() - {asyncio.current_task()}}
+
+    monkeypatch.setattr(sockets.Socket, "send", send)
+    async with fake.serve() as server, open_cutter(server.port) as cutter:
+        assert await run_under_asyncio(partial(program, cutter.url)) == set()
+
+
 async def test_a_long_line_on_a_slow_link_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
     """Whatever the server answers to a ping comes behind the line."""
     monkeypatch.setattr(sockets, "SILENCE", 0.3)

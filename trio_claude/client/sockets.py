@@ -328,8 +328,10 @@ async def open_socket(
         try:
             yield socket
         finally:
-            await socket.abandon()
-            await connection.__aexit__(None, None, None)
+            try:
+                await socket.abandon()
+            finally:  # asyncio's own cancellations go through a shield
+                await connection.__aexit__(None, None, None)
 
 
 _WHY = {401: "it wants a valid key or token", 403: "not from here, or not you", 429: "too many connections"}

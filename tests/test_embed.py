@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import os
@@ -236,6 +237,17 @@ async def test_a_body_that_fails_is_heard_and_the_run_is_ended(engine: Engine, f
             await until(fake.left)
             raise KeyError("mine")
     assert not [pid for pid in fake.left() if alive(pid)]
+
+
+@pytest.mark.parametrize("cleans_up", [False, True])
+async def test_a_body_that_fails_while_it_is_cancelled_is_heard_as_it_is(fake: Backend, cleans_up: bool) -> None:
+    with trio.CancelScope() as scope, pytest.raises(KeyError, match="mine"):
+        async with open_run(directive("silent"), config=Config(cli=fake.program)):
+            scope.cancel()
+            if cleans_up:
+                with contextlib.suppress(trio.Cancelled):
+                    await trio.sleep_forever()
+            raise KeyError("mine")
 
 
 def test_the_names_are_public() -> None:

@@ -37,15 +37,16 @@ async def keep_going(
 
 @asynccontextmanager
 async def open_services() -> AsyncIterator[trio.Nursery]:
-    """Yield a nursery whose tasks end when the body does; a single error comes out bare."""
+    """Yield a nursery whose tasks end when the body does; a single error comes out bare, also where it is cancelled."""
     try:
         async with trio.open_nursery() as nursery:
             yield nursery
             nursery.cancel_scope.cancel()
     except BaseExceptionGroup as group:
-        if len(group.exceptions) > 1:
+        errors = [error for error in group.exceptions if not _is_cancelled(error)] or group.exceptions
+        if len(errors) > 1:
             raise
-        _raise_bare(group.exceptions[0])
+        _raise_bare(errors[0])
 
 
 @asynccontextmanager
@@ -64,6 +65,13 @@ async def open_lasting(service: Callable[..., Awaitable[None]], *arguments: obje
             yield
         finally:
             scope.cancel()
+
+
+def _is_cancelled(error: BaseException) -> bool:
+    """Return whether an error says no more than that a task was cancelled."""
+    if isinstance(error, BaseExceptionGroup):
+        return error.split(trio.Cancelled)[1] is None
+    return isinstance(error, trio.Cancelled)
 
 
 def _raise_bare(error: BaseException) -> NoReturn:

@@ -29,6 +29,7 @@ from trio_claude.client import (
     Refused,
     Result,
     Session,
+    Turn,
     Unknown,
     User,
     ask,
@@ -347,6 +348,29 @@ async def test_turns_that_the_cli_answers_at_once_end_all(fake: Backend, folder:
         with trio.fail_after(5):
             assert [line async for line in first] == []
         assert first.result is second.result is lines[-1]
+
+
+@BOTH_LIBRARIES
+async def test_tasks_with_a_turn_each_all_end_where_the_cli_answers_at_once(
+    fake: Backend, folder: Path, library: Library
+) -> None:
+    """Whichever of them reads the result."""
+
+    async def program(url: str) -> list[Any]:
+        async with open_session(meta="T", url=url) as session:
+            turns = [session.ask("first"), session.ask("second")]
+            with anyio.fail_after(10):
+                async with anyio.create_task_group() as tasks:
+                    for one in turns:
+                        tasks.start_soon(drain, one)
+            return [one.result and one.result.text for one in turns]
+
+    async def drain(one: Turn) -> None:
+        async for _ in one:
+            pass
+
+    async with fake.serve(cli=script_cli(folder, NAMES_BOTH)) as server:
+        assert await library(partial(program, server.url)) == ["both", "both"]
 
 
 async def test_an_approval_that_is_not_wanted_any_more_is_cancelled(fake: Backend) -> None:

@@ -216,18 +216,23 @@ class Session:
 
     async def __anext__(self) -> Line:
         """Return the next line, whichever turn it belongs to; stop at the session's end."""
-        if (said := await self._next()) is None:
+        return await self.line_of()
+
+    async def line_of(self, turn: Turn | None = None) -> Line:
+        """Return the next line as `anext` does; stop also where a task that reads beside this one has ended `turn`."""
+        if (said := await self._next(lambda: turn is not None and turn.result is not None)) is None:
             raise StopAsyncIteration
         self.after, line = said
         if isinstance(line, Result):
             for name in _named(line) or ():
-                if turn := self._turns.get(str(name)):
-                    turn.result = line
+                if named := self._turns.get(str(name)):
+                    named.result = line
+            self._lines.wake()
         return line
 
-    async def _next(self) -> tuple[int, Line] | None:
+    async def _next(self, enough: Callable[[], bool] = lambda: False) -> tuple[int, Line] | None:
         """Return the next line with its number, None at the end. Raises what a program is to hear where it iterates."""
-        said = await self._lines.take()
+        said = await self._lines.take(enough)
         if isinstance(said, Exception):
             raise said
         return said
@@ -399,7 +404,7 @@ class Turn:
             await self._session.say(prompt, lambda: self._restore(prompt))
         if self.result:
             raise StopAsyncIteration
-        line = await anext(self._session)
+        line = await self._session.line_of(self)
         if isinstance(line, Result) and _named(line) is None and _is_begun_by_message(line):
             self.result = line
         return line

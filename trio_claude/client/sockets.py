@@ -225,30 +225,31 @@ class Inbox(Generic[T]):
         """Put a thing in, whatever is there."""
         self._things.append((thing, size))
         self._size += size
-        self._wake()
+        self.wake()
 
-    async def take(self) -> T | None:
-        """Return the next thing, None once there comes no more."""
-        while not self._things:
-            if self._closed:
-                return None
+    async def take(self, enough: Callable[[], bool] = lambda: False) -> T | None:
+        """Return the next thing, None once there comes no more, or it is `enough`: who makes it so calls `wake`."""
+        while not self._things and not self._closed and not enough():
             await self._stir.wait()
+        if not self._things or enough():
+            return None
         thing, size = self._things.popleft()
         self._size -= size
-        self._wake()
+        self.wake()
         return thing
 
     def refuse(self) -> None:
         """Drop what is put in from now on: nobody is going to read it."""
         self._refuses = True
-        self._wake()
+        self.wake()
 
     def close(self) -> None:
         """Say that no more comes."""
         self._closed = True
-        self._wake()
+        self.wake()
 
-    def _wake(self) -> None:
+    def wake(self) -> None:
+        """Have whoever waits look again."""
         self._stir.set()
         self._stir = anyio.Event()
 

@@ -119,6 +119,29 @@ async def test_what_is_said_while_there_is_no_connection_is_said_behind_it(fake:
             assert isinstance(lines[-1], Result)
 
 
+@pytest.mark.parametrize("callback", ["on_lost", "on_back"])
+async def test_a_callback_that_fails_is_the_programs_error_and_the_session_goes_on(
+    fake: Backend, callback: str
+) -> None:
+    def fail(_said: str) -> None:
+        raise ValueError("mine")
+
+    reconnect = Reconnect(**{"grace": 20, callback: fail})
+    async with (
+        fake.serve() as server,
+        open_cutter(server.port) as cutter,
+        open_session(meta="T", url=cutter.url, reconnect=reconnect) as session,
+    ):
+        turn = session.ask(directive("slow", n=50, ms=10))
+        await anext(turn)
+        cutter.cut()
+        with pytest.raises(ValueError, match="mine"):
+            async for _ in turn:
+                pass
+        assert isinstance([line async for line in turn][-1], Result)
+        assert (await session.end()).ok
+
+
 async def test_an_approval_outlives_its_connection(fake: Backend) -> None:
     asked: list[Approval] = []
     async with fake.serve() as server, open_cutter(server.port) as cutter:

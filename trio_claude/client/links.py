@@ -25,6 +25,7 @@ from .sockets import BROKEN, LINGER, ConnectFailed, Socket, dumps, open_socket
 
 Json: TypeAlias = dict[str, Any]
 Take: TypeAlias = Callable[[Line, int], Awaitable[None]]
+Fail: TypeAlias = Callable[[Exception], None]
 OUTBOX_LIMIT: Final = 1024 * 1024
 """Bytes of what was said that are kept beside the last message, to be said again where it was not heard."""
 LOST: Final = (1001, BROKEN)
@@ -53,7 +54,8 @@ class Reconnect:
     """Come back to the run where the connection breaks; the server lets it wait for `grace` seconds.
 
     A server that goes down, or can't reach the run for a moment, is left or asked again too, for as long.
-    `on_lost` hears why the connection broke, `on_back` the id of the run, each time; they must not wait.
+    `on_lost` hears why the connection broke, `on_back` the id of the run, each time; they must not wait. What they
+    raise is raised where the program iterates, and the session goes on.
     """
 
     grace: float = 60.0
@@ -102,6 +104,7 @@ class Link:
         self._asked = 0.0
         self._back = math.inf
         self._refusal: tuple[Line, int] | None = None
+        self._fail: Fail
 
     @property
     def lasts(self) -> bool:
@@ -123,11 +126,12 @@ class Link:
         """Whether there is a run, or one was asked for that may begin before a last word is heard."""
         return bool((self._run and self._is_in) or self._socket) and not (self._is_over or self._over.is_set())
 
-    async def run(self, start: Json, take: Take) -> None:
-        """Connect, say `start` or `attach`, and have each frame taken, to the end.
+    async def run(self, start: Json, take: Take, fail: Fail) -> None:
+        """Connect, say `start` or `attach`, and have each frame taken, to the end; `fail` hears what callbacks raise.
 
         Raises `ConnectFailed` where it never began.
         """
+        self._fail = fail
         if start["op"] == "attach":
             self._run, self._lines, self._role, self._stays = start["run"], start["after"], start["as"], True
         try:
@@ -270,7 +274,7 @@ class Link:
                 self._socket = socket
             await self._speak()
         if self._until < math.inf and self._reconnect:
-            self._reconnect.on_back(self._run)
+            self._tell(self._reconnect.on_back, self._run)
         self._is_in = True
 
     async def _come_back(self, reconnect: Reconnect, take: Take) -> None:
@@ -280,7 +284,7 @@ class Link:
         """
         if self._until == math.inf or anyio.current_time() > self._back + STEADY:
             self._until, self._wait = anyio.current_time() + reconnect.grace, FIRST_WAIT
-            reconnect.on_lost(self.reason)
+            self._tell(reconnect.on_lost, self.reason)
         while not self._is_over and anyio.current_time() < self._until:
             with anyio.CancelScope() as self._waiting:
                 await anyio.sleep(min(self._pause(), self._until - anyio.current_time()))
@@ -296,6 +300,13 @@ class Link:
             else:
                 return
         self._is_over = True
+
+    def _tell(self, hear: Callable[[str], None], said: str) -> None:
+        """Tell the program how it stands with the connection."""
+        try:
+            hear(said)
+        except Exception as error:  # the program's own
+            self._fail(error)
 
     def _pause(self) -> float:
         """Return the seconds until the next try: a little more than a server has asked for, else longer each time."""

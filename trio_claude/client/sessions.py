@@ -247,7 +247,7 @@ class Session:
         """Start the session and read to its end, in a task of its own."""
         try:
             with self._reading:  # shielded: a program that is cancelled still says that it leaves
-                await self._link.run(start, self._take)
+                await self._link.run(start, self._take, self._lines.add)
         except (ConnectFailed, ConnectionError) as error:  # raised where the program waits or iterates
             self._lines.add(error)
         last = self._last

@@ -14,6 +14,7 @@ from typing import Any
 import anyio
 import pytest
 import trio
+import trio.testing
 from cutter import Cutter, open_cutter
 from harness import Backend, directive, until
 from libraries import BOTH_LIBRARIES, Library, under_trio
@@ -140,6 +141,38 @@ async def test_a_callback_that_fails_is_the_programs_error_and_the_session_goes_
                 pass
         assert isinstance([line async for line in turn][-1], Result)
         assert (await session.end()).ok
+
+
+async def test_who_says_something_says_nothing_that_others_add_behind_it(
+    fake: Backend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else its own cancellation would break another's message, and the connection with it."""
+    begun, go, over = trio.Event(), trio.Event(), trio.Event()
+
+    async def send(_socket: sockets.Socket, text: str) -> None:
+        begun.set()
+        await go.wait()
+        if "behind" in text:
+            await trio.sleep_forever()
+
+    async def interrupt(session: Session) -> None:
+        await session.interrupt()
+        over.set()
+
+    async with (
+        fake.serve() as server,
+        open_session(meta="T", url=server.url) as session,
+        trio.open_nursery() as nursery,
+    ):
+        monkeypatch.setattr(sockets.Socket, "send", send)
+        nursery.start_soon(interrupt, session)
+        await begun.wait()
+        nursery.start_soon(session.say, {"type": "user", "message": {"role": "user", "content": "behind"}})
+        await trio.testing.wait_all_tasks_blocked(0.01)
+        go.set()
+        with trio.fail_after(5):
+            await over.wait()
+        nursery.cancel_scope.cancel()
 
 
 async def test_an_approval_outlives_its_connection(fake: Backend) -> None:

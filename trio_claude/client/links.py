@@ -152,7 +152,7 @@ class Link:
         if self._stays and self._may_run and last:
             with contextlib.suppress(ConnectionError):
                 self._said.add(last)
-                await self._speak()
+                await self._speak(last)
                 await self._over.wait()
         self.drop()
 
@@ -175,7 +175,7 @@ class Link:
             raise ConnectionError("the session is over")
         self._said.add(text)
         try:
-            await self._speak()
+            await self._speak(text)
         except anyio.get_cancelled_exc_class():
             if self._said.take_back(text):
                 on_unsaid()
@@ -189,10 +189,10 @@ class Link:
         if self._current:
             await self._current.show_life()
 
-    async def _speak(self) -> None:
-        """Say what was not said yet, in order."""
+    async def _speak(self, upto: str = "") -> None:
+        """Say what was not said yet, in order, and nothing behind `upto`: that waits for whoever has added it."""
         async with self._speaking:
-            while (socket := self._socket) and (text := self._said.next):
+            while (socket := self._socket) and (text := self._said.next) and (not upto or self._said.has(upto)):
                 self._said.advance()
                 try:
                     await socket.send(text)
@@ -334,6 +334,10 @@ class Said:
             raise ConnectionError("the connection is broken, and too much waits for the next one")
         self._texts.append(text)
         self._size += len(text)
+
+    def has(self, text: str) -> bool:
+        """Return whether a message waits to be said."""
+        return any(one is text for one in islice(self._texts, self._next - self._first, None))
 
     def take_back(self, text: str) -> bool:
         """Forget a message, if nothing of it was said yet; return whether that is so."""

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import dataclasses
+import gc
 import json
 import re
 from collections.abc import Awaitable, Callable
@@ -13,7 +15,7 @@ from typing import Any
 import anyio
 import pytest
 from harness import Backend, directive, until
-from libraries import BOTH_LIBRARIES, Library
+from libraries import BOTH_LIBRARIES, Library, under_asyncio
 
 pytestmark = [
     pytest.mark.real_cli,
@@ -299,6 +301,38 @@ async def test_leaving_ends_the_run_at_once(real: Backend, library: Library, fol
         assert not real.left()
         assert real.ended[0].outcome.receipt.killed >= 3
     assert real.ended[0].outcome.reason == "disconnected"
+
+
+async def test_a_task_that_asyncio_cancels_twice_ends_its_run(fake: Backend) -> None:
+    """The SDK does not come to `close` then; the second cancellation takes it while it waits for its own reader."""
+    from claude_agent_sdk import ClaudeAgentOptions, ClaudeSDKClient
+
+    async def talk(url: str, asked: asyncio.Event) -> None:
+        options = ClaudeAgentOptions()
+        async with ClaudeSDKClient(options=options, transport=over(url, options)) as client:
+            await client.query(directive("silent"))
+            asked.set()
+            async for _ in client.receive_response():
+                pass
+
+    async def program(url: str) -> None:
+        for steps in range(6):
+            asked = asyncio.Event()
+            task = asyncio.create_task(talk(url, asked))
+            await asked.wait()
+            for _ in range(2):
+                await asyncio.sleep(0)
+                task.cancel()
+                for _ in range(steps):
+                    await asyncio.sleep(0)
+            await asyncio.wait([task])
+            with anyio.fail_after(10):
+                while len(fake.ended) <= steps:
+                    await asyncio.sleep(0.01)
+
+    async with fake.serve() as server:
+        await under_asyncio(partial(program, server.url))
+    gc.collect()  # the SDK does not come to close its streams either, and that is told here
 
 
 @BOTH_LIBRARIES

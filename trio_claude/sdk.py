@@ -225,8 +225,7 @@ class WebSocketTransport(Transport):
         try:
             await self._begin()
         except BaseException:  # a cancellation too: whoever gave up will not call close
-            self._over = True
-            self._closing.set()
+            self.give_up()
             raise
         self._started = True
 
@@ -355,11 +354,15 @@ class WebSocketTransport(Transport):
 
     async def close(self) -> None:
         """Give the connection up: the run ends with its whole process tree. Never waits longer than `CLOSE_TIMEOUT`."""
-        self._over = True
-        self._closing.set()
+        self.give_up()
         if self._opened.is_set():
             with anyio.move_on_after(CLOSE_TIMEOUT):
                 await self._closed.wait()
+
+    def give_up(self) -> None:
+        """Give the connection up, and wait for nothing."""
+        self._over = True
+        self._closing.set()
 
     def is_ready(self) -> bool:
         """Return whether something can be said."""
@@ -389,7 +392,12 @@ class _Messages:
         return self
 
     async def __anext__(self) -> Json:
-        if (line := await self._transport.next_message()) is None:
+        try:
+            line = await self._transport.next_message()
+        except anyio.get_cancelled_exc_class():  # the SDK ends its reader and then closes, but not if cancelled twice
+            self._transport.give_up()
+            raise
+        if line is None:
             raise StopAsyncIteration
         return line
 

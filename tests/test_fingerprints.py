@@ -109,6 +109,17 @@ def test_an_observer_that_fails_again_and_again_costs_no_memory() -> None:
     assert remembered() - before <= WARNED_LIMIT + 2
 
 
+def test_others_hear_though_a_program_has_warnings_raised() -> None:
+    def fail(_event: Event) -> None:
+        raise ValueError("a bug")
+
+    heard: list[Event] = []
+    with warnings.catch_warnings(), pytest.raises(RuntimeWarning, match="a bug"):
+        warnings.simplefilter("error")
+        fan_out([fail, heard.append])(Strained("x", over=False))
+    assert heard == [Strained("x", over=False)]
+
+
 def remembered() -> int:
     """Return how many warnings Python remembers, in all modules."""
     tables = (getattr(module, "__warningregistry__", {}) for module in list(sys.modules.values()))

@@ -355,11 +355,14 @@ def fan_out(observers: Iterable[Observer]) -> Observer:
     listeners = tuple(observers)
 
     def tell(event: Event) -> None:
+        faults = []
         for listener in listeners:
             try:
                 listener(event)
             except Exception as error:  # an observer's own fault, which is nobody else's
-                warn(f"observer {listener!r} failed: {error!r}")
+                faults.append(f"observer {listener!r} failed: {error!r}")
+        for fault in faults:  # once all have heard: a program may have warnings raised
+            warn(fault)
 
     return tell
 

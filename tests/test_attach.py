@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import random
+import sqlite3
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -375,6 +377,37 @@ async def test_a_run_that_ended_meanwhile_is_told_to_its_end(fake: Backend) -> N
         async with open_talk(server, keys["bob"]) as bob:
             await bob.say({"type": "gateway", "op": "attach", "run": run})
             assert (await bob.event("refused"))["code"] == "not-open"
+
+
+@pytest.mark.parametrize(
+    ("column", "value", "told"),
+    [
+        ("receipt", '{"seen":3,"killed":0,"survivors":0,"ms":1.5,"containment":"jail","cpu":2}', {"reason": "exit"}),
+        ("receipt", '{"counted":3}', {"reason": "exit"}),
+        ("reason", "hibernated", {"reason": "failed", "error": "it ended as only a newer server knows: hibernated"}),
+    ],
+)
+async def test_an_end_that_a_newer_version_has_stored_is_told(
+    fake: Backend, column: str, value: str, told: dict[str, str]
+) -> None:
+    async with fake.serve(journal="memory") as server:
+        async with open_talk(server) as first:
+            run = (await first.start(**GRACE))["run"]
+            await first.user("hello" + directive("exit"))
+            receipt = (await first.end())["receipt"]
+        assert server.runs.journal
+        assert await server.runs.journal.settle()
+        with contextlib.closing(sqlite3.connect(server.runs.journal._store.path)) as db, db:
+            db.execute(f"UPDATE runs SET {column} = ?", [value])
+        async with open_talk(server) as second:
+            await attach(second, run)
+            ended = await second.end()
+        assert numbered(second) == numbered(first)
+        assert {name: ended.get(name) for name in told} == told
+        known = {"seen": 3, "killed": 0, "survivors": 0, "ms": 1.5, "containment": "jail"}
+        unproven = {"seen": 0, "killed": 0, "survivors": None, "ms": 0, "containment": "none"}
+        assert ended["receipt"] == (receipt if column == "reason" else known if "cpu" in value else unproven)
+        assert second.code == (1000 if told["reason"] == "exit" else 1011)
 
 
 async def test_what_the_journal_has_not_of_an_ended_run_is_a_gap(fake: Backend) -> None:

@@ -5,9 +5,10 @@ Each line once, in order; what the journal has not is said (`gap`), never skippe
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Final
+from collections.abc import Iterator, Mapping
+from typing import Any, Final
 
+import attrs
 import trio
 
 from . import messages
@@ -19,6 +20,8 @@ from .peer import Client
 
 PIECE_BYTES: Final = 256 * 1024
 """Bytes that are told at a time: between two pieces others have their turn."""
+REASONS: Final = frozenset(Reason)
+UNPROVEN: Final = Receipt(0, 0, None, 0, "none")
 
 
 async def retell(journal: Journal, run: RunRow, peer: Client, after: int) -> Closing:
@@ -66,17 +69,19 @@ def _pieces(parts: list[Part], after: int, upto: int) -> Iterator[tuple[list[byt
 
 
 def outcome(run: RunRow) -> Outcome:
-    """Return how a run ended; what its server did not live to see is not proven."""
-    receipt = Receipt(**run.receipt) if run.receipt else Receipt(0, 0, None, 0, "none")
+    """Return how a run ended; what its server did not live to see, or a newer one tells otherwise, is not proven."""
+    reason, error = run.reason or Reason.NODE_LOST, run.error
+    if reason not in REASONS:
+        reason, error = Reason.FAILED, error or f"it ended as only a newer server knows: {reason}"
     return Outcome(
-        Reason(run.reason or Reason.NODE_LOST),
-        run.exit_status,
-        run.signal,
-        run.lines,
-        run.encoding_errors,
-        receipt,
-        run.error,
+        Reason(reason), run.exit_status, run.signal, run.lines, run.encoding_errors, _receipt(run.receipt or {}), error
     )
+
+
+def _receipt(told: Mapping[str, Any]) -> Receipt:
+    """Return what a row says was counted; it may say more than is known here."""
+    names = [field.name for field in attrs.fields(Receipt)]
+    return Receipt(**{name: told[name] for name in names}) if told.keys() >= set(names) else UNPROVEN
 
 
 def closing(ended: Outcome) -> Closing:

@@ -136,6 +136,31 @@ async def test_a_message_may_be_as_long_as_at_the_runs_node(fake: Backend, redis
         assert (await owner.end())["reason"] == "exit"
 
 
+async def test_who_was_not_let_in_while_redis_was_full_takes_no_place_later(
+    fake: Backend, redis_server: RedisServer
+) -> None:
+    settings = {"journal": "auto", "redis": redis_server.url}
+    async with fake.serve(**settings) as a, fake.serve(**settings) as b, open_talk(a) as near:
+        run = (await near.start(**GRACE))["run"]
+        redis_server.call("CONFIG", "SET", "maxmemory", "1")
+        try:
+            async with AsyncExitStack() as stack:
+                for _ in range(5):
+                    talk = await stack.enter_async_context(open_talk(b))
+                    await talk.say({"type": "gateway", "op": "attach", "run": run, "as": "owner"})
+                questions = b.runs.nodes.control._questions  # type: ignore[union-attr]
+                await until(lambda: len(questions) >= 5)
+            await until(lambda: not questions)
+        finally:
+            redis_server.call("CONFIG", "SET", "maxmemory", "0")
+        async with open_talk(b) as viewer:
+            assert (await attach(viewer, run))["role"] == "viewer"
+        await near.user("hello")
+        await near.result()
+        await near.stop("end")
+        assert (await near.end())["reason"] == "exit"
+
+
 @pytest.mark.parametrize("how", ["hangs", "killed"])
 async def test_nothing_is_lost_while_redis_is_away(fake: Backend, redis_server: RedisServer, how: str) -> None:
     """An owner at another node may have to come back; what it has got is each line once."""

@@ -73,6 +73,41 @@ async def test_one_that_has_no_answer_is_waited_for_no_longer_than_patience(redi
         assert 0.2 < trio.current_time() - began < 1
 
 
+async def test_a_question_that_nobody_waits_for_is_not_asked_late(redis_server: RedisServer) -> None:
+    async with open_node(redis_server, "a") as a, open_node(redis_server, "b") as b:
+        heard: list[int] = []
+        b.control.on("count", lambda _node, packet: heard.append(packet["n"]))
+        redis_server.call("CONFIG", "SET", "maxmemory", "1")
+        try:
+            assert await a.control.ask("b", {"op": "count", "n": 1}, patience=0.1) is None
+            a.control.tell("b", {"op": "count", "n": 2})
+        finally:
+            redis_server.call("CONFIG", "SET", "maxmemory", "0")
+        await a.control.ask("b", {"op": "count", "n": 3})
+        assert heard == [2, 3]
+        assert not a.control._waiting
+
+
+async def test_what_came_together_is_heard_before_anything_is_done(redis_server: RedisServer) -> None:
+    async with open_node(redis_server, "a") as a, open_node(redis_server, "b") as b:
+        heard: list[int] = []
+        known: list[int] = []
+        async with trio.open_nursery() as nursery:
+
+            async def act() -> None:
+                known.append(len(heard))
+
+            def hear(_node: str, packet: Packet) -> None:
+                heard.append(packet["n"])
+                nursery.start_soon(act)
+
+            b.control.on("count", hear)
+            for number in range(100):
+                a.control.tell("b", {"op": "count", "n": number})
+            await until(lambda: len(known) == 100)
+        assert known == [100] * 100
+
+
 async def test_a_handler_that_fails_is_told_and_the_next_packet_comes(redis_server: RedisServer) -> None:
     events: list[Event] = []
     async with open_node(redis_server, "a") as a, open_node(redis_server, "b", events.append) as b:

@@ -50,11 +50,14 @@ _Value = TypeVar("_Value")
 
 @attrs.define
 class _Outbox:
-    """What waits for one node. Its packets are numbered, in a series of its own: each is taken once."""
+    """What waits for one node. Its packets are numbered, in a series of its own: each is taken once.
+
+    A packet is its number, its text, and the number of the question that it asks, if it does.
+    """
 
     series: str = attrs.Factory(lambda: secrets.token_hex(8))
     numbers: itertools.count[int] = attrs.Factory(lambda: itertools.count(1))
-    packets: deque[tuple[int, bytes]] = attrs.Factory(deque)
+    packets: deque[tuple[int, bytes, int | None]] = attrs.Factory(deque)
 
 
 @attrs.define
@@ -103,12 +106,15 @@ class Control:
         if self._waiting >= WAITING_BYTES or size > PACKET_LIMIT:
             self._strain(True)
             return
-        outbox.packets.append((next(outbox.numbers), text))
+        outbox.packets.append((next(outbox.numbers), text, packet.get("ask")))
         self._waiting += size
         self._stir.set()
 
     async def ask(self, node: str, packet: Packet, patience: float = 2.0) -> Packet | None:
-        """Tell a node something and return its answer, None where none came in so many seconds, or it is gone."""
+        """Tell a node something and return its answer, None where none came in so many seconds, or it is gone.
+
+        What could not be sent until then never is: whoever asked has been refused, and is somewhere else by now.
+        """
         number, question = next(self._numbers), _Question(node)
         self._questions[number] = question
         try:
@@ -184,17 +190,19 @@ class Control:
                     await self._send(node, outbox)
 
     async def _send(self, node: str, outbox: _Outbox) -> None:
-        """Send the first of what waits for a node."""
+        """Send the first of what waits for a node, but no question that nobody waits for any more."""
         words: list[bytes | int] = []
-        size = 0
-        for number, text in itertools.islice(outbox.packets, BATCH_PACKETS):
-            words += [number, text]
-            size += len(text)
+        size = taken = 0
+        for number, text, question in itertools.islice(outbox.packets, BATCH_PACKETS):
+            taken += 1
+            if question is None or question in self._questions:
+                words += [number, text]
+                size += len(text)
             if size > BATCH_BYTES:
                 break
         more = (self._redis.prefix, node, self._membership.name, outbox.series, KEPT)
         if await self._redis.run(load("tell"), (), *more, *words):
-            self._count_off(outbox, len(words) // 2)
+            self._count_off(outbox, taken)
         elif self._outboxes.get(node) is outbox:
             self._forget(node)
 

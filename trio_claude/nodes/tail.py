@@ -262,11 +262,10 @@ class Tail:
         for key, run in zip(keys[1:], runs, strict=True):
             if entries := told.get(key.encode()):
                 self._give(run, [read_entry(entry) for entry in entries])
-        packets = told.get(self._own.encode(), ())
-        self._tell(packets)
+        packets = [*told.get(self._own.encode(), ())]
         if len(packets) == READ_PARTS:
-            start = b"(" + self._heard
-            self._tell(await wire.ask("XRANGE", self._own, start, "+", "COUNT", READ_PACKETS))
+            packets += await wire.ask("XRANGE", self._own, b"(" + packets[-1][0], "+", "COUNT", READ_PACKETS)
+        self._tell(packets)
         await self._trim(wire)
         await self._look(wire)
 
@@ -284,7 +283,7 @@ class Tail:
                 self._put_off(run)
 
     def _tell(self, entries: Iterable[Any]) -> None:
-        """Have entries of this node's own stream heard."""
+        """Have entries of this node's own stream heard, at once: what a later one takes back has not begun yet."""
         for name, fields in entries:
             self._heard = name
             if fields[0] != b"wake":

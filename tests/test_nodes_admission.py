@@ -174,6 +174,20 @@ async def test_the_places_and_sessions_of_a_server_that_is_killed_come_free(
         assert house.keys["done"]
 
 
+async def test_a_prompt_that_waits_at_a_server_that_goes_down_is_counted_where_it_runs(
+    fake: Backend, redis_server: RedisServer
+) -> None:
+    config = {"redis": redis_server.url, "prompts_per_minute": 2.0}
+    async with fake.serve(**config, max_runs=1) as first, fake.serve(**config) as second:
+        async with open_talk(first) as talk, open_talk(first) as waiter:
+            await talk.start()
+            await waiter.say({"type": "gateway", "op": "start", "meta": "T"})
+            await waiter.event("queued")
+            await first.drain(0)
+            assert (await waiter.event("refused"))["code"] == "draining"
+        assert (await ask(second, "hello")).code == 1000
+
+
 # -- one server, and a Redis that hangs --------------------------------------------------------------------------------
 
 

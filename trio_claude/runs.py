@@ -266,7 +266,7 @@ class Runs:
     async def _patient(self, member: Member, waiting: trio.CancelScope) -> AsyncIterator[None]:
         """Wait inside for `queue_timeout` seconds at most. Raises `NotWanted`, `Busy` and `Draining`.
 
-        A prompt that finds no place is counted off again: its client is told when to come back.
+        A prompt that finds no place is counted off again: its client is told when to come back, or does so elsewhere.
         """
         patience = self._patience
         try:
@@ -276,7 +276,7 @@ class Runs:
                 raise NotWanted("gave up before a slot came free")
             if late.cancelled_caught:
                 raise Busy(f"no slot came free within {patience:g} s", retry_after=patience)
-        except (Busy, SessionBusy):
+        except (Busy, SessionBusy, Draining):
             await self._give_back(member)
             raise
 

@@ -96,6 +96,17 @@ async def test_a_message_that_comes_again_is_refused_and_the_session_goes_on(cli
         assert (await talk.end())["reason"] == "exit"
 
 
+async def test_a_message_that_is_refused_is_not_counted_against_the_minute(fake: Backend) -> None:
+    async with fake.serve(prompts_per_minute=2.0) as server, open_talk(server) as talk:
+        await talk.start()
+        await talk.say(named("hello"))
+        await talk.result()
+        await talk.say(named("hello"))
+        await talk.event("refused")
+        await talk.user("more")
+        assert (await talk.next(lambda frame: frame["type"] == "result" or "code" in frame))["type"] == "result"
+
+
 @pytest.mark.real_cli
 async def test_a_message_that_an_earlier_run_had_holds_up_no_session(folder: Path) -> None:
     async with open_backend("real", folder) as cli, cli.serve() as server:

@@ -339,7 +339,8 @@ class Conversation:
         self._peer.post(messages.render_refused(error.code, str(error), **retry, **_named(said)))
 
     def _rebuild(self, said: dict[str, object], run: SessionRun) -> ClientLine:
-        return session.rebuild(said, run.session.asked, self._house.config.controls)
+        """Build a line anew, which the run would take: what it refuses is not counted as a prompt."""
+        return run.check(session.rebuild(said, run.session.asked, self._house.config.controls))
 
     def _takes_prompt(self, line: ClientLine) -> bool:
         """Return whether a line takes something of the limits: a turn, but not the first, which is the start's.

@@ -148,16 +148,24 @@ class SessionRun(Run):
         while len(self.heard) > OWNERS:
             self.heard.popitem(last=False)
 
-    def say(self, line: ClientLine, told: ClientLine | None = None) -> None:
-        """Take a client's line for the CLI, which is `told` another in its place.
+    def check(self, line: ClientLine) -> ClientLine:
+        """Return a client's line, if it would be taken now.
 
-        Raises `Ending` and `Backlog`, and `BadMessage` for a message of a `uuid` that another had before.
+        Raises `Ending`, and `BadMessage` for a message of a `uuid` that another had before.
         """
         closing = self.session.closing and line.kind is not Kind.RESPONSE
         if closing or self._outbox.closed or self.session.state is State.ENDING:
             raise Ending("the run is ending")
         if line.kind is Kind.USER and line.request in self._uuids:
             raise BadMessage("uuid: it was said before, and the CLI does nothing with what comes again")
+        return line
+
+    def say(self, line: ClientLine, told: ClientLine | None = None) -> None:
+        """Take a client's line for the CLI, which is `told` another in its place.
+
+        Raises what `check` raises, and `Backlog`.
+        """
+        self.check(line)
         now, interrupt = trio.current_time(), line.subtype == "interrupt"
         urgent = line.kind is Kind.RESPONSE or (interrupt and self.session.begun)
         held = self.session.interrupted and not interrupt

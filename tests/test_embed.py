@@ -10,13 +10,16 @@ import signal
 from collections.abc import AsyncIterator
 from pathlib import Path
 
+import attrs
 import pytest
 import trio
-from harness import Backend, alive, descriptors, directive, until
+from harness import Backend, alive, call, descriptors, directive, until
+from redis_server import RedisServer
 from sweep import Stepper
+from talk import open_talk
 
 import trio_claude
-from trio_claude import Config, Engine, OpenRun, open_engine, open_run
+from trio_claude import Config, Engine, OpenRun, far, open_engine, open_run
 from trio_claude.errors import BadMessage, Busy, ConfigError, Draining, OverBudget, Reason
 from trio_claude.events import RunEnded
 
@@ -53,6 +56,25 @@ async def test_tasks_that_read_one_run_get_every_line_between_them(folder: Path)
             for _ in range(2):
                 nursery.start_soon(read, run)
     assert sorted(said) == sorted([*range(1, 501)] * 20)
+
+
+@pytest.mark.redis
+async def test_a_server_that_shares_a_redis_ends_a_run_of_a_program(
+    fake: Backend, redis_server: RedisServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(far, "SETTLING", 0.1)
+    async with fake.serve(journal="auto", redis=redis_server.url, node_lease=60.0) as server:
+        config = attrs.evolve(server.config, port=0)
+        async with (
+            open_engine(config, environ=fake.environ) as engine,
+            open_run(directive("silent"), engine=engine) as run,
+            open_talk(server) as talk,
+        ):
+            await until(lambda: engine.runs.statistics().live == 1)
+            await talk.say({"type": "gateway", "op": "attach", "run": run.id})
+            assert (await talk.event("refused"))["code"] == "not-open"
+            assert (await call(server, f"/api/runs/{run.id}", method="DELETE"))[0] == 202
+            assert (await run.wait()).reason is Reason.STOPPED
 
 
 async def test_a_program_is_one_identity_with_the_limits_of_one(fake: Backend, folder: Path) -> None:

@@ -102,6 +102,8 @@ async def open_engine(
         runs = Runs(workplace, containment, observer, journal, batch, tracer, nodes)
         services.start_soon(keep_going, "pump", runs.pump.serve, observer)
         await runs.recall()
+        if nodes:
+            _hear_others(nodes, runs)
         if workplace.homes:
             services.start_soon(keep_going, "transcripts", functools.partial(_tidy, workplace, runs), observer)
         if config.pool_size:
@@ -160,6 +162,12 @@ async def _opened_nodes(config: Config, workplace: Workplace, observer: Observer
         raise ConfigError("redis: needs pip install 'trio-claude[redis]'") from None
     async with open_nodes(config, workplace.home.server, observer) as nodes:
         yield nodes
+
+
+def _hear_others(nodes: Nodes, runs: Runs) -> None:
+    """Have other servers end a run of this one; whoever comes to it through them is let in only where a server is."""
+    nodes.control.on("stop", lambda _node, said: {"found": runs.stop(said["run"], said["whose"])})
+    nodes.control.on("open", lambda _node, _said: {"found": False})
 
 
 async def _tidy(workplace: Workplace, runs: Runs) -> None:

@@ -201,7 +201,6 @@ class Guests:
         self._here: dict[str, _Here] = {}
         control.on("open", self._open)
         control.on("links", self._compare)
-        control.on("stop", self._stop)
         for op in ("said", "guest", "ack", "left"):
             control.on(op, self._hear)
         control.on_lost(self._lose)
@@ -249,9 +248,6 @@ class Guests:
                 one.peer.drop()
                 del self._here[name]
         return {"links": {name: one.peer.link.told for name, one in self._here.items() if one.peer.link.node == node}}
-
-    def _stop(self, _node: str, packet: dict[str, Any]) -> dict[str, Any]:
-        return {"found": self._room.runs.stop(packet["run"], packet["whose"])}
 
     def _lose(self, node: str) -> None:
         """Take that a node is lost, and its clients with it."""

@@ -108,6 +108,20 @@ async def test_a_day_is_spent_to_the_last_millionth_of_a_dollar(redis_server: Re
     assert spent(redis_server, "key:alice") == spent(redis_server, "") == (7000, 1_000_000)
 
 
+async def test_a_clock_that_was_a_day_ahead_for_a_moment_opens_no_day(redis_server: RedisServer) -> None:
+    alice = Member("key:alice", Limits(tokens_per_day=10))
+    async with nodes(redis_server, 1) as (node,):
+        node.shared.spend(alice, 10, 0.0)
+        await all_told([node])
+        wall = node.shared.wall()
+        node.shared._desk.learn(round((wall + 86400) * 1000))
+        assert node.shared.wall() - wall > 86000
+        for _ in range(2):
+            with pytest.raises(OverBudget):
+                await node.shared.ask(alice, NONE)
+        assert node.shared.wall() - wall < 60
+
+
 async def all_told(three: list[Nodes]) -> None:
     for node in three:
         await node.shared._desk.settled()

@@ -36,6 +36,8 @@ TOKENS_MOST: Final = 10**12
 DOLLARS_MOST: Final = 10**9
 """What a CLI may say at once that it has used; more is counted as so much."""
 MILLIONTHS: Final = 1_000_000
+LATE: Final = 10.0
+"""Seconds by which an answer is late at most; one that says less is of a clock that was put back."""
 PAUSE: Final = 0.2
 """Seconds between two tries to be known to Redis again, where it refused or another node has declared this one lost."""
 RETRY: Final = 1.0
@@ -103,10 +105,13 @@ class Desk:
     def learn(self, milliseconds: int, sums: Iterable[tuple[str, int, int]] = ()) -> float:
         """Take what Redis' clock says, and what was spent by then: names, tokens, millionths. Return the seconds.
 
-        An answer that took its time says less than the one before; so the clock never goes back on one connection.
+        An answer that took its time says less than the one before, so the clock goes back on one connection only where
+        it was put back.
         """
         wall = milliseconds / 1000
-        self._ahead = max(self._ahead, wall - trio.current_time())
+        ahead = wall - trio.current_time()
+        if ahead > self._ahead or ahead < self._ahead - LATE:
+            self._ahead = ahead
         for name, tokens, millionths in sums:
             self.spent.learn(name, tokens, millionths / MILLIONTHS, wall)
         return wall

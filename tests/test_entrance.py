@@ -526,6 +526,19 @@ async def test_who_leaves_before_the_result_is_charged_all_the_same(fake: Backen
         assert "tokens a day is spent" in str(again.errors)
 
 
+@pytest.mark.parametrize("name", ["fake", pytest.param("real", marks=pytest.mark.real_cli)])
+async def test_a_client_that_bounds_a_run_is_charged_for_all_that_it_cost(name: str, folder: Path) -> None:
+    """A CLI looks at its bound behind a response, which may cost many times that."""
+    async with (
+        open_backend(name, folder) as cli,
+        cli.serve_known("alice", dollars_per_day=0.05) as (server, keys),
+    ):
+        said = await ask(server, directive("slow", n=4000, ms=0), key=keys["alice"], max_budget_usd=0.0001)
+        (result,) = said.of_type("result")
+        assert cli.ended[-1].dollars == result["total_cost_usd"] > 0.05
+        assert (await ask(server, "hello", key=keys["alice"])).code == 1013
+
+
 @pytest.mark.real_cli
 async def test_a_session_that_is_resumed_is_charged_for_its_new_turn_only(real: Backend) -> None:
     """The CLI itself counts a session from its first turn, whichever run that was in."""

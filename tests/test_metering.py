@@ -79,7 +79,7 @@ def test_what_a_result_has_told_is_not_reckoned_again() -> None:
     assert used.dollars == pytest.approx(used.tokens * 3.0 / 1000), "by the price that was seen"
 
 
-def test_a_run_is_charged_within_its_own_bound() -> None:
+def test_a_run_is_charged_within_what_it_found_left() -> None:
     """A result is only a line that one of the run's processes wrote."""
     meter = Meter(Spent(), 0.5)
     assert meter.result(result(1, 1e6)).dollars == 0.5 * SLACK

@@ -43,13 +43,15 @@ class Account:
     """Who a run is charged to: a name, and what takes tokens and dollars and says what limit they pass, if any.
 
     `baseline` is what the session that a run goes on with came to, None where that is not known; `remember` takes what
-    a session has come to. `metered` says that there is a limit.
+    a session has come to. `left` is what the run finds of the day's dollars, None where they are not limited; `metered`
+    says that something is.
     """
 
     name: str = "local"
     spend: Callable[[int, float], str] = lambda _tokens, _dollars: ""
     baseline: Spent | None = Spent()  # noqa: RUF009 - frozen
     remember: Callable[[str, Spent], None] = lambda _session, _spent: None
+    left: float | None = None
     metered: bool = False
 
 

@@ -18,19 +18,23 @@ DELTA_TOKENS = 4
 TEXT_BYTES = 4
 """Bytes of a message that are reckoned as a token."""
 SLACK = 2.0
-"""How many times its own bound a run can be charged: a result is only what its processes say."""
+"""How many times what it found left of the day a run can be charged: a result is only what its processes say."""
 TOLERANCE = 1.01
 """How far a session's total may differ from what was charged for it and still be the same count."""
 
 
 class Meter:
-    """The meter of one run. `baseline` is None where nobody knows it; `bound` is what it may cost, in dollars."""
+    """The meter of one run. `baseline` is None where nobody knows it.
 
-    def __init__(self, baseline: Spent | None, bound: float | None) -> None:
+    `left` is what the run finds of the day's dollars; never what its client wants it to cost, which one response may
+    pass many times over.
+    """
+
+    def __init__(self, baseline: Spent | None, left: float | None) -> None:
         self.charged: Spent = Spent()
         self._baseline = baseline
         self._counts = False
-        self._left = None if bound is None else bound * SLACK
+        self._left = None if left is None else left * SLACK
         self._messages: dict[str, int] = {}
         self._deltas = 0
 

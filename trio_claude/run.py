@@ -74,7 +74,7 @@ class Run:
         self._pump = kit.pump
         self.account: Account = account
         self.teller: Teller = Teller(self.id, self.meta, account.name, self.door, kit.observer, kit.tally, kit.tracer)
-        self._meter = Meter(account.baseline, task.options.max_budget_usd)
+        self._meter = Meter(account.baseline, account.left)
         self._decision: Decision | None = None
         self._proof: Receipt | None = self._receipt(survivors=0)
         self._scope = trio.CancelScope()

@@ -195,11 +195,15 @@ class Runs:
     def _bounded(self, options: Options, member: Member) -> Options:
         """Let a run spend no more than its member has left of the day. Raises `OverBudget` where that is nothing."""
         self.check_budget(member)
-        left = self._allowance.left(member, self._wall())
+        left = self._left(member)
         if left is None:
             return options
-        left = min(max(left, BUDGET_LEAST), BUDGET_MOST)
         return attrs.evolve(options, max_budget_usd=min(left, options.max_budget_usd or left))
+
+    def _left(self, member: Member) -> float | None:
+        """Return the dollars that a run may be started with at most, None where nothing says how many."""
+        left = self._allowance.left(member, self._wall())
+        return None if left is None else min(max(left, BUDGET_LEAST), BUDGET_MOST)
 
     def _account(self, member: Member, options: Options) -> Account:
         """Return who a run is charged to, and from where on: the CLI counts a session from its first turn."""
@@ -208,6 +212,7 @@ class Runs:
             spend=functools.partial(self._spend, member),
             baseline=self._sums.get((member.name, options.resume)) if options.resume else Spent(),
             remember=functools.partial(self._remember, member.name),
+            left=self._left(member),
             metered=self._allowance.limits(member),
         )
 
@@ -243,7 +248,7 @@ class Runs:
                 await self._hold(stack, run.start.session, member, on_wait)
                 await self._wait_slot(run, member, on_wait)
                 stack.callback(self._slots.free, run)
-            run.bound(self._bounded(run.options, member))  # others may have spent the day meanwhile
+            run.bound(self._bounded(run.options, member), self._left(member))  # others may have spent the day meanwhile
             run.teller.waited = trio.current_time() - began
             with self._registered(run):
                 yield

@@ -137,10 +137,10 @@ class SessionRun(Run):
         self._talking = trio.CancelScope()
         self._stir = trio.Event()
 
-    def bound(self, options: Options) -> None:
-        """Take how much the run may spend, before it begins."""
+    def bound(self, options: Options, left: float | None) -> None:
+        """Take how much the run may spend, and what of the day's dollars is left for it, before it begins."""
         self.options = options
-        self._meter = Meter(self.account.baseline, options.max_budget_usd)
+        self._meter = Meter(self.account.baseline, left)
 
     def count(self, client: str) -> None:
         """Count a message of an owner."""

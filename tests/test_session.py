@@ -528,10 +528,11 @@ def tasks(*kinds: str) -> bytes:
     return json.dumps({"type": "system", "subtype": "background_tasks_changed", "tasks": listed}).encode()
 
 
-def test_a_session_is_not_idle_while_an_agent_works() -> None:
+@pytest.mark.parametrize("kind", ["local_agent", "local_workflow"])
+def test_a_session_is_not_idle_while_an_agent_works(kind: str) -> None:
     session = Session(PATIENCE, 0.0)
     session.prompt(0.0)
-    session.hear([INIT, tasks("local_bash", "local_agent"), RESULT_LINE], 1.0)
+    session.hear([INIT, tasks("local_bash", kind), RESULT_LINE], 1.0)
     assert session.agents
     assert session.due(5000.0).clock is Clock.WHOLE
     session.hear([tasks("local_bash")], 5000.0)

@@ -15,6 +15,8 @@ import attrs
 from ..stream_json import DELTA, parse_line
 
 APPROVAL = "can_use_tool"
+AGENTS = ("local_agent", "local_workflow")
+"""The kinds of tasks that are an agent, or several: the CLI begins a turn with what they have found."""
 OPEN_LIMIT = 1000
 OPEN_BYTES = 32 * 1024 * 1024
 """Questions of the CLI that are kept open, and their bytes; of a CLI that asks more, the oldest is forgotten."""
@@ -401,7 +403,7 @@ class Session:
         """Take the tasks in the background, all that there are."""
         self._count(now)
         listed = tasks if isinstance(tasks, list) else []
-        self.agents = any(isinstance(task, dict) and task.get("task_type") == "local_agent" for task in listed)
+        self.agents = any(isinstance(task, dict) and task.get("task_type") in AGENTS for task in listed)
         self._left[Clock.IDLE] = self.patience.idle
 
 

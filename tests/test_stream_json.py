@@ -153,9 +153,23 @@ def test_settings_files_are_read_only_if_the_operator_says_so() -> None:
 
 
 def test_what_has_no_flag_goes_by_the_environment() -> None:
-    assert stream_json.environment(Options(temperature=0.5, max_output_tokens=100)) == {
+    assert stream_json.environment(Options(temperature=0.5, max_output_tokens=100), {}) == {
         "CLAUDE_CODE_EXTRA_BODY": '{"temperature":0.5}', "CLAUDE_CODE_MAX_OUTPUT_TOKENS": "100",
     }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("operators", "both"),
+    [
+        ('{"service_tier":"standard_only","temperature":1}', '{"service_tier":"standard_only","temperature":0.5}'),
+        ("no JSON", '{"temperature":0.5}'),
+        ("[]", '{"temperature":0.5}'),
+        ("\udcff", '{"temperature":0.5}'),
+    ],
+)
+def test_what_the_operator_says_to_the_api_stays(operators: str, both: str) -> None:
+    found = stream_json.environment(Options(temperature=0.5), {"CLAUDE_CODE_EXTRA_BODY": operators})
+    assert found == {"CLAUDE_CODE_EXTRA_BODY": both}
 
 
 @pytest.mark.parametrize(

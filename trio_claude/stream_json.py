@@ -8,6 +8,7 @@ prefix; a substring only decides whether parsing is worth it.
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from typing import Any
 
 import attrs
@@ -300,11 +301,16 @@ def _joined(names: list[str] | None) -> str | None:
     return None if names is None else ",".join(names)
 
 
-def environment(options: Options) -> dict[str, str]:
-    """Return the variables that carry what the CLI has no flag for."""
+EXTRA_BODY = "CLAUDE_CODE_EXTRA_BODY"
+"""The variable that holds what the CLI's requests have beside its own, as JSON."""
+
+
+def environment(options: Options, inherited: Mapping[str, str]) -> dict[str, str]:
+    """Return the variables that carry what the CLI has no flag for, beside what the operator has in the same ones."""
     variables = {}
     if options.temperature is not None:
-        variables["CLAUDE_CODE_EXTRA_BODY"] = compact({"temperature": options.temperature})
+        others = parse_line(inherited.get(EXTRA_BODY, "").encode(errors="surrogateescape"))
+        variables[EXTRA_BODY] = compact({**others, "temperature": options.temperature})
     if options.max_output_tokens is not None:
         variables["CLAUDE_CODE_MAX_OUTPUT_TOKENS"] = str(options.max_output_tokens)
     return variables

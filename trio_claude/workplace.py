@@ -250,7 +250,7 @@ class Workplace:
         env = {
             **self.environ,
             **place.env,
-            **stream_json.environment(options),
+            **stream_json.environment(options, self.environ),
             "TMPDIR": tmp,
             MARK: f"{self.home.server}:{run}",
             **variables,

@@ -149,6 +149,14 @@ async def test_what_would_be_unsafe_is_refused() -> None:
             pytest.fail("opened")
 
 
+@pytest.mark.parametrize("settings", [{"profile": "lean"}, {"isolation": "run"}])
+def test_where_no_session_is_kept_none_can_be_resumed(settings: dict[str, Any]) -> None:
+    offered = Config(**settings).session_offered
+    assert not {"resume", "fork"} & set(offered)
+    assert "model" in offered
+    assert {"resume", "fork"} <= set(Config(isolation="identity").session_offered)
+
+
 def test_limits_are_named_as_the_system_names_them() -> None:
     assert Config().limits == {"RLIMIT_CORE": 0}
     assert Config(limit_open_files=64, limit_cpu=9).limits == {"RLIMIT_CORE": 0, "RLIMIT_NOFILE": 64, "RLIMIT_CPU": 9}

@@ -413,7 +413,8 @@ class Config:
     @property
     def offered(self) -> tuple[str, ...]:
         """Return what a client may set: what the operator allows, but for what this server or its profile lacks."""
-        absent = {"resume": self.profile == "lean", "workspace": not self.workspaces}
+        keeps_none = self.profile == "lean" or self.isolated == "run"
+        absent = {"resume": keeps_none, "workspace": not self.workspaces}
         return tuple(name for name in (*self.allow_options, *self.grants) if not absent.get(name))
 
     @property

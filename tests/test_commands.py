@@ -388,6 +388,17 @@ async def test_doctor_says_that_lean_uses_no_subscription(fake: Backend, folder:
         assert told.returncode == 0
 
 
+@pytest.mark.root
+async def test_doctor_says_that_the_cli_refuses_unattended_to_root(fake: Backend) -> None:
+    words = ("doctor", "--profile", "unattended", "--allow-unattended", "--port", "0")
+    refused = await trio_claude(*words, env=environ(fake))
+    assert refused.returncode == 1
+    assert b"MISSING profile: unattended, which the CLI refuses to root" in refused.stdout
+    for more, env in ((), {"IS_SANDBOX": "1"}), (("--user", "nobody"), {}):
+        told = await trio_claude(*words, *more, env={**environ(fake), **env})
+        assert b"ok      profile: unattended\n" in told.stdout
+
+
 async def test_doctor_tells_of_the_journal_that_serve_has(fake: Backend) -> None:
     env = environ(fake)
     path = Path(env["TRIO_CLAUDE_STATE"]) / "journal.db"

@@ -86,6 +86,7 @@ async def examine(config: Config, live: bool) -> list[Check]:
     checks = [
         await _cli(config),
         _login(config),
+        _profile(config),
         await _containment(config),
         await _engine(config),
         await _port(config),
@@ -125,6 +126,15 @@ def _login(config: Config) -> Check:
     if config.profile == "lean" and found.startswith((LONG_LIVED, STORED)):
         return Check("login", ok=False, found=f"{found}, which profile lean does not use; set ANTHROPIC_API_KEY")
     return Check("login", ok=True, found=found)
+
+
+def _profile(config: Config) -> Check:
+    """Say what the CLI may do, and where it refuses that to its user."""
+    is_root = not os.getuid() and config.user in ("", "root", "0")
+    if config.profile == "unattended" and is_root and os.environ.get("IS_SANDBOX") != "1":
+        told = "unattended, which the CLI refuses to root; --user names another, or set IS_SANDBOX=1"
+        return Check("profile", ok=False, found=told)
+    return Check("profile", ok=True, found=config.profile)
 
 
 def _said(error: BaseException) -> str:

@@ -880,6 +880,22 @@ UNREADABLE = [
 ]
 
 
+async def test_hooks_are_refused_where_the_cli_calls_none(fake: Backend) -> None:
+    """A program whose hook guards something must hear of it: behind `--bare` the CLI says yes to hooks, and calls none."""
+    hooks = {"PreToolUse": [{"hookCallbackIds": ["guard"]}]}
+    async with fake.serve(profile="lean") as server, open_talk(server) as talk:
+        await talk.start()
+        asked = {"type": "control_request", "request_id": "1", "request": {"subtype": "initialize", "hooks": hooks}}
+        await talk.say(asked)
+        refused = await talk.event("refused")
+        assert (refused["code"], refused["request_id"]) == ("not-allowed", "1")
+        assert "request.hooks" in refused["error"]
+        assert (await talk.control("2", "initialize", hooks=None))["response"]["subtype"] == "success"
+    async with fake.serve(profile="chat") as server, open_talk(server) as talk:
+        await talk.start()
+        assert (await talk.control("1", "initialize", hooks=hooks))["response"]["subtype"] == "success"
+
+
 async def test_what_can_not_be_read_is_refused_by_the_name_with_which_it_begins(fake: Backend) -> None:
     async with fake.serve() as server, open_talk(server) as talk:
         await talk.start()

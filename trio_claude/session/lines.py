@@ -157,7 +157,7 @@ commands and are not among them."""
 REQUEST = record({"type": one_of("control_request"), "request_id": ID, "request": any_object})
 
 
-def _request(said: dict[str, Any], allowed: Collection[str]) -> ClientLine:
+def _request(said: dict[str, Any], allowed: Collection[str], *, hooks: bool) -> ClientLine:
     line = REQUEST("", said)
     request, number_ = dict(line["request"]), line["request_id"]
     subtype = request.pop("subtype", None)
@@ -169,6 +169,8 @@ def _request(said: dict[str, Any], allowed: Collection[str]) -> ClientLine:
     if number_.startswith(OWN_REQUEST):
         raise BadMessage(f"request_id must not begin with {OWN_REQUEST}")
     built = {"subtype": subtype, **CONTROLS[subtype]("request", request)}
+    if built.get("hooks") and not hooks:
+        raise NotAllowed("request.hooks: in this server's profile the CLI calls none")
     data = _encode({"type": "control_request", "request_id": number_, "request": built})
     return ClientLine(Kind.REQUEST, data, number_, subtype)
 
@@ -283,17 +285,19 @@ def _encode(line: dict[str, Any], *, own: bool = False) -> bytes:
         raise BadMessage("the line is nested too deep") from None
 
 
-def rebuild(said: dict[str, Any], asked: Mapping[str, Asked], controls: Collection[str]) -> ClientLine:
+def rebuild(
+    said: dict[str, Any], asked: Mapping[str, Asked], controls: Collection[str], *, hooks: bool = True
+) -> ClientLine:
     """Return a client's line as the CLI may have it.
 
-    `asked` holds the CLI's open requests, `controls` the control requests that this client may make. Raises
-    `BadMessage`, and of its kinds `NotAllowed` and `NotOpen`.
+    `asked` holds the CLI's open requests, `controls` the control requests that this client may make; `hooks` says
+    whether the CLI calls any. Raises `BadMessage`, and of its kinds `NotAllowed` and `NotOpen`.
     """
     kind = said.get("type")
     if kind == Kind.USER:
         return _user(said)
     if kind == Kind.REQUEST:
-        return _request(said, controls)
+        return _request(said, controls, hooks=hooks)
     if kind == Kind.RESPONSE:
         return _response(said, asked)
     raise BadMessage("type must be gateway, user, control_request or control_response")

@@ -118,6 +118,13 @@ def test_a_prompt_is_only_text(prompt: str) -> None:
     assert parse({**GOOD, "prompt": prompt}).prompt == prompt
 
 
+@pytest.mark.parametrize("name", ["", "1", "a\n", "a\x7f", "a\ud800", "a" * 301])
+def test_what_is_no_name_of_a_tool_is_refused_by_its_field(name: str) -> None:
+    """Half a character is nothing that can stand among a program's arguments."""
+    with pytest.raises(BadMessage, match="allowed_tools must hold names"):
+        parse({**GOOD, "allowed_tools": ["Bash(echo ü:*)", name]}, allowed=("allowed_tools",))
+
+
 def test_options_that_the_server_does_not_allow_are_refused() -> None:
     with pytest.raises(BadMessage, match="model is not allowed"):
         parse({**GOOD, "model": "haiku"}, allowed=("effort",))

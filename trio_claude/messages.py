@@ -51,7 +51,7 @@ META_PATTERN = r"[A-Z0-9_\-]+"
 MODEL_PATTERN = r"[A-Za-z0-9][A-Za-z0-9._:/@\[\]-]{0,199}"
 
 _META = re.compile(META_PATTERN)
-_TOOL = re.compile(r"[A-Za-z_*][^\x00-\x1f\x7f]{0,299}")
+_TOOL = re.compile(r"[A-Za-z_*][^\x00-\x1f\x7f\ud800-\udfff]{0,299}")
 _FOLDER = re.compile(r"[A-Za-z0-9_\-]+")
 _SESSION = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}")
 _MODEL = re.compile(MODEL_PATTERN)

@@ -204,7 +204,9 @@ class Config:
         check=_one_of(("lean", "chat", "approve", "edit", "unattended")),
     )
     allow_unattended: bool = _option(default=False, text="let profile unattended run without a sandbox")
-    cli_settings: bool = _option(default=False, text="let the CLI read the operator's settings files and their hooks")
+    cli_settings: bool = _option(
+        default=False, text="let the CLI read settings files, of its folder too, and run their hooks and MCP servers"
+    )
     cwd: str = _option(
         "", "folder in which the CLI works; {meta} stands for a run's; empty: where the server was started"
     )
@@ -413,8 +415,7 @@ class Config:
     @property
     def offered(self) -> tuple[str, ...]:
         """Return what a client may set: what the operator allows, but for what this server or its profile lacks."""
-        keeps_none = self.profile == "lean" or self.isolated == "run"
-        absent = {"resume": keeps_none, "workspace": not self.workspaces}
+        absent = {"resume": self.profile == "lean" or self.isolated == "run", "workspace": not self.workspaces}
         return tuple(name for name in (*self.allow_options, *self.grants) if not absent.get(name))
 
     @property

@@ -88,7 +88,7 @@ FIELDS: Mapping[str, str] = {
 }
 """What becomes of each field of `ClaudeAgentOptions`. PASSED: the server takes it unless its operator says otherwise.
 GRANT: only where its operator grants it by name (servers that live in this program need no grant). LOCAL: it concerns
-this program, or always holds: what users say is always verbatim, and other MCP servers than the named are never read.
+this program, or always holds: what users say is always verbatim, and other MCP servers are the operator's alone.
 REFUSED: where it is set, `WebSocketTransport` raises `ValueError`."""
 STDIO = "stdio"
 """What `permission_prompt_tool_name` may be: the SDK sets it itself, and a session always has it."""

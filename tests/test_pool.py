@@ -61,6 +61,14 @@ async def test_a_model_that_no_api_has_to_know_is_set_on_a_cli_that_waited(
     assert not said.of_type("control_response")
 
 
+async def test_a_model_of_the_operators_arguments_goes_before_a_clients(fake: Backend) -> None:
+    async with fake.serve(**POOL, cli_args="--model=claude-sonnet-5-5") as server:
+        await until(lambda: server.runs.pool.ready == 1)
+        said = [await ask(server, "hello", "?frames=verbatim", **more) for more in ({"model": "haiku"}, {})]
+    assert started(fake.events) == [False, True]
+    assert {line["model"] for one in said for line in one.of_type("system")} == {"claude-sonnet-5-5"}
+
+
 async def test_other_options_start_another_cli(fake: Backend) -> None:
     async with fake.serve(**POOL, max_runs=1) as server:
         await until(lambda: server.runs.pool.ready == 1)

@@ -151,6 +151,8 @@ class Pool:
         self._strained = False
         self._taken_at = -math.inf
         self.options: Options = Options(partial=workplace.config.pool_partial or None)
+        pinned = any(word.partition("=")[0] == "--model" for word in workplace.words)
+        self._aliases: frozenset[str] = frozenset() if pinned else ALIASES
 
     @property
     def ready(self) -> int:
@@ -184,8 +186,11 @@ class Pool:
         self._ready.clear()
 
     def _fits(self, options: Options) -> bool:
-        """Return whether a CLI of the pool can serve `options`; an alias can still be set, and a deadline is ours."""
-        model = None if options.model in ALIASES else options.model
+        """Return whether a CLI of the pool can serve `options`; a deadline is ours, and an alias can still be set.
+
+        But where the operator's arguments name a model: that goes before a client's, in any start.
+        """
+        model = None if options.model in self._aliases else options.model
         plain = attrs.evolve(options, model=model, timeout=None, partial=options.partial or None)
         return plain == self.options
 

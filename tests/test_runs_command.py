@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import os
 import re
@@ -272,6 +273,57 @@ async def test_a_live_run_is_followed_to_its_end(place: Place, way: str) -> None
     bad = await place.run(directive("exit", status=3))
     await runs("tail", "-f", bad, *place.words(way), status=1)
     await runs("tail", bad, *place.words(way))
+
+
+def failing(monkeypatch: pytest.MonkeyPatch, *faults: int) -> None:
+    """Have each second request fail: by an HTTP status, or with 0 without an answer."""
+    turns = itertools.cycle(itertools.chain.from_iterable((None, fault) for fault in faults))
+
+    def request(client: httpx.Client, *words: Any, real: Any = httpx.Client.request, **more: Any) -> httpx.Response:
+        fault = next(turns)
+        if fault is None:
+            return real(client, *words, **more)
+        if not fault:
+            raise httpx.ConnectError("refused")
+        return httpx.Response(fault, json={"code": "journal", "error": "not at hand"})
+
+    monkeypatch.setattr(httpx.Client, "request", request)
+    monkeypatch.setattr("trio_claude.commands.run_sources.PAUSE", 0)
+
+
+async def in_thread(*words: str) -> Any:
+    return await trio.to_thread.run_sync(lambda: CliRunner().invoke(cli, ["runs", *words]))
+
+
+async def test_a_server_that_has_no_answer_for_the_moment_does_not_end_following(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = await place.run("hello")
+    whole = await in_thread("tail", run, *place.words("server"))
+    failing(monkeypatch, 503, 0, 502)
+    followed = await in_thread("tail", "-f", run, *place.words("server"))
+    assert (followed.exit_code, followed.stdout) == (0, whole.stdout)
+    told = followed.stderr.splitlines()
+    assert told[0] == f"trio-claude: {place.server.url} refused: not at hand; trying again for 60 s"
+    assert all(line.endswith("; trying again for 60 s") for line in told)
+
+
+@pytest.mark.parametrize(("fault", "end"), [(0, SystemExit), (503, ConfigError), (403, ConfigError)])
+async def test_a_server_that_stays_away_ends_following(
+    place: Place, monkeypatch: pytest.MonkeyPatch, fault: int, end: type[BaseException]
+) -> None:
+    run = await place.run("hello")
+    failing(monkeypatch, fault)
+    monkeypatch.setattr("trio_claude.commands.run_sources.PATIENCE", 0)
+    followed = await in_thread("tail", "-f", run, *place.words("server"))
+    assert isinstance(followed.exception, end)
+    assert ("trying again" in followed.stderr) == (fault != 403)
+
+
+async def test_a_run_that_was_ended_by_request_came_to_no_good_end(place: Place) -> None:
+    async with place.live(directive("silent")) as run, trio.open_nursery() as nursery:
+        nursery.start_soon(lambda: runs("tail", "-f", run, *place.words("server"), status=1))
+        await runs("stop", run, *place.words("server"))
 
 
 @pytest.mark.parametrize("way", WAYS)

@@ -8,13 +8,14 @@ from __future__ import annotations
 import contextlib
 import functools
 import json
+import operator
 import os
 import re
 import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, Protocol, TypeAlias
+from typing import Any, Protocol, TypeAlias, TypeVar
 
 import attrs
 import click
@@ -39,8 +40,13 @@ CANDIDATES = 4
 """Runs that are looked for where an id is a prefix."""
 PERIOD = 0.2
 """Seconds between two looks at a run that is followed."""
+PATIENCE = 60.0
+"""Seconds for which a server that has no answer for the moment is asked again, while a run is followed."""
+PAUSE = 1.0
+"""Seconds between two such requests."""
 JOURNAL, STATE = "TRIO_CLAUDE_JOURNAL", "TRIO_CLAUDE_STATE"
 
+_T = TypeVar("_T")
 _SHOWN = "`trio-claude runs list` shows them"
 
 Run: TypeAlias = dict[str, Any]
@@ -51,6 +57,14 @@ Entry: TypeAlias = dict[str, Any]
 
 class Unreachable(TrioClaudeError):
     """A server that does not answer, or lets nobody in without a good key."""
+
+
+class Away(Unreachable):
+    """A server that does not answer, maybe for the moment only."""
+
+
+class NotNow(ConfigError):
+    """What a server has no answer to just now."""
 
 
 @attrs.frozen(kw_only=True)
@@ -202,17 +216,32 @@ def _more(found: list[str]) -> str:
 
 
 def read_pieces(source: RunSource, run: str, *, follow: bool = False) -> Iterator[bytes]:
-    """Yield a run's history in pieces; with `follow` also what comes, until the run has ended."""
-    part = 0
+    """Yield a run's history in pieces; with `follow`, patiently, also what comes, until the run has ended."""
+    ask, part = patiently if follow else operator.call, 0
     while True:
-        over = not follow or _still(source, run).get("state") != LIVE  # asked first: what came before is read below
-        while (piece := source.piece(run, part)).next is not None:
+        over = not follow or ask(functools.partial(_still, source, run)).get("state") != LIVE  # before what is read
+        while (piece := ask(functools.partial(source.piece, run, part))).next is not None:
             part = piece.next
             yield piece.data
         if over:
-            _still(source, run)  # what was deleted meanwhile ends in the same way
+            ask(functools.partial(_still, source, run))  # what was deleted meanwhile ends in the same way
             return
         time.sleep(PERIOD)
+
+
+def patiently(ask: Callable[[], _T]) -> _T:
+    """Return an answer; where there is none for the moment, say so and ask again for `PATIENCE` seconds."""
+    began: float | None = None
+    while True:
+        try:
+            return ask()
+        except (Away, NotNow) as error:
+            if began is None:
+                began = time.monotonic()
+                complain(f"{error}; trying again for {PATIENCE:g} s")
+            if time.monotonic() - began >= PATIENCE:
+                raise
+        time.sleep(PAUSE)
 
 
 def _still(source: RunSource, run: str) -> Run:
@@ -240,7 +269,7 @@ def _entry(source: RunSource, line: bytes) -> Entry:
 
 
 def ended_well(run: Run) -> bool:
-    """Return whether a run came to a good end."""
+    """Return whether a run came to a good end: the CLI's own or its client's, and not by request of somebody else."""
     receipt = run.get("receipt")
     left = receipt.get("survivors") if isinstance(receipt, dict) else None
     return run.get("reason") in ("exit", "stopped") and not run.get("error") and not left

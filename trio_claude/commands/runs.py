@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import sys
 import time
 from pathlib import Path
@@ -20,6 +21,7 @@ from .run_sources import (
     Wanted,
     ended_well,
     find_run,
+    patiently,
     read_entries,
     read_pieces,
     with_source,
@@ -139,15 +141,21 @@ def show(source: RunSource, run_id: str, json_: bool) -> None:
     epilog=examples("trio-claude runs tail 3f2a", "trio-claude runs tail 3f2a --follow --url http://127.0.0.1:3000"),
 )
 @click.argument("run_id", metavar="ID", shell_complete=run_ids)
-@click.option("-f", "--follow", is_flag=True, help="Go on until the run has ended; exit status 1 for a bad end.")
+@click.option("-f", "--follow", is_flag=True, help="Go on until the run has ended.")
 @with_source
 def tail(source: RunSource, run_id: str, follow: bool) -> None:
-    """Print a run's lines as the CLI said them; those of its stderr go to stderr."""
+    """Print a run's lines as the CLI said them; those of its stderr go to stderr.
+
+    With --follow the exit status is 0 where the CLI came to its good end or its client stopped it, else 1: also where
+    somebody ended it by request. A server that can't answer for the moment is asked again, for a minute.
+    """
     try:
         run = find_run(source, run_id)
         for entry in read_entries(source, run["id"], follow=follow):
             print_entry(entry)
-        sys.exit(Status.OK if not follow or ended_well(source.get(run["id"]) or run) else Status.FAILED)
+        if follow:
+            ended = patiently(functools.partial(source.get, run["id"])) or run
+            sys.exit(Status.OK if ended_well(ended) else Status.FAILED)
     except KeyboardInterrupt:
         sys.exit(Status.INTERRUPTED)
 

@@ -17,7 +17,7 @@ import httpx
 
 from ..errors import ConfigError
 from .complaints import NOBODY, next_step
-from .run_sources import CANDIDATES, FIGURES, Listed, Piece, Run, Summary, Sums, Unreachable, Wanted
+from .run_sources import CANDIDATES, FIGURES, Away, Listed, NotNow, Piece, Run, Summary, Sums, Unreachable, Wanted
 from .words import clean
 
 PAGE = 500
@@ -27,6 +27,8 @@ SEARCHED = 4 * PAGE
 TIMEOUT = httpx.Timeout(60.0, connect=10.0)
 LARGEST = 10**18
 """A figure of a sum, at most: what is more is no figure."""
+_MOMENTARY = (429, 502, 503, 504)
+"""What a server, or a proxy whose server is away, answers where it may know better in a moment."""
 _DOORS = ("/ws/claude", "/ws/session", "/api/runs", "/api/usage")
 
 
@@ -146,13 +148,14 @@ class ServerRuns:
         except UnicodeEncodeError:
             raise ConfigError("--meta, --batch and IDs take UTF-8") from None
         except (httpx.HTTPError, httpx.InvalidURL) as error:
-            raise Unreachable(f"can't reach {self._base}: {error}; {NOBODY}") from None
+            raise Away(f"can't reach {self._base}: {error}; {NOBODY}") from None
         if answer.is_success or (unknown and _code(answer) == "not-found"):
             return answer
         if answer.status_code == 401:
             hint = next_step(401, with_key="Authorization" in self._client.headers)
             raise Unreachable(f"{self._base} refused: HTTP 401: it wants a valid key or token; {hint}")
-        raise ConfigError(f"{self._base} refused: {_why(answer)}")
+        fault = NotNow if answer.status_code in _MOMENTARY else ConfigError
+        raise fault(f"{self._base} refused: {_why(answer)}")
 
     def _told(self, answer: httpx.Response) -> dict[str, Any]:
         said = _parsed(answer)

@@ -21,9 +21,9 @@ from rich.console import Console
 from talk import open_talk
 from trio.testing import wait_all_tasks_blocked
 
-from trio_claude.client import parse_line
+from trio_claude.client import Approval, parse_line
 from trio_claude.commands import talking
-from trio_claude.commands.talking import Chat, _content, _tool
+from trio_claude.commands.talking import Chat, _content, _question, _tool
 from trio_claude.commands.terminal import Keyboard, MarkdownStream, _end_of, _whole_part
 from trio_claude.commands.words import clean
 
@@ -271,11 +271,25 @@ async def test_an_answer_goes_before_who_waits_for_a_line(monkeypatch: pytest.Mo
         ("a\x9b31mb\x08\x7f", "a31mb"),
         ("a\r\nb\tc\r", "a\nb\tc"),
         ("a\ud83db", "a\ufffdb"),
+        ("a\u202eb\u2066c\u200fd", "a\\u202eb\\u2066c\\u200fd"),
+        ("می\u200cخواهم 👩\u200d💻", "می\u200cخواهم 👩\u200d💻"),
     ],
 )
 def test_no_control_sequence_reaches_the_terminal(said: str, shown: str) -> None:
     assert clean(said) == shown
     assert clean(_tool("Bash", {"command": said})) == _tool("Bash", {"command": said})
+
+
+@pytest.mark.parametrize("unseen", [*"\x1b\x7f\x9b\xad\u200b\u200e\u202e\u2028\u2066\ufeff\U000e0041"])
+def test_an_approval_shows_what_can_not_be_seen(unseen: str) -> None:
+    asked = _question(Approval("1", f"Ba{unseen}sh", {"command": f"rm {unseen}x"}, {}))
+    assert unseen not in asked
+    assert asked.isascii()
+    assert f"{ord(unseen):x}x" in asked
+    assert (
+        _question(Approval("1", "Bash", {"command": "echo 'ü\n日本'"}, {}))
+        == 'Bash\n{\n  "command": "echo \'ü\\n日本\'"\n}'
+    )
 
 
 @pytest.mark.parametrize(

@@ -20,7 +20,7 @@ from ..figures import counted
 from ..services import open_services
 from . import asking
 from .terminal import LINE_LIMIT, Keyboard, MarkdownStream, may_be_cut
-from .words import clean
+from .words import clean, exact
 
 SHOWN_INPUT = 500
 SHOWN_RESULT = 600
@@ -277,7 +277,7 @@ class Chat:
 
 def _question(approval: Approval) -> str:
     """Return all that is asked for: what is not shown can't be allowed."""
-    return clean(f"{approval.tool}\n{json.dumps(approval.input, ensure_ascii=False, indent=2)}")
+    return exact(f"{approval.tool}\n{json.dumps(approval.input, ensure_ascii=False, indent=2)}")
 
 
 def _tool(name: str, given: Any) -> str:

@@ -298,7 +298,9 @@ async def test_transcripts_go_with_what_was_deleted_before_a_deletion_failed(
         monkeypatch.setattr(backlog, "PATIENCE", 2)
         monkeypatch.setattr(server.runs, "forget", note)
         monkeypatch.setattr(store, "delete", once)
-        assert (await call(server, "/api/runs", method="DELETE"))[0] == 503
+        status, _, body = await call(server, "/api/runs", method="DELETE")
+        assert status == 503
+        assert json.loads(body)["error"].endswith("; deleted by then: 2")
         assert len(forgotten) == 2
         monkeypatch.setattr(store, "delete", delete)
         status, _, body = await call(server, "/api/runs", method="DELETE")

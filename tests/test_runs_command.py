@@ -37,7 +37,7 @@ from trio_claude.commands.run_views import COLUMNS, open_out
 from trio_claude.commands.transcripts import fence, span, transcript
 from trio_claude.commands.words import visible
 from trio_claude.errors import ConfigError
-from trio_claude.journal import Begun, End, Retention, open_journal
+from trio_claude.journal import Begun, End, Retention, open_journal, visits
 from trio_claude.journal.schema import VERSIONS
 from trio_claude.journal.visits import Visit, delete_local
 from trio_claude.server import Server
@@ -413,6 +413,31 @@ async def test_what_is_named_and_not_deleted_is_told(place: Place, monkeypatch: 
     told = await trio.to_thread.run_sync(lambda: CliRunner().invoke(cli, ["runs", "delete", run, "--yes", *where]))
     assert isinstance(told.exception, ConfigError), "which main() says, with status 2"
     assert "1 of the runs" in str(told.exception)
+
+
+async def test_what_fails_half_way_says_how_many_are_deleted(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    names = [await place.run("hello") for _ in range(4)]
+    drop = visits._drop_some
+
+    def failing(at: int) -> None:
+        calls = itertools.count(1)
+
+        def once(*given: Any) -> int:
+            if next(calls) == at:
+                raise sqlite3.OperationalError("disk I/O error")
+            return drop(*given)
+
+        monkeypatch.setattr(visits, "_drop_some", once)
+
+    failing(at=2)
+    told = await in_thread("delete", "--yes", *names[:2], *place.words("file"))
+    assert told.stderr == "deleted: 1\n"
+    assert str(told.exception).endswith("disk I/O error; deleted by then: 0")
+    failing(at=2)
+    monkeypatch.setattr(visits, "AT_ONCE", 2)
+    told = await in_thread("delete", "--all", "--yes", *place.words("file"))
+    assert isinstance(told.exception, ConfigError)
+    assert str(told.exception).endswith("disk I/O error; deleted by then: 2")
 
 
 @contextlib.contextmanager

@@ -137,9 +137,11 @@ class History:
         deleted: list[Deleted] = []
         try:
             await self._journal().delete(whose, gone=deleted)
-        except (JournalFault, trio.Cancelled):
+        except (JournalFault, trio.Cancelled) as error:
             with trio.CancelScope(shield=True):
                 await self._runs.forget(deleted)
+            if isinstance(error, JournalFault):
+                raise JournalFault(f"{error}; deleted by then: {len(deleted)}", error.retry_after) from error
             raise
         await self._runs.forget(deleted, whole=whose)
         return json_response(200, {"deleted": len(deleted)})

@@ -10,7 +10,7 @@ from typing import Any
 
 import click
 
-from ..errors import ConfigError
+from ..errors import ConfigError, TrioClaudeError
 from .completing import run_ids
 from .examples import examples
 from .failures import COLUMNS, SEARCHED, failures
@@ -216,7 +216,14 @@ def delete(source: RunSource, run_ids: tuple[str, ...], all_: bool, yes: bool, j
     what = "all runs that have ended" if all_ else f"{len(chosen)} of the runs"
     if not yes:
         click.confirm(f"Delete {what} {source.name}?", abort=True, err=True)
-    deleted = sum(map(source.delete, chosen))
+    deleted = 0
+    try:
+        for run in chosen:
+            deleted += source.delete(run)
+    except TrioClaudeError:
+        if deleted:
+            click.echo(f"deleted: {deleted}", err=True)
+        raise
     if json_:
         click.echo(as_json({"deleted": deleted}))
     else:

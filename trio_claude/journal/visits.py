@@ -80,10 +80,18 @@ def delete_local(path: Path, run: str | None) -> int:
         with contextlib.closing(db):
             _check_version(db, path)
             _tell_the_lost(db, path)
-            deleted = count = _drop_some(db, path, run)
-            while count == AT_ONCE:
-                count = _drop_some(db, path, run)
-                deleted += count
+            return _drop_all(db, path, run)
+
+
+def _drop_all(db: sqlite3.Connection, path: Path, run: str | None) -> int:
+    deleted = 0
+    while True:
+        try:
+            count = _drop_some(db, path, run)
+        except sqlite3.Error as error:
+            raise sqlite3.Error(f"{error}; deleted by then: {deleted}") from error
+        deleted += count
+        if count < AT_ONCE:
             return deleted
 
 

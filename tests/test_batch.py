@@ -302,6 +302,16 @@ async def test_an_overloaded_api_is_asked_again(fake: Backend, folder: Path, sta
     assert lowest == (2 if status == 429 else 4)
 
 
+async def test_no_more_runs_at_once_than_there_are_descriptors_for(fake: Backend, folder: Path) -> None:
+    tasks = write_tasks(folder, *[directive("slow", n=5, ms=200)] * 16)
+    few = ["sh", "-c", 'ulimit -n 100; exec "$@"', "sh", *PROGRAM, tasks, "--concurrency", "16", "--lines", "lines"]
+    with trio.fail_after(60):
+        told = await trio.run_process(few, env=environ(fake), cwd=folder, capture_stderr=True, check=False)
+    assert told.returncode == 0, told.stderr
+    assert told.stderr.startswith(b"trio-claude: --concurrency: 4 at once, not 16: ")
+    assert json.loads((folder / "results.manifest.json").read_text())["options"]["concurrency"] == 4
+
+
 async def test_no_retries_where_none_are_wanted(fake: Backend, folder: Path) -> None:
     words = ["--cli", str(flaky(folder, fake, 500)), "--retries", "0", "--concurrency", "1"]
     told = await batch(fake, folder, write_tasks(folder, "hello", "hello"), *words)

@@ -5,9 +5,10 @@ A door runs one attempt and says how it ended. It must never try again, and neve
 
 from __future__ import annotations
 
+import resource
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from typing import Protocol, TypeAlias
+from typing import Final, Protocol, TypeAlias
 
 from ..config import Config
 from ..embed import open_run
@@ -17,6 +18,10 @@ from ..messages import Prompt
 from .results import BUSY, REFUSED, Finish, from_outcome
 from .tasks import options_of
 
+DESCRIPTORS_A_RUN: Final = 8
+"""Descriptors that a run holds: pipes, lifeline and guardian, both ends while it starts; and the file of its lines."""
+DESCRIPTORS_KEPT: Final = 64
+"""Descriptors kept back for everything else."""
 Hear: TypeAlias = Callable[[str], None]
 """Hears each line of the CLI. Must not wait."""
 
@@ -56,6 +61,12 @@ class EmbeddedDoor:
     async def stop(self) -> None:
         """End all runs now, and wait until nothing of them is left."""
         await self._engine.runs.drain(0)
+
+
+def most_at_once() -> int:
+    """Return for how many runs at once this process has descriptors, at least one."""
+    limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    return max(1, (limit - DESCRIPTORS_KEPT) // DESCRIPTORS_A_RUN)
 
 
 @asynccontextmanager

@@ -20,7 +20,7 @@ import click
 import trio
 
 from ..batch.artifacts import Artifacts
-from ..batch.doors import Door, open_embedded
+from ..batch.doors import Door, most_at_once, open_embedded
 from ..batch.earlier import Earlier, check_same, read_manifest, sort_results, take_up
 from ..batch.files import (
     LinesFolder,
@@ -197,6 +197,9 @@ async def _open_door(
         yield ServerDoor(batch.url, batch.key), batch.settings, {"url": batch.url}
         return
     concurrency = min(batch.settings.concurrency, batch.config.max_runs or batch.settings.concurrency)
+    if (most := most_at_once()) < concurrency:
+        complain(f"--concurrency: {most} at once, not {concurrency}: descriptors are enough for no more (ulimit -Hn)")
+        concurrency = most
     config = attrs.evolve(batch.config, max_runs=concurrency)
     async with open_embedded(config, name) as (door, engine):
         yield door, attrs.evolve(batch.settings, concurrency=concurrency), await about_engine(engine, asking)

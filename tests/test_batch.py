@@ -15,6 +15,10 @@ import trio
 from batches import PROGRAM, batch, environ, left, results, write_tasks
 from harness import Backend, directive, open_backend, script_cli, until
 
+from trio_claude.commands.batching import Unkept
+from trio_claude.engine import STORE
+from trio_claude.events import JournalReady, Strained
+
 TREE = directive("tree", kinds=["setsid", "double_fork", "ignore_term", "hold_stdout"], seconds=60, then="stay")
 EXIT_TREE = directive("tree", kinds=["setsid", "double_fork", "ignore_term"], seconds=60) + "hello"
 
@@ -300,6 +304,24 @@ async def test_an_overloaded_api_is_asked_again(fake: Backend, folder: Path, sta
     assert sorted(told.of("attempts")) == [1, 2]
     lowest = json.loads((folder / "results.manifest.json").read_text())["lowest_concurrency"]
     assert lowest == (2 if status == 429 else 4)
+
+
+async def test_runs_without_a_history_are_told_of(fake: Backend, folder: Path) -> None:
+    tasks = write_tasks(folder, "hello", "hello")
+    told = await batch(fake, folder, tasks, TRIO_CLAUDE_STATE=f"{tasks}/state")
+    assert told.status == 0, told.stderr
+    first, last = told.stderr.splitlines()
+    assert first.startswith(f"trio-claude: these runs will have no history: journal: {tasks}/state")
+    assert last.startswith("2 runs: 2 ok")
+
+
+def test_a_journal_that_can_not_be_written_is_told_of_once(capsys: pytest.CaptureFixture[str]) -> None:
+    unkept = Unkept()
+    for event in (Strained("descriptors", over=False), JournalReady("file"), *[Strained(STORE, over=False)] * 2):
+        unkept.hear(event)
+    assert capsys.readouterr().err == (
+        "trio-claude: the history of these runs may not be whole: the journal can't be written just now\n"
+    )
 
 
 async def test_no_more_runs_at_once_than_there_are_descriptors_for(fake: Backend, folder: Path) -> None:

@@ -33,6 +33,8 @@ if TYPE_CHECKING:
 
 LEAVE_TIMEOUT: Final = 5.0
 """Seconds in which runs that are left behind are to be over when an engine closes."""
+STORE: Final = "what the journal is written to"
+"""What `Strained` tells of a journal that can't be written."""
 TIDY: Final = 3600.0
 """Seconds between two looks for transcripts that are not to be kept any more."""
 
@@ -189,7 +191,7 @@ async def _opened_journal(
         return
 
     def tell(fails: bool) -> None:
-        observer(Strained("what the journal is written to", over=not fails))
+        observer(Strained(STORE, over=not fails))
 
     async with contextlib.AsyncExitStack() as stack:
         journal = None

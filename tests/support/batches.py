@@ -28,7 +28,13 @@ class Told:
 
 
 def environ(backend: Backend, **more: str) -> dict[str, str]:
-    return {**backend.environ, "TRIO_CLAUDE_CLI": backend.program, "LC_TEST": backend.mark, **more}
+    return {
+        **backend.environ,
+        "TRIO_CLAUDE_CLI": backend.program,
+        "TRIO_CLAUDE_STATE": str(backend.cwd.parent / "state"),
+        "LC_TEST": backend.mark,
+        **more,
+    }
 
 
 def write_tasks(folder: Path, *tasks: str | dict[str, Any]) -> str:

@@ -6,7 +6,7 @@ A door runs one attempt and says how it ended. It must never try again, and neve
 from __future__ import annotations
 
 import resource
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import asynccontextmanager
 from typing import Final, Protocol, TypeAlias
 
@@ -14,6 +14,7 @@ from ..config import Config
 from ..embed import open_run
 from ..engine import Engine, open_engine
 from ..errors import Busy, ClientError, Draining, Reason
+from ..events import Observer
 from ..messages import Prompt
 from .results import BUSY, REFUSED, Finish, from_outcome
 from .tasks import options_of
@@ -70,7 +71,9 @@ def most_at_once() -> int:
 
 
 @asynccontextmanager
-async def open_embedded(config: Config, batch: str) -> AsyncIterator[tuple[EmbeddedDoor, Engine]]:
+async def open_embedded(
+    config: Config, batch: str, observers: Iterable[Observer] = ()
+) -> AsyncIterator[tuple[EmbeddedDoor, Engine]]:
     """Open an engine and the door to it; its runs are the batch's in the journal. Raises `ConfigError`."""
-    async with open_engine(config, batch=batch) as engine:
+    async with open_engine(config, observers, batch=batch) as engine:
         yield EmbeddedDoor(engine), engine

@@ -40,7 +40,9 @@ from ..batch.runner import Runner, Settings
 from ..batch.tally import Summary
 from ..batch.tasks import Plan, Rules
 from ..config import Config
+from ..engine import STORE
 from ..errors import ConfigError
+from ..events import Event, JournalReady, Strained
 from ..services import open_services
 from .complaints import complain, tell
 from .process import take_process
@@ -94,6 +96,26 @@ class Caught:
         self.runner = runner
         if self.number:
             runner.stop()
+
+
+@attrs.define
+class Unkept:
+    """Says, once, that the runs have no history, or not all of it."""
+
+    told: bool = False
+
+    def hear(self, event: Event) -> None:
+        """Hear an event of the engine."""
+        match event:
+            case JournalReady(path="", detail=why):
+                self._tell(f"these runs will have no history: {why}")
+            case Strained(what=what, over=False) if what == STORE:
+                self._tell("the history of these runs may not be whole: the journal can't be written just now")
+
+    def _tell(self, text: str) -> None:
+        if not self.told:
+            self.told = True
+            complain(text)
 
 
 @attrs.frozen
@@ -201,7 +223,7 @@ async def _open_door(
         complain(f"--concurrency: {most} at once, not {concurrency}: descriptors are enough for no more (ulimit -Hn)")
         concurrency = most
     config = attrs.evolve(batch.config, max_runs=concurrency)
-    async with open_embedded(config, name) as (door, engine):
+    async with open_embedded(config, name, [Unkept().hear]) as (door, engine):
         yield door, attrs.evolve(batch.settings, concurrency=concurrency), await about_engine(engine, asking)
 
 

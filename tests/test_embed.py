@@ -95,6 +95,14 @@ async def test_a_program_is_one_identity_with_the_limits_of_one(fake: Backend, f
                 pytest.fail("the day is spent")
 
 
+async def test_the_limits_of_a_program_are_those_that_were_read_last(engine: Engine) -> None:
+    engine.runs.reload(attrs.evolve(engine.config, runs_per_identity=1))
+    async with open_run(directive("silent"), engine=engine):
+        with pytest.raises(Busy, match="no slot came free"):
+            async with open_run("hello", engine=engine):
+                pytest.fail("two at once")
+
+
 async def test_an_engine_of_its_own(fake: Backend) -> None:
     async with open_run("hello", config=Config(cli=fake.program)) as run:
         assert (await run.wait()).exit_status == 0

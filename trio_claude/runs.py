@@ -116,6 +116,7 @@ class Runs:
     def reload(self, config: Config) -> None:
         """Take the limits of another configuration; what runs goes on."""
         total = total_limits(config)
+        self._local = Member(limits=own_limits(config, {}))
         self._patience = config.queue_timeout
         self._allowance.total = total
         self._slots.resize(total.runs, total.waiting)

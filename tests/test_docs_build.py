@@ -138,6 +138,7 @@ def test_a_default_that_changes_is_another_page(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.syspath_prepend(str(DOCS / "_ext"))
     import from_code
 
+    assert "| `journal` | `auto`; in a program `none` |" in "\n".join(from_code.settings())
     config_class = attrs.make_class(
         "Config", {name: config._option(7, "a thing", high=9, unit="s") for name in from_code.GROUPS}, frozen=True
     )

@@ -24,6 +24,7 @@ from program import PROGRAM, environ, trio_claude
 from trio_claude.commands import COMMANDS, cli
 from trio_claude.commands.complaints import painted
 from trio_claude.commands.credentials import find_key
+from trio_claude.commands.options import read_config
 from trio_claude.commands.statuses import MEANINGS, STATUSES, Status
 from trio_claude.errors import ConfigError
 from trio_claude.identity.keys import Key, digest, write_keys
@@ -55,6 +56,15 @@ def test_every_command_and_subcommand_has_examples() -> None:
     there = {words for words, _ in EXAMPLES}
     assert there == {words for words, _ in tree(cli)}
     assert {words[0] for words in there if words} == set(COMMANDS)
+
+
+@pytest.mark.parametrize("name", ["serve", "batch", "doctor"])
+def test_the_defaults_of_commands_are_those_that_they_take(name: str) -> None:
+    command = dict(tree(cli))[name,]
+    (option,) = (one for one in command.params if one.name == "journal")
+    assert isinstance(option, click.Option)
+    assert f"[default: {read_config({}, None).journal}]" in str(option.help)
+    assert read_config({}, None).journal == "auto"
 
 
 @pytest.mark.parametrize(("words", "line"), EXAMPLES, ids=lambda value: value if isinstance(value, str) else "")

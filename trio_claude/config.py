@@ -237,7 +237,7 @@ class Config:
     journal: str = _option(
         "none",
         "where runs are kept: none, memory (while the server lives), sqlite (in the state folder), "
-        "sqlite:PATH, or auto: sqlite if it can be had, else none; `serve` and `batch` take auto; `redis` has its own",
+        "sqlite:PATH, or auto: sqlite if it can be had, else none; `redis` has its own",
         check=_journal,
     )
     journal_content: bool = _option(default=True, text="keep prompts, options and lines; without: receipts and usage")

@@ -22,6 +22,7 @@ from sphinx.application import Sphinx
 from sphinx.util.docutils import SphinxDirective
 
 from trio_claude import commands, config, entrance, errors, events, messages, metrics, workplace
+from trio_claude.commands.options import DEFAULTS
 from trio_claude.errors import CloseCode, ConfigError, Reason
 
 GROUPS = {
@@ -116,7 +117,8 @@ def _default(field: attrs.Attribute[Any]) -> str:
         return f"`{str(field.default).lower()}`"
     if field.metadata["unit"] == "bytes" and field.default:
         return f"`{field.default}` ({_size(field.default)})"
-    return code(f"{field.default:g}" if isinstance(field.default, float) else field.default)
+    own = code(f"{field.default:g}" if isinstance(field.default, float) else field.default)
+    return f"`{DEFAULTS[field.name]}`; in a program {own}" if field.name in DEFAULTS else own
 
 
 def _size(count: int) -> str:

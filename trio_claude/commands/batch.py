@@ -79,7 +79,7 @@ def command(tasks: str, url: str | None, key_file: Path | None, config_file: Pat
         raise ConfigError("--resume keeps what is done, --force writes over it: say one of them")
     if options["artifacts"] and url:
         raise ConfigError("--artifacts has no meaning with --url: the workspaces are the server's")
-    config = None if url else read_config(values, config_file, journal="auto")
+    config = None if url else read_config(values, config_file)
     if options["artifacts"] and config and not config.workspaces:
         raise ConfigError("--artifacts takes --workspaces: the folder whose sub-folders the tasks name")
     if options["artifacts"] and config and config.isolated != "off":

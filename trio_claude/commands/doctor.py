@@ -70,7 +70,7 @@ def command(config_file: Path | None, as_json: bool, live: bool, **values: Any) 
 
     No secret is read: of a login only its kind is named. Exit status: 0 where a server would work, 1 where not.
     """
-    config = read_config(values, config_file, journal="auto")
+    config = read_config(values, config_file)
     checks = trio.run(examine, config, live)
     if as_json:
         click.echo(json.dumps([attrs.asdict(check) for check in checks]))

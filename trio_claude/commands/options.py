@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import attrs
 import click
@@ -13,6 +13,8 @@ from ..config import Config
 from .completing import for_field
 from .settings import load
 
+DEFAULTS: Final = {"journal": "auto"}
+"""What commands take where nothing is given, in place of a field's own default."""
 _REPEATED = tuple(field.name for field in attrs.fields(Config) if isinstance(field.default, tuple))
 
 
@@ -40,7 +42,7 @@ def _option(field: attrs.Attribute[Any]) -> Callable[[Callable[..., Any]], Calla
     flag = f"--{field.name.replace('_', '-')}"
     unit = field.metadata["unit"]
     text = f"{field.metadata['help']}{f', in {unit}' if unit else ''}"
-    shown = f"{text} [default: {_shown(field.default)}]"
+    shown = f"{text} [default: {_shown(DEFAULTS.get(field.name, field.default))}]"
     if field.name in _REPEATED:
         return click.option(flag, multiple=True, help=f"{text} (may be repeated)", shell_complete=for_field(field))
     if isinstance(field.default, bool):
@@ -53,6 +55,9 @@ def _shown(value: object) -> str:
 
 
 def read_config(values: dict[str, Any], config_file: Path | None, **defaults: Any) -> Config:
-    """Return the configuration out of the options that were given. Raises `ConfigError`."""
+    """Return the configuration out of the options that were given; `defaults` are the command's own.
+
+    Raises `ConfigError`.
+    """
     given = {name: value for name, value in values.items() if value not in (None, ())}
-    return load(given, config_file, defaults=defaults)
+    return load(given, config_file, defaults={**DEFAULTS, **defaults})

@@ -340,9 +340,8 @@ class Conversation:
 
     def _rebuild(self, said: dict[str, object], run: SessionRun) -> ClientLine:
         """Build a line anew, which the run would take: what it refuses is not counted as a prompt."""
-        config = self._house.config
-        hooks = config.profile != "lean"
-        return run.check(session.rebuild(said, run.session.asked, config.controls, hooks=hooks))
+        hooks = self._house.config.profile != "lean"
+        return run.check(session.rebuild(said, run.session.asked, self._house.config.controls, hooks=hooks))
 
     def _takes_prompt(self, line: ClientLine) -> bool:
         """Return whether a line takes something of the limits: a turn, but not the first, which is the start's.

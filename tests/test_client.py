@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import json
 import re
+import socket
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from functools import partial
@@ -106,6 +107,20 @@ async def test_a_look_that_is_cancelled_in_the_moment_of_a_line_loses_none(
 async def test_who_can_not_be_reached_is_named(url: str) -> None:
     with pytest.raises(ConnectFailed, match="can't reach"):
         await collect(url, "hello")
+
+
+@pytest.mark.parametrize("library", [collect, under_asyncio])
+async def test_what_is_wrong_with_tls_is_named(fake: Backend, library: Callable) -> None:  # type: ignore[type-arg]
+    async with fake.serve() as server:
+        with pytest.raises(ConnectFailed, match=r"can't reach https://.*: .*SSL"):
+            await library(server.url.replace("http:", "https:"), "hello")
+
+
+async def test_a_server_that_says_nothing_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sockets, "CONNECT_TIMEOUT", 0.2)
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        with pytest.raises(ConnectFailed, match=r"can't reach http://.*: ReadTimeout"):
+            await collect(f"http://127.0.0.1:{silent.getsockname()[1]}", "hello")
 
 
 async def test_headers_that_are_no_headers_are_named(fake: Backend) -> None:

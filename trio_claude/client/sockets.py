@@ -324,7 +324,7 @@ async def open_socket(
             status = error.response.status_code
             raise ConnectFailed(f"{name} refused: {_why(status)}", status) from error
         except (httpx.InvalidURL, httpx.HTTPError, HTTPXWSException, OSError, ImportError, ValueError) as error:
-            raise ConnectFailed(f"can't reach {name}: {error}") from error
+            raise ConnectFailed(f"can't reach {name}: {_said(error)}") from error
         socket = Socket(session)
         try:
             yield socket
@@ -333,6 +333,16 @@ async def open_socket(
                 await socket.abandon()
             finally:  # asyncio's own cancellations go through a shield
                 await connection.__aexit__(None, None, None)
+
+
+def _said(error: Exception) -> str:
+    """Return what an error says; one of TLS may say nothing, and then what it came of does."""
+    cause: BaseException | None = error
+    while isinstance(cause, Exception):
+        if said := str(cause):
+            return said
+        cause = cause.__cause__ or cause.__context__
+    return type(error).__name__
 
 
 _WHY = {401: "it wants a valid key or token", 403: "not from here, or not you", 429: "too many connections"}

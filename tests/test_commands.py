@@ -424,6 +424,21 @@ async def test_doctor_leaves_a_journal_of_an_earlier_version_to_the_server(fake:
         assert db.execute("PRAGMA user_version").fetchone() == (len(VERSIONS) - 1,)
 
 
+@pytest.mark.root
+async def test_what_doctor_makes_as_root_is_for_the_server_of_another_user(fake: Backend, folder: Path) -> None:
+    async with fake.serve(journal=f"sqlite:{folder / 'journal.db'}"):
+        pass
+    (folder / "journal.db.opening").unlink()  # as behind a copy of the journal
+    for path in (folder, *folder.iterdir()):
+        os.chown(path, 65534, 65534)
+    env = {**environ(fake), "TRIO_CLAUDE_STATE": str(folder), "TRIO_CLAUDE_ISOLATION": "identity"}
+    told = await trio_claude("doctor", "--port", "0", env={**env, "TRIO_CLAUDE_CWD": ""})
+    assert f"it opens; journal: {folder}/journal.db\n".encode() in told.stdout
+    owners = {path.name: path.stat().st_uid for path in folder.iterdir()}
+    assert owners.keys() >= {"homes", "journal.db.opening"}
+    assert set(owners.values()) == {65534}
+
+
 @pytest.mark.parametrize("closed", ["<&-", ">&-", "2>&-", "<&- >&- 2>&-"])
 async def test_a_standard_stream_may_be_closed(fake: Backend, closed: str) -> None:
     words = [*PROGRAM, "doctor", "--port", "0"]

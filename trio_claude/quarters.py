@@ -147,6 +147,13 @@ class Quarters:
             unlist(folder, pid)
 
 
+def _hand_on(folder: Path) -> None:
+    """Give a folder that root has made, as by `doctor`, to the owner of the one that it is in: his server needs it."""
+    if os.geteuid() == 0:
+        owner = folder.parent.stat()
+        os.chown(folder, owner.st_uid, owner.st_gid, follow_symlinks=False)
+
+
 def is_link(error: OSError) -> bool:
     """Return whether something that should be a folder was a link."""
     return error.errno in (errno.ELOOP, errno.ENOTDIR)
@@ -169,7 +176,9 @@ class Homes:
         if not root.parent.is_dir():
             root.parent.mkdir(parents=True, exist_ok=True)  # another server may start just now
             root.parent.chmod(rights)
-        root.mkdir(mode=0o700, exist_ok=True)
+        if not root.is_dir():
+            root.mkdir(mode=0o700, exist_ok=True)
+            _hand_on(root)
         root.chmod(rights)
         return cls(str(root), per_run)
 

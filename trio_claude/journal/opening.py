@@ -114,7 +114,7 @@ def opening(path: Path) -> Iterator[None]:
     """
     name = f"{path}.opening"
     try:
-        lock = os.open(name, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+        lock = _opening_lock(name, path.parent)
     except OSError as error:
         raise ConfigError(f"journal: {name} can't be used: {error.strerror}; name another, sqlite:PATH") from None
     try:
@@ -126,6 +126,19 @@ def opening(path: Path) -> Iterator[None]:
         yield
     finally:
         os.close(lock)
+
+
+def _opening_lock(name: str, folder: Path) -> int:
+    """Return the lock; one that root makes, as by `doctor`, is the folder's owner's, whose server needs it, too."""
+    flags = os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW
+    try:
+        lock = os.open(name, flags | os.O_CREAT | os.O_EXCL, 0o600)
+    except FileExistsError:
+        return os.open(name, flags)
+    if os.geteuid() == 0:
+        owner = folder.stat()
+        os.fchown(lock, owner.st_uid, owner.st_gid)
+    return lock
 
 
 def _taken(lock: int) -> bool:

@@ -151,6 +151,10 @@ def press(zsh: int, text: str, awaited: str, seconds: float = 20) -> str:
     return shown
 
 
+SHOW = "show() { print -r -- \"<$BUFFER>\" } && zle -N show && bindkey '^]' show"
+"""Has zsh say the line that is being typed."""
+
+
 @pytest.mark.zsh
 def test_a_real_zsh_completes(script: Path) -> None:
     path = script.parent / "completion.zsh"
@@ -172,10 +176,17 @@ def test_a_real_zsh_completes(script: Path) -> None:
     ) as zsh:
         os.close(theirs)
         try:
-            press(ours, f"autoload -Uz compinit && compinit -u -D && source {path} && echo re''ady\n", "ready")
+            press(
+                ours,
+                f"cd {path.parent} && autoload -Uz compinit && compinit -u -D && source {path} && echo re''ady\n",
+                "ready",
+            )
             press(ours, "trio-claude compl\t", "completion")
             press(ours, "z\t", "zsh")
             press(ours, "\x15trio-claude batch --conc\t", "--concurrency")
+            press(ours, f"\x15{SHOW} && echo sho''wn\n", "shown")
+            for typed, whole in ("--profile=ch", "--profile=chat "), ("--keys=completion.z", "--keys=completion.zsh "):
+                press(ours, f"\x15trio-claude serve {typed}\t\x1d", f"<trio-claude serve {whole}>")
         finally:
             zsh.kill()
             os.close(ours)

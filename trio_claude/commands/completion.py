@@ -1,6 +1,7 @@
 """`trio-claude completion`, and how bash asks: by the line as it was typed.
 
-Click's own way for bash asks by bash's words, which end at `:`, `=` and `@`, so an address would be four of them.
+Click's own way for bash asks by bash's words, which end at `:`, `=` and `@`, so an address would be four of them. Its
+way for zsh puts what it offers for `--option=` in place of the option, too.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import click
 from click.shell_completion import (
     BashComplete,
     CompletionItem,
+    ZshComplete,
     add_completion_class,
     get_completion_class,
     split_arg_string,
@@ -55,7 +57,16 @@ class Bash(BashComplete):
         return [CompletionItem(str(item.value).removeprefix(before), item.type, item.help) for item in items]
 
 
+class Zsh(ZshComplete):
+    """What zsh asks and hears. Rule: what is offered behind `--option=` leaves that where it is."""
+
+    source_template = ZshComplete.source_template.replace("-U", '-U -i "$IPREFIX"').replace(
+        "    for type key", "    [[ $words[CURRENT] == --*=* ]] && compset -P 1 '*='\n\n    for type key"
+    )
+
+
 add_completion_class(Bash, "bash")
+add_completion_class(Zsh, "zsh")
 
 
 @click.command(

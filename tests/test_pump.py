@@ -9,6 +9,7 @@ import os
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 
+import pytest
 import trio
 import trio.testing
 from harness import Backend, connect, directive, listen
@@ -176,6 +177,18 @@ async def test_without_a_pump_that_serves_a_pipe_is_read_as_ever() -> None:
     pipe = Pipe()
     pipe.say(b"plain")
     await pipe.read(Pump())
+    assert (pipe.heard, pipe.rest) == ([], b"plain")
+    pipe.close()
+
+
+async def test_on_a_system_without_epoll_a_pump_stays_and_pipes_are_read_as_ever(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.delattr("trio_claude.containment.pump.select.epoll")
+    pipe = Pipe()
+    pipe.say(b"plain")
+    async with pumping() as pump:
+        await pipe.read(pump)
     assert (pipe.heard, pipe.rest) == ([], b"plain")
     pipe.close()
 

@@ -46,7 +46,9 @@ class Pump:
         self._waiting: dict[int, _Waiter] = {}
 
     async def serve(self) -> None:
-        """Read pipes until cancelled."""
+        """Read pipes until cancelled; where there is no `epoll`, which is Linux's, leave them to whoever waits."""
+        if not hasattr(select, "epoll"):
+            await trio.sleep_forever()
         with contextlib.closing(select.epoll()) as self._epoll:
             try:
                 while True:

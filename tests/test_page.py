@@ -1215,6 +1215,60 @@ async def test_a_question_is_answered_by_keys_and_by_no_letter_or_enter(
     }
 
 
+def used(tool: str, name: str, given: dict[str, object], agent: str | None = None) -> str:
+    """Return the line by which the model uses a tool, or an agent does that another use has begun."""
+    block = {"type": "tool_use", "id": tool, "name": name, "input": given}
+    message = {"id": f"msg-{tool}", "content": [block]}
+    return json.dumps({"type": "assistant", "message": message, "parent_tool_use_id": agent}) + "\n"
+
+
+def may_run(tool: str, name: str, given: dict[str, object], request_id: str = "one") -> str:
+    """Return the line by which a CLI asks whether a tool may run."""
+    request = {"subtype": "can_use_tool", "tool_name": name, "input": given, "tool_use_id": tool}
+    return json.dumps({"type": "control_request", "request_id": request_id, "request": request}) + "\n"
+
+
+FOCUSED = "document.activeElement.className === 'question'"
+ALLOW = "[data-answer=allow]"
+
+
+@pytest.mark.real_cli
+@pytest.mark.parametrize("background", [False, True], ids=["agent", "background"])
+async def test_what_an_agent_asks_is_seen(real: Backend, browser: Browser, background: bool) -> None:
+    """Its card is folded, as any is; the question in it unfolds it, and so does Alt+A."""
+    inner = {"prompt": directive("bash", cmd="touch asked"), "run_in_background": background}
+    agent = {"description": "look", "subagent_type": "general-purpose", **inner}
+    async with real.serve() as server, looking(browser, server.url) as page:
+        await page.say(directive("tool", name="Agent", input=agent))
+        await page.wait(".inner [data-answer=allow]")
+        await page.evaluate("document.querySelectorAll('details').forEach((one) => (one.open = false))")
+        await page.call("focus", "#prompt")
+        await page.press("Alt+a")
+        await page.until(FOCUSED)
+        await page.click(".inner [data-answer=allow]")
+        await until(lambda: (real.cwd / "asked").exists(), 20)
+        await page.click("#end")
+        await page.wait(".receipt")
+
+
+async def test_what_an_agent_asks_far_above_is_brought_into_view(fake: Backend, browser: Browser) -> None:
+    ls: dict[str, object] = {"command": "ls"}
+    lines = used("agent", "Agent", {"description": "look"}) + used("tool", "Bash", ls, "agent")
+    text = json.dumps({"type": "assistant", "message": {"content": [{"type": "text", "text": "a line\n\n" * 100}]}})
+    async with fake.serve() as server, looking(browser, server.url) as page:
+        await page.say(directive("raw", text=f"{lines}{text}\n"))
+        await turns(page, 1)
+        await page.say(directive("raw", text=may_run("tool", "Bash", ls)) + directive("silent"))
+        await page.wait(ALLOW)
+        await page.drawn()
+        edge = "document.querySelector({!r}).getBoundingClientRect().{}"
+        edges = [
+            await page.evaluate(edge.format(place, side))
+            for place, side in [("#scroll", "top"), (ALLOW, "top"), (ALLOW, "bottom"), ("#scroll", "bottom")]
+        ]
+        assert edges == sorted(edges)
+
+
 def changed(**fields: object) -> list[object]:
     return [{**WAY, **fields}]
 

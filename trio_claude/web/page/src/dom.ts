@@ -28,6 +28,11 @@ export function find<T extends HTMLElement = HTMLElement>(id: string): T {
   return element as T;
 }
 
+/** Unfold whatever something lies in. */
+export function unfold(element: Element): void {
+  for (let fold = element.closest("details"); fold; fold = fold.parentElement?.closest("details") ?? null) fold.open = true;
+}
+
 /** A button that copies what `text` returns, and says so for a moment. */
 export function copyButton(text: () => string, what = "Copy"): HTMLButtonElement {
   const button = h("button", { type: "button", class: "quiet copy", "aria-label": `${what} to the clipboard` }, what);

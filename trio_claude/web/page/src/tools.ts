@@ -1,6 +1,6 @@
 // A tool call as a card that folds: what goes in, what comes out, how long it took, and the question whether it may.
 import { codeBlock } from "./markdown";
-import { copyButton, h } from "./dom";
+import { copyButton, h, unfold } from "./dom";
 import { questionForm, questionsOf, type Question } from "./questions";
 import { seconds } from "./words";
 
@@ -70,7 +70,7 @@ export class ToolCard {
   ask(request: string): void {
     if (this.open === request) return;
     this.open = request;
-    this.element.open = true;
+    unfold(this.element); // an agent's card is folded, and has those of its own tools in it
     const answers = this.answers();
     const questions = answers && questionsOf(this.name, this.given);
     const asked = questions ? ["Claude asks you"] : ["May ", h("bdi", {}, visible(this.name)), " run?"];
@@ -80,6 +80,11 @@ export class ToolCard {
     const way = (given: Answers) => (questions ? this.form(questions, request, given) : this.buttons(request, given));
     this.question.replaceChildren(h("p", { class: "ask" }, ...asked), answers ? way(answers) : h("span", {}, "its owner is asked"));
     this.question.hidden = false;
+  }
+
+  /** Bring the question to where it is seen. */
+  showQuestion(): void {
+    this.question.scrollIntoView({ block: "nearest" });
   }
 
   /** Take that the question is answered, by whomever. */

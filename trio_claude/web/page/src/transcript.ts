@@ -1,6 +1,6 @@
 // What was said in a run, as it comes or out of the journal: one place where lines of the CLI become things to see.
 // Rule: each line is taken once, in order, and what is kept on the page is bounded.
-import { h } from "./dom";
+import { h, unfold } from "./dom";
 import { MarkdownStream } from "./markdown";
 import { limited, ToolCard, type Answers, type Json } from "./tools";
 import { count, counted, dollars, receiptWords, seconds } from "./words";
@@ -86,6 +86,7 @@ export class Transcript {
     this.asking.set(request, card);
     card.ask(request);
     this.follow();
+    if (this.following) card.showQuestion(); // an agent in the background asks where its card is
   }
 
   /** Take that a question is answered. */
@@ -117,7 +118,9 @@ export class Transcript {
 
   /** Focus the first question that is open: itself, for none of its answers is given by a key that is still being typed. */
   focusQuestion(): void {
-    this.root.querySelector<HTMLElement>(".question:not([hidden]):has(button)")?.focus();
+    const question = this.root.querySelector<HTMLElement>(".question:not([hidden]):has(button)");
+    if (question) unfold(question);
+    question?.focus();
   }
 
   toEnd(): void {

@@ -90,6 +90,7 @@ async def test_a_message_that_comes_again_is_refused_and_the_session_goes_on(cli
         await talk.say(named("hello"))
         refused = await talk.event("refused")
         assert (refused["code"], "uuid" in refused["error"]) == ("bad-message", True)
+        assert refused["uuid"] == named("")["uuid"]
         await talk.user("more")
         await talk.result()
         await talk.stop("end")

@@ -268,6 +268,18 @@ async def test_what_the_server_can_not_read_is_refused_and_the_turn_goes_on(fake
     assert not (fake.cwd / "asked").exists()
 
 
+async def test_a_message_that_is_refused_ends_no_turn_but_its_own(fake: Backend, folder: Path) -> None:
+    """It is told by its name."""
+    async with fake.serve() as server:
+        prompts = {"tool": directive("bash", cmd="touch asked"), "plain": directive("text")}
+        seen = await play(server, folder, "refused", **prompts)
+    said, refused = seen["names"]
+    assert said == refused
+    assert seen["text"].startswith("All done")
+    assert (seen["own"]["kind"], seen["own"]["code"]) == ("Refused", "bad-message")
+    assert seen["next"] == ANSWER
+
+
 @pytest.mark.parametrize("grace", [None, 20])
 async def test_a_message_that_is_too_long_is_refused_and_the_session_goes_on(
     fake: Backend, folder: Path, grace: int | None

@@ -555,6 +555,31 @@ async def test_a_prompt_that_is_not_taken_is_given_back_and_the_page_waits_for_n
         await page.wait(".receipt")
 
 
+SAY_AT_ONCE = """(() => {
+  for (const text of TEXTS) {
+    document.getElementById("prompt").value = text;
+    document.getElementById("ask").requestSubmit();
+  }
+})()"""
+
+
+@pytest.mark.parametrize("taken", ["none", "first", "last"])
+async def test_of_prompts_that_are_said_at_once_those_come_back_that_were_not_taken(
+    fake: Backend, browser: Browser, taken: str
+) -> None:
+    """In their order."""
+    good, bad = directive("text", text="answer"), "half a character: \ud800"
+    texts = {"none": [bad, f"{bad} more"], "first": [good, bad], "last": [bad, good]}[taken]
+    async with fake.serve() as server, looking(browser, server.url) as page:
+        await page.say("hello")
+        await turns(page, 1)
+        await page.evaluate(SAY_AT_ONCE.replace("TEXTS", json.dumps(texts)))
+        back = json.dumps("\n".join(text for text in texts if text != good))
+        await page.until(f"document.getElementById('prompt').value === {back}")
+        await page.wait_count(".turn-end", 1 if taken == "none" else 2)
+        await page.until("document.getElementById('state').textContent === 'ready'")
+
+
 @asynccontextmanager
 async def looking_at_death(browser: Browser, url: str, late: str = "") -> AsyncIterator[Page]:
     """Open the page where its server dies: the browser itself says that it can't be reached."""

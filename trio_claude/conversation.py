@@ -421,10 +421,11 @@ class Conversation:
 
 
 def _named(said: dict[str, object]) -> dict[str, object]:
-    """Return by which id a program knows what it said."""
+    """Return by which names a program knows what it said."""
     response = said.get("response")
     name = response.get("request_id") if isinstance(response, dict) else said.get("request_id")
-    return {"request_id": name} if isinstance(name, str) and len(name) <= ID_LIMIT else {}
+    names = {"request_id": name, "uuid": said.get("uuid")}
+    return {key: one for key, one in names.items() if isinstance(one, str) and len(one) <= ID_LIMIT}
 
 
 def _unknown(attach: Attach) -> NotOpen:

@@ -29,6 +29,7 @@ ONCE: Final = "fork"
 COUNT: Final[Json] = {"type": "integer", "minimum": 0}
 NUMBER: Final[Json] = {"type": "integer", "minimum": 1}
 SECONDS: Final[Json] = {"type": "number", "minimum": 0}
+NAMED: Final[Json] = {"type": "string", "maxLength": ID_LIMIT}
 RUN: Final = Text(RUN_ID).schema
 LIMITS: Final = (
     "message", "line", "timeout", "idle_timeout", "session_timeout", "approval_timeout", "grace",
@@ -172,7 +173,7 @@ def _events() -> dict[str, tuple[Mapping[str, Any], Mapping[str, Any]]]:
         "stopping": ({"mode": _words(ops.MODES)}, {}),
         "refused": (
             {"code": _words(refusal_codes()), "error": str},
-            {"request_id": {"type": "string", "maxLength": ID_LIMIT}, "retry_after": SECONDS, "last": COUNT},
+            {"request_id": NAMED, "uuid": NAMED, "retry_after": SECONDS, "last": COUNT},
         ),
         "stderr": ({"line": str, "after": COUNT}, {}),
         "stalled": ({"phase": _words(PHASES), "seconds": SECONDS}, {}),

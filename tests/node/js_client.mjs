@@ -282,6 +282,23 @@ const scenes = {
     return { asked, refused, types };
   },
 
+  /** Say something that is refused while a turn goes on, and in a turn of its own; tell of each refusal, and by which name. */
+  async refused() {
+    const session = await openSession({ url });
+    const bad = "half a character: \ud800";
+    const names = [];
+    const turn = await result(session.turn(more.tool), (event) => {
+      if (event.type === "approval") names.push(session.send(bad));
+      if (event.event !== "refused") return;
+      names.push(event.uuid);
+      for (const id of session.approvals.keys()) session.deny(id);
+    });
+    const own = await failure(() => result(session.turn(bad)));
+    const next = await result(session.turn(more.plain));
+    await session.close();
+    return { text: turn.text, names, own, next: next.text };
+  },
+
   /** Return what each turn was answered. */
   async turns() {
     const session = await openSession({ url });

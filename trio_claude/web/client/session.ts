@@ -145,9 +145,11 @@ export class Session implements AsyncIterable<SessionEvent> {
 
   // what this program says; each throws once the session is over
 
-  /** Say something to the model. */
-  send(content: Content): void {
-    this.say(content, newUuid());
+  /** Say something to the model; return the message's name, by which a `refused` event has it as `uuid`. */
+  send(content: Content): string {
+    const uuid = newUuid();
+    this.say(content, uuid);
+    return uuid;
   }
 
   /**
@@ -240,7 +242,7 @@ export class Session implements AsyncIterable<SessionEvent> {
       const next = await this.read();
       if (next.done) return;
       const event = next.value;
-      if (event.type === "gateway" && event.event === "refused" && !("request_id" in event) && event["code"] !== ENDING) {
+      if (isRefusal(event, uuid)) {
         this.unfinished = stale;
         throw errorOfRefusal(event);
       }
@@ -390,6 +392,12 @@ function aside(call: () => void): void {
       throw error;
     });
   }
+}
+
+/** Whether a message is refused, or who said it: neither what another message is, nor what comes before the end. */
+function isRefusal(event: SessionEvent, uuid: string): event is GatewayEvent {
+  if (event.type !== "gateway" || event.event !== "refused" || "request_id" in event) return false;
+  return event["code"] !== ENDING && (event["uuid"] ?? uuid) === uuid;
 }
 
 function isResult(event: SessionEvent): boolean {

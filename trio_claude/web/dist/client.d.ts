@@ -442,8 +442,8 @@ export declare class Session implements AsyncIterable<SessionEvent> {
     private readonly mustStay;
     /** The approvals that are open, by `request_id`. */
     get approvals(): ReadonlyMap<string, Approval>;
-    /** Say something to the model. */
-    send(content: Content): void;
+    /** Say something to the model; return the message's name, by which a `refused` event has it as `uuid`. */
+    send(content: Content): string;
     /**
      * Say something, and iterate up to and with the turn's `result` line. A turn that the CLI begins by itself, because a
      * background task has ended, comes with its `result` on the way. Of a turn whose loop was left early the next turn lets

@@ -1061,9 +1061,11 @@ var Session = class {
 	get approvals() {
 		return this.asked.open;
 	}
-	/** Say something to the model. */
+	/** Say something to the model; return the message's name, by which a `refused` event has it as `uuid`. */
 	send(content) {
-		this.say(content, newUuid());
+		const uuid = newUuid();
+		this.say(content, uuid);
+		return uuid;
 	}
 	/**
 	* Say something, and iterate up to and with the turn's `result` line. A turn that the CLI begins by itself, because a
@@ -1165,7 +1167,7 @@ var Session = class {
 			const next = await this.read();
 			if (next.done) return;
 			const event = next.value;
-			if (event.type === "gateway" && event.event === "refused" && !("request_id" in event) && event["code"] !== ENDING) {
+			if (isRefusal(event, uuid)) {
 				this.unfinished = stale;
 				throw errorOfRefusal(event);
 			}
@@ -1333,6 +1335,11 @@ function aside(call) {
 			throw error;
 		});
 	}
+}
+/** Whether a message is refused, or who said it: neither what another message is, nor what comes before the end. */
+function isRefusal(event, uuid) {
+	if (event.type !== "gateway" || event.event !== "refused" || "request_id" in event) return false;
+	return event["code"] !== ENDING && (event["uuid"] ?? uuid) === uuid;
 }
 function isResult(event) {
 	return event.type === "line" && event.line?.["type"] === "result";

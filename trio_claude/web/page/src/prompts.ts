@@ -3,7 +3,10 @@ import { find } from "./dom";
 
 export class Prompts {
   private waiting: string[] = [];
-  private last = "";
+  /** What was said and is not answered, by the names of the messages. */
+  private readonly said = new Map<unknown, string>();
+  /** What the field was given back. */
+  private back = "";
 
   constructor(private readonly onBack: () => void) {}
 
@@ -16,33 +19,36 @@ export class Prompts {
     return this.waiting;
   }
 
-  /** Say what waits. Throws what `say` does; what was not said waits on. */
-  speak(say: (text: string) => void): void {
-    for (; this.waiting.length; this.last = this.waiting.shift()!) say(this.waiting[0]!);
+  /** Say what waits; `say` returns the message's name. Throws what it does; what was not said waits on. */
+  speak(say: (text: string) => string): void {
+    for (let text; (text = this.waiting[0]) !== undefined; this.waiting.shift()) this.said.set(say(text), text);
   }
 
-  /** Take that what was said last was refused. */
-  refuse(): void {
-    if (this.last) this.waiting.unshift(this.last);
-    this.last = "";
+  /** Take that a message was refused. */
+  refuse(name: unknown): void {
+    const text = this.said.get(name);
+    this.said.delete(name);
+    if (text !== undefined) this.waiting.push(text);
   }
 
-  /** Take that what was said is answered. */
-  settle(): void {
-    this.last = "";
+  /** Take that messages are answered; all of them where it is not said which. */
+  settle(names: unknown): void {
+    if (Array.isArray(names)) for (const name of names) this.said.delete(name);
+    else this.said.clear();
   }
 
   clear(): void {
     this.waiting = [];
-    this.last = "";
+    this.said.clear();
   }
 
-  /** Put what waits back where it was typed; return whether there was anything. */
+  /** Put what waits back where it was typed, in its order; return whether there was anything. */
   giveBack(): boolean {
     const texts = this.waiting.splice(0);
     if (!texts.length) return false;
     const prompt = find<HTMLTextAreaElement>("prompt");
-    prompt.value = [...texts, prompt.value].filter(Boolean).join("\n");
+    const all = prompt.value === this.back ? [prompt.value, ...texts] : [...texts, prompt.value];
+    prompt.value = this.back = all.filter(Boolean).join("\n");
     this.onBack();
     return true;
   }

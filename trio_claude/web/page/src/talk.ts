@@ -42,7 +42,7 @@ export class Talk {
   private last = 0;
   private run = "";
   private ended: Json | null = null;
-  private readonly prompts = new Prompts(() => this.transcript.note("The last prompt was not sent; it is in its field again."));
+  private readonly prompts = new Prompts(() => this.transcript.note("A prompt was not sent; it is in its field again."));
   /** Whether the CLI is at a turn. */
   private turning = false;
   /** The model that was chosen since the run was asked for. */
@@ -247,7 +247,7 @@ export class Talk {
   private refused(said: Json): void {
     this.transcript.note(`Refused: ${whyOf({ message: said.error, retryAfter: said.retry_after })}`, "note fault");
     if (said.request_id !== undefined || NOT_NOW.has(said.code)) return;
-    this.prompts.refuse();
+    this.prompts.refuse(said.uuid);
     this.takeBack();
   }
 
@@ -287,7 +287,7 @@ export class Talk {
     if (at) this.setBusy(true, at);
     if (line.type === "result") {
       this.stopping = false;
-      this.prompts.settle();
+      this.prompts.settle(line.user_message_uuids);
       this.setBusy(false, "ready");
       announce("The answer is complete.");
     }

@@ -1193,6 +1193,28 @@ async def test_an_answer_is_by_the_questions_text_beside_all_that_was_asked(
     assert told(fake) == {"behavior": "allow", "updatedInput": given}
 
 
+async def test_who_watches_reads_what_is_asked_and_answers_nothing(fake: Backend, browser: Browser) -> None:
+    """So does who was asked until another page took the run over."""
+    bad = {**WAY, "question": BAD, "options": [{"label": BAD, "description": "\u202e"}]}
+    line = asking(questions=[WAY, bad])
+    async with fake.serve(journal="memory") as server, looking(browser, server.url) as owner:
+        await owner.say(directive("raw", text=line) + directive("silent"))
+        await owner.wait("fieldset")
+        async with looking(browser, server.url, "other") as other:
+            for how in ("Watch", "Take over"):
+                await other.click("#tab-running")
+                await other.click(f"#running button:text('{how}')")
+                watches = other if how == "Watch" else owner
+                await watches.wait_text(".question", "its owner is asked")
+                shown = ["Way Which way?", "left by the river", "right by the hill", f"Way {BAD}", rf"{BAD} \u202e"]
+                assert await watches.texts(".asked, .question li") == shown
+                assert await watches.texts("fieldset, .question button") == []
+                assert not await watches.call("isVisible", ".tool .code")
+                assert await watches.text(".tool-input") == "Which way?"
+                await make_nothing(watches, "#talk")
+            await other.wait_count("fieldset", 2)
+
+
 async def test_own_words_are_an_answer_until_another_is_chosen(fake: Backend, browser: Browser, folder: Path) -> None:
     async with asked(fake, browser, folder, questions=[WAY]) as page:
         words, answer = "fieldset input[type=text]", "[data-answer=answer]"

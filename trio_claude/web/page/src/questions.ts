@@ -45,6 +45,12 @@ export function questionForm(questions: Question[], answer: (answers: Json) => v
   return form;
 }
 
+/** Make what one sees who is not asked. */
+export function questionsShown(questions: Question[]): HTMLElement {
+  const shown = (one: Question) => [h("p", { class: "asked" }, ...titled(one)), h("ul", {}, ...one.options.map((option) => h("li", {}, described(option))))];
+  return h("div", { class: "answers" }, ...questions.flatMap(shown));
+}
+
 // -- what is asked ----------------------------------------------------------------------------------------------------
 
 /** Return all of a list as what they are; null where it is empty or too long, one is odd, or two go by one name. */
@@ -71,14 +77,18 @@ function isText(value: unknown): value is string {
 
 let made = 0;
 
-function field({ text, header, several, options }: Question): Field {
-  const how = { type: several ? "checkbox" : "radio", name: `question-${(made += 1)}` };
-  const legend = h("legend", {}, header && h("span", { class: "small" }, visible(header)), " ", visible(text));
-  const choices = options.map(({ label, description }) => {
-    const told = h("span", {}, visible(label), " ", description && h("span", { class: "small" }, visible(description)));
-    return h("label", { class: "choice" }, h("input", { ...how, value: label }), told);
-  });
-  const element = h("fieldset", {}, legend, ...choices, other(how));
+function titled({ text, header }: Question): (Node | string)[] {
+  return [header && h("span", { class: "small" }, visible(header)), " ", visible(text)];
+}
+
+function described({ label, description }: Option): HTMLElement {
+  return h("span", {}, visible(label), " ", description && h("span", { class: "small" }, visible(description)));
+}
+
+function field(question: Question): Field {
+  const how = { type: question.several ? "checkbox" : "radio", name: `question-${(made += 1)}` };
+  const choices = question.options.map((option) => h("label", { class: "choice" }, h("input", { ...how, value: option.label }), described(option)));
+  const element = h("fieldset", {}, h("legend", {}, ...titled(question)), ...choices, other(how));
   const chosen = () => [...element.querySelectorAll<HTMLInputElement>(":checked")].map((one) => one.value).filter(Boolean);
   return { element, answer: () => chosen().join(", ") };
 }

@@ -1,7 +1,7 @@
 // A tool call as a card that folds: what goes in, what comes out, how long it took, and the question whether it may.
 import { codeBlock } from "./markdown";
 import { copyButton, h, unfold } from "./dom";
-import { questionForm, questionsOf, type Question } from "./questions";
+import { questionForm, questionsOf, questionsShown, type Question } from "./questions";
 import { seconds } from "./words";
 
 /** Characters of an input or an output that are shown; frames and history have all. */
@@ -72,13 +72,15 @@ export class ToolCard {
     this.open = request;
     unfold(this.element); // an agent's card is folded, and has those of its own tools in it
     const answers = this.answers();
-    const questions = answers && questionsOf(this.name, this.given);
-    const asked = questions ? ["Claude asks you"] : ["May ", h("bdi", {}, visible(this.name)), " run?"];
-    this.question.setAttribute("aria-label", questions ? "Claude asks you" : `May ${visible(this.name)} run?`);
+    const questions = questionsOf(this.name, this.given);
+    const words = answers ? "Claude asks you" : "Claude asks";
+    const asked = questions ? [words] : ["May ", h("bdi", {}, visible(this.name)), " run?"];
+    this.question.setAttribute("aria-label", questions ? words : `May ${visible(this.name)} run?`);
     this.setState("asks", answers ? "asks you" : "asks");
     this.input.hidden = !!questions;
     const way = (given: Answers) => (questions ? this.form(questions, request, given) : this.buttons(request, given));
-    this.question.replaceChildren(h("p", { class: "ask" }, ...asked), answers ? way(answers) : h("span", {}, "its owner is asked"));
+    const shown = questions && !answers && questionsShown(questions);
+    this.question.replaceChildren(h("p", { class: "ask" }, ...asked), shown || "", answers ? way(answers) : h("span", {}, "its owner is asked"));
     this.question.hidden = false;
   }
 
@@ -168,7 +170,7 @@ function parsed(text: string, fault: HTMLElement): Json | null {
 }
 
 function short(input: Json): string {
-  const told = input.command ?? input.file_path ?? input.path ?? input.pattern ?? input.url ?? input.description;
+  const told = input.command ?? input.file_path ?? input.path ?? input.pattern ?? input.url ?? input.description ?? input.questions?.[0]?.question;
   const beginning = (typeof told === "string" ? told : JSON.stringify(input)).slice(0, LABEL_READ);
   return visible(beginning.replace(/[ \t\n]+/g, " ").slice(0, LABEL));
 }

@@ -1316,6 +1316,25 @@ async def test_what_an_agent_asks_far_above_is_brought_into_view(fake: Backend, 
         assert edges == sorted(edges)
 
 
+async def test_what_ran_is_what_was_allowed_when_it_is_told_again(fake: Backend, browser: Browser) -> None:
+    """Behind a reload, and in the history."""
+    async with fake.serve(journal="memory") as server, looking(browser, server.url) as page:
+        await page.say(directive("bash", cmd="touch asked"))
+        await page.click("[data-answer=edit]")
+        await page.call("fill", ".editor textarea", json.dumps({"command": "echo instead"}))
+        await page.click(ALLOW)
+        await turns(page, 1)
+        await page.call("reload")
+        await turns(page, 1)
+        assert (await page.texts(".tool .tool-input"), await page.texts(".tool .code code")) == (["echo instead"],) * 2
+        await page.click("#end")
+        await page.wait(".receipt")
+        await page.click("#tab-history")
+        await page.click(".run")
+        await page.wait_count("#history .turn-end", 1)
+        assert await page.texts("#history .tool .code code") == ["echo instead"]
+
+
 def changed(**fields: object) -> list[object]:
     return [{**WAY, **fields}]
 

@@ -80,7 +80,7 @@ function showSaid(text: string, into: Transcript): void {
   const said = parse(text);
   if (said.type === "user") into.say(words(said.message?.content));
   const response = said.type === "control_response" ? said.response : null;
-  if (response) into.settle(response.request_id, response.response?.behavior === "deny" ? "denied" : "allowed");
+  if (response) into.answered(response.request_id, response.response?.updatedInput);
 }
 
 function words(content: unknown): string {

@@ -94,6 +94,11 @@ export class Transcript {
     this.asking.get(request)?.settle(said);
   }
 
+  /** Take what was answered before: a tool that was allowed with another input ran with that. */
+  answered(request: string, input: unknown): void {
+    if (typeof input === "object" && input) this.asking.get(request)?.setInput(input);
+  }
+
   /** Take that the questions are another's to answer. */
   unask(): void {
     for (const card of this.asking.values()) card.settle("another page is asked");

@@ -811,6 +811,54 @@ async def test_history_is_searched_and_told_again(fake: Backend, browser: Browse
         assert len(await page.texts("#history .said")) == 1
 
 
+LABEL = "document.activeElement.ariaLabel"
+MANY = """(() => {
+  const real = window.fetch;
+  const run = (n) => ({ id: n.toString(16), meta: `RUN-${n}`, identity: "local", state: "ended", started: 1e9 - n });
+  const page = (from) => ({ runs: Array.from({ length: 100 }, (_, at) => run(from + at)), next: String(from + 100) });
+  const from = (path) => Number(new URLSearchParams(path.split("?")[1]).get("before"));
+  window.fetch = async (path, init) => (/runs[?]/.test(path) ? Response.json(page(from(path))) : real(path, init));
+})()"""
+
+
+async def test_a_list_that_is_drawn_anew_leaves_the_focus_where_it_was(fake: Backend, browser: Browser) -> None:
+    """Who chooses by keys goes on from there: in the history, and while runs come and go."""
+    async with fake.serve(journal="memory") as server, looking(browser, server.url) as page, open_talk(server) as first:
+        await first.start(meta="FIRST")
+        await page.click("#tab-running")
+        await page.wait("#running tbody tr")
+        await page.call("focus", "#running button:text('Stop')")
+        label = await page.evaluate(LABEL)
+        async with open_talk(server) as second:
+            await second.start(meta="SECOND")
+            await page.wait_count("#running tbody tr", 2)
+            assert label.startswith("Stop run ")
+            assert await page.evaluate(LABEL) == label
+        await page.click("#tab-history")
+        await page.wait_count(".run", 2)
+        await page.call("focus", ".run >> nth=1")
+        await page.press("Enter")
+        await page.wait_text(".past-head", "FIRST")
+        assert await page.evaluate("document.activeElement.ariaCurrent") == "true"
+        await page.press("Shift+Tab")
+        await page.press("Enter")
+        await page.wait_text(".past-head", "SECOND")
+        assert await page.evaluate("[...document.querySelectorAll('.run')].map((one) => one.ariaCurrent)") == [
+            "true",
+            None,
+        ]
+
+
+async def test_older_runs_are_shown_below_the_others(fake: Backend, browser: Browser) -> None:
+    async with fake.serve(journal="memory") as server, looking(browser, server.url) as page:
+        await page.call("addInitScript", MANY)
+        await page.call("reload")
+        await page.click("#tab-history")
+        for count in range(100, 700, 100):
+            await page.wait_count(".run", count)
+            await page.click("button:text('Older runs')")
+
+
 async def test_a_run_that_is_chosen_before_another_is_there_is_shown_alone(fake: Backend, browser: Browser) -> None:
     async with fake.serve(journal="memory") as server:
         await ask(server, "first " + directive("text", text="ANSWER-1", deltas=3000), partial=True)

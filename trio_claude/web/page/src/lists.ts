@@ -29,6 +29,14 @@ function button(text: string, act: () => void, label = text): HTMLButtonElement 
 
 const code = (text: string) => h("code", {}, text);
 
+/** Put something in place of what was there; the button that had the focus has it still. */
+function renew(place: HTMLElement, made: HTMLElement): void {
+  const focused = document.activeElement;
+  const label = place.contains(focused) ? focused?.getAttribute("aria-label") : null;
+  place.replaceChildren(made);
+  if (label) place.querySelector<HTMLElement>(`[aria-label="${CSS.escape(label)}"]`)?.focus({ preventScroll: true });
+}
+
 // -- runs now -----------------------------------------------------------------------------------------------------------
 
 export function openRunning(talk: Talk): void {
@@ -44,7 +52,7 @@ export function openRunning(talk: Talk): void {
       const now = JSON.stringify([talk.leads, ...runs.map((run) => run.id)]);
       if (now === drawn) return age(place, runs);
       drawn = now;
-      place.replaceChildren(runs.length ? running(runs, ready, talk, told) : h("p", {}, "Nothing runs."));
+      renew(place, runs.length ? running(runs, ready, talk, told) : h("p", {}, "Nothing runs."));
     } catch (error) {
       drawn = "";
       told.textContent = (error as Error).message;
@@ -159,12 +167,18 @@ class Past {
     const words = this.search.value.trim().toLowerCase();
     const found = this.rows.filter((row) => text(row).includes(words));
     this.told.textContent = `${count(found.length, "run")}${words ? ` of ${this.rows.length}` : ""}`;
-    this.items.replaceChildren(...found.slice(0, 500).map((row) => this.item(row)));
+    this.items.replaceChildren(...found.map((row) => this.item(row)));
+    this.mark();
     this.older.hidden = !this.next || this.rows.length >= ROWS_KEPT;
   }
 
+  /** Mark the run that is shown. */
+  private mark(): void {
+    for (const one of this.items.querySelectorAll<HTMLElement>(".run")) one.ariaCurrent = one.dataset.run === this.wanted ? "true" : null;
+  }
+
   private item(row: Row): HTMLElement {
-    const made = h("button", { type: "button", class: "run", "data-run": row.id, "aria-current": row.id === this.wanted ? "true" : null },
+    const made = h("button", { type: "button", class: "run", "data-run": row.id },
       h("strong", {}, row.meta), h("span", {}, row.state === "live" ? "live" : (row.reason ?? "ended")),
       h("span", { class: "small" }, `${moment(row.started)} · ${row.identity}`),
       h("span", { class: "small" }, row.receipt ? receiptWords(row.receipt as Receipt) : "–"));
@@ -176,7 +190,7 @@ class Past {
     const turn = ++this.turn;
     const isWanted = () => turn === this.turn;
     this.wanted = id;
-    this.draw();
+    this.mark(); // the list itself stays: a key has chosen there, and goes on from there
     this.shown.clear();
     try {
       const row = await getRun(this.talk.key, id);

@@ -53,8 +53,10 @@ export function dollars(value: number): string {
   return `$${value.toFixed(value && value < 0.01 ? 5 : 2)}`;
 }
 
+const MOMENT = new Intl.DateTimeFormat("en-GB", { dateStyle: "medium", timeStyle: "medium" }); // one for a whole list: it is dear to make
+
 export function moment(unix: number): string {
-  return new Date(unix * 1000).toLocaleString("en-GB", { dateStyle: "medium", timeStyle: "medium" });
+  return MOMENT.format(unix * 1000);
 }
 
 /** What went wrong, and when to try again where the server says so. */

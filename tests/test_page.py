@@ -1383,6 +1383,21 @@ async def test_what_ran_is_what_was_allowed_when_it_is_told_again(fake: Backend,
         assert await page.texts("#history .tool .code code") == ["echo instead"]
 
 
+async def test_a_question_of_a_tool_that_is_not_known_has_a_card_of_its_own(fake: Backend, browser: Browser) -> None:
+    """Not that of another use of the same tool, whose end would take the question away."""
+    ls, sleep = {"command": "ls"}, {"command": "sleep 1"}
+    ended = {
+        "type": "user",
+        "message": {"content": [{"type": "tool_result", "tool_use_id": "known", "content": "slept"}]},
+    }
+    lines = used("known", "Bash", sleep) + may_run("unknown", "Bash", ls) + json.dumps(ended) + "\n"
+    async with fake.serve() as server, looking(browser, server.url) as page:
+        await page.say(directive("raw", text=lines) + directive("silent"))
+        await page.wait_text(".tool[data-state=done]", "sleep 1")
+        assert await page.texts(".tool-input") == ["sleep 1", "ls"]
+        assert await page.call("isVisible", f".tool[data-state=asks] {ALLOW}")
+
+
 def changed(**fields: object) -> list[object]:
     return [{**WAY, **fields}]
 

@@ -80,7 +80,7 @@ export class Transcript {
 
   /** Ask for leave; a tool that is not known yet gets its card. */
   ask(request: string, name: string, input: Json, tool = ""): void {
-    const known = this.asking.get(request) ?? this.cards.get(tool) ?? this.waitingCard(name);
+    const known = this.asking.get(request) ?? this.cards.get(tool) ?? (tool ? undefined : this.waitingCard(name));
     const card = known ?? this.newCard(tool || request, name, this.root, false);
     card.setInput(input);
     this.asking.set(request, card);

@@ -1131,6 +1131,39 @@ async def test_twenty_thousand_deltas_are_all_there_in_few_nodes(fake: Backend, 
         assert await page.evaluate("document.querySelectorAll('body *').length") < NODES_LIMIT
 
 
+COUNT_SCROLLS = """(() => {
+  const { get, set } = Object.getOwnPropertyDescriptor(Element.prototype, "scrollTop");
+  globalThis.scrolls = 0;
+  const counted = function (to) { globalThis.scrolls += 1; set.call(this, to); };
+  Object.defineProperty(Element.prototype, "scrollTop", { get, set: counted, configurable: true });
+})()"""
+
+
+async def test_the_page_follows_what_comes_by_the_frame_and_lets_its_user_read(fake: Backend, browser: Browser) -> None:
+    """Each step to the end is a layout; the history begins at the beginning."""
+    at_end = "(({ scrollHeight, scrollTop, clientHeight }) => scrollHeight - scrollTop - clientHeight < 80)(SCROLL)"
+    scroll = "document.getElementById('scroll')"
+    async with fake.serve(journal="memory") as server, looking(browser, server.url) as page:
+        await page.call("addInitScript", COUNT_SCROLLS)
+        await page.call("reload")
+        await page.say(directive("stderr", n=2000, text="words") + directive("text"))
+        await page.wait_text("#transcript > .note", "1,50")
+        await page.until(at_end.replace("SCROLL", scroll))
+        assert await page.evaluate("globalThis.scrolls") < 400
+        await page.evaluate(f"{scroll}.scrollTop = 50")
+        await page.drawn()
+        await page.call("fill", "#model", "haiku")
+        await page.press("Tab")
+        await page.wait_text("#transcript > :last-child", "From now on: haiku")
+        await page.drawn()
+        assert await page.evaluate(f"{scroll}.scrollTop") == 50
+        await page.click("#tab-history")
+        await page.click(".run")
+        await page.wait_text("#history .transcript > .note", "1,50")
+        await page.drawn()
+        assert await page.evaluate("document.querySelector('#history .side + .scroll').scrollTop") == 0
+
+
 async def test_what_is_shown_no_more_is_held_no_more(fake: Backend, browser: Browser) -> None:
     """Cards of tools, those that asked, and those of subagents in them."""
     lines = []

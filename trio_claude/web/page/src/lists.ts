@@ -199,7 +199,7 @@ class Past {
       await tell(this.talk.key, row, this.shown, isWanted);
       if (!isWanted()) return;
       this.shown.end();
-      this.scroll.scrollTop = 0;
+      this.shown.toBeginning();
     } catch (error) {
       if (isWanted()) this.head.replaceChildren(h("p", { class: "fault" }, (error as Error).message));
     }

@@ -1,6 +1,6 @@
 // What was said in a run, as it comes or out of the journal: one place where lines of the CLI become things to see.
 // Rule: each line is taken once, in order, and what is kept on the page is bounded.
-import { h, unfold } from "./dom";
+import { atFrame, h, unfold } from "./dom";
 import { MarkdownStream } from "./markdown";
 import { limited, ToolCard, type Answers, type Json } from "./tools";
 import { count, counted, dollars, receiptWords, seconds } from "./words";
@@ -28,6 +28,8 @@ export class Transcript {
   private message = "";
   private answer = "";
   private following = true;
+  /** Where the page has scrolled to by itself: what has come since does not mean that its user has left the end. */
+  private placed = -1;
   private removed = 0;
   private readonly cut = h("p", { class: "note", hidden: true });
 
@@ -37,7 +39,7 @@ export class Transcript {
     private readonly scroller: HTMLElement,
     private readonly answers: () => Answers | null = () => null,
   ) {
-    scroller.addEventListener("scroll", () => (this.following = this.isAtEnd()), { passive: true });
+    scroller.addEventListener("scroll", () => (this.following = this.isAtEnd() || scroller.scrollTop === this.placed), { passive: true });
     this.clear();
   }
 
@@ -133,6 +135,11 @@ export class Transcript {
     this.follow();
   }
 
+  toBeginning(): void {
+    this.following = false;
+    this.scroller.scrollTop = 0;
+  }
+
   // -- answers, as they come and whole ------------------------------------------------------------------------------
 
   private takeEvent(line: Json, event: Json, into: HTMLElement): void {
@@ -215,7 +222,7 @@ export class Transcript {
       if (block.type === "tool_result") this.cards.get(block.tool_use_id)?.setOutput(plain(block.content), !!block.is_error);
     }
     if (typeof content === "string" && !line.isMeta) this.note(content.replace(OWN_WORDS, "$1"));
-    this.follow();
+    atFrame(this.follow);
   }
 
   private takeQuestion(line: Json, told: boolean): void {
@@ -253,7 +260,7 @@ export class Transcript {
   private put<T extends HTMLElement>(into: HTMLElement, element: T): T {
     into.append(element);
     while (into.childElementCount > ITEMS_KEPT) this.forget(into);
-    this.follow();
+    atFrame(this.follow);
     return element;
   }
 
@@ -272,8 +279,11 @@ export class Transcript {
     return this.scroller.scrollHeight - this.scroller.scrollTop - this.scroller.clientHeight < FOLLOW;
   }
 
+  /** Go to the end, if that is looked at. It makes the browser lay out the page: once a frame will do. */
   private readonly follow = (): void => {
-    if (this.following) this.scroller.scrollTop = this.scroller.scrollHeight;
+    if (!this.following) return;
+    this.scroller.scrollTop = this.scroller.scrollHeight;
+    this.placed = this.scroller.scrollTop;
   };
 }
 

@@ -1369,6 +1369,9 @@ async def test_what_an_agent_asks_is_seen(real: Backend, browser: Browser, backg
     async with real.serve() as server, looking(browser, server.url) as page:
         await page.say(directive("tool", name="Agent", input=agent))
         await page.wait(".inner [data-answer=allow]")
+        if background:
+            await turns(page, 1)
+        assert await page.text("#state") == "asks you: may Bash run?"
         await page.evaluate("document.querySelectorAll('details').forEach((one) => (one.open = false))")
         await page.call("focus", "#prompt")
         await page.press("Alt+a")

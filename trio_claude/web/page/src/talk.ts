@@ -288,7 +288,8 @@ export class Talk {
     if (line.type === "result") {
       this.stopping = false;
       this.prompts.settle(line.user_message_uuids);
-      this.setBusy(false, "ready");
+      const [open] = this.session?.approvals.values() ?? []; // of an agent that goes on in the background
+      this.setBusy(false, open ? asked(visible(open.tool_name), this.owner) : "ready");
       announce("The answer is complete.");
     }
   }

@@ -21,6 +21,7 @@ from talk import Talk, open_talk
 
 from trio_claude.api import POLICY, takes_gzip
 from trio_claude.errors import Reason
+from trio_claude.identity.keys import Key, digest, new_secret, write_keys
 from trio_claude.server import Server
 
 pytestmark = [pytest.mark.node, pytest.mark.browser]
@@ -617,6 +618,36 @@ async def test_a_wrong_key_is_told_and_a_good_one_is_kept_nowhere(fake: Backend,
     assert [run.identity for run in fake.ended] == ["key:alice"]
     assert keys["alice"] not in json.dumps(seen)
     assert [error for error in seen["errors"] if "401" not in error] == []
+
+
+async def test_where_a_key_is_taken_back_another_is_asked_for_and_the_run_goes_on(
+    fake: Backend, browser: Browser
+) -> None:
+    async with fake.serve_known("alice", journal="memory") as (server, keys), browser.open(f"{server.url}/") as page:
+        await page.call("fill", "#key", keys["alice"])
+        await page.press("Enter")
+        await page.until("document.getElementById('unlock').hidden")
+        await page.say(directive("text", text="answer"))
+        await turns(page, 1)
+        another = new_secret()
+        write_keys(Path(server.config.keys), {"alice": Key(digest(another), "user")})
+        await page.click("#tab-running")
+        await page.wait("#unlock")  # it is read again and again
+        await page.click("#tab-talk")
+        await page.call("fill", "#key", "")
+        await page.say("more")
+        await page.wait_text("#key-fault", "your key or token is not valid any more")
+        assert await page.evaluate("document.getElementById('prompt').value") == "more"
+        await page.call("fill", "#key", another)
+        await page.press("Enter")
+        await page.until("document.getElementById('unlock').hidden")
+        await turns(page, 1)
+        await page.wait_text("#link", "connected")
+        await page.call("press", "#prompt", "Enter")
+        await turns(page, 2)
+        await page.click("#end")
+        await page.wait(".receipt")
+    assert [run.identity for run in fake.ended] == ["key:alice"]
 
 
 FULL = """(() => {

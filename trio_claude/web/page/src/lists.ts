@@ -1,6 +1,6 @@
 // The panels that are lists: runs now, history, usage. Each is read when it is looked at, and again while it is.
 import { find, h } from "./dom";
-import { api } from "./link";
+import { api, ApiRefused, KEY_CODES } from "./link";
 import { getRun, listRuns, tell, type Row } from "./past";
 import { isSeen, onSeen, showTab } from "./tabs";
 import type { Talk } from "./talk";
@@ -29,6 +29,12 @@ function button(text: string, act: () => void, label = text): HTMLButtonElement 
 
 const code = (text: string) => h("code", {}, text);
 
+/** Say what went wrong; where a better key would help, one is asked for, once. */
+function tellFault(told: HTMLElement, error: unknown, talk: Talk): void {
+  told.textContent = (error as Error).message;
+  if (error instanceof ApiRefused && KEY_CODES.has(error.code) && find("unlock").hidden) talk.onKeyWanted(error.message);
+}
+
 /** Put something in place of what was there; the button that had the focus has it still. */
 function renew(place: HTMLElement, made: HTMLElement): void {
   const focused = document.activeElement;
@@ -55,7 +61,7 @@ export function openRunning(talk: Talk): void {
       renew(place, runs.length ? running(runs, ready, talk, told) : h("p", {}, "Nothing runs."));
     } catch (error) {
       drawn = "";
-      told.textContent = (error as Error).message;
+      tellFault(told, error, talk);
       place.replaceChildren();
     }
   };
@@ -101,7 +107,7 @@ async function stop(run: Row, talk: Talk, told: HTMLElement): Promise<void> {
     await api(`/api/runs/${run.id}?state=live`, talk.key, { method: "DELETE" });
     told.textContent = `Run ${run.id.slice(0, 8)} is being ended.`;
   } catch (error) {
-    told.textContent = (error as Error).message;
+    tellFault(told, error, talk);
   }
 }
 
@@ -159,7 +165,7 @@ class Past {
       this.next = found.next;
       this.draw();
     } catch (error) {
-      this.told.textContent = (error as Error).message;
+      tellFault(this.told, error, this.talk);
     }
   }
 
@@ -253,7 +259,7 @@ export function openUsage(talk: Talk): void {
       told.textContent = usage.length ? "Days of UTC; what the CLI reckons." : "Nothing was used yet.";
       place.replaceChildren(usage.length ? used(usage) : "");
     } catch (error) {
-      told.textContent = (error as Error).message;
+      tellFault(told, error, talk);
       place.replaceChildren();
     }
   });

@@ -125,6 +125,6 @@ async function useKey(): Promise<void> {
   find("key-fault").textContent = "";
   find("unlock").hidden = true;
   find("state").textContent = "ready";
-  if (!talk.isLive) talk.comeBack();
+  talk.comeBack();
   find("prompt").focus();
 }

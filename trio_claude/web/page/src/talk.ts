@@ -110,10 +110,10 @@ export class Talk {
     await this.follow(opening, { attach: { run, after: this.last, ...(as && { as }) } });
   }
 
-  /** Come back to the run that this tab had, if any. */
+  /** Come back to the run that this tab had, if any; by another key to the one that it has, where that may be left. */
   comeBack(): void {
-    const run = kept();
-    if (run) void this.attach(run);
+    const run = this.isLive ? this.grace && this.leads : kept();
+    if (run) void this.attach(run, this.isLive ? "owner" : undefined);
   }
 
   /** Go on with an earlier conversation: the next prompt does. */
@@ -249,6 +249,7 @@ export class Talk {
     if (said.request_id !== undefined || NOT_NOW.has(said.code)) return;
     this.prompts.refuse(said.uuid);
     this.takeBack();
+    if (KEY_CODES.has(said.code)) this.onKeyWanted(said.error);
   }
 
   private started(said: Json): void {
@@ -331,9 +332,8 @@ export class Talk {
 
   private fail(opening: AbortController, error: unknown): void {
     if (this.ended) return; // it has said so itself
-    const code = error instanceof TrioClaudeError ? error.code : "";
     const why = whyOf(error);
-    if (KEY_CODES.has(code)) return this.refuse(opening, why);
+    if (error instanceof TrioClaudeError && KEY_CODES.has(error.code)) return this.refuse(opening, why);
     const { run } = this;
     if (run && (error instanceof ConnectionLost || error instanceof Busy)) return this.lost(run, why);
     if (run && why.startsWith("there is no run")) return this.gone("The run is gone: the server was started anew, or the time to come back is over.");

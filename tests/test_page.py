@@ -475,6 +475,29 @@ async def test_a_prompt_to_a_run_that_is_over_is_given_back(fake: Backend, brows
         assert await page.evaluate("document.getElementById('prompt').value") == "second"
 
 
+LATE_CLOSE = """(() => {
+  const { get, set } = Object.getOwnPropertyDescriptor(WebSocket.prototype, "onclose");
+  const late = (act) => act && ((event) => (window.go = () => act(event)));
+  Object.defineProperty(WebSocket.prototype, "onclose", { get, set(act) { set.call(this, late(act)); } });
+})()"""
+
+
+async def test_a_prompt_between_the_end_of_a_run_and_its_close_is_given_back(fake: Backend, browser: Browser) -> None:
+    """On a slow way the close comes a moment later."""
+    async with fake.serve() as server, looking(browser, server.url) as page:
+        await page.call("addInitScript", LATE_CLOSE)
+        await page.call("reload")
+        await page.say("first")
+        await turns(page, 1)
+        await page.click("#end")
+        await page.wait(".receipt")
+        await page.say("second")
+        await page.until("!!window.go")
+        await page.evaluate("window.go()")
+        await page.until("document.getElementById('prompt').value === 'second'")
+        assert await page.text("#state") == "ready"
+
+
 async def test_a_run_behind_one_that_was_killed_has_a_stop_of_its_own(fake: Backend, browser: Browser) -> None:
     async with fake.serve(journal="memory") as server, looking(browser, server.url) as page:
         await page.say(directive("hang"))

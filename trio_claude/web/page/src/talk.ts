@@ -81,7 +81,7 @@ export class Talk {
     find("welcome").hidden = true;
     this.prompts.add(text);
     this.setBusy(true, WAITING);
-    if (this.session) this.speak(this.session);
+    if (this.session && !this.ended) this.speak(this.session); // behind the end it waits for the close, and is given back
   }
 
   /** Come back to a run, or watch it: first what the journal has, then what comes. */

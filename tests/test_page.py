@@ -824,6 +824,13 @@ async def test_no_other_conversation_goes_on_while_a_run_is_there(fake: Backend,
         await page.wait_text("#banner", "End it first")
         await page.click("#end")
         await page.wait("#transcript .receipt")
+        await page.wait_text("#link", "not connected")
+        await page.click("#tab-history")
+        await page.click(".run >> nth=1")
+        await page.wait_text("#history .answer", "old")
+        await page.click("#history .past-head button")
+        await page.wait_text("#banner", "The next prompt goes on")
+        assert await page.texts("#transcript .answer") == []  # it is of the other one
         await page.say(directive("text", text="fresh"))
         await page.until("document.querySelector('#transcript .answer')?.textContent.trim() === 'fresh'")
         await page.click("#end")

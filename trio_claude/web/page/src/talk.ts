@@ -119,6 +119,7 @@ export class Talk {
   /** Go on with an earlier conversation: the next prompt does. */
   goOn(conversation: string): void {
     if (this.isLive) return this.banner.say("There is a run here. End it first; then another conversation can go on.");
+    if (conversation !== this.conversation) this.fresh(); // what stands here is of another
     this.resume = conversation;
     this.banner.say("The next prompt goes on with this conversation, in a new run.");
     find<HTMLTextAreaElement>("prompt").focus();
@@ -399,8 +400,7 @@ export class Talk {
 
   private setState(state: State): void {
     this.state = state;
-    if (state === "back") announce("The connection is back.");
-    if (state === "lost") announce("The connection is lost; trying again.");
+    if (state === "back" || state === "lost") announce(state === "back" ? "The connection is back." : "The connection is lost; trying again.");
     this.show();
   }
 

@@ -1398,6 +1398,8 @@ async def test_a_question_is_answered_by_keys_and_by_no_letter_or_enter(
         await page.press("Tab")
         assert await page.evaluate(focused.format("dataset.answer")) == "answer"
         await page.press("Enter")
+        await turns(page, 1)
+        assert await page.evaluate(focused.format("className")) == "question"
     assert told(fake) == {
         "behavior": "allow",
         "updatedInput": {"questions": [WAY], "answers": {"Which way?": "right"}},

@@ -95,7 +95,9 @@ export class ToolCard {
     this.open = "";
     this.input.hidden = false;
     this.setState("running", "running");
+    const focused = this.question.contains(document.activeElement);
     this.question.replaceChildren(h("p", { class: "ask" }, said || "answered"));
+    if (focused) this.question.focus({ preventScroll: true }); // a key has answered, and goes on from here
   }
 
   /** Take that nothing will come any more. */

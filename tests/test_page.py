@@ -1445,6 +1445,25 @@ async def test_what_an_agent_asks_is_seen(real: Backend, browser: Browser, backg
         await page.wait(".receipt")
 
 
+@pytest.mark.real_cli
+async def test_an_agent_that_is_stopped_behind_its_turn_leaves_nothing_to_stop(real: Backend, browser: Browser) -> None:
+    """No turn comes behind it; another Escape would end the run."""
+    inner = {"prompt": directive("bash", cmd="touch asked", rounds=2), "run_in_background": True}
+    agent = {"description": "look", "subagent_type": "general-purpose", **inner}
+    async with real.serve() as server, looking(browser, server.url) as page:
+        await page.say(directive("tool", name="Agent", input=agent))
+        await turns(page, 1)
+        await page.click(ALLOW)
+        await page.wait_count(".inner .tool", 2)
+        await page.wait(ALLOW)
+        await page.press("Escape")
+        await page.wait_text(".inner .tool[data-state=failed] .question", "no longer asked")
+        await page.until("document.getElementById('state').textContent === 'ready'")
+        assert (await page.text("#stop"), await page.call("isDisabled", "#stop")) == ("Stop", True)
+        await page.click("#end")
+        await page.wait(".receipt")
+
+
 async def test_what_an_agent_asks_far_above_is_brought_into_view(fake: Backend, browser: Browser) -> None:
     ls: dict[str, object] = {"command": "ls"}
     lines = used("agent", "Agent", {"description": "look"}) + used("tool", "Bash", ls, "agent")

@@ -11,7 +11,8 @@ import { getRun, tell } from "./past";
 import { Prompts } from "./prompts";
 import { visible, type Json } from "./tools";
 import { Transcript } from "./transcript";
-import { asked, HISTORY, phase, seconds, SETTLED, STATES, WAITING, whyOf } from "./words";
+import { Turn, WAITING } from "./turn";
+import { asked, HISTORY, seconds, SETTLED, STATES, whyOf } from "./words";
 
 /** Codes of refusals that are of no prompt: of the way to the run, for the moment. */
 const NOT_NOW = new Set(["draining", "journal", "no-answer"]);
@@ -43,8 +44,7 @@ export class Talk {
   private run = "";
   private ended: Json | null = null;
   private readonly prompts = new Prompts(() => this.transcript.note("A prompt was not sent; it is in its field again."));
-  /** Whether the CLI is at a turn. */
-  private turning = false;
+  private turn = new Turn();
   /** The model that was chosen since the run was asked for. */
   private chosen: string | null = null;
   /** Whether what was said before is being told: a prompt is shown behind it. */
@@ -175,7 +175,7 @@ export class Talk {
   private claim(): AbortController {
     this.opening = new AbortController();
     this.chosen = null;
-    this.turning = false;
+    this.turn = new Turn();
     this.show();
     return this.opening;
   }
@@ -220,7 +220,7 @@ export class Talk {
 
   /** Give back what was not taken: the turn that it was for does not begin. */
   private takeBack(): void {
-    if (this.prompts.giveBack() && !this.turning) this.setBusy(false, "ready");
+    if (this.prompts.giveBack() && !this.turn.on) this.setBusy(false, "ready");
   }
 
   private take(event: SessionEvent): void {
@@ -284,16 +284,15 @@ export class Talk {
   private look(line: Json, raw: string): void {
     keepFrame(raw);
     this.meters.take(line);
-    const at = phase(line);
-    this.turning = line.type !== "result" && (this.turning || at !== "");
+    const at = this.turn.take(line);
     if (at) this.setBusy(true, at);
-    if (line.type === "result") {
-      this.stopping = false;
-      this.prompts.settle(line.user_message_uuids);
-      const [open] = this.session?.approvals.values() ?? []; // of an agent that goes on in the background
-      this.setBusy(false, open ? asked(visible(open.tool_name), this.owner) : "ready");
-      announce("The answer is complete.");
-    }
+    if (at !== null) return;
+    this.stopping = false;
+    const [open] = this.session?.approvals.values() ?? []; // of an agent that goes on in the background
+    this.setBusy(false, open ? asked(visible(open.tool_name), this.owner) : "ready");
+    if (line.type !== "result") return;
+    this.prompts.settle(line.user_message_uuids);
+    announce("The answer is complete.");
   }
 
   private question(request: string, name: string, input: Json, tool?: string): void {

@@ -1,8 +1,6 @@
 // Numbers and times in words.
 import type { State } from "../../client/client";
 import { ASKING } from "./questions";
-import { list } from "./transcript";
-import { visible, type Json } from "./tools";
 
 export const STATES: Record<State | "idle", string> = {
   idle: "not connected",
@@ -83,15 +81,4 @@ export interface Receipt {
 export function asked(tool: string, owner = false): string {
   if (tool === ASKING) return owner ? "asks you something" : "asks something";
   return owner ? `asks you: may ${tool} run?` : `asks whether ${tool} may run`;
-}
-
-export const WAITING = "waiting for an answer";
-
-/** What a turn is at by a line of its own, empty where the line does not say. */
-export function phase(line: Json): string {
-  if (line.type === "user" || (line.type === "system" && line.subtype === "init")) return WAITING;
-  if (line.type === "stream_event" && line.event?.type === "content_block_start") return "writing";
-  if (line.type !== "assistant") return "";
-  const tools = list(line.message?.content).filter((block) => block.type === "tool_use");
-  return tools.length ? visible(`running ${tools.map((block) => block.name).join(", ")}`.slice(0, 80)) : "writing";
 }

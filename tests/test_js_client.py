@@ -191,9 +191,10 @@ async def test_what_is_read_of_reasons_and_lines(folder: Path) -> None:
     delta = {"type": "stream_event", "event": {"delta": {"type": "text_delta", "text": "he"}}}
     whole = {"type": "assistant", "message": {"content": [{"type": "text", "text": "hello"}, {"type": "tool_use"}]}}
     inner = {**whole, "parent_tool_use_id": "t1"}
-    lines = [delta, delta, whole, inner, {"type": "user"}, delta, {"type": "result", "result": "done"}]
+    void = {"type": "stream_event", "event": {"type": "message_stop"}, "abandoned_blocks": {"from_block_index": 1}}
+    lines = [delta, delta, whole, inner, {"type": "user"}, delta, void, delta, {"type": "result", "result": "done"}]
     seen = await play("", folder, "units", lines=lines)
-    assert seen["texts"] == ["he", "hehe", "hello", "hello", "hello", "hellohe", "done"]
+    assert seen["texts"] == ["he", "hehe", "hello", "hello", "hello", "hellohe", "hello", "hellohe", "done"]
     good, signal, late, bad, none = seen["reasons"]
     counted = {"processes": 7, "left": 0, "ms": 12, "exit_status": 0}
     assert good == {"code": 1000, "reason": "exit 0; 7 processes, 0 left, 12 ms", "cause": "exit 0", **counted}

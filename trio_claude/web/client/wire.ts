@@ -105,7 +105,7 @@ export class AnswerText {
   private piece = "";
 
   take(line: Json | undefined): void {
-    if (line?.["type"] === "stream_event" && !line["parent_tool_use_id"]) this.piece += deltaOf(line);
+    if (line?.["type"] === "stream_event" && !line["parent_tool_use_id"]) this.piece = line["abandoned_blocks"] ? "" : this.piece + deltaOf(line);
     else if (line?.["type"] === "assistant" && !line["parent_tool_use_id"]) {
       this.done += textOf(line);
       this.piece = "";

@@ -252,7 +252,7 @@ var AnswerText = class {
 	done = "";
 	piece = "";
 	take(line) {
-		if (line?.["type"] === "stream_event" && !line["parent_tool_use_id"]) this.piece += deltaOf(line);
+		if (line?.["type"] === "stream_event" && !line["parent_tool_use_id"]) this.piece = line["abandoned_blocks"] ? "" : this.piece + deltaOf(line);
 		else if (line?.["type"] === "assistant" && !line["parent_tool_use_id"]) {
 			this.done += textOf(line);
 			this.piece = "";

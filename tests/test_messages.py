@@ -125,6 +125,27 @@ def test_what_is_no_name_of_a_tool_is_refused_by_its_field(name: str) -> None:
         parse({**GOOD, "allowed_tools": ["Bash(echo ü:*)", name]}, allowed=("allowed_tools",))
 
 
+@pytest.mark.parametrize(
+    "server",
+    [
+        5, None, {}, {"url": "http://x"}, {"type": "streamableHttp", "url": "http://x"}, {"type": "http"},
+        {"type": "http", "url": 1}, {"type": ["http"], "url": "http://x"}, {"command": ["x"]}, {"type": "sse", "command": "x"},
+    ],
+)  # fmt: skip
+def test_what_the_cli_takes_for_no_mcp_server_is_refused_by_name(server: object) -> None:
+    with pytest.raises(BadMessage, match=r"mcp_servers: 'mine' must have a command, or a type \(http, .*\) and a url"):
+        parse({**GOOD, "mcp_servers": {"good": {"command": "x"}, "mine": server}}, allowed=("mcp_servers",))
+
+
+def test_mcp_servers_of_every_kind_are_taken_as_they_are() -> None:
+    servers = {
+        "plain": {"command": "x", "args": ["y"], "env": {"A": "b"}}, "stdio": {"type": "stdio", "command": "x"},
+        "http": {"type": "http", "url": "http://x", "headers": {"A": "b"}}, "sse": {"type": "sse", "url": "http://x"},
+        "sdk": {"type": "sdk", "name": "sdk"},
+    }  # fmt: skip
+    assert parse({**GOOD, "mcp_servers": servers}, allowed=("mcp_servers",)).options.mcp_servers == servers
+
+
 def test_options_that_the_server_does_not_allow_are_refused() -> None:
     with pytest.raises(BadMessage, match="model is not allowed"):
         parse({**GOOD, "model": "haiku"}, allowed=("effort",))

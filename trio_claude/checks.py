@@ -16,6 +16,8 @@ from .errors import BadMessage
 from .figures import brief
 
 NO_NUL = r"[^\u0000]*"
+MCP_KINDS = ("http", "streamable-http", "sse", "ws")
+"""The kinds of MCP servers that have an address."""
 
 
 @attrs.frozen
@@ -80,3 +82,26 @@ def choice(choices: tuple[str, ...]) -> Check:
             raise BadMessage(f"{field.name} must be one of {', '.join(choices)}")
 
     return Check(check, {"type": "string", "enum": list(choices)})
+
+
+def is_mcp_server(value: object) -> bool:
+    """Return whether the CLI takes a value for an MCP server; it passes over what is none without a word."""
+    match value:
+        case {"type": "sdk"}:
+            return True
+        case {"type": kind, "url": str()} if kind in MCP_KINDS:
+            return True
+        case {"command": str(), **more}:
+            return more.get("type", "stdio") == "stdio"
+    return False
+
+
+def _server(kinds: tuple[str, ...], *required: str) -> dict[str, Any]:
+    texts = {name: {"type": "string"} for name in required}
+    return {"type": "object", "properties": {**texts, "type": {"enum": list(kinds)}}, "required": list(required)}
+
+
+MCP_SERVER: dict[str, Any] = {
+    "anyOf": [_server(("sdk",), "type"), _server(MCP_KINDS, "type", "url"), _server(("stdio",), "command")]
+}
+"""The same as JSON Schema."""

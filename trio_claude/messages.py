@@ -18,7 +18,7 @@ import attrs
 import cattrs
 from cattrs.errors import AttributeValidationNote, ClassValidationError, ForbiddenExtraKeysError
 
-from .checks import Check, between, choice, shape, text
+from .checks import MCP_KINDS, MCP_SERVER, Check, between, choice, is_mcp_server, shape, text
 from .errors import BadMessage, CloseCode, Reason
 from .events import Outcome
 
@@ -80,11 +80,22 @@ def _small(_instance: object, field: attrs.Attribute[Any], value: dict[str, Any]
         raise BadMessage(f"{field.name} must be at most {SCHEMA_LIMIT} bytes of JSON, not {size}")
 
 
+def _servers(instance: object, field: attrs.Attribute[Any], value: dict[str, Any] | None) -> None:
+    """Accept MCP servers by their names."""
+    _small(instance, field, value)
+    for name, server in (value or {}).items():
+        if not is_mcp_server(server):
+            kinds = ", ".join(MCP_KINDS)
+            raise BadMessage(f"{field.name}: {_shown(name)} must have a command, or a type ({kinds}) and a url")
+
+
 NAMES = Check(
     _names,
     {"type": "array", "maxItems": NAMES_LIMIT, "items": {"type": "string", "pattern": f"^{_TOOL.pattern}$"}},
 )
 SMALL_OBJECT = Check(_small, {"type": "object", "description": f"at most {SCHEMA_LIMIT} bytes of compact JSON"})
+
+SERVERS = Check(_servers, {**SMALL_OBJECT.schema, "additionalProperties": MCP_SERVER})
 
 
 @attrs.frozen(kw_only=True)
@@ -112,7 +123,7 @@ class Options:
     allowed_tools: list[str] | None = attrs.field(default=None, validator=NAMES)
     disallowed_tools: list[str] | None = attrs.field(default=None, validator=NAMES)
     permission_mode: str | None = attrs.field(default=None, validator=choice(MODES))
-    mcp_servers: dict[str, Any] | None = attrs.field(default=None, repr=False, validator=SMALL_OBJECT)
+    mcp_servers: dict[str, Any] | None = attrs.field(default=None, repr=False, validator=SERVERS)
     fallback_model: str | None = attrs.field(default=None, validator=shape(_MODEL, 200))
     max_thinking_tokens: int | None = attrs.field(default=None, validator=between(0, 1_000_000))
 

@@ -422,9 +422,8 @@ class Conversation:
 
 def _named(said: dict[str, object]) -> dict[str, object]:
     """Return by which names a program knows what it said."""
-    response = said.get("response")
-    name = response.get("request_id") if isinstance(response, dict) else said.get("request_id")
-    names = {"request_id": name, "uuid": said.get("uuid")}
+    source = response if isinstance(response := said.get("response"), dict) else said
+    names = {"request_id": source.get("request_id"), "uuid": said.get("uuid")}
     return {key: one for key, one in names.items() if isinstance(one, str) and len(one) <= ID_LIMIT}
 
 

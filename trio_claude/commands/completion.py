@@ -7,7 +7,7 @@ way for zsh puts what it offers for `--option=` in place of the option, too.
 from __future__ import annotations
 
 import os
-from typing import Any, Final
+from typing import Any, ClassVar, Final
 
 import click
 from click.shell_completion import (
@@ -60,7 +60,7 @@ class Bash(BashComplete):
 class Zsh(ZshComplete):
     """What zsh asks and hears. Rule: what is offered behind `--option=` leaves that where it is."""
 
-    source_template = ZshComplete.source_template.replace("-U", '-U -i "$IPREFIX"').replace(
+    source_template: ClassVar[str] = ZshComplete.source_template.replace("-U", '-U -i "$IPREFIX"').replace(
         "    for type key", "    [[ $words[CURRENT] == --*=* ]] && compset -P 1 '*='\n\n    for type key"
     )
 

@@ -90,6 +90,20 @@ async def test_a_client_that_comes_back_gets_the_rest(fake: Backend, journal: st
     assert run.outcome.receipt.survivors == 0
 
 
+async def test_who_comes_back_before_its_first_turn_pays_for_that_once(fake: Backend) -> None:
+    async with fake.serve(prompts_per_minute=1.0) as server:
+        async with open_talk(server) as first:
+            run = (await first.start(**GRACE))["run"]
+            await leave(first)
+            await orphaned(server, run)
+        async with open_talk(server) as second:
+            assert (await attach(second, run))["role"] == "owner"
+            await second.user("hello")
+            assert (await second.next(lambda frame: frame["type"] == "result" or "code" in frame))["type"] == "result"
+            await second.user("more")
+            assert (await second.event("refused"))["code"] == "rate"
+
+
 async def test_a_client_that_does_not_come_back_in_time_ends_its_run(fake: Backend) -> None:
     async with fake.serve() as server:
         async with open_talk(server) as talk:

@@ -78,7 +78,6 @@ class Conversation:
         self._waiting = trio.CancelScope()
         self._nursery: trio.Nursery | None = None
         self._begun = False
-        self._has_turned = False
         self._client = ""
         self._is_deaf = False
         self._relay: Relay | None = None
@@ -196,7 +195,7 @@ class Conversation:
         if attach.after > stage.number:
             return self._refuse_ahead(stage.number)
         self._stage, self._run, self._inbox, self._begun = stage, stage.run, stage.inbox, True
-        self._owns, self._has_turned, self._client = self._may_own(stage, attach), True, attach.client
+        self._owns, self._client = self._may_own(stage, attach), attach.client
         if self._owns:
             stage.lead(attach.client)
         self._peer.allow(self._house.config.max_session_message)
@@ -318,7 +317,7 @@ class Conversation:
                 self._inbox.put(len(message), functools.partial(self._say_behind, said, run))
             else:
                 line = self._rebuild(said, run)
-                if self._takes_prompt(line):
+                if self._takes_prompt(line, run):
                     self._house.runs.ask_now(self._guest.member)
                 self._say(line, said, run)
         except (ClientError, Busy) as error:
@@ -328,7 +327,7 @@ class Conversation:
         """Do what a client said, once all is done that was said before."""
         try:
             line = self._rebuild(said, run)
-            if self._takes_prompt(line):
+            if self._takes_prompt(line, run):
                 await self._house.runs.ask(self._guest.member)
             self._say(line, said, run)
         except (ClientError, Busy) as error:
@@ -343,7 +342,7 @@ class Conversation:
         hooks = self._house.config.profile != "lean"
         return run.check(session.rebuild(said, run.session.asked, self._house.config.controls, hooks=hooks))
 
-    def _takes_prompt(self, line: ClientLine) -> bool:
+    def _takes_prompt(self, line: ClientLine, run: SessionRun) -> bool:
         """Return whether a line takes something of the limits: a turn, but not the first, which is the start's.
 
         Raises `NotKnown` and `NotAllowed` where the credential is not good for a turn any more, and `OverBudget`.
@@ -352,11 +351,10 @@ class Conversation:
             return False
         self._guest.check_may_run()
         self._house.runs.check_budget(self._guest.member)
-        return self._has_turned
+        return run.prompted
 
     def _say(self, line: ClientLine, said: dict[str, object], run: SessionRun) -> None:
         """Hand a line to the run."""
-        self._has_turned = self._has_turned or line.kind is Kind.USER
         lost, told = run.recalled, None
         if lost and line.kind is Kind.USER:
             more = session.recalling(said, lost.prompt, lost.text)

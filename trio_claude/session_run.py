@@ -127,6 +127,8 @@ class SessionRun(Run):
         self.start = start
         self.heard: OrderedDict[str, int] = OrderedDict()
         """Messages of each owner behind its first, those too that were refused; of the latest `OWNERS`."""
+        self.prompted: bool = False
+        """Whether it has taken a prompt; the first goes with the start."""
         self.recalled: Unfinished | None = None
         """A turn that was cut off, of which the model is to be told before the next message."""
         self.session: Session = Session(_patience(config, start.options), trio.current_time())
@@ -175,6 +177,7 @@ class SessionRun(Run):
         elif self._journal:  # the run waits for a slot, and the outbox bounds what is said meanwhile
             self._said_early.append(line.data)
         if line.kind is Kind.USER:
+            self.prompted = True
             self.teller.begin_turn()
             self.session.prompt(now, line.request)
             self._know(line.request)

@@ -193,6 +193,24 @@ async def test_a_person_approves(fake: Backend, modules: Path, tmp_path: Path, s
     assert [run.outcome.reason for run in fake.ended] == [Reason.EXIT]
 
 
+@pytest.mark.real_cli
+async def test_a_person_answers_what_the_model_asks(
+    real: Backend, modules: Path, tmp_path: Path, sources: dict[str, Path]
+) -> None:
+    script = """
+      await until(() => hook.approvals.length === 1);
+      const [{ request_id, tool_name, input }] = hook.approvals;
+      hook.approve(request_id, { ...input, answers: { [input.questions[0].question]: "right" } });
+    """
+    options = [{"label": label, "description": ""} for label in ("left", "right")]
+    question = {"question": "Which way?", "header": "Way", "multiSelect": False, "options": options}
+    prompt = directive("tool", name="AskUserQuestion", input={"questions": [question]})
+    given = {"options": {"url": "URL", "approvals": True}, "prompt": prompt, "meta": "ASKS"}
+    seen = await use(real, modules, tmp_path, sources, script + END.replace("shown", "tool_name"), **given)
+    assert seen["tool_name"] == "AskUserQuestion"
+    assert '"Which way?"="right"' in str(seen["messages"])
+
+
 async def test_where_no_person_approves_what_is_asked_is_denied(
     fake: Backend, modules: Path, tmp_path: Path, sources: dict[str, Path]
 ) -> None:

@@ -13,6 +13,7 @@ import pytest
 from browser import NODE, WEB, browse, node_environ, run_program, serve_page
 from harness import Backend, directive, script_cli, until
 
+from trio_claude.conversation import TAKEN
 from trio_claude.errors import Reason
 from trio_claude.events import RunStarted
 
@@ -191,6 +192,25 @@ async def test_a_person_approves(fake: Backend, modules: Path, tmp_path: Path, s
     assert not (fake.cwd / "asked").exists()
     assert (seen["receipt"]["cause"], seen["receipt"]["left"]) == ("exit", 0)
     assert [run.outcome.reason for run in fake.ended] == [Reason.EXIT]
+
+
+async def test_a_run_that_another_client_takes_over_is_told_by_why(
+    fake: Backend, modules: Path, tmp_path: Path, sources: dict[str, Path]
+) -> None:
+    script = """
+      await until(() => hook.messages.length);
+      const { url } = given.options;
+      const { openSession } = await import(`${url}/client.js`);
+      const { runs: [{ id }] } = await (await fetch(`${url}/api/runs`)).json();
+      const other = await openSession({ url, attach: { run: id, as: "owner" } });
+      await until(() => hook.receipt);
+      const { state, error, receipt: { cause } } = hook;
+      await other.close();
+      return { state, error, cause };
+    """
+    given = {"options": {"url": "URL", "grace": 20}, "prompt": SLOW, "meta": "TAKEN"}
+    seen = await use(fake, modules, tmp_path, sources, script, **given)
+    assert seen == {"state": "closed", "cause": TAKEN}
 
 
 @pytest.mark.real_cli

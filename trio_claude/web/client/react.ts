@@ -125,9 +125,9 @@ class Running {
     const signal = this.leaving.signal;
     const session = await openSession({ ...way, meta, options, grace, signal, onState: this.state });
     this.session = session;
-    void session.ended.then(({ reason, receipt }) => {
+    void session.ended.then(({ reason, close_reason, receipt }) => {
       const counted = { processes: receipt?.seen, left: receipt?.survivors, ms: receipt?.ms };
-      this.change({ receipt: { cause: reason, ...counted }, approvals: [] });
+      this.change({ receipt: { cause: reason || close_reason, ...counted }, approvals: [] }); // it may go on, with another client
     });
     const take = (event: SessionEvent): void => {
       if (event.type === "line") this.line(event.raw, event.line);

@@ -99,7 +99,7 @@ var Running = class {
 			onState: this.state
 		});
 		this.session = session;
-		session.ended.then(({ reason, receipt }) => {
+		session.ended.then(({ reason, close_reason, receipt }) => {
 			const counted = {
 				processes: receipt?.seen,
 				left: receipt?.survivors,
@@ -107,7 +107,7 @@ var Running = class {
 			};
 			this.change({
 				receipt: {
-					cause: reason,
+					cause: reason || close_reason,
 					...counted
 				},
 				approvals: []

@@ -275,6 +275,18 @@ async def test_an_empty_file_without_a_manifest_is_begun_anew(fake: Backend, fol
     assert (folder / "results.jsonl.ahead").exists()
 
 
+async def test_a_manifest_of_other_results_is_not_gone_on_with(fake: Backend, folder: Path) -> None:
+    tasks = write_tasks(folder, "hello")
+    assert (await batch(fake, folder, tasks, "--out", "r")).status == 0
+    before = (folder / "r.manifest.json").read_bytes()
+    told = await batch(fake, folder, tasks, "--out", "r.jsonl", "--resume")
+    assert told.status == 2
+    assert told.stderr == "trio-claude: --resume: r.manifest.json is the manifest of r; --manifest names another\n"
+    assert (folder / "r.manifest.json").read_bytes() == before
+    (folder / "r").rename(folder / "r.jsonl")
+    assert (await batch(fake, folder, tasks, "--out", "r.jsonl", "--resume")).status == 0
+
+
 async def test_a_manifest_that_lacks_this_and_that_is_gone_on_with(fake: Backend, folder: Path) -> None:
     tasks, path = write_tasks(folder, "hello", "hello"), folder / "results.manifest.json"
     assert (

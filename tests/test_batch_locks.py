@@ -68,10 +68,11 @@ async def test_two_batches_on_one_file(fake: Backend, folder: Path) -> None:
     )
     await until(lambda: bool(results(folder)), 30)
     before = (folder / "results.jsonl").read_bytes()
-    for words in (["--resume"], ["--force"]):
+    for words in (["--resume"], ["--force"], ["--force", "--out", "results"]):
         told = await batch(fake, folder, tasks, *words)
         assert (told.status, told.stderr.count("\n")) == (2, 1)
-        assert "results.jsonl: another batch writes to it" in told.stderr
+        name = "results.manifest.json" if "--out" in words else "results.jsonl"
+        assert f"{name}: another batch writes to it" in told.stderr
     assert (folder / "results.jsonl").read_bytes() == before
     process.send_signal(signal.SIGINT)
     with trio.fail_after(20):

@@ -1,4 +1,4 @@
-"""One batch at a time on a file of results: two would double results, or lose them.
+"""One batch at a time on a file of results and its manifest: two would double results, or lose them.
 
 Rule 1: the lock is the system's, so it ends with the process that has it, however that ends. Rule 2: the file that it
 is on is removed by who has the lock, and nobody else; a file that is not empty is somebody else's, and stays.
@@ -25,17 +25,13 @@ def lock_of(out: Path) -> Path:
 
 
 @contextmanager
-def alone(out: Path) -> Iterator[None]:
-    """Keep every other batch from a file of results; pipes and devices have no lock. Raises `Unwritable`."""
-    if not is_plain(out):
+def alone(*files: Path) -> Iterator[None]:
+    """Keep every other batch from files of results; pipes and devices have no lock. Raises `Unwritable`."""
+    places = {lock_of(file): file for file in files if is_plain(file)}
+    with contextlib.ExitStack() as held:
+        for place, file in places.items():
+            held.callback(_leave, place, _take(file, place))
         yield
-        return
-    place = lock_of(out)
-    descriptor = _take(out, place)
-    try:
-        yield
-    finally:
-        _leave(place, descriptor)
 
 
 def _take(out: Path, place: Path) -> int:

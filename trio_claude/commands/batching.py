@@ -72,7 +72,7 @@ class Batch:
 
     @property
     def beside(self) -> Path:
-        """Where the manifest is: a name of its own for each file of results."""
+        """Where the manifest is; results in `x` and in `x.jsonl` name the same, which has one of them only."""
         return self.manifest or self.out.with_name(f"{self.out.name.removesuffix('.jsonl')}.manifest.json")
 
 
@@ -128,9 +128,9 @@ class Ending:
 
 
 async def run_batch(batch: Batch) -> int:
-    """Run a batch, and no other on the same results; return the exit status."""
+    """Run a batch, and no other on the same results or manifest; return the exit status."""
     take_process()
-    with alone(batch.out):
+    with alone(batch.out, batch.beside):
         ending = await _run_alone(batch)
     _say(ending, as_json=batch.as_json)
     return ending.status
@@ -186,6 +186,9 @@ def _take_up(batch: Batch) -> Earlier | None:
             raise ConfigError(f"--resume: {batch.out} has no manifest at {batch.beside}; --force writes over it")
         return None
     check_same(batch.beside, manifest, batch.sha256, batch.plan)
+    other = manifest.get("results")
+    if isinstance(other, str) and other != batch.out.name and batch.out.with_name(other).exists():
+        raise ConfigError(f"--resume: {batch.beside} is the manifest of {other}; --manifest names another")
     return take_up(batch.out, batch.beside, manifest, batch.plan)
 
 
@@ -236,6 +239,7 @@ def _described(
         repeat=batch.rules.repeat, timeout=batch.config.timeout if batch.config else batch.rules.timeout,
         tasks=len(batch.plan.tasks), runs=len(batch.plan),
     )  # fmt: skip
+    told["results"] = batch.out.name
     told["starts"] = [*(starts(earlier.manifest) if earlier else ()), *starts(told)]
     if earlier is None:
         return told

@@ -16,7 +16,7 @@ from harness import Backend, connect, directive, listen
 from talk import open_talk
 
 from trio_claude.containment.pipes import PipeReader
-from trio_claude.containment.pump import READS_A_TURN, Pump
+from trio_claude.containment.pump import LONE, READS_A_TURN, Pump
 
 NAME: contextvars.ContextVar[str] = contextvars.ContextVar("name")
 
@@ -223,24 +223,34 @@ async def test_a_run_hears_in_its_own_context() -> None:
         pipe.close()
 
 
-async def test_who_never_stops_talking_leaves_others_their_turns() -> None:
+async def babble(words: bytes) -> int:
+    """Return how often a pipe is read in 20 turns, while as much is said at once as was heard."""
     async with pumping() as pump:
         pipe, reads = Pipe(), 0
 
-        def babble(_chunk: bytes) -> bool:
+        def echo(chunk: bytes) -> bool:
             nonlocal reads
             reads += 1
-            pipe.say(b"and")
+            pipe.say(chunk)
             return True
 
-        pipe.say(b"so")
+        pipe.say(words)
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(pipe.read, pump, babble)
+            nursery.start_soon(pipe.read, pump, echo)
             for _ in range(20):
                 await trio.lowlevel.checkpoint()
-            assert 0 < reads <= 20 * READS_A_TURN
             nursery.cancel_scope.cancel()
         pipe.close()
+    return reads
+
+
+async def test_who_never_stops_talking_leaves_others_their_turns() -> None:
+    assert 0 < await babble(b"and") <= 20 * READS_A_TURN
+
+
+async def test_who_says_much_at_once_is_read_the_less_often_in_a_turn() -> None:
+    assert 0 < await babble(b"x" * READS_A_TURN * LONE) <= 20
+    assert 20 < await babble(b"x" * LONE) <= 20 * READS_A_TURN // 2
 
 
 class Steps(trio.abc.Instrument):

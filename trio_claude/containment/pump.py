@@ -18,7 +18,9 @@ import trio
 READ_SIZE: Final = 65536
 """Bytes taken at a time: what a Linux pipe holds."""
 READS_A_TURN: Final = 32
-"""Reads before every other task gets its turn: a lone line takes some 20 µs, a chunk that is no bulk some more."""
+"""Reads of a lone line before every other task gets its turn: each takes some 20 µs."""
+LONE: Final = 512
+"""Bytes of a read that counts for one; a longer one counts for more."""
 
 Take = Callable[[bytes], bool]
 """Takes what a pipe held, empty at its end, and returns whether it did, all of it; must not wait."""
@@ -62,23 +64,26 @@ class Pump:
     def _read_all(self, epoll: select.epoll) -> None:
         """Read whatever can be read, also what comes meanwhile, up to a turn's measure."""
         left = READS_A_TURN
-        while left and (found := epoll.poll(0, left)):
-            left -= len(found)
+        while left > 0 and (found := epoll.poll(0, left)):
             for descriptor, _ in found:
+                left -= 1
                 if waiter := self._waiting.get(descriptor):
-                    self._read(descriptor, waiter)
+                    left -= self._read(descriptor, waiter) // LONE
 
-    def _read(self, descriptor: int, waiter: _Waiter) -> None:
+    def _read(self, descriptor: int, waiter: _Waiter) -> int:
+        """Read a pipe and offer what it held; return how many bytes that was."""
+        chunk = b""
         try:
             chunk = os.read(descriptor, READ_SIZE)
             if waiter.task.context.run(waiter.take, chunk):
-                return
+                return len(chunk)
             waiter.rest = chunk
         except BlockingIOError:
-            return
+            return 0
         except Exception as error:  # whatever it is, it is the run's, and is raised there
             waiter.error = error
         self.release(descriptor)
+        return len(chunk)
 
     async def wait(self, descriptor: int, take: Take) -> bytes | None:
         """Offer all that a pipe holds from now on to `take`, until that does not take it; return what that was.

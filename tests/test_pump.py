@@ -114,6 +114,18 @@ async def test_what_a_run_raises_reaches_that_run_alone() -> None:
         assert (other.heard, other.rest, other.error) == ([b"fine"], None, None)
 
 
+async def test_a_run_that_raises_what_an_empty_pipe_does_is_told_all_the_same() -> None:
+    def choke(_chunk: bytes) -> bool:
+        raise BlockingIOError("a full pipe of the run's own")
+
+    async with pumping() as pump:
+        pipe = Pipe()
+        pipe.say(b"x")
+        with pytest.raises(BlockingIOError), trio.fail_after(5):
+            await pipe.read(pump, choke)
+        pipe.close()
+
+
 async def test_a_pipe_that_is_closed_wakes_its_reader() -> None:
     async with pumping() as pump, reading(pump) as (pipe,):
         pipe.reader.close()

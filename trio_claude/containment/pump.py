@@ -72,18 +72,16 @@ class Pump:
 
     def _read(self, descriptor: int, waiter: _Waiter) -> int:
         """Read a pipe and offer what it held; return how many bytes that was."""
-        chunk = b""
+        chunk: bytes | None = b""
         try:
-            chunk = os.read(descriptor, READ_SIZE)
-            if waiter.task.context.run(waiter.take, chunk):
-                return len(chunk)
+            chunk = _held(descriptor)
+            if chunk is None or waiter.task.context.run(waiter.take, chunk):
+                return len(chunk or b"")
             waiter.rest = chunk
-        except BlockingIOError:
-            return 0
         except Exception as error:  # whatever it is, it is the run's, and is raised there
             waiter.error = error
         self.release(descriptor)
-        return len(chunk)
+        return len(chunk or b"")
 
     async def wait(self, descriptor: int, take: Take) -> bytes | None:
         """Offer all that a pipe holds from now on to `take`, until that does not take it; return what that was.
@@ -116,3 +114,11 @@ class Pump:
         if waiter and self._epoll:
             self._epoll.unregister(descriptor)
         return waiter
+
+
+def _held(descriptor: int) -> bytes | None:
+    """Return what a pipe holds, empty at its end, None where that is nothing yet."""
+    try:
+        return os.read(descriptor, READ_SIZE)
+    except BlockingIOError:
+        return None

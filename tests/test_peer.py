@@ -10,11 +10,13 @@ import struct
 import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
 
 import pytest
 import trio
 import trio.testing
-from harness import Backend, connect, directive, head, listen, until
+from harness import Backend, connect, directive, head, listen, script_cli, until
 from hypothesis import given
 from hypothesis import strategies as st
 from trio_websocket import ConnectionClosed
@@ -22,6 +24,7 @@ from wsproto.frame_protocol import FrameProtocol, Opcode
 from wsproto.handshake import H11Handshake
 
 from trio_claude.config import Config
+from trio_claude.events import FirstLine
 from trio_claude.peer.frames import FRAMES_A_TURN, FrameGuard, close_frame, encode
 from trio_claude.peer.wire import NOTICES_LIMIT, Wire
 from trio_claude.server import Server
@@ -258,6 +261,44 @@ async def test_what_a_slow_client_still_takes_is_waited_for_behind_the_close(
                     came += data
     assert (came.count(b'"type":"fake"') == 30) is whole
     assert (b"exit 0; 1 process, 0 left" in came) is whole
+
+
+PROMPT = [{"prompt": "x", "meta": "T"}]
+TALK = [
+    {"type": "gateway", "op": "start", "meta": "T"},
+    {"type": "user", "message": {"role": "user", "content": "x"}},
+]
+
+
+@pytest.mark.parametrize(("door", "said"), [("claude", PROMPT), ("session", TALK)], ids=["claude", "session"])
+async def test_a_last_line_that_a_client_has_not_taken_yet_is_waited_for(
+    folder: Path, fake: Backend, monkeypatch: pytest.MonkeyPatch, door: str, said: list[dict[str, object]]
+) -> None:
+    begin = Wire.__init__
+
+    def narrow(wire: Wire, sock: socket.socket, *more: Any) -> None:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
+        begin(wire, sock, *more)
+
+    monkeypatch.setattr(Wire, "__init__", narrow)
+    fake.program = script_cli(folder, "read line; head -c 15000 /dev/zero | tr '\\0' x; echo")
+    words = [json.dumps(one).encode() for one in said]
+    async with fake.serve(close_timeout=0.1) as server:
+        with trio.socket.socket() as slow:
+            slow.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+            await slow.connect(("127.0.0.1", server.port))
+            await slow.send(head(f"/ws/{door}") + b"".join(masked(1, word) for word in words))
+            await until(lambda: any(isinstance(event, FirstLine) for event in fake.events))
+            with trio.move_on_after(0.5):  # an end that must not come
+                await until(lambda: bool(fake.ended))
+            assert not fake.ended, "the client has read nothing"
+            came = bytearray()
+            with contextlib.suppress(OSError):
+                while data := await slow.recv(65536):
+                    came += data
+    assert came.count(b"x" * 15000) == 1
+    assert b"exit 0; 1 process, 0 left" in came
+    assert fake.ended[0].outcome.reason == "exit"
 
 
 async def test_writes_that_are_cancelled_are_sent_all_the_same_before_the_close() -> None:

@@ -47,6 +47,8 @@ class Keeper:
         self.denials: list[str] = []
         self.gone = False
         self.pace = 0.0
+        self.taken = trio.Event()
+        self.taken.set()
 
     def giver(self) -> None:
         """Return nothing: it takes its time."""
@@ -56,6 +58,9 @@ class Keeper:
             raise PeerGone("left")
         await trio.sleep(self.pace)
         self.said += lines
+
+    async def wait_taken(self) -> None:
+        await self.taken.wait()
 
     async def stderr_lines(self, lines: list[str]) -> None:
         await trio.lowlevel.checkpoint()
@@ -112,6 +117,22 @@ async def test_a_good_end(stage: Stage) -> None:
     assert [type(event) for event in stage.events] == [RunStarted, FirstLine, RunEnded]
     assert isinstance(ended := stage.events[-1], RunEnded)
     assert (ended.door, ended.bytes, ended.turns, ended.tokens) == ("claude", 8, 0, 0)
+
+
+async def test_an_end_waits_for_what_the_client_has_not_taken_yet(
+    stage: Stage, autojump_clock: trio.testing.MockClock
+) -> None:
+    stage.sink.taken = trio.Event()
+
+    async def script(cli: FakeProcess) -> None:
+        await cli.say.send_all(b"one\n")
+        cli.exit(0)
+        await trio.sleep(2 * STALL)
+        assert not any(isinstance(event, RunEnded) for event in stage.events)
+        stage.sink.taken.set()
+
+    assert (await stage.play(script)).reason == Reason.EXIT
+    assert any(isinstance(event, SendStalled) for event in stage.events)
 
 
 async def test_each_step_is_told(stage: Stage, autojump_clock: trio.testing.MockClock) -> None:

@@ -265,6 +265,11 @@ class OneShot:
         """Send lines to the client, in the shape that it asked for."""
         await self._peer.send(lines if self._verbatim else [messages.as_message(line) for line in lines])
 
+    async def wait_taken(self) -> None:
+        """Wait until the client has taken what it was given."""
+        if not self._peer.giver():
+            await self._peer.send([])
+
     async def stderr_lines(self, lines: list[str]) -> None:
         """Send stderr lines, each in a frame of its own."""
         await self._peer.send([messages.render_stderr(line).encode("utf-8", "replace") for line in lines])

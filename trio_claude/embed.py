@@ -85,6 +85,10 @@ class OpenRun:
         """Take lines from the run."""
         await self._send.send(lines)
 
+    async def wait_taken(self) -> None:
+        """Return at once: nothing is given."""
+        await trio.lowlevel.checkpoint()
+
     async def stderr_lines(self, lines: list[str]) -> None:
         """Take stderr lines from the run."""
         await trio.lowlevel.checkpoint()

@@ -31,6 +31,9 @@ class Sink(Protocol):
     async def lines(self, lines: list[bytes]) -> None:
         """Take whole stdout lines, in order. Raises `PeerGone`."""
 
+    async def wait_taken(self) -> None:
+        """Wait until the client has taken what a `Giver` was given. Raises `PeerGone`."""
+
     async def stderr_lines(self, lines: list[str]) -> None:
         """Take stderr lines. Raises `PeerGone`."""
 

@@ -309,6 +309,7 @@ class Run:
                         await self._turns.wait(self, READS)
                 await self._take(self._splitter.feed(chunk), chunk, sink)
             await self._take(self._splitter.finish(), b"", sink)
+            await self._deliver(sink.wait_taken())
             self._delivery.end_pipe()
         finally:
             self._turns.leave(self)
@@ -339,13 +340,17 @@ class Run:
         if not (lines := self._sift(lines)):
             return
         signs = self._learn(lines, chunk, sink)
+        await self._deliver(sink.lines(lines))
+        self._heed(signs)
+
+    async def _deliver(self, taken: Awaitable[None]) -> None:
+        """Wait until lines are taken."""
         began = trio.current_time()
         try:
             with self._delivery:
-                await sink.lines(lines)
+                await taken
         finally:
             self.teller.delivered(began)
-        self._heed(signs)
 
     def _sift(self, lines: list[bytes]) -> list[bytes]:
         """Return those of the CLI's lines that are not for the server alone."""

@@ -12,7 +12,8 @@ import functools
 import itertools
 import math
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 
 import attrs
 import trio
@@ -353,6 +354,13 @@ class Stage:
         """Take lines of the CLI, and give them to whoever listens; waits for the owner."""
         await self._say(lines, numbered=True)
 
+    async def wait_taken(self) -> None:
+        """Wait until the owner has taken what it was given, unless it leaves or another takes its place."""
+        owner = self._owner
+        if owner and not owner.far and not owner.giver():
+            with self._sending(owner):
+                await owner.send([])
+
     async def stderr_lines(self, lines: list[str]) -> None:
         """Take stderr lines, each with the number of the stdout line before it."""
         await self._say([past.render_stderr(line, self._replay.number) for line in lines], numbered=False)
@@ -370,18 +378,24 @@ class Stage:
                 await self._stir.wait()
                 continue
             cursor, self._cursor = self._cursor, self._replay.end
-            try:
-                with trio.CancelScope() as self._giving:
-                    if cursor == index - 1 and self._replay.end == index:
-                        await owner.send(lines)
-                    else:
-                        await self._hand_over(owner, Place(cursor, 0))
-            except PeerGone:
-                if not self.leave(owner):
-                    raise
-            finally:
-                self._giving = None
+            with self._sending(owner):
+                if cursor == index - 1 and self._replay.end == index:
+                    await owner.send(lines)
+                else:
+                    await self._hand_over(owner, Place(cursor, 0))
         self._replay.forget(self._kept, self._cursor)
+
+    @contextmanager
+    def _sending(self, owner: Client) -> Iterator[None]:
+        """Send to the owner inside; no more once another takes its place, or it leaves."""
+        try:
+            with trio.CancelScope() as self._giving:
+                yield
+        except PeerGone:
+            if not self.leave(owner):
+                raise
+        finally:
+            self._giving = None
 
     def check_history(self) -> None:
         """Say it, if the journal takes no more of the run."""

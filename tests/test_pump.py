@@ -15,8 +15,10 @@ import trio.testing
 from harness import Backend, connect, directive, listen
 from talk import open_talk
 
+from trio_claude.config import Config
 from trio_claude.containment.pipes import PipeReader
 from trio_claude.containment.pump import LONE, READS_A_TURN, Pump
+from trio_claude.embed import open_run
 
 NAME: contextvars.ContextVar[str] = contextvars.ContextVar("name")
 
@@ -295,3 +297,14 @@ async def test_lone_lines_reach_a_client_without_a_turn_of_their_run_s_own(fake:
         assert len(talk.lines()) > 40
         assert steps.count <= 10
         trio.lowlevel.remove_instrument(steps)
+
+
+async def test_a_run_whose_lines_nobody_takes_at_once_is_none_of_the_pump_s(
+    fake: Backend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Pump, "wait", None)
+    config = Config(cli=fake.program, cwd=str(fake.cwd), journal="none")
+    async with open_run(directive("slow", n=3, ms=1), config=config, partial=True) as run:
+        outcome = await run.wait()
+    assert (outcome.reason, outcome.exit_status) == ("exit", 0)
+    assert outcome.lines > 3

@@ -18,7 +18,7 @@ import attrs
 import trio
 
 from . import context, stream_json
-from .containment import BrokenStart, Contained, Job, PipeReader, Take
+from .containment import BrokenStart, Contained, Job, PipeReader
 from .delivery import Delivery
 from .endings import LADDERS, Decision, exit_decision
 from .errors import PeerGone, Reason, SpawnFailed
@@ -300,9 +300,9 @@ class Run:
         return stream_json.control_line(self._swallowed, "set_model", model=self.options.model)
 
     async def _read_stdout(self, process: Contained, sink: Sink) -> None:
-        relay, chunk = functools.partial(self._relay, sink), b""
+        chunk = b""
         try:
-            while chunk := await _heard(self._receive(process.stdout, relay, chunk)):
+            while chunk := await _heard(self._receive(process.stdout, sink, chunk)):
                 self._count(chunk)
                 if len(chunk) >= BULK:
                     with self._delivery:
@@ -314,10 +314,10 @@ class Run:
         finally:
             self._turns.leave(self)
 
-    async def _receive(self, stdout: trio.abc.ReceiveStream, relay: Take, last: bytes) -> bytes | bytearray:
-        """Return what stdout holds and `relay` does not take; behind bulk comes more, which it would not."""
-        if len(last) < BULK and isinstance(stdout, PipeReader):
-            return await stdout.receive_rest(self._pump, relay)
+    async def _receive(self, stdout: trio.abc.ReceiveStream, sink: Sink, last: bytes) -> bytes | bytearray:
+        """Return what stdout holds and is not relayed on the spot; behind bulk comes more, and some take nothing so."""
+        if len(last) < BULK and sink.giver() and isinstance(stdout, PipeReader):
+            return await stdout.receive_rest(self._pump, functools.partial(self._relay, sink))
         return await stdout.receive_some()
 
     def _count(self, chunk: bytes) -> None:

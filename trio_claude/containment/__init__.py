@@ -20,14 +20,14 @@ from .base import MARK, BrokenStart, Contained, Containment, Job
 from .cgroup import Cgroups
 from .marks import kill as kill_marked
 from .pipes import PipeReader
-from .pump import Pump, Take
+from .pump import Pump
 
 if TYPE_CHECKING:
     from .sandbox import Sandbox
     from .supervisor import SupervisorContainment
 
 __all__ = [
-    "MARK", "BrokenStart", "Contained", "Containment", "Job", "Means", "PipeReader", "Pump", "Take", "kill_marked",
+    "MARK", "BrokenStart", "Contained", "Containment", "Job", "Means", "PipeReader", "Pump", "kill_marked",
     "open_containment",
 ]  # fmt: skip
 SHORTAGES = ("EAGAIN", "EMFILE", "ENFILE", "ENOMEM")

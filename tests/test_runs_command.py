@@ -738,6 +738,7 @@ def bad_files(folder: Path) -> Iterator[tuple[Path, str]]:
     yield folder / "empty.db", "is none"
     for name, version, text in (
         ("later", len(VERSIONS) + 1, "a later version"),
+        ("earlier", len(VERSIONS) - 1, "the next start of `trio-claude serve`"),
         ("strange", len(VERSIONS), "no such table"),
     ):
         path = folder / f"{name}.db"
@@ -755,7 +756,13 @@ def test_a_file_that_is_no_journal_is_named_and_left_as_it_is(tmp_path: Path) ->
             assert isinstance(told.exception, ConfigError), told  # which main() says, with status 2
             assert text in str(told.exception)
         assert (path.read_bytes() if path.is_file() else None) == before
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["empty.db", "later.db", "strange.db", "text.db"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "earlier.db",
+        "empty.db",
+        "later.db",
+        "strange.db",
+        "text.db",
+    ]
 
 
 async def test_a_damaged_journal_is_named(tmp_path: Path) -> None:

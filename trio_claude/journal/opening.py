@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Final
 
 from ..errors import ConfigError
+from .bulk import folder_of
 from .schema import VERSIONS
 
 BUSY_MS: Final = 2000
@@ -169,14 +170,21 @@ def open_database(path: Path, held: contextlib.ExitStack) -> sqlite3.Connection:
         db.execute(f"PRAGMA journal_size_limit = {LOG_BYTES}")
         (found,) = db.execute("PRAGMA quick_check(1)").fetchone()
         if found != "ok":
-            raise ConfigError(f"journal: {path} is damaged ({found[:200]}); move it away, or name another")
+            found = " ".join(found.split())[:200]  # it is of several lines
+            raise ConfigError(f"journal: {path} is damaged ({found}); {_away(path)}, or name another")
         _migrate(db, path)
         _try_write(db)
     except sqlite3.DatabaseError as error:
-        raise ConfigError(f"journal: {path} can't be used: {error}; move it away, or name another") from None
+        raise ConfigError(f"journal: {path} can't be used: {error}; {_away(path)}, or name another") from None
     except OSError as error:
         raise ConfigError(f"journal: {path} can't be used: {error.strerror}; name another, sqlite:PATH") from None
     return db
+
+
+def _away(path: Path) -> str:
+    """Return what to do with a file that can't be used: a new one would delete the old one's lines beside it."""
+    lines = folder_of(path)
+    return f"move it away, and {lines.name} with it" if lines.is_dir() else "move it away"
 
 
 def _is_ours(db: sqlite3.Connection, version: int) -> bool:

@@ -154,6 +154,8 @@ def _check_version(db: sqlite3.Connection, path: Path) -> None:
     (version,) = db.execute("PRAGMA user_version").fetchone()
     if not version:
         raise ConfigError(f"journal: {path} is none; --journal names another")
-    if version != len(VERSIONS):
-        age = "a later" if version > len(VERSIONS) else "an earlier"
-        raise ConfigError(f"journal: {path} is of {age} version of this program ({version})")
+    if version > len(VERSIONS):
+        raise ConfigError(f"journal: {path} is of a later version of this program ({version})")
+    if version < len(VERSIONS):
+        hint = "the next start of `trio-claude serve` brings it to this one"
+        raise ConfigError(f"journal: {path} is of an earlier version of this program ({version}); {hint}")

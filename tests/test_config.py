@@ -61,6 +61,9 @@ def test_a_list_in_a_variable_holds_no_spaces_and_nothing_empty(
         ("port = 'x'", r"port takes a whole number, not 'x' \(.*server.toml\)"),
         ("port = 1.5", "port takes a whole number, not 1.5"),
         ("port = true", "port takes a whole number, not True"),
+        ("keys = false", r"keys takes a string, not False \(.*server.toml\)"),
+        ("state = ['here']", r"state takes a string, not \['here'\]"),
+        ("allow_host = [false]", "allow_host takes a list of strings"),
         ("timeout = true", "timeout takes a number, not True"),
         ("metrics = 'perhaps'", "metrics takes true or false, not 'perhaps'"),
         ("allow_host = ['']", "allow_host must not hold an empty string"),
@@ -179,6 +182,13 @@ def test_limits_are_named_as_the_system_names_them() -> None:
 def test_a_wrong_setting_of_redis_is_named_and_no_password_is_told(settings: dict[str, object], told: str) -> None:
     with pytest.raises(ConfigError, match=told) as refused:
         Config(**settings)
+    assert "s3cret" not in str(refused.value)
+
+
+def test_a_number_will_do_for_a_string_and_a_list_of_passwords_is_not_told(folder: Path) -> None:
+    assert load({}, toml(folder, "user = 1000")).user == "1000"
+    with pytest.raises(ConfigError, match="redis takes a string") as refused:
+        load({}, toml(folder, "redis = ['redis://:s3cret@h']"))
     assert "s3cret" not in str(refused.value)
 
 

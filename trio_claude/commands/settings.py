@@ -46,6 +46,7 @@ def load(flags: Mapping[str, Any], file: Path | None = None, *, defaults: Mappin
     converter = ts.default_converter(resolve_paths=False)
     assert isinstance(converter, cattrs.Converter)
     ts.register_strlist_hook(converter, fn=_words)
+    converter.register_structure_hook(str, lambda value, _: _text(value))
     converter.register_structure_hook(int, lambda value, _: _whole(value))
     converter.register_structure_hook(float, lambda value, _: _number(value))
     first = ts.loaders.DictLoader(dict(defaults or {}))
@@ -72,6 +73,13 @@ def _words(text: str) -> list[str]:
     return [word for word in map(str.strip, text.split(",")) if word]
 
 
+def _text(value: object) -> str:
+    """Return a string; a whole number will do, as for a user. Raises ValueError: `false` is no name of a file."""
+    if isinstance(value, bool) or not isinstance(value, int | str):
+        raise ValueError("not a string")
+    return str(value)
+
+
 def _whole(value: object) -> int:
     """Return a whole number. Raises ValueError: a fraction is not cut, and `true` is no number."""
     if isinstance(value, bool) or not isinstance(value, int | str):
@@ -94,7 +102,8 @@ def _told(text: str) -> str:
     name, value = found["name"], found["value"]
     shown = value if len(value) <= SHOWN else f"{value[:SHOWN]}…"
     takes = kind(name).replace("a tuple of", "a list of")  # as TOML calls it
-    return f"{name} takes {takes}, not {shown} ({_place(name, found['loader'])})"
+    instead = f", not {shown}" if attrs.fields_dict(Config)[name].repr else ""  # a password may stand in it
+    return f"{name} takes {takes}{instead} ({_place(name, found['loader'])})"
 
 
 def _place(name: str, loader: str) -> str:

@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import signal
+import socket
 import sqlite3
 import subprocess
 import sys
@@ -470,6 +471,12 @@ async def test_the_demo_answers_with_the_real_cli_and_takes_the_next_port(fake: 
         assert url != busy.url
         told = await trio_claude("ask", "hello", "--url", url)
         assert (told.returncode, told.stdout) == (0, b"Hello from stub.\n")
+
+
+async def test_a_demo_looks_for_no_port_behind_the_last(folder: Path) -> None:
+    with contextlib.suppress(OSError), socket.create_server(("127.0.0.1", 65535)):
+        told = await trio_claude("demo", "--port", "65535", env={**os.environ, "HOME": str(folder)})
+        assert (told.returncode, b"--port: 65535 to 65535 are all busy" in told.stderr) == (2, True)
 
 
 async def test_a_demo_that_was_killed_leaves_no_home_to_the_next(folder: Path) -> None:

@@ -29,6 +29,7 @@ QUIET = {
 }
 """Variables with which the CLI calls nothing but the Messages API."""
 PORTS_TRIED = 50
+LAST_PORT = 65535
 ANSWERS = "the built-in stub of the Messages API answers, no account is used, and nothing leaves this machine"
 
 
@@ -36,7 +37,7 @@ ANSWERS = "the built-in stub of the Messages API answers, no account is used, an
 @click.option(
     "--port",
     default=3000,
-    type=click.IntRange(0, 65535),
+    type=click.IntRange(0, LAST_PORT),
     help="The port; the next free one if it is busy. [default: 3000]",
 )
 def command(port: int) -> None:
@@ -91,7 +92,8 @@ def write_fake(folder: Path) -> Path:
 
 def _free_port(first: int) -> int:
     """Return `first`, or the next port that is free. Raises `ConfigError`."""
-    for port in range(first, first + PORTS_TRIED) if first else (0,):
+    last = min(first + PORTS_TRIED - 1, LAST_PORT)
+    for port in range(first, last + 1) if first else (0,):
         with socket.socket() as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             try:
@@ -103,4 +105,4 @@ def _free_port(first: int) -> int:
                     ) from error
                 continue
             return port
-    raise ConfigError(f"--port: {first} to {first + PORTS_TRIED - 1} are all busy; name another, 0 for any")
+    raise ConfigError(f"--port: {first} to {last} are all busy; name another, 0 for any")

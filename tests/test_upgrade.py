@@ -5,10 +5,11 @@ from __future__ import annotations
 import contextlib
 import json
 import socket
+from pathlib import Path
 
 import pytest
 import trio
-from harness import UPGRADE, Backend, head
+from harness import UPGRADE, Backend, ask, get, head
 from hypothesis import given
 from hypothesis import strategies as st
 from trio.testing import MockClock, wait_all_tasks_blocked
@@ -264,6 +265,21 @@ async def test_readiness_says_what_is_missing(fake: Backend) -> None:
         answer = await exchange(server, b"GET /readyz HTTP/1.1\r\nHost: localhost\r\n\r\n")
     assert status(answer) == 503
     assert json.loads(answer.partition(b"\r\n\r\n")[2])["cli"] is False
+
+
+async def test_readiness_says_that_the_folder_of_runs_is_gone(
+    fake: Backend, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As where everything in /tmp was removed: no run can be started then."""
+    monkeypatch.setattr("tempfile.tempdir", str(folder))
+    async with fake.serve() as server:
+        assert (await get(server, "/readyz"))["folder"] is True
+        (runs,) = folder.glob("tcl-*/runs")
+        runs.rmdir()
+        answer = await exchange(server, b"GET /readyz HTTP/1.1\r\nHost: localhost\r\n\r\n")
+        assert (await ask(server, "hello")).code == 1011
+    assert status(answer) == 503
+    assert json.loads(answer.partition(b"\r\n\r\n")[2])["folder"] is False
 
 
 def test_named_hosts_and_origins_may_come_in() -> None:

@@ -108,11 +108,12 @@ class Api:
 
     def _readiness(self, request: Request) -> Response:
         """Tell whether a run would start now; why not, and how it would be held, to those who are known."""
-        cli, draining = Path(self._workplace.program).is_file(), self._runs.draining
-        ready = cli and not draining
+        cli, folder = Path(self._workplace.program).is_file(), Path(self._workplace.folders).is_dir()
+        draining = self._runs.draining
+        ready = cli and folder and not draining
         told: dict[str, object] = {"ready": ready}
         if request.identity:
-            told |= {"cli": cli, "draining": draining, "containment": self._containment.mode}
+            told |= {"cli": cli, "folder": folder, "draining": draining, "containment": self._containment.mode}
         faults = {"keys": self._entrance.fault, "journal": self._runs.journal.fault if self._runs.journal else ""}
         if request.identity and request.identity.role == "admin":
             told |= {name: fault for name, fault in faults.items() if fault}

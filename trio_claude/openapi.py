@@ -84,7 +84,7 @@ def _schemas() -> dict[str, Json]:
     """Return the schemas of bodies by name."""
     run = schema_of(RunRow, state=LIST["state"].schema, reason=Reason | None, receipt=Receipt | None)
     listed = {name: schema for name, schema in run["properties"].items() if name not in UNLISTED}
-    flags = {"cli": bool, "draining": bool, "containment": str, "keys": str, "journal": str}
+    flags = {"cli": bool, "folder": bool, "draining": bool, "containment": str, "keys": str, "journal": str}
     return {
         "Error": record({"error": str, "code": str}),
         "Run": run,

@@ -116,6 +116,12 @@ async def test_what_is_wrong_with_tls_is_named(fake: Backend, library: Callable)
             await library(server.url.replace("http:", "https:"), "hello")
 
 
+async def test_authorities_that_can_not_be_read_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SSL_CERT_FILE", "/nope")
+    with pytest.raises(ConnectFailed, match="SSL_CERT_FILE or SSL_CERT_DIR can't be used"):
+        await collect("http://elsewhere.invalid", "hello")
+
+
 async def test_a_server_that_says_nothing_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sockets, "CONNECT_TIMEOUT", 0.2)
     with socket.create_server(("127.0.0.1", 0)) as silent:

@@ -865,6 +865,10 @@ async def test_what_no_server_can_be_asked_for_is_named(fake: Backend, monkeypat
     monkeypatch.setenv("ALL_PROXY", "nonsense://127.0.0.1:1")
     told = await runs("list", "--url", "http://elsewhere.invalid", status=2)
     assert b"a proxy of the environment (\xe2\x80\xa6_PROXY) can't be used" in told.stderr
+    monkeypatch.delenv("ALL_PROXY")
+    monkeypatch.setenv("SSL_CERT_FILE", "/nope")
+    told = await runs("list", "--url", "http://elsewhere.invalid", status=2)
+    assert b"--url: SSL_CERT_FILE or SSL_CERT_DIR can't be used" in told.stderr
 
 
 def test_an_export_that_fails_leaves_no_file(tmp_path: Path) -> None:

@@ -356,7 +356,8 @@ def _why(status: int) -> str:
 def _client(url: str, key: str | None, more: Mapping[str, str] | None) -> httpx.AsyncClient:
     """Return what speaks HTTP; a proxy of the environment is not for this machine's own servers.
 
-    `key` stands in place of an Authorization among `more`. Raises `ConnectFailed` for what can't stand in a header.
+    `key` stands in place of an Authorization among `more`. Raises `ConnectFailed` for what can't stand in a header, and
+    for a variable that names no authorities.
     """
     if key is not None and not re.fullmatch(r"[!-~]+", key):
         raise ConnectFailed("the key has characters that no key has")
@@ -367,12 +368,15 @@ def _client(url: str, key: str | None, more: Mapping[str, str] | None) -> httpx.
     if key:
         headers["Authorization"] = f"Bearer {key}"
     loopback = urlsplit(url).hostname in ("127.0.0.1", "localhost", "::1")
-    return httpx.AsyncClient(
-        trust_env=not loopback,
-        mounts={} if url.startswith("wss") or _through_socks() else {"http://": None},
-        timeout=httpx.Timeout(None, connect=CONNECT_TIMEOUT, read=CONNECT_TIMEOUT),
-        headers=headers,
-    )
+    try:
+        return httpx.AsyncClient(
+            trust_env=not loopback,
+            mounts={} if url.startswith("wss") or _through_socks() else {"http://": None},
+            timeout=httpx.Timeout(None, connect=CONNECT_TIMEOUT, read=CONNECT_TIMEOUT),
+            headers=headers,
+        )
+    except OSError as error:
+        raise ConnectFailed(f"SSL_CERT_FILE or SSL_CERT_DIR can't be used: {error}") from error
 
 
 def _through_socks() -> bool:

@@ -42,6 +42,8 @@ def open_server(url: str, key: str | None) -> Iterator[ServerRuns]:
         client = httpx.Client(trust_env=not loopback, timeout=TIMEOUT, headers=headers)
     except (ImportError, ValueError) as error:  # a kind of proxy for which something is missing, or that is none
         raise ConfigError(f"--url: a proxy of the environment (…_PROXY) can't be used: {error}") from None
+    except OSError as error:
+        raise ConfigError(f"--url: SSL_CERT_FILE or SSL_CERT_DIR can't be used: {error}") from None
     with client:
         yield ServerRuns(client, base)
 

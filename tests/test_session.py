@@ -215,6 +215,16 @@ def test_a_grant_adds_a_request_by_name() -> None:
         rebuild(request("set_permission_mode", mode="root"), ASKED, ("set_permission_mode",))
 
 
+@pytest.mark.parametrize("tokens", [-1, 1.5, 1_000_001, 1e308, True, "1"])
+def test_a_model_thinks_within_the_bounds_of_the_option(tokens: object) -> None:
+    allowed = ("set_max_thinking_tokens",)
+    for good in (0, 1_000_000, None):
+        said = request("set_max_thinking_tokens", max_thinking_tokens=good)
+        assert sent(said, allowed) == said
+    with pytest.raises(BadMessage, match="max_thinking_tokens must be a whole number from 0 to 1000000"):
+        rebuild(request("set_max_thinking_tokens", max_thinking_tokens=tokens), ASKED, allowed)
+
+
 def test_what_no_operator_can_allow_has_no_shape() -> None:
     assert not {"mcp_set_servers", "apply_flag_settings"} & CONTROLS.keys()
     assert set(CONTROLS) == set(CONFIG_CONTROLS)

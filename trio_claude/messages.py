@@ -32,6 +32,8 @@ META_LIMIT = 64
 BUDGET_LEAST = 0.0001
 BUDGET_MOST = 10_000
 """Dollars that a run may be bounded to at the least and at the most."""
+THINKING_MOST = 1_000_000
+"""Tokens that a model may think for at the most."""
 SYSTEM_PROMPT_LIMIT = 32768
 """A system prompt in bytes of UTF-8: half of the message limit, so that it can be escaped."""
 SCHEMA_LIMIT = 32768
@@ -125,7 +127,7 @@ class Options:
     permission_mode: str | None = attrs.field(default=None, validator=choice(MODES))
     mcp_servers: dict[str, Any] | None = attrs.field(default=None, repr=False, validator=SERVERS)
     fallback_model: str | None = attrs.field(default=None, validator=shape(_MODEL, 200))
-    max_thinking_tokens: int | None = attrs.field(default=None, validator=between(0, 1_000_000))
+    max_thinking_tokens: int | None = attrs.field(default=None, validator=between(0, THINKING_MOST))
 
 
 @attrs.frozen(kw_only=True)

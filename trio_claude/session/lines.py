@@ -16,7 +16,7 @@ from typing import Any
 import attrs
 
 from ..errors import BadMessage, NotAllowed, NotOpen
-from ..messages import MODEL_PATTERN, MODES, compact
+from ..messages import MODEL_PATTERN, MODES, THINKING_MOST, compact
 from . import shapes
 from .shapes import Shape, any_object, anything, array, by_type, either, flag, match, number, one_of, optional, record
 from .states import APPROVAL, Asked
@@ -143,7 +143,7 @@ CONTROLS: Mapping[str, Shape] = {
     "interrupt": record({}),
     "set_model": record({}, {"model": optional(match(MODEL_PATTERN, 200))}),
     "set_permission_mode": record({"mode": one_of(*MODES)}),
-    "set_max_thinking_tokens": record({"max_thinking_tokens": optional(number)}),
+    "set_max_thinking_tokens": record({"max_thinking_tokens": optional(shapes.whole(0, THINKING_MOST))}),
     "get_context_usage": record({}),
     "mcp_status": record({}),
     "mcp_reconnect": record({"serverName": NAME}),

@@ -92,6 +92,17 @@ def number(path: str, value: Any) -> Any:
     return value
 
 
+def whole(low: int, high: int) -> Shape:
+    """Accept a whole number within bounds."""
+
+    def check(path: str, value: Any) -> Any:
+        if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
+            raise BadMessage(f"{path} must be a whole number from {low} to {high}")
+        return value
+
+    return Shape(check, {"type": "integer", "minimum": low, "maximum": high})
+
+
 @told({"type": "object"})
 def any_object(path: str, value: Any) -> Any:
     """Accept an object, whatever is in it: what a tool takes is the tool's to say."""

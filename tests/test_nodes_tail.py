@@ -13,8 +13,9 @@ from nodes import append, begin, end, lines, open_node
 from redis_server import RedisServer
 
 from trio_claude.config import Config
+from trio_claude.events import Event, Strained
 from trio_claude.journal import Part, PartKind
-from trio_claude.nodes import Watch
+from trio_claude.nodes import Watch, tail
 from trio_claude.nodes.redis import Redis, open_redis
 from trio_claude.nodes.tail import PAGE_BYTES, WATCH_BYTES, Tail
 
@@ -300,7 +301,8 @@ async def receive(watch: Watch, into: list[list[Part]]) -> None:
 async def test_what_ends_a_read_cuts_nothing_that_is_not_read(redis_server: RedisServer) -> None:
     async with open_redis(Config(redis=redis_server.url)) as redis:
         heard: list[int] = []
-        tail, own = Tail(redis, "here", lambda packet: heard.append(int(packet[b"n"]))), redis.key("control", "here")
+        own, events = redis.key("control", "here"), list[Event]()
+        tail = Tail(redis, "here", lambda packet: heard.append(int(packet[b"n"])), events.append)
         await redis.ask("EVAL", "for n = 1, 3000 do redis.call('XADD', KEYS[1], '*', 'n', n) end", 1, own)
         async with trio.open_nursery() as nursery:
             nursery.start_soon(tail.wake)
@@ -312,6 +314,26 @@ async def test_what_ends_a_read_cuts_nothing_that_is_not_read(redis_server: Redi
             await until(lambda: len(heard) == 3000)
             nursery.cancel_scope.cancel()
         assert heard == list(range(1, 3001))
+
+
+async def test_a_node_that_can_hear_nothing_says_so(redis_server: RedisServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tail, "RETRY", 0.01)
+    events: list[Event] = []
+
+    def told() -> list[bool]:
+        return [event.over for event in events if isinstance(event, Strained)]
+
+    async with open_node(redis_server, "here", events.append) as nodes:
+        await until(lambda: nodes.tail._asked is not None)
+        await nodes.redis.ask("CONFIG", "SET", "maxclients", 1)
+        try:
+            assert nodes.tail._wire
+            nodes.tail._wire.cut()
+            await until(lambda: told() == [False])
+            assert nodes.redis.connected
+        finally:
+            await nodes.redis.ask("CONFIG", "SET", "maxclients", 10000)
+        await until(lambda: told() == [False, True])
 
 
 async def test_where_nothing_is_read_no_read_is_ended(redis_server: RedisServer) -> None:

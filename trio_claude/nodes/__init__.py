@@ -78,7 +78,7 @@ async def open_nodes(config: Config, server: str, observer: Observer) -> AsyncIt
             raise ConfigError(f"redis: {redis.address}: {error}") from None
         observer(NodeState(server, CONNECTED))
         control = Control(redis, membership, observer)
-        tail = Tail(redis, server, control.hear)
+        tail = Tail(redis, server, control.hear, observer)
         try:
             async with (
                 open_lasting(keep_going, "membership", membership.serve, observer),

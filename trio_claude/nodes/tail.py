@@ -17,6 +17,7 @@ import attrs
 import trio
 
 from ..errors import ConfigError
+from ..events import Observer, Strained
 from ..journal import Part, PartKind
 from .redis import Redis, RedisFault, Wire, Word, check
 from .scripts import load
@@ -37,6 +38,9 @@ WATCH_BYTES: Final = 1024 * 1024
 """Bytes that wait for a watcher; from there on it reads for itself."""
 RETRY: Final = 0.1
 """Seconds until what Redis did not do is tried again."""
+DEAF: Final = 10
+"""Tries in a row at nothing to hear, while Redis answers on the connection that all share, until that is told."""
+WHAT_COMES: Final = "a connection to Redis on which other servers are heard"
 
 Id: TypeAlias = tuple[int, int]
 END: Final[Id] = (2**64 - 1, 0)
@@ -168,10 +172,14 @@ class Watch:
 class Tail:
     """What waits for entries. `serve` and `wake` are to run beside it; `hear` gets what this node is told."""
 
-    def __init__(self, redis: Redis, name: str, hear: Callable[[Mapping[bytes, bytes]], None]) -> None:
+    def __init__(
+        self, redis: Redis, name: str, hear: Callable[[Mapping[bytes, bytes]], None], observer: Observer
+    ) -> None:
         self._redis = redis
         self._own = redis.key("control", name)
         self._hear = hear
+        self._observer = observer
+        self._failures = 0
         self._heard = self._trimmed = b"0-0"
         self._incarnation = ""
         self._feeds: dict[str, _Feed] = {}
@@ -216,12 +224,21 @@ class Tail:
         """Read until cancelled."""
         while True:
             await self._redis.wait()
-            with suppress(RedisFault, ConfigError):  # the connection that all share tells what is wrong
+            with suppress(RedisFault, ConfigError):  # the connection that all share tells what is wrong with Redis
                 async with self._redis.open_wire(BLOCK + self._redis.patience) as self._wire:
                     self._begin(check(await self._wire.ask("INFO")))
                     while True:
                         await self._read(self._wire)
+                        self._count_failures(0)
             await trio.sleep(RETRY)
+            if self._redis.connected:
+                self._count_failures(self._failures + 1)
+
+    def _count_failures(self, failures: int) -> None:
+        """Take how often in a row nothing could be read, and tell where this node begins to be deaf, and ends to."""
+        was_deaf, self._failures = self._failures >= DEAF, failures
+        if was_deaf != (failures >= DEAF):
+            self._observer(Strained(WHAT_COMES, over=was_deaf))
 
     async def wake(self) -> None:
         """End a read that waits where there is another run to be watched, until cancelled.

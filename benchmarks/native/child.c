@@ -74,7 +74,8 @@ static void say_fast(unsigned long number, unsigned long count, const char *line
 }
 
 static void say_paced(unsigned long count, double rate, char *line, size_t length) {
-    long long gap = 1e9 / rate, due = now() + (getpid() * 7919LL * 1000) % gap;
+    long long gap = 1e9 / rate, began = now();  /* runs that begin in step must not speak in step: */
+    long long due = began + (began * 0x9E3779B97F4A7C15ull >> 20) % gap;  /* no pid, as in a namespace all are alike */
     for (unsigned long number = 0; number < count; number++, due += gap) {
         if (number) sleep_until(due);
         digits(line + NUMBER, 10, number);

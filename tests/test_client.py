@@ -110,7 +110,7 @@ async def test_who_can_not_be_reached_is_named(url: str) -> None:
 
 
 @pytest.mark.parametrize("library", [collect, under_asyncio])
-async def test_what_is_wrong_with_tls_is_named(fake: Backend, library: Callable) -> None:  # type: ignore[type-arg]
+async def test_what_is_wrong_with_tls_is_named(fake: Backend, library: Callable[..., Any]) -> None:
     async with fake.serve() as server:
         with pytest.raises(ConnectFailed, match=r"can't reach https://.*: .*SSL"):
             await library(server.url.replace("http:", "https:"), "hello")
@@ -276,11 +276,11 @@ async def test_a_task_that_asyncio_cancels_twice_leaves_no_connection(
             cutter.silent = False
             task = asyncio.create_task(collect(url, "x" * 16_000_000))
             while not cutter.silent:
-                await asyncio.sleep(0)
+                await asyncio.sleep(0)  # a step, no time: what it waits for is no event
             for _ in range(2):
                 task.cancel()
                 for _ in range(steps):
-                    await asyncio.sleep(0)
+                    await asyncio.sleep(0)  # a step, no time
             await asyncio.wait([task])
         return {task.get_name() for task in asyncio.all_tasks() - {asyncio.current_task()}}
 

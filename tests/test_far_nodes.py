@@ -148,7 +148,7 @@ async def test_who_was_not_let_in_while_redis_was_full_takes_no_place_later(
                 for _ in range(5):
                     talk = await stack.enter_async_context(open_talk(b))
                     await talk.say({"type": "gateway", "op": "attach", "run": run, "as": "owner"})
-                questions = b.runs.nodes.control._questions  # type: ignore[union-attr]
+                questions = b.runs.nodes.control._questions  # type: ignore[union-attr] - it shares
                 await until(lambda: len(questions) >= 5)
             await until(lambda: not questions)
         finally:

@@ -127,7 +127,7 @@ async def test_an_end_waits_for_what_the_client_has_not_taken_yet(
     async def script(cli: FakeProcess) -> None:
         await cli.say.send_all(b"one\n")
         cli.exit(0)
-        await trio.sleep(2 * STALL)
+        await trio.sleep(2 * STALL)  # of a clock that is not real
         assert not any(isinstance(event, RunEnded) for event in stage.events)
         stage.sink.taken.set()
 

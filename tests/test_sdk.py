@@ -321,14 +321,14 @@ async def test_a_task_that_asyncio_cancels_twice_ends_its_run(fake: Backend) -> 
             task = asyncio.create_task(talk(url, asked))
             await asked.wait()
             for _ in range(2):
-                await asyncio.sleep(0)
+                await asyncio.sleep(0)  # a step, no time
                 task.cancel()
                 for _ in range(steps):
-                    await asyncio.sleep(0)
+                    await asyncio.sleep(0)  # a step, no time
             await asyncio.wait([task])
             with anyio.fail_after(10):
                 while len(fake.ended) <= steps:
-                    await asyncio.sleep(0.01)
+                    await asyncio.sleep(0.01)  # `until` is Trio's
 
     async with fake.serve() as server:
         await under_asyncio(partial(program, server.url))

@@ -24,7 +24,7 @@ DOORS: Final = (Run.door, SessionRun.door)
 GOOD, BAD = OUTCOMES = ("good", "bad")
 BACKGROUND: Final = (
     "connection", "control", "far client", "far clients", "heart", "history", "keys", "links", "membership", "pool",
-    "shared", "tail", "tidy history", "transcripts",
+    "pump", "shared", "tail", "tidy history", "transcripts",
 )  # fmt: skip
 """Where a crash may be caught."""
 HELPERS: Final = ("zygote",)

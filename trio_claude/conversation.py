@@ -338,7 +338,7 @@ class Conversation:
         self._peer.post(messages.render_refused(error.code, str(error), **retry, **_named(said)))
 
     def _rebuild(self, said: dict[str, object], run: SessionRun) -> ClientLine:
-        """Build a line anew, which the run would take: what it refuses is not counted as a prompt."""
+        """Build a line anew, which the run would take now: what it refuses then is not counted as a prompt."""
         hooks = self._house.config.profile != "lean"
         return run.check(session.rebuild(said, run.session.asked, self._house.config.controls, hooks=hooks))
 

@@ -21,7 +21,7 @@ from .endings import Decision
 from .errors import Backlog, BadMessage, Ending, Reason
 from .events import Outcome
 from .journal import Journal, Unfinished
-from .kit import Account, Kit, Sink
+from .kit import LOCAL, Account, Kit, Sink
 from .messages import Options
 from .metering import Meter
 from .run import Run
@@ -77,11 +77,16 @@ class Outbox:
 
     def put(self, line: bytes, *, urgent: bool = False, own: bool = False, held: bool = False) -> None:
         """Take a line. Raises `Backlog` where too much waits already."""
-        if not own and self._waiting and self._waiting + len(line) > self.limit:
-            raise Backlog(f"{self._waiting} bytes wait for the CLI already; it takes {self.limit}")
+        if not own:
+            self.check(len(line))
         (self._urgent if urgent else self._held if held else self._plain).append(line)
         self._waiting += len(line)
         self._stir.set()
+
+    def check(self, size: int) -> None:
+        """Raise `Backlog` where too much waits already for a line of so many bytes."""
+        if self._waiting and self._waiting + size > self.limit:
+            raise Backlog(f"{self._waiting} bytes wait for the CLI already; it takes {self.limit}")
 
     def release(self) -> None:
         """Let go what is held."""
@@ -120,7 +125,7 @@ class SessionRun(Run):
         self,
         start: Start,
         kit: Kit,
-        account: Account = Account(),  # noqa: B008 - frozen
+        account: Account = LOCAL,
     ) -> None:
         super().__init__(start, kit, math.inf, account)
         config = kit.workplace.config
@@ -153,19 +158,20 @@ class SessionRun(Run):
     def check(self, line: ClientLine) -> ClientLine:
         """Return a client's line, if it would be taken now.
 
-        Raises `Ending`, and `BadMessage` for a message of a `uuid` that another had before.
+        Raises `Ending`, `Backlog`, and `BadMessage` for a message of a `uuid` that another had before.
         """
         closing = self.session.closing and line.kind is not Kind.RESPONSE
         if closing or self._outbox.closed or self.session.state is State.ENDING:
             raise Ending("the run is ending")
         if line.kind is Kind.USER and line.request in self._uuids:
             raise BadMessage("uuid: it was said before, and the CLI does nothing with what comes again")
+        self._outbox.check(len(line.data))
         return line
 
     def say(self, line: ClientLine, told: ClientLine | None = None) -> None:
         """Take a client's line for the CLI, which is `told` another in its place.
 
-        Raises what `check` raises, and `Backlog`.
+        Raises what `check` raises.
         """
         self.check(line)
         now, interrupt = trio.current_time(), line.subtype == "interrupt"

@@ -12,6 +12,7 @@ from types import SimpleNamespace
 
 import pytest
 import trio
+import trio.testing
 from harness import Backend, call, directive, until
 from returns import GRACE, attach, dropped, leave, numbered, orphaned, reset
 from talk import Talk, open_talk
@@ -701,6 +702,32 @@ async def test_what_stderr_said_before_the_first_line_that_is_kept_is_told(limit
     await stage._catch_up(ear, 0)  # type: ignore[arg-type] - a stand-in
     assert [line for line in ear.heard if line.isdigit()] == spoken(1, said)
     assert len(ear.heard) == said + 2
+
+
+class Deaf(Ear):
+    """A peer that takes nothing."""
+
+    far = False
+
+    async def send(self, lines: list[bytes]) -> None:
+        self.heard += lines
+        await trio.sleep_forever()
+
+
+async def test_who_is_replaced_holds_up_neither_stdout_nor_stderr() -> None:
+    first, second = Deaf(lambda: None), Ear(lambda: None)
+    second.far = False
+    run = SimpleNamespace(id="r", recorded=False)
+    stage = Stage(run, first, lambda: None, 60, 1000, None)  # type: ignore[arg-type] - stand-ins
+    with trio.fail_after(5):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(stage.lines, [b"1"])
+            await trio.testing.wait_all_tasks_blocked()
+            nursery.start_soon(stage.stderr_lines, ["oh"])
+            await trio.testing.wait_all_tasks_blocked()
+            assert len(first.heard) == 2
+            await stage.own(second, lambda: None, 0)  # type: ignore[arg-type] - a stand-in
+    assert second.heard[0] == b"1"
 
 
 def test_a_replay_is_bounded_and_numbered() -> None:

@@ -162,7 +162,7 @@ class Stage:
         self._out = out
         self._leader = ""
         self._former: dict[str, None] = {}
-        self._giving: trio.CancelScope | None = None
+        self._giving: set[trio.CancelScope] = set()
         self._cursor = 0
         self._viewers: set[Client] = set()
         self._stir = trio.Event()
@@ -232,8 +232,8 @@ class Stage:
         if former is not None:
             self._owner = None
             show_out()
-            if self._giving:
-                self._giving.cancel()  # what it was being given still goes out, and its close behind that
+            for giving in self._giving:
+                giving.cancel()  # what it was being given still goes out, and its close behind that
         try:
             if not peer.far:
                 await self._catch_up(peer, after)
@@ -387,15 +387,16 @@ class Stage:
 
     @contextmanager
     def _sending(self, owner: Client) -> Iterator[None]:
-        """Send to the owner inside; no more once another takes its place, or it leaves."""
+        """Send to the owner inside; no more once another takes its place."""
+        self._giving.add(giving := trio.CancelScope())
         try:
-            with trio.CancelScope() as self._giving:
+            with giving:
                 yield
         except PeerGone:
             if not self.leave(owner):
                 raise
         finally:
-            self._giving = None
+            self._giving.discard(giving)
 
     def check_history(self) -> None:
         """Say it, if the journal takes no more of the run."""

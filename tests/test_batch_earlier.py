@@ -283,8 +283,14 @@ async def test_a_manifest_of_other_results_is_not_gone_on_with(fake: Backend, fo
     assert told.status == 2
     assert told.stderr == "trio-claude: --resume: r.manifest.json is the manifest of r; --manifest names another\n"
     assert (folder / "r.manifest.json").read_bytes() == before
+    (folder / "b").mkdir()
+    told = await batch(fake, folder, tasks, "--out", "b/r", "--manifest", "r.manifest.json", "--resume")
+    assert (told.status, "r.manifest.json is the manifest of r;" in told.stderr) == (2, True)
     (folder / "r").rename(folder / "r.jsonl")
     assert (await batch(fake, folder, tasks, "--out", "r.jsonl", "--resume")).status == 0
+    odd = json.loads((folder / "r.manifest.json").read_bytes()) | {"results": "."}
+    (folder / "r.manifest.json").write_text(json.dumps(odd))
+    assert (await batch(fake, folder, tasks, "--out", "r.jsonl", "--resume")).status == 2
 
 
 async def test_a_manifest_that_lacks_this_and_that_is_gone_on_with(fake: Backend, folder: Path) -> None:

@@ -6,6 +6,7 @@ The first SIGINT or SIGTERM ends all runs; what is not finished is written as ca
 from __future__ import annotations
 
 import json
+import os
 import secrets
 import signal
 import sys
@@ -187,7 +188,8 @@ def _take_up(batch: Batch) -> Earlier | None:
         return None
     check_same(batch.beside, manifest, batch.sha256, batch.plan)
     other = manifest.get("results")
-    if isinstance(other, str) and other != batch.out.name and batch.out.with_name(other).exists():
+    its = batch.beside.parent / other if isinstance(other, str) else batch.out
+    if its.exists() and not (batch.out.exists() and its.samefile(batch.out)):
         raise ConfigError(f"--resume: {batch.beside} is the manifest of {other}; --manifest names another")
     return take_up(batch.out, batch.beside, manifest, batch.plan)
 
@@ -239,7 +241,7 @@ def _described(
         repeat=batch.rules.repeat, timeout=batch.config.timeout if batch.config else batch.rules.timeout,
         tasks=len(batch.plan.tasks), runs=len(batch.plan),
     )  # fmt: skip
-    told["results"] = batch.out.name
+    told["results"] = os.path.relpath(batch.out, batch.beside.parent)
     told["starts"] = [*(starts(earlier.manifest) if earlier else ()), *starts(told)]
     if earlier is None:
         return told

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import resource
 import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -13,7 +14,7 @@ from cutter import open_cutter
 from harness import Backend, directive, until
 from trio_websocket import WebSocketRequest, serve_websocket
 
-from trio_claude.batch.doors import open_embedded
+from trio_claude.batch.doors import most_at_once, open_embedded
 from trio_claude.batch.remote import ServerDoor
 from trio_claude.batch.results import Finish
 from trio_claude.batch.tasks import Rules, make_plan
@@ -25,6 +26,14 @@ from trio_claude.messages import Prompt
 def prompt(**more: object) -> Prompt:
     (task,) = make_plan(json.dumps({"prompt": "hello", **more}).encode(), Rules(OPTIONS, 300)).tasks
     return task.prompt
+
+
+@pytest.mark.parametrize(("limit", "most"), [(64, 1), (1024, 120), (resource.RLIM_INFINITY, 2**62)])
+def test_as_many_runs_go_at_once_as_there_are_descriptors_for(
+    monkeypatch: pytest.MonkeyPatch, limit: int, most: int
+) -> None:
+    monkeypatch.setattr(resource, "getrlimit", lambda _which: (limit, limit))
+    assert min(most_at_once(), 2**62) == most
 
 
 @asynccontextmanager

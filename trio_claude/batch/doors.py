@@ -6,6 +6,7 @@ A door runs one attempt and says how it ended. It must never try again, and neve
 from __future__ import annotations
 
 import resource
+import sys
 from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import asynccontextmanager
 from typing import Final, Protocol, TypeAlias
@@ -67,6 +68,8 @@ class EmbeddedDoor:
 def most_at_once() -> int:
     """Return for how many runs at once this process has descriptors, at least one."""
     limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    if limit == resource.RLIM_INFINITY:
+        return sys.maxsize
     return max(1, (limit - DESCRIPTORS_KEPT) // DESCRIPTORS_A_RUN)
 
 

@@ -138,7 +138,8 @@ def _opening_lock(name: str, folder: Path) -> int:
         return os.open(name, flags)
     if os.geteuid() == 0:
         owner = folder.stat()
-        os.fchown(lock, owner.st_uid, owner.st_gid)
+        with contextlib.suppress(OSError):  # of a root who may not; the lock is as good
+            os.fchown(lock, owner.st_uid, owner.st_gid)
     return lock
 
 

@@ -1464,6 +1464,54 @@ async def test_an_agent_that_is_stopped_behind_its_turn_leaves_nothing_to_stop(r
         await page.wait(".receipt")
 
 
+AGENT = {"task_id": "a", "task_type": "local_agent"}
+SHELL = {"task_id": "b", "task_type": "local_bash"}
+INIT = json.dumps({"type": "system", "subtype": "init"}) + "\n"
+RESULT = json.dumps({"type": "result", "result": "done", "session_id": "s"}) + "\n"
+LINES_ONCE = """read -r message
+cat first
+read -r message
+cat second
+cat >/dev/null"""
+
+
+def tasks(*listed: dict[str, str]) -> str:
+    """Return the line by which a CLI says what goes on in the background."""
+    return json.dumps({"type": "system", "subtype": "background_tasks_changed", "tasks": listed}) + "\n"
+
+
+async def test_an_agent_that_is_stopped_beside_a_command_leaves_nothing_to_stop(
+    fake: Backend, browser: Browser, folder: Path
+) -> None:
+    """A command says nothing, so what comes is the agent's last word, and begins nothing."""
+    agent, ls = {"description": "look"}, {"command": "ls"}
+    turn = INIT + used("agent", "Agent", agent) + tasks(AGENT, SHELL) + RESULT
+    (fake.cwd / "first").write_text(turn + tasks(SHELL) + used("tool", "Bash", ls, "agent"))
+    async with fake.serve(cli=script_cli(folder, LINES_ONCE)) as server, looking(browser, server.url) as page:
+        await page.say("look")
+        await page.wait_count(".inner .tool", 1)
+        assert (await page.text("#state"), await page.call("isDisabled", "#stop")) == ("ready", True)
+
+
+async def test_who_watches_from_then_on_sees_what_an_agent_is_at(fake: Backend, browser: Browser, folder: Path) -> None:
+    agent, ls = {"description": "look"}, {"command": "ls"}
+    (fake.cwd / "first").write_text(INIT + used("agent", "Agent", agent) + tasks(AGENT) + RESULT)
+    (fake.cwd / "second").write_text(used("tool", "Bash", ls, "agent"))
+    cli = script_cli(folder, LINES_ONCE)
+    async with fake.serve(cli=cli, journal="memory") as server, looking(browser, server.url) as first:
+        await first.say("look")
+        await turns(first, 1)
+        async with looking(browser, server.url, "second") as second:
+            await second.click("#tab-running")
+            await second.click("text=Watch")
+            await second.click("#offer")
+            await first.wait_text("#link", "watching")
+            await second.wait_text("#link", "connected")
+            await second.say("go on")
+            await first.wait_count(".inner .tool", 1)
+            assert await first.text("#state") == "running Bash"
+
+
 async def test_what_an_agent_asks_far_above_is_brought_into_view(fake: Backend, browser: Browser) -> None:
     ls: dict[str, object] = {"command": "ls"}
     lines = used("agent", "Agent", {"description": "look"}) + used("tool", "Bash", ls, "agent")

@@ -172,10 +172,10 @@ export class Talk {
     this.banner.say("");
   }
 
-  private claim(): AbortController {
+  private claim(turn = new Turn()): AbortController {
     this.opening = new AbortController();
     this.chosen = null;
-    this.turn = new Turn();
+    this.turn = turn;
     this.show();
     return this.opening;
   }
@@ -270,21 +270,21 @@ export class Talk {
 
   private tellAgain(line: Json, raw: string, n: number): void {
     this.last = n;
-    this.look(line, raw);
+    this.look(line, raw, n);
   }
 
   private takeLine(line: Json, raw: string, n: number): void {
     this.last = n;
     this.transcript.take(line);
-    this.look(line, raw);
+    this.look(line, raw, n);
     this.script?.onLine(line);
   }
 
   /** Take what a line means for the figures. */
-  private look(line: Json, raw: string): void {
+  private look(line: Json, raw: string, n: number): void {
     keepFrame(raw);
     this.meters.take(line);
-    const at = this.turn.take(line);
+    const at = this.turn.take(line, n);
     if (at) this.setBusy(true, at);
     if (at !== null) return;
     this.stopping = false;
@@ -327,7 +327,7 @@ export class Talk {
     this.session = null;
     this.transcript.unask();
     const attach = { run: this.run, after: this.last, as: "viewer" as const };
-    void this.follow(this.claim(), { attach });
+    void this.follow(this.claim(this.turn), { attach });
   }
 
   private fail(opening: AbortController, error: unknown): void {

@@ -3,17 +3,20 @@ import { visible, type Json } from "./tools";
 import { list } from "./transcript";
 
 export const WAITING = "waiting for an answer";
+/** Tasks in the background that say something: agents. */
+const AGENTS = new Set(["local_agent", "local_workflow"]);
 
 export class Turn {
   /** Whether the CLI is at a turn. */
   on = false;
-  /** Whether anything goes on in the background. */
-  private works = false;
+  /** Whether an agent works in the background; it may, where what was said before is not known. */
+  private works = true;
 
-  /** Take a line; return what it says the run is at, empty where it does not say, null where nothing goes on any more. */
-  take(line: Json): string | null {
+  /** Take a line, by its number; return what it says the run is at, empty where it does not say, null where nothing goes on any more. */
+  take(line: Json, n: number): string | null {
     const wasOn = this.on;
-    if (line.type === "system" && line.subtype === "background_tasks_changed") this.works = list(line.tasks).length > 0;
+    if (n === 1) this.works = false;
+    if (line.type === "system" && line.subtype === "background_tasks_changed") this.works = list(line.tasks).some((task) => AGENTS.has(task.task_type));
     const isAgents = typeof line.parent_tool_use_id === "string";
     const at = isAgents && !wasOn && !this.works ? "" : phase(line); // an agent that was stopped has a last word
     this.on = line.type !== "result" && (wasOn || (at !== "" && !isAgents));

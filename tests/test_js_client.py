@@ -281,6 +281,21 @@ async def test_a_message_that_is_refused_ends_no_turn_but_its_own(fake: Backend,
     assert seen["next"] == ANSWER
 
 
+async def test_a_turn_is_refused_whichever_turn_reads_that(fake: Backend, folder: Path) -> None:
+    """And the other one hears of it, and ends with its own result."""
+    async with fake.serve() as server:
+        seen = await play(server, folder, "refused_aside", directive("text"))
+    assert (seen["refused"]["kind"], seen["refused"]["code"]) == ("Refused", "bad-message")
+    assert (seen["text"], seen["next"]) == (ANSWER, ANSWER)
+    assert seen["types"].count("refused") == 1
+
+
+async def test_a_message_that_is_refused_keeps_nobody_from_leaving(fake: Backend, folder: Path) -> None:
+    async with fake.serve() as server:
+        seen = await play(server, folder, "viewer_leaves")
+    assert (seen["value"]["reason"], seen["value"]["code"]) == ("", 1000)
+
+
 @pytest.mark.parametrize("grace", [None, 20])
 async def test_a_message_that_is_too_long_is_refused_and_the_session_goes_on(
     fake: Backend, folder: Path, grace: int | None

@@ -299,6 +299,28 @@ const scenes = {
     return { text: turn.text, names, own, next: next.text };
   },
 
+  /** Begin a turn that is refused, and read another one behind it before its refusal is read. */
+  async refused_aside() {
+    const session = await openSession({ url });
+    const first = session.turn("half a character: \ud800");
+    await first.next();
+    const { text, types } = await result(session.turn(prompt));
+    const refused = await failure(() => first.next());
+    const { text: next } = await result(session.turn(prompt));
+    await session.close();
+    return { text, types, refused, next };
+  },
+
+  /** Say something that a viewer may not, and leave at once. */
+  async viewer_leaves() {
+    const owner = await openSession({ url, grace: 30 });
+    const viewer = await openSession({ url, attach: { run: owner.run, as: "viewer" } });
+    viewer.send("not me");
+    const left = await failure(() => viewer.detach());
+    await owner.close();
+    return left;
+  },
+
   /** Return what each turn was answered. */
   async turns() {
     const session = await openSession({ url });

@@ -31,10 +31,6 @@ export class Said {
     return text;
   }
 
-  get isDone(): boolean {
-    return this.nextIndex === this.first + this.texts.length;
-  }
-
   /** Keep of what was said the last, and of those before as much as the limit allows. */
   forget(): void {
     while (this.first < this.nextIndex && (!this.limit || (this.size > this.limit && this.texts.length > 1))) this.drop();

@@ -5,12 +5,11 @@ import { errorOfRefusal, Refused, TrioClaudeError } from "./errors.js";
 import { BUFFER_LIMIT, Inbox } from "./inbox.js";
 import { Link, newToken, type State } from "./link.js";
 import { baseOf, type Closed, findClass, type Way } from "./sockets.js";
+import { ENDING, isForAll, isOf, isRefusal, isResult, namesOf, type Turn } from "./turns.js";
 import { asObject, type Json, type Line, parseObject, type SessionOptions } from "./wire.js";
 
 /** Milliseconds in which a run that is left has to say how it ended. */
 const PARTING_MS = 2_000;
-/** The code of what is refused because the run ends: its end is on its way, and says why. */
-const ENDING = "ending";
 /** The code of what is refused because the CLI does not ask any more. */
 const NOT_OPEN = "not-open";
 /** Answers to approvals that are remembered, in case that the server refuses them. */
@@ -95,15 +94,16 @@ export class Session implements AsyncIterable<SessionEvent> {
   private readonly link: Link;
   private readonly events: Inbox<SessionEvent>;
   private readonly asked = new Approvals();
-  /** Messages of turns that have no result yet. */
-  private readonly turns = new Set<unknown>();
+  /** The turns that are read and have no result yet, by their messages. */
+  private readonly turns = new Map<unknown, Turn>();
   private readonly answers = new Map<string, { resolve(value: Json): void; reject(error: unknown): void }>();
   private readonly told = new Set<string>();
   private readonly onState: OpenOptions["onState"];
   private readonly onEvent: OpenOptions["onEvent"];
   private begin!: (error?: unknown) => void;
   private last: Json | undefined;
-  private unfinished = false;
+  /** The turn that was said last and has no result yet. */
+  private unfinished: Turn | undefined;
   private asking = 0;
   private isLeaving = false;
   private leavingTimer: ReturnType<typeof setTimeout> | undefined;
@@ -161,7 +161,6 @@ export class Session implements AsyncIterable<SessionEvent> {
   async *turn(content: Content): AsyncGenerator<SessionEvent, void, undefined> {
     const uuid = newUuid();
     this.say(content, uuid);
-    this.turns.add(uuid);
     try {
       yield* this.readTurn(uuid);
     } finally {
@@ -237,31 +236,45 @@ export class Session implements AsyncIterable<SessionEvent> {
 
   private async *readTurn(uuid: string): AsyncGenerator<SessionEvent, void, undefined> {
     let stale = this.unfinished;
-    this.unfinished = true;
+    const turn: Turn = { before: stale };
+    this.turns.set(uuid, turn);
+    this.unfinished = turn;
     while (this.turns.has(uuid)) {
       const next = await this.read();
       if (next.done) return;
       const event = next.value;
-      if (isRefusal(event, uuid)) {
-        this.unfinished = stale;
-        throw errorOfRefusal(event);
-      }
+      if (isRefusal(event, uuid)) turn.refusal = errorOfRefusal(event);
+      if (turn.refusal) break;
+      while (stale?.refusal) stale = stale.before;
       const own = isOf(event, uuid);
-      if (own) stale = false;
+      if (own) stale = undefined;
       const ends = isResult(event) && (own ?? !stale);
-      if (isResult(event)) this.unfinished = !ends;
-      if (!stale || event.type === "approval" || event.type === "settled") yield event;
+      if (isResult(event)) this.unfinished = ends ? undefined : turn;
+      if (!stale || isForAll(event)) yield event;
       if (ends) return;
-      if (isResult(event) && (own === undefined || namesOf(event))) stale = false;
+      if (isResult(event) && (own === undefined || namesOf(event))) stale = undefined;
     }
+    if (!turn.refusal) return;
+    if (this.unfinished === turn) this.unfinished = stale;
+    throw turn.refusal;
   }
 
   private async read(): Promise<IteratorResult<SessionEvent, undefined>> {
     const next = await this.events.next();
-    if (next.done || !isResult(next.value)) return next;
-    this.unfinished = false;
-    for (const name of namesOf(next.value) ?? []) this.turns.delete(name);
+    if (next.done) return next;
+    const event = next.value;
+    if (event.type === "gateway" && isRefusal(event, event["uuid"])) this.refuseTurn(event);
+    if (!isResult(event)) return next;
+    this.unfinished = undefined;
+    for (const name of namesOf(event) ?? []) this.turns.delete(name);
     return next;
+  }
+
+  /** Take that a message is refused: its turn is over, whichever reads that. */
+  private refuseTurn(said: GatewayEvent): void {
+    const turn = this.turns.get(said["uuid"]);
+    if (turn) turn.refusal = errorOfRefusal(said);
+    this.turns.delete(said["uuid"]);
   }
 
   private say(content: Content, uuid: string): void {
@@ -348,7 +361,8 @@ export class Session implements AsyncIterable<SessionEvent> {
 
   /** Stay where a detach is refused, and tell who asked for it, nobody else; return whether this was that. */
   private stays(said: Json): boolean {
-    if (!this.stay || said["event"] !== "refused" || said["code"] !== "not-allowed" || "request_id" in said) return false;
+    if (!this.stay || said["event"] !== "refused" || said["code"] !== "not-allowed") return false;
+    if ("request_id" in said || "uuid" in said) return false; // of an answer, or of a message
     this.isLeaving = false;
     clearTimeout(this.leavingTimer);
     this.stay(errorOfRefusal(said));
@@ -392,33 +406,6 @@ function aside(call: () => void): void {
       throw error;
     });
   }
-}
-
-/** Whether a message is refused, or who said it: neither what another message is, nor what comes before the end. */
-function isRefusal(event: SessionEvent, uuid: string): event is GatewayEvent {
-  if (event.type !== "gateway" || event.event !== "refused" || "request_id" in event) return false;
-  return event["code"] !== ENDING && (event["uuid"] ?? uuid) === uuid;
-}
-
-function isResult(event: SessionEvent): boolean {
-  return event.type === "line" && event.line?.["type"] === "result";
-}
-
-/**
- * Whether a line is of a message's turn: of those it names, or none where the CLI began the turn by itself. Undefined
- * where it does not say.
- */
-function isOf(event: SessionEvent, uuid: string): boolean | undefined {
-  const names = namesOf(event);
-  if (names) return names.includes(uuid);
-  const origin = event.type === "line" ? event.line?.["origin"] : undefined;
-  return (asObject(origin)?.["kind"] ?? "human") === "human" ? undefined : false;
-}
-
-/** The messages that a result answers, where it names them. */
-function namesOf(event: SessionEvent): unknown[] | undefined {
-  const names = event.type === "line" ? event.line?.["user_message_uuids"] : undefined;
-  return Array.isArray(names) ? names : undefined;
 }
 
 /** Return a name for a message; a page without TLS has no `crypto.randomUUID`. */

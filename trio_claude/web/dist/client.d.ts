@@ -426,7 +426,7 @@ export declare class Session implements AsyncIterable<SessionEvent> {
     private readonly link;
     private readonly events;
     private readonly asked;
-    /** Messages of turns that have no result yet. */
+    /** The turns that are read and have no result yet, by their messages. */
     private readonly turns;
     private readonly answers;
     private readonly told;
@@ -434,6 +434,7 @@ export declare class Session implements AsyncIterable<SessionEvent> {
     private readonly onEvent;
     private begin;
     private last;
+    /** The turn that was said last and has no result yet. */
     private unfinished;
     private asking;
     private isLeaving;
@@ -478,6 +479,8 @@ export declare class Session implements AsyncIterable<SessionEvent> {
     [Symbol.asyncIterator](): AsyncIterator<SessionEvent, undefined>;
     private readTurn;
     private read;
+    /** Take that a message is refused: its turn is over, whichever reads that. */
+    private refuseTurn;
     private say;
     private answer;
     /** Wait a while for the end that was asked for, then go. */

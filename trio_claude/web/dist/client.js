@@ -669,9 +669,6 @@ var Said = class {
 		if (text !== void 0) this.nextIndex += 1;
 		return text;
 	}
-	get isDone() {
-		return this.nextIndex === this.first + this.texts.length;
-	}
 	/** Keep of what was said the last, and of those before as much as the limit allows. */
 	forget() {
 		while (this.first < this.nextIndex && (!this.limit || this.size > this.limit && this.texts.length > 1)) this.drop();
@@ -985,11 +982,35 @@ var Link = class {
 function newToken() {
 	return Array.from(crypto.getRandomValues(/* @__PURE__ */ new Uint8Array(16)), (byte) => byte.toString(16).padStart(2, "0")).join("");
 }
+/** Whether a message is refused, or who said it: neither what another message is, nor what comes before the end. */
+function isRefusal(event, uuid) {
+	if (event.type !== "gateway" || event.event !== "refused" || "request_id" in event) return false;
+	return event["code"] !== "ending" && (event["uuid"] ?? uuid) === uuid;
+}
+function isResult(event) {
+	return event.type === "line" && event.line?.["type"] === "result";
+}
+/**
+* Whether a line is of a message's turn: of those it names, or none where the CLI began the turn by itself. Undefined
+* where it does not say.
+*/
+function isOf(event, uuid) {
+	const names = namesOf(event);
+	if (names) return names.includes(uuid);
+	return (asObject(event.type === "line" ? event.line?.["origin"] : void 0)?.["kind"] ?? "human") === "human" ? void 0 : false;
+}
+/** The messages that a result answers, where it names them. */
+function namesOf(event) {
+	const names = event.type === "line" ? event.line?.["user_message_uuids"] : void 0;
+	return Array.isArray(names) ? names : void 0;
+}
+/** Whether an event is told also in a turn that waits for the end of another one: it is of neither. */
+function isForAll(event) {
+	return event.type === "approval" || event.type === "settled" || event.type === "gateway" && "uuid" in event;
+}
 // client/session.ts
 /** Milliseconds in which a run that is left has to say how it ended. */
 var PARTING_MS = 2e3;
-/** The code of what is refused because the run ends: its end is on its way, and says why. */
-var ENDING = "ending";
 /** The code of what is refused because the CLI does not ask any more. */
 var NOT_OPEN = "not-open";
 /** Answers to approvals that are remembered, in case that the server refuses them. */
@@ -1014,15 +1035,16 @@ var Session = class {
 	link;
 	events;
 	asked = new Approvals();
-	/** Messages of turns that have no result yet. */
-	turns = /* @__PURE__ */ new Set();
+	/** The turns that are read and have no result yet, by their messages. */
+	turns = /* @__PURE__ */ new Map();
 	answers = /* @__PURE__ */ new Map();
 	told = /* @__PURE__ */ new Set();
 	onState;
 	onEvent;
 	begin;
 	last;
-	unfinished = false;
+	/** The turn that was said last and has no result yet. */
+	unfinished;
 	asking = 0;
 	isLeaving = false;
 	leavingTimer;
@@ -1076,7 +1098,6 @@ var Session = class {
 	async *turn(content) {
 		const uuid = newUuid();
 		this.say(content, uuid);
-		this.turns.add(uuid);
 		try {
 			yield* this.readTurn(uuid);
 		} finally {
@@ -1162,30 +1183,43 @@ var Session = class {
 	}
 	async *readTurn(uuid) {
 		let stale = this.unfinished;
-		this.unfinished = true;
+		const turn = { before: stale };
+		this.turns.set(uuid, turn);
+		this.unfinished = turn;
 		while (this.turns.has(uuid)) {
 			const next = await this.read();
 			if (next.done) return;
 			const event = next.value;
-			if (isRefusal(event, uuid)) {
-				this.unfinished = stale;
-				throw errorOfRefusal(event);
-			}
+			if (isRefusal(event, uuid)) turn.refusal = errorOfRefusal(event);
+			if (turn.refusal) break;
+			while (stale?.refusal) stale = stale.before;
 			const own = isOf(event, uuid);
-			if (own) stale = false;
+			if (own) stale = void 0;
 			const ends = isResult(event) && (own ?? !stale);
-			if (isResult(event)) this.unfinished = !ends;
-			if (!stale || event.type === "approval" || event.type === "settled") yield event;
+			if (isResult(event)) this.unfinished = ends ? void 0 : turn;
+			if (!stale || isForAll(event)) yield event;
 			if (ends) return;
-			if (isResult(event) && (own === void 0 || namesOf(event))) stale = false;
+			if (isResult(event) && (own === void 0 || namesOf(event))) stale = void 0;
 		}
+		if (!turn.refusal) return;
+		if (this.unfinished === turn) this.unfinished = stale;
+		throw turn.refusal;
 	}
 	async read() {
 		const next = await this.events.next();
-		if (next.done || !isResult(next.value)) return next;
-		this.unfinished = false;
-		for (const name of namesOf(next.value) ?? []) this.turns.delete(name);
+		if (next.done) return next;
+		const event = next.value;
+		if (event.type === "gateway" && isRefusal(event, event["uuid"])) this.refuseTurn(event);
+		if (!isResult(event)) return next;
+		this.unfinished = void 0;
+		for (const name of namesOf(event) ?? []) this.turns.delete(name);
 		return next;
+	}
+	/** Take that a message is refused: its turn is over, whichever reads that. */
+	refuseTurn(said) {
+		const turn = this.turns.get(said["uuid"]);
+		if (turn) turn.refusal = errorOfRefusal(said);
+		this.turns.delete(said["uuid"]);
 	}
 	say(content, uuid) {
 		this.link.send({
@@ -1274,7 +1308,7 @@ var Session = class {
 		const id = String(said["request_id"]);
 		this.answers.get(id)?.reject(errorOfRefusal(said));
 		this.answers.delete(id);
-		if (!this.told.delete(id) || said["code"] === ENDING || said["code"] === NOT_OPEN) return;
+		if (!this.told.delete(id) || said["code"] === "ending" || said["code"] === NOT_OPEN) return;
 		const response = {
 			subtype: "error",
 			request_id: id,
@@ -1287,7 +1321,8 @@ var Session = class {
 	}
 	/** Stay where a detach is refused, and tell who asked for it, nobody else; return whether this was that. */
 	stays(said) {
-		if (!this.stay || said["event"] !== "refused" || said["code"] !== "not-allowed" || "request_id" in said) return false;
+		if (!this.stay || said["event"] !== "refused" || said["code"] !== "not-allowed") return false;
+		if ("request_id" in said || "uuid" in said) return false;
 		this.isLeaving = false;
 		clearTimeout(this.leavingTimer);
 		this.stay(errorOfRefusal(said));
@@ -1335,28 +1370,6 @@ function aside(call) {
 			throw error;
 		});
 	}
-}
-/** Whether a message is refused, or who said it: neither what another message is, nor what comes before the end. */
-function isRefusal(event, uuid) {
-	if (event.type !== "gateway" || event.event !== "refused" || "request_id" in event) return false;
-	return event["code"] !== ENDING && (event["uuid"] ?? uuid) === uuid;
-}
-function isResult(event) {
-	return event.type === "line" && event.line?.["type"] === "result";
-}
-/**
-* Whether a line is of a message's turn: of those it names, or none where the CLI began the turn by itself. Undefined
-* where it does not say.
-*/
-function isOf(event, uuid) {
-	const names = namesOf(event);
-	if (names) return names.includes(uuid);
-	return (asObject(event.type === "line" ? event.line?.["origin"] : void 0)?.["kind"] ?? "human") === "human" ? void 0 : false;
-}
-/** The messages that a result answers, where it names them. */
-function namesOf(event) {
-	const names = event.type === "line" ? event.line?.["user_message_uuids"] : void 0;
-	return Array.isArray(names) ? names : void 0;
 }
 /** Return a name for a message; a page without TLS has no `crypto.randomUUID`. */
 function newUuid() {

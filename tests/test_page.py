@@ -1225,6 +1225,34 @@ async def test_the_page_follows_what_comes_by_the_frame_and_lets_its_user_read(f
         assert await page.evaluate("document.querySelector('#history .side + .scroll').scrollTop") == 0
 
 
+MORE_ABOVE = """(() => {
+  const more = document.createElement("p");
+  more.style.height = "2000px";
+  document.getElementById("transcript").prepend(more);
+})()"""
+
+
+async def test_who_has_left_the_end_comes_by_no_old_end_and_reads_on(fake: Backend, browser: Browser) -> None:
+    scroll = "document.getElementById('scroll')"
+    end = f"{scroll}.scrollHeight - {scroll}.clientHeight - {scroll}.scrollTop"
+    long = directive("stderr", n=100, text="words") + directive("text")
+    async with fake.serve() as server, looking(browser, server.url) as page:
+        await page.say(long)
+        await turns(page, 1)
+        await page.until(f"{end} < 80")
+        old = await page.evaluate(f"{scroll}.scrollTop")
+        await page.evaluate(MORE_ABOVE)
+        await page.evaluate(f"{scroll}.scrollTop = 50")
+        await page.drawn()
+        await page.evaluate(f"{scroll}.scrollTop = {old}")
+        await page.drawn()
+        await page.call("fill", "#model", "haiku")
+        await page.press("Tab")
+        await page.wait_text("#transcript > :last-child", "From now on: haiku")
+        await page.drawn()
+        assert await page.evaluate(f"{scroll}.scrollTop") == old
+
+
 async def test_what_is_shown_no_more_is_held_no_more(fake: Backend, browser: Browser) -> None:
     """Cards of tools, those that asked, and those of subagents in them."""
     lines = []
@@ -1512,16 +1540,30 @@ async def test_who_watches_from_then_on_sees_what_an_agent_is_at(fake: Backend, 
             assert await first.text("#state") == "running Bash"
 
 
-async def test_what_an_agent_asks_far_above_is_brought_into_view(fake: Backend, browser: Browser) -> None:
+HIDDEN = """
+Object.defineProperty(document, "hidden", { value: true });
+window.addEventListener("scroll", (event) => event.stopImmediatePropagation(), { capture: true });
+"""
+"""As a tab that is hidden has it: no frames, and no word of what is scrolled."""
+
+
+@pytest.mark.parametrize("hidden", [False, True], ids=["seen", "hidden"])
+async def test_what_an_agent_asks_far_above_is_brought_into_view(fake: Backend, browser: Browser, hidden: bool) -> None:
+    """And stays there."""
     ls: dict[str, object] = {"command": "ls"}
     lines = used("agent", "Agent", {"description": "look"}) + used("tool", "Bash", ls, "agent")
     text = json.dumps({"type": "assistant", "message": {"content": [{"type": "text", "text": "a line\n\n" * 100}]}})
     async with fake.serve() as server, looking(browser, server.url) as page:
         await page.say(directive("raw", text=f"{lines}{text}\n"))
         await turns(page, 1)
-        await page.say(directive("raw", text=may_run("tool", "Bash", ls)) + directive("silent"))
+        if hidden:
+            await page.evaluate(f"(() => {{{HIDDEN}}})()")
+        await page.say(directive("raw", text=may_run("tool", "Bash", ls) + text + "\n") + directive("silent"))
         await page.wait(ALLOW)
+        await page.wait_count(".answer", 2)
         await page.drawn()
+        if hidden:
+            await page.evaluate("document.dispatchEvent(new Event('visibilitychange'))")  # it draws at once
         edge = "document.querySelector({!r}).getBoundingClientRect().{}"
         edges = [
             await page.evaluate(edge.format(place, side))

@@ -39,7 +39,7 @@ export class Transcript {
     private readonly scroller: HTMLElement,
     private readonly answers: () => Answers | null = () => null,
   ) {
-    scroller.addEventListener("scroll", () => (this.following = this.isAtEnd() || scroller.scrollTop === this.placed), { passive: true });
+    scroller.addEventListener("scroll", () => this.setFollowing(this.isAtEnd() || scroller.scrollTop === this.placed), { passive: true });
     this.clear();
   }
 
@@ -50,11 +50,8 @@ export class Transcript {
     this.removed = 0;
     this.cut.hidden = true;
     this.following = true;
+    this.placed = -1;
     this.root.replaceChildren(this.cut);
-  }
-
-  get isEmpty(): boolean {
-    return this.root.childElementCount === 1;
   }
 
   /** Show what the user said. */
@@ -88,7 +85,9 @@ export class Transcript {
     this.asking.set(request, card);
     card.ask(request);
     this.follow();
-    if (this.following) card.showQuestion(); // an agent in the background asks where its card is
+    if (!this.following) return;
+    card.showQuestion(); // an agent in the background asks where its card is
+    this.setFollowing(this.isAtEnd()); // a hidden tab is told of no scrolling
   }
 
   /** Take that a question is answered. */
@@ -136,7 +135,7 @@ export class Transcript {
   }
 
   toBeginning(): void {
-    this.following = false;
+    this.setFollowing(false);
     this.scroller.scrollTop = 0;
   }
 
@@ -273,6 +272,12 @@ export class Transcript {
     this.removed += 1;
     this.cut.hidden = false;
     this.cut.textContent = `${count(this.removed, "earlier thing is", "earlier things are")} not shown any more; the history has all.`;
+  }
+
+  /** Take whether the end is looked at; where it is not, a place that the page has scrolled to means nothing any more. */
+  private setFollowing(on: boolean): void {
+    this.following = on;
+    if (!on) this.placed = -1;
   }
 
   private isAtEnd(): boolean {

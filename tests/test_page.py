@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import trio
 from cutter import open_cutter
-from harness import Backend, ask, call, directive, get, script_cli, until
+from harness import OWN_RESULT, Backend, ask, call, directive, get, script_cli, until
 from pages import Browser, Page
 from program import environ, serving
 from talk import Talk, open_talk
@@ -587,13 +587,16 @@ SAY_AT_ONCE = """(() => {
 })()"""
 
 
+HALF = "half a character: \ud800"
+
+
 @pytest.mark.parametrize("taken", ["none", "first", "last"])
 async def test_of_prompts_that_are_said_at_once_those_come_back_that_were_not_taken(
     fake: Backend, browser: Browser, taken: str
 ) -> None:
     """In their order."""
-    good, bad = directive("text", text="answer"), "half a character: \ud800"
-    texts = {"none": [bad, f"{bad} more"], "first": [good, bad], "last": [bad, good]}[taken]
+    good = directive("text", text="answer")
+    texts = {"none": [HALF, f"{HALF} more"], "first": [good, HALF], "last": [HALF, good]}[taken]
     async with fake.serve() as server, looking(browser, server.url) as page:
         await page.say("hello")
         await turns(page, 1)
@@ -602,6 +605,32 @@ async def test_of_prompts_that_are_said_at_once_those_come_back_that_were_not_ta
         await page.until(f"document.getElementById('prompt').value === {back}")
         await page.wait_count(".turn-end", 1 if taken == "none" else 2)
         await page.until("document.getElementById('state').textContent === 'ready'")
+
+
+HOLD = """(() => {
+  const send = WebSocket.prototype.send;
+  WebSocket.prototype.send = function (said) {
+    if (!String(said).includes("half a character")) return send.call(this, said);
+    globalThis.release = () => send.call(this, said);
+  };
+})()"""
+"""Hold back what can't be taken until it is released."""
+
+
+@pytest.mark.parametrize("result", [OWN_RESULT, '{"type":"result","result":"one"}\n'], ids=["of none", "unnamed"])
+async def test_a_prompt_that_is_refused_behind_another_result_is_given_back(
+    fake: Backend, browser: Browser, folder: Path, result: str
+) -> None:
+    (fake.cwd / "first").write_text(result)
+    async with fake.serve(cli=script_cli(folder, LINES_ONCE)) as server, looking(browser, server.url) as page:
+        await page.call("addInitScript", HOLD)
+        await page.call("reload")
+        await page.evaluate(SAY_AT_ONCE.replace("TEXTS", json.dumps([HALF])))
+        await page.until("typeof globalThis.release === 'function'")
+        await page.say("hello")
+        await turns(page, 1)
+        await page.evaluate("globalThis.release()")
+        await page.until(f"document.getElementById('prompt').value === {json.dumps(HALF)}")
 
 
 @asynccontextmanager
@@ -1519,6 +1548,41 @@ async def test_an_agent_that_is_stopped_beside_a_command_leaves_nothing_to_stop(
         await page.say("look")
         await page.wait_count(".inner .tool", 1)
         assert (await page.text("#state"), await page.call("isDisabled", "#stop")) == ("ready", True)
+
+
+async def test_the_end_of_an_agent_says_nothing_of_a_prompt_behind_it(
+    fake: Backend, browser: Browser, folder: Path
+) -> None:
+    """Its turn is about to begin."""
+    (fake.cwd / "first").write_text(INIT + tasks(AGENT) + RESULT)
+    (fake.cwd / "second").write_text(tasks() + json.dumps({"text": "the agent is done"}) + "\n")
+    async with fake.serve(cli=script_cli(folder, LINES_ONCE)) as server, looking(browser, server.url) as page:
+        await page.say("look")
+        await turns(page, 1)
+        await page.say("go on")
+        await page.wait_text("#transcript > :last-child", "the agent is done")
+        assert (await page.text("#state"), await page.call("isDisabled", "#stop")) == ("waiting for an answer", False)
+
+
+async def test_a_question_is_told_of_behind_a_break_and_beside_a_prompt_that_is_refused(
+    fake: Backend, browser: Browser, folder: Path
+) -> None:
+    (fake.cwd / "first").write_text(INIT + tasks(AGENT) + RESULT + may_run("tool", "Bash", {"command": "ls"}))
+    cli = script_cli(folder, LINES_ONCE)
+    async with fake.serve(cli=cli, journal="memory") as server, open_cutter(server.port) as cutter:
+        async with looking_at_death(browser, cutter.url) as page:
+            await page.say("look")
+            await page.wait(ALLOW)
+            assert await page.text("#state") == "asks you: may Bash run?"
+            cutter.open = False
+            cutter.cut()
+            await page.wait_text("#link", "connection lost")
+            cutter.open = True
+            await page.wait_text("#link", "connected")
+            assert await page.text("#state") == "asks you: may Bash run?"
+            await page.evaluate(SAY_AT_ONCE.replace("TEXTS", json.dumps([HALF])))
+            await page.until(f"document.getElementById('prompt').value === {json.dumps(HALF)}")
+            assert await page.text("#state") == "asks you: may Bash run?"
 
 
 async def test_who_watches_from_then_on_sees_what_an_agent_is_at(fake: Backend, browser: Browser, folder: Path) -> None:

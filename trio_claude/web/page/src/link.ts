@@ -5,6 +5,8 @@ import type { Json } from "./tools";
 export const KEY_CODES = new Set(["unauthorized", "credentials"]);
 /** Refusals of a server that keeps nothing, or nothing of this run. */
 export const NOT_KEPT = new Set(["no-journal", "404", "no-run"]);
+/** Refusals that are of no prompt: of the way to the run, for the moment. */
+export const NOT_NOW = new Set(["draining", "journal", "no-answer"]);
 
 /** A server that refuses: `code` as in docs/protocol.md, and the seconds after which it may not, where it says so. */
 export class ApiRefused extends Error {

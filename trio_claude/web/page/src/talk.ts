@@ -5,7 +5,7 @@ import { Banner } from "./banner";
 import { announce, find } from "./dom";
 import { keepFrame } from "./frames";
 import { forget, keep, kept } from "./kept";
-import { ApiRefused, KEY_CODES, NOT_KEPT } from "./link";
+import { ApiRefused, KEY_CODES, NOT_KEPT, NOT_NOW } from "./link";
 import { Meters } from "./meters";
 import { getRun, tell } from "./past";
 import { Prompts } from "./prompts";
@@ -13,9 +13,6 @@ import { visible, type Json } from "./tools";
 import { Transcript } from "./transcript";
 import { Turn, WAITING } from "./turn";
 import { asked, HISTORY, seconds, SETTLED, STATES, whyOf } from "./words";
-
-/** Codes of refusals that are of no prompt: of the way to the run, for the moment. */
-const NOT_NOW = new Set(["draining", "journal", "no-answer"]);
 
 /** Something that leads a run in the user's place: the demonstration. */
 export interface Script {
@@ -220,7 +217,7 @@ export class Talk {
 
   /** Give back what was not taken: the turn that it was for does not begin. */
   private takeBack(): void {
-    if (this.prompts.giveBack() && !this.turn.on) this.setBusy(false, "ready");
+    if (this.prompts.giveBack() && !this.turn.on) this.setBusy(false, this.askedOr("ready"));
   }
 
   private take(event: SessionEvent): void {
@@ -265,7 +262,7 @@ export class Talk {
     if (said.ended) return;
     if (this.owner) keep(said.run);
     else this.banner.offer("You watch this run; another page leads it.", "Take over", () => void this.attach(said.run, "owner"));
-    this.setBusy(this.busy, this.busy ? "the turn goes on" : "ready", false);
+    this.setBusy(this.busy, this.askedOr(this.busy ? "the turn goes on" : "ready"), false);
   }
 
   private tellAgain(line: Json, raw: string, n: number): void {
@@ -286,13 +283,17 @@ export class Talk {
     this.meters.take(line);
     const at = this.turn.take(line, n);
     if (at) this.setBusy(true, at);
-    if (at !== null) return;
+    if (line.type === "result") this.prompts.settle(line);
+    else if (at !== null || this.prompts.areAwaited) return; // a turn is about to begin
     this.stopping = false;
-    const [open] = this.session?.approvals.values() ?? []; // of an agent that goes on in the background
-    this.setBusy(false, open ? asked(visible(open.tool_name), this.owner) : "ready");
-    if (line.type !== "result") return;
-    this.prompts.settle(line.user_message_uuids);
-    announce("The answer is complete.");
+    this.setBusy(false, this.askedOr("ready"));
+    if (line.type === "result") announce("The answer is complete.");
+  }
+
+  /** What the run asks, an agent in the background too, else what it is at. */
+  private askedOr(at: string): string {
+    const [open] = this.session?.approvals.values() ?? [];
+    return open ? asked(visible(open.tool_name), this.owner) : at;
   }
 
   private question(request: string, name: string, input: Json, tool?: string): void {
@@ -365,7 +366,7 @@ export class Talk {
   private over(): void {
     this.session = this.opening = this.script = null;
     this.stopping = this.telling = false;
-    this.prompts.giveBack();
+    this.prompts.end();
     this.transcript.end();
     this.state = "idle";
     if (this.busy) this.setBusy(false, "ready");

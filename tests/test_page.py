@@ -702,6 +702,24 @@ async def test_where_a_key_is_taken_back_another_is_asked_for_and_the_run_goes_o
     assert [run.identity for run in fake.ended] == ["key:alice"]
 
 
+async def test_a_run_of_the_past_that_a_key_is_not_good_for_any_more_asks_for_another(
+    fake: Backend, browser: Browser
+) -> None:
+    async with fake.serve_known("alice", journal="memory") as (server, keys), browser.open(f"{server.url}/") as page:
+        await ask(server, "hello", key=keys["alice"])
+        await page.call("fill", "#key", keys["alice"])
+        await page.press("Enter")
+        await page.until("document.getElementById('unlock').hidden")
+        await page.click("#tab-history")
+        await page.wait(".run")
+        write_keys(Path(server.config.keys), {"alice": Key(digest(new_secret()), "user")})
+        headers = json.dumps({"Authorization": f"Bearer {keys['alice']}"})
+        await page.until(f"fetch('/api/runs', {{ headers: {headers} }}).then(({{ status }}) => status === 401)")
+        await page.click(".run")
+        await page.wait("#unlock")
+        await page.wait_text("#history .past-head .fault", "a valid key or token is needed")
+
+
 FULL = """(() => {
   const real = window.fetch;
   const headers = { "Retry-After": "1" };

@@ -207,7 +207,10 @@ class Past {
       this.shown.end();
       this.shown.toBeginning();
     } catch (error) {
-      if (isWanted()) this.head.replaceChildren(h("p", { class: "fault" }, (error as Error).message));
+      if (!isWanted()) return;
+      const told = h("p", { class: "fault" });
+      this.head.replaceChildren(told);
+      tellFault(told, error, this.talk);
     }
   }
 

@@ -106,7 +106,7 @@ async function askNotice(): Promise<Notice> {
 function wantKey(why: string): void {
   find("unlock").hidden = false;
   find("key-fault").textContent = `${why}. The key or token is not good here.`;
-  find("state").textContent = "refused: no good key or token";
+  if (!talk.isLive) find("state").textContent = "refused: no good key or token";
   find("key").focus();
 }
 
@@ -124,7 +124,7 @@ async function useKey(): Promise<void> {
   field.value = "";
   find("key-fault").textContent = "";
   find("unlock").hidden = true;
-  find("state").textContent = "ready";
+  if (!talk.isLive) find("state").textContent = "ready";
   talk.comeBack();
   find("prompt").focus();
 }

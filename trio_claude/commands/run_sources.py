@@ -241,7 +241,7 @@ def patiently(ask: Callable[[], _T]) -> _T:
                 complain(f"{error}; trying again for {PATIENCE:g} s")
             if time.monotonic() - began >= PATIENCE:
                 raise
-        time.sleep(PAUSE)
+        time.sleep(PAUSE)  # a command of its own process: nothing else waits meanwhile
 
 
 def _still(source: RunSource, run: str) -> Run:

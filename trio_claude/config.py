@@ -263,6 +263,9 @@ class Config:
     )
     state: str = _option("", "folder in which the server keeps things; empty: trio-claude in XDG_STATE_HOME")
     metrics: bool = _option(default=False, text="count for Prometheus, at /metrics; `serve` does unless told not to")
+    own_loop: bool = _option(
+        default=False, text="lines pass while the event loop waits, which is no guest; on in `serve`"
+    )
     redis: str = attrs.field(
         default="",
         repr=False,
@@ -300,9 +303,7 @@ class Config:
         "info", "what the log of `serve` leaves out: what is less than this", check=_one_of(LOG_LEVELS)
     )
     log_format: str = _option(
-        "auto",
-        "lines of JSON, or for a person; auto: console on a terminal, else json",
-        check=_one_of(LOG_FORMATS),
+        "auto", "lines of JSON, or for a person; auto: console on a terminal, else json", check=_one_of(LOG_FORMATS)
     )
     access_log: bool = _option(default=False, text="log each HTTP request that is answered too")
 

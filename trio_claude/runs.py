@@ -90,7 +90,7 @@ class Runs:
         self._sessions = SessionLocks()
         self._sums: OrderedDict[tuple[str, str], Spent] = OrderedDict()
         self.turns: Turns = Turns()
-        self.pump: Pump = Pump()
+        self.pump: Pump = Pump(own_loop=workplace.config.own_loop)
         told = fan_out((observer, tracer)) if tracer else observer
         self._kit = Kit(workplace, containment, told, self.turns, self.pump, journal, batch, tracer=tracer)
         self._live: dict[str, Run] = {}

@@ -57,7 +57,7 @@ async def _demo(port: int) -> None:
 
 
 async def _serve(port: int, home: Path) -> None:
-    config = Config(port=_free_port(port), cwd=str(home), pool_size=1, journal="memory", metrics=True)
+    config = Config(port=_free_port(port), cwd=str(home), pool_size=1, journal="memory", metrics=True, own_loop=True)
     try:
         config = attrs.evolve(config, cli=str(find_cli(config)))
         what = "the real Claude CLI"

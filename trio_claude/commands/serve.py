@@ -28,4 +28,4 @@ def command(config_file: Path | None, **values: Any) -> None:
 
     Each option is also a variable TRIO_CLAUDE_… and a key of the TOML file. The CLI uses your own login.
     """
-    trio.run(run_server, functools.partial(read_config, values, config_file, metrics=True))
+    trio.run(run_server, functools.partial(read_config, values, config_file, metrics=True, own_loop=True))

@@ -1,4 +1,4 @@
-"""One wait for the stdouts of all runs: what a CLI says is heard in the task of the pump, not in a turn of its own.
+"""One wait for the stdouts of all runs: what a CLI says is heard in the task of the pump, or in the event loop's wait.
 
 Duty: read each pipe that has something, and offer what it held to whoever waits for it, who takes it at once or is
 woken with it. This module must never wait for anything but the pipes, nor let what one run raises reach another.
@@ -14,6 +14,8 @@ from typing import Final
 
 import attrs
 import trio
+
+from .loop_wait import LoopWait, find_epoll
 
 READ_SIZE: Final = 65536
 """Bytes taken at a time: what a Linux pipe holds."""
@@ -37,29 +39,60 @@ class _Waiter:
 
 
 class Pump:
-    """The pipes of one engine.
+    """The pipes of one engine; with `own_loop` they are heard while Trio's loop waits, which must be no guest's.
 
     Resource handling: `serve` owns the `epoll`; while it does not run, and from its end on, nobody waits here. Error
     handling: what a `Take` raises is raised to the task that waits, and to no other.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, own_loop: bool = False) -> None:
+        self._own_loop = own_loop
         self._epoll: select.epoll | None = None
         self._waiting: dict[int, _Waiter] = {}
+        self._wait: LoopWait | None = None
+        self._told: Callable[[float], None] | None = None
 
     async def serve(self) -> None:
         """Read pipes until cancelled; where there is no `epoll`, which is Linux's, leave them to whoever waits."""
         if not hasattr(select, "epoll"):
             await trio.sleep_forever()
+        trios = await find_epoll() if self._own_loop else None
         with contextlib.closing(select.epoll()) as self._epoll:
             try:
-                while True:
-                    await trio.lowlevel.wait_readable(self._epoll.fileno())
-                    self._read_all(self._epoll)
+                if trios is None:
+                    await self._serve_in_turns(self._epoll)
+                else:
+                    await self._serve_in_waits(self._epoll, trios)
             finally:
                 for descriptor in [*self._waiting]:
                     self.release(descriptor)
                 self._epoll = None
+
+    async def _serve_in_turns(self, epoll: select.epoll) -> None:
+        while True:
+            await trio.lowlevel.wait_readable(epoll.fileno())
+            self._read_all(epoll)
+
+    async def _serve_in_waits(self, epoll: select.epoll, trios: int) -> None:
+        self._wait = LoopWait(epoll, self._waiting, self._read_some)
+        self.watch(self._told)
+        try:
+            await self._wait.serve(trios)
+        finally:
+            self._wait = None
+
+    def watch(self, told: Callable[[float], None] | None) -> None:
+        """Tell for how many seconds pipes held the event loop while no task ran; None: no more."""
+        self._told = told
+        if self._wait:
+            self._wait.told = told
+            self._wait.be_last()
+
+    def _read_some(self, descriptors: list[int]) -> None:
+        """Read those of the pipes for which somebody waits yet."""
+        for descriptor in descriptors:
+            if waiter := self._waiting.get(descriptor):
+                self._read(descriptor, waiter)
 
     def _read_all(self, epoll: select.epoll) -> None:
         """Read whatever can be read, also what comes meanwhile, up to a turn's measure."""

@@ -17,11 +17,11 @@ HOLD: Final = 0.01
 
 
 class LoopWatch(trio.abc.Instrument):
-    """Adds up how long tasks run; `tell` hears of each round of theirs of `HOLD` seconds and more."""
+    """Adds up how long tasks run, and lines are relayed; `tell` hears of each round of `HOLD` seconds and more."""
 
     def __init__(self, tell: Callable[[float], None]) -> None:
         self.busy: float = 0.0
-        """Seconds in which tasks ran."""
+        """Seconds in which tasks ran, or lines were relayed."""
         self._tell = tell
         self._since = time.perf_counter()
 
@@ -31,7 +31,10 @@ class LoopWatch(trio.abc.Instrument):
 
     def before_io_wait(self, timeout: float) -> None:
         """Take that all of them have run."""
-        took = time.perf_counter() - self._since
+        self.hold(time.perf_counter() - self._since)
+
+    def hold(self, took: float) -> None:
+        """Take that the loop was held for so many seconds."""
         self.busy += took
         if took >= HOLD:
             self._tell(took)

@@ -102,9 +102,11 @@ class Metrics:
         self._watched = True
         self._registry.register(readings)
         trio.lowlevel.add_instrument(loop)
+        runs.pump.watch(loop.hold)
         try:
             yield
         finally:
+            runs.pump.watch(None)
             trio.lowlevel.remove_instrument(loop)
             self._registry.unregister(readings)
             self._watched = False

@@ -13,7 +13,7 @@ import sys
 import threading
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import AbstractContextManager, asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -848,6 +848,52 @@ async def test_what_a_crowd_says_is_written_together(tmp_path: Path, monkeypatch
         with trio.fail_after(10):
             await journal.settle()
         assert [sum(part.count for part in await journal.parts(name)) for name in names] == [1] * len(names)
+
+
+@pytest.mark.parametrize("what", ["an end", "much", "somebody who waits"])
+async def test_lines_alone_wait_for_more_until_something_else_comes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, what: str
+) -> None:
+    monkeypatch.setattr(recorder, "LINGER", 60.0)
+    commit, commits = Store.transaction, list[Store]()
+
+    def counted(store: Store) -> AbstractContextManager[None]:
+        commits.append(store)
+        return commit(store)
+
+    async with opened(tmp_path / "j.db") as journal:
+        run = journal.begin(begun("a"))
+        with trio.fail_after(10):
+            while journal.waiting:
+                await trio.sleep(0.01)
+        monkeypatch.setattr(Store, "transaction", counted)
+        for _ in range(10):
+            run.lines([b"x"])
+            await trio.sleep(0.02)  # longer than anything else waits for more
+        assert journal.waiting
+        assert not commits
+        with trio.fail_after(10):
+            if what == "an end":
+                run.end(ended("a", 10))
+            elif what == "much":
+                run.lines([b"x" * backlog.FEW_BYTES])
+            else:
+                await journal.settle()
+            while journal.waiting:
+                await trio.sleep(0.01)
+        assert len(commits) == 1
+        assert sum(part.count for part in await journal.parts("a")) == 10 + (what == "much")
+
+
+async def test_what_lingers_is_kept_when_the_journal_closes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(recorder, "LINGER", 60.0)
+    with trio.fail_after(10):
+        async with opened(tmp_path / "j.db") as journal:
+            run = journal.begin(begun("a"))
+            await journal.settle()
+            run.lines([b"x"])
+        async with opened(tmp_path / "j.db") as journal:
+            assert sum(part.count for part in await journal.parts("a")) == 1
 
 
 async def test_a_burst_is_put_aside_piece_by_piece_on_a_disk_that_fails(

@@ -29,6 +29,8 @@ FACT_BYTES: Final = 1024
 """What a begin, an end or anything else that waits is reckoned as, beside what is said in it."""
 TEXT_BYTES: Final = 200
 """What a text of several that wait together is reckoned as, beside its bytes: most of it where it is short."""
+FEW_BYTES: Final = 64 * 1024
+"""Bytes up to which lines alone may linger."""
 GATHER_BYTES: Final = QUEUE_BYTES // 2
 """Bytes that wait for no more."""
 PART_BYTES: Final = 512 * 1024
@@ -206,7 +208,8 @@ class Recorder:
 class Backlog(ABC):
     """What waits for a journal to write it, from any thread; `_stir` guards it.
 
-    What writes takes `_waiting` from its front, takes off `_bytes` what it took, and says by `_idle` that it waits.
+    What writes takes `_waiting` from its front, takes off `_bytes` what it took, and says by `_idle` that it waits, by
+    `_lingers` that it does so for lines alone.
     """
 
     enough: int = GATHER_BYTES
@@ -225,6 +228,7 @@ class Backlog(ABC):
         self._given_up = 0
         self._stir = threading.Condition()
         self._idle = True
+        self._lingers = False
         self._hurry = False
 
     def begin(self, run: Begun) -> Recorder:
@@ -246,7 +250,7 @@ class Backlog(ABC):
                 self._given_up += 1
                 return False
             self._waiting.append(write)
-            self._count(write.size, hurry=bool(write.hearers))
+            self._count(write.size, hurry=bool(write.hearers), lines=bool(write.lines))
         return True
 
     def enlarge(self, write: Write, count: int, texts: list[Text], size: int) -> bool:
@@ -259,17 +263,18 @@ class Backlog(ABC):
                 return False
             write.lines.add(count, texts, size)
             write.size += reckoned
-            self._count(reckoned)
+            self._count(reckoned, lines=True)
         return True
 
-    def _count(self, size: int, *, hurry: bool = False) -> None:
+    def _count(self, size: int, *, hurry: bool = False, lines: bool = False) -> None:
         """Count what has come, and wake what writes where it must know."""
         self._bytes += size
         self._came += size
         hurry = not self._hurry and (hurry or self._bytes > self.enough)
         self._hurry = self._hurry or hurry
-        if self._idle or hurry:
-            self._idle = False
+        stays = self._lingers and lines and self._bytes <= FEW_BYTES
+        if self._idle or hurry or (self._lingers and not stays):
+            self._idle = self._lingers = False
             self._wake()
 
     def _recount(self, write: Write) -> None:

@@ -29,6 +29,8 @@ from .unfinished import Unfinished, find_unfinished
 
 GATHER: Final = 0.01
 """Seconds for which what has come waits for more, to be written with it; not where somebody waits for it."""
+LINGER: Final = 0.1
+"""Seconds for which lines alone wait for more while they are few: at the pace of a model that spares most writes."""
 CROWD: Final = 8
 """Writes that are a crowd's: each of its runs has more to say before long, for which a write is no dearer."""
 CROWD_PATIENCE: Final = GATHER * 5
@@ -208,6 +210,7 @@ class SqliteJournal(Backlog, Journal):
 
         In a burst longer still, of which lines are put aside meanwhile.
         """
+        self._linger()
         before, patience, rest = self._came, GATHER, time.monotonic() + CROWD_PATIENCE
         while not self._stir.wait_for(lambda: self._hurry or self._closing, patience):
             self._relieve()
@@ -218,6 +221,12 @@ class SqliteJournal(Backlog, Journal):
             if time.monotonic() > (until if burst else rest):
                 return
             patience = BURST_STEP if burst else GATHER
+
+    def _linger(self) -> None:
+        """Let lines wait for more, until something else comes, or much."""
+        self._lingers = all(write.lines for write in self._waiting)
+        self._stir.wait_for(lambda: not self._lingers or self._hurry or self._closing, LINGER)
+        self._lingers = False
 
     def _relieve(self) -> None:
         """Put what waits of large parts aside, without the lock, so that its memory is used again while it is hot.

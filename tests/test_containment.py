@@ -16,8 +16,10 @@ from typing import Any
 import attrs
 import pytest
 import trio
-from harness import MODES, alive, bearing, descriptors, until
+from harness import MODES, Backend, alive, bearing, descriptors, until
 
+from trio_claude import delivery
+from trio_claude.config import Config
 from trio_claude.containment import (
     BrokenStart,
     Contained,
@@ -30,6 +32,7 @@ from trio_claude.containment import (
 )
 from trio_claude.containment.supervised import why
 from trio_claude.containment.supervisor import SPARE_LIMIT, SupervisorContainment
+from trio_claude.embed import open_run
 from trio_claude.errors import ContainmentUnavailable, SpawnFailed
 from trio_claude.events import Event, GuardianLost, Receipt
 
@@ -555,6 +558,20 @@ async def test_what_stays_in_a_group_is_ended_with_the_cli() -> None:
             await until(lambda: not alive(child))
 
 
+async def test_a_group_is_empty_once_none_that_bears_the_mark_is_left() -> None:
+    async with open_containment("group", lambda _: None) as containment:
+        async with containment.start(shell("setsid sh -c 'echo $$; exec sleep 60' & read _")) as process:
+            child = int(await process.stdout.receive_some())
+            await process.stdin.aclose()
+            await process.wait_exit()
+            with trio.move_on_after(0.2) as patience:
+                await process.wait_empty()
+            assert patience.cancelled_caught
+            os.kill(child, signal.SIGKILL)
+            with trio.fail_after(10):
+                await process.wait_empty()
+
+
 async def test_no_group_is_killed_by_the_pid_of_a_cli_that_was_reaped(monkeypatch: pytest.MonkeyPatch) -> None:
     """It may be another's by then."""
     killed: list[int] = []
@@ -882,3 +899,14 @@ async def test_a_group_for_which_descriptors_run_out_is_not_begun(
             for end in fill[: len(fill) - left]:
                 os.close(end)
     assert sorted(os.listdir("/proc/self/fd")) == before
+
+
+async def test_a_run_in_a_group_that_leaves_nobody_waits_for_no_silence(
+    fake: Backend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(delivery, "DRAIN_IDLE", 60.0)
+    config = Config(cli=fake.program, cwd=str(fake.cwd), containment="group", journal="none")
+    with trio.fail_after(30):
+        async with open_run("hello", config=config) as run:
+            outcome = await run.wait()
+    assert (outcome.reason, outcome.exit_status, outcome.receipt.survivors) == ("exit", 0, None)

@@ -12,7 +12,7 @@ import os
 import signal
 import subprocess
 import threading
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -26,7 +26,9 @@ from .base import MARK, PROOF_TIMEOUT, Contained, Containment, Job, Told, forget
 from .pipes import PipeReader, PipeWriter, is_quiet, wait_any
 
 SWEEPS = 50
-"""Looks for marked processes after the kill, until one finds none; what forks meanwhile is found by a later one."""
+"""Looks for marked processes after the kill, until one finds none."""
+SWEEP_PAUSE = 0.01
+"""Seconds between two looks."""
 
 
 class Grouped(Contained):
@@ -81,8 +83,13 @@ class Grouped(Contained):
         return False
 
     async def wait_empty(self) -> None:
-        """Wait for ever: it is never known here."""
-        await trio.sleep_forever()
+        """Wait until none is found that bears the mark; the group was ended with the CLI."""
+        while self._found(marks.find):
+            await trio.sleep(SWEEP_PAUSE)  # nobody is told of another's child
+
+    def _found(self, look: Callable[[str], set[int]]) -> set[int]:
+        """Return whom `look` finds by the mark, nobody where the system does not show environments."""
+        return look(self._mark) if Path("/proc/self/environ").exists() else set()
 
     @property
     def quiet(self) -> bool:
@@ -127,12 +134,12 @@ class Grouped(Contained):
 
     async def _sweep(self) -> Receipt:
         killed = {self.pid} if self._struck and self.status == -signal.SIGKILL else set()
-        for _ in range(SWEEPS if Path("/proc/self/environ").exists() else 0):
-            found = marks.kill(self._mark)
+        for _ in range(SWEEPS):
+            found = self._found(marks.kill)
             killed |= found
             if not found:
                 break
-            await trio.sleep(0.01)
+            await trio.sleep(SWEEP_PAUSE)  # what forks meanwhile is found by a later look
         ms = round((trio.current_time() - self._decided) * 1000, 3)
         seen = len(killed | {self.pid})
         return Receipt(seen=seen, killed=len(killed), survivors=None, ms=ms, containment=GroupContainment.mode)

@@ -37,8 +37,8 @@ class Ends:
     def say(self, words: bytes) -> None:
         os.write(self.writer, words)
 
-    def hear(self, descriptors: list[int]) -> None:
-        assert descriptors == [self.reader]
+    def hear(self, descriptor: int) -> None:
+        assert descriptor == self.reader
         self.then(os.read(self.reader, 65536))
 
 

@@ -84,8 +84,8 @@ class Grouped(Contained):
 
     async def wait_empty(self) -> None:
         """Wait until none is found that bears the mark; the group was ended with the CLI."""
-        while self._found(marks.find):
-            await trio.sleep(SWEEP_PAUSE)  # nobody is told of another's child
+        while self._found(marks.find):  # noqa: ASYNC110 - nobody is told of another's child
+            await trio.sleep(SWEEP_PAUSE)
 
     def _found(self, look: Callable[[str], set[int]]) -> set[int]:
         """Return whom `look` finds by the mark, nobody where the system does not show environments."""

@@ -27,15 +27,15 @@ _EPOLL: Final = "anon_inode:[eventpoll]"
 
 
 class LoopWait(trio.abc.Instrument):
-    """Waits by `epoll`, where that watches `pipes`; `hear` is called with those that can be read, and must not wait.
+    """Waits by `epoll`, where that watches `pipes`; `hear` is called with each that can be read, and must not wait.
 
-    `told` hears for how many seconds each call of `hear` held the loop.
+    `told` hears for how many seconds that held the loop, between two looks.
 
     Resource handling: `serve` has it among Trio's instruments, and Trio's own epoll in `epoll`. Error handling: what
     goes wrong in the wait is raised by `serve`, and Trio waits by itself again.
     """
 
-    def __init__(self, epoll: select.epoll, pipes: Sized, hear: Callable[[list[int]], None]) -> None:
+    def __init__(self, epoll: select.epoll, pipes: Sized, hear: Callable[[int], object]) -> None:
         self.told: Callable[[float], None] | None = None
         self._epoll = epoll
         self._pipes = pipes
@@ -87,19 +87,21 @@ class LoopWait(trio.abc.Instrument):
         self._is_stirred = False
         left, until = timeout, time.monotonic() + timeout
         while True:
-            found = [descriptor for descriptor, _ in self._epoll.poll(left, AT_ONCE)]
-            now = time.monotonic()
-            pipes = [descriptor for descriptor in found if descriptor != self._trios]
-            if pipes:
-                self._hear(pipes)
+            found = self._epoll.poll(left, AT_ONCE)
+            now, heard = time.monotonic(), 0
+            for descriptor, _ in found:
+                if descriptor != self._trios:
+                    heard += 1
+                    self._hear(descriptor)
+            if heard:
                 until = min(until, now + LATE)
                 since, now = now, time.monotonic()
                 if self.told:
                     self.told(now - since)
             if not timeout:
                 return False
-            if len(pipes) < len(found) or self._is_stirred:
-                return bool(pipes)
+            if heard < len(found) or self._is_stirred:
+                return heard > 0
             if (left := until - now) <= 0:
                 return True
 

@@ -74,7 +74,7 @@ class Pump:
             self._read_all(epoll)
 
     async def _serve_in_waits(self, epoll: select.epoll, trios: int) -> None:
-        self._wait = LoopWait(epoll, self._waiting, self._read_some)
+        self._wait = LoopWait(epoll, self._waiting, self._read)
         self.watch(self._told)
         try:
             await self._wait.serve(trios)
@@ -88,33 +88,30 @@ class Pump:
             self._wait.told = told
             self._wait.be_last()
 
-    def _read_some(self, descriptors: list[int]) -> None:
-        """Read those of the pipes for which somebody waits yet."""
-        for descriptor in descriptors:
-            if waiter := self._waiting.get(descriptor):
-                self._read(descriptor, waiter)
-
     def _read_all(self, epoll: select.epoll) -> None:
         """Read whatever can be read, also what comes meanwhile, up to a turn's measure."""
         left = READS_A_TURN
         while left > 0 and (found := epoll.poll(0, left)):
             for descriptor, _ in found:
-                left -= 1
-                if waiter := self._waiting.get(descriptor):
-                    left -= self._read(descriptor, waiter) // LONE
+                left -= 1 + self._read(descriptor) // LONE
 
-    def _read(self, descriptor: int, waiter: _Waiter) -> int:
-        """Read a pipe and offer what it held; return how many bytes that was."""
-        chunk: bytes | None = b""
+    def _read(self, descriptor: int) -> int:
+        """Read a pipe, if somebody waits for it yet, and offer what it held; return how many bytes that was."""
+        if (waiter := self._waiting.get(descriptor)) is None:
+            return 0
+        chunk = b""
         try:
-            chunk = _held(descriptor)
-            if chunk is None or waiter.task.context.run(waiter.take, chunk):
-                return len(chunk or b"")
+            try:
+                chunk = os.read(descriptor, READ_SIZE)
+            except BlockingIOError:
+                return 0
+            if waiter.task.context.run(waiter.take, chunk):
+                return len(chunk)
             waiter.rest = chunk
         except Exception as error:  # whatever it is, it is the run's, and is raised there
             waiter.error = error
         self.release(descriptor)
-        return len(chunk or b"")
+        return len(chunk)
 
     async def wait(self, descriptor: int, take: Take) -> bytes | None:
         """Offer all that a pipe holds from now on to `take`, until that does not take it; return what that was.
@@ -147,11 +144,3 @@ class Pump:
         if waiter and self._epoll:
             self._epoll.unregister(descriptor)
         return waiter
-
-
-def _held(descriptor: int) -> bytes | None:
-    """Return what a pipe holds, empty at its end, None where that is nothing yet."""
-    try:
-        return os.read(descriptor, READ_SIZE)
-    except BlockingIOError:
-        return None

@@ -373,6 +373,33 @@ async def test_what_the_server_refuses_is_the_sdks_own_error(fake: Backend) -> N
 
 
 @BOTH_LIBRARIES
+async def test_a_message_that_is_too_long_is_told_by_why_the_server_closes(fake: Backend, library: Library) -> None:
+    async def program(url: str) -> None:
+        from claude_agent_sdk import ClaudeAgentOptions, ClaudeSDKClient, CLIConnectionError
+
+        options = ClaudeAgentOptions()
+        async with ClaudeSDKClient(options=options, transport=over(url, options)) as client:
+            await client.query("x" * 70_000)
+            with pytest.raises(CLIConnectionError, match="the server closed the connection: message over 65536 bytes"):
+                [message async for message in client.receive_response()]
+
+    async with fake.serve(max_session_message=65536) as server:
+        await library(partial(program, server.url))
+
+
+async def test_a_transport_that_has_ended_is_not_used_again(fake: Backend) -> None:
+    from claude_agent_sdk import ClaudeAgentOptions, CLIConnectionError, query
+
+    async with fake.serve() as server:
+        transport = over(server.url, None)
+        async for _ in query(prompt="hello", options=ClaudeAgentOptions(), transport=transport):
+            pass
+        with pytest.raises(CLIConnectionError, match="used already; make another"):
+            async for _ in query(prompt="hello", options=ClaudeAgentOptions(), transport=transport):
+                pass
+
+
+@BOTH_LIBRARIES
 async def test_other_words_on_stdout_are_left_out(fake: Backend, library: Library) -> None:
     words = ["[SandboxDebug] here", "[1]", "7", "{", "[" * 3000]
 

@@ -20,7 +20,7 @@ import sniffio
 from claude_agent_sdk import ClaudeAgentOptions, CLIConnectionError, ProcessError, Transport
 
 from .client.sessions import ENDING, NOT_OPEN
-from .client.sockets import Inbox, Socket, door, dumps, open_socket
+from .client.sockets import BROKEN, Inbox, Socket, door, dumps, open_socket
 
 Json: TypeAlias = dict[str, Any]
 
@@ -217,10 +217,10 @@ class WebSocketTransport(Transport):
 
     async def connect(self) -> None:
         """Connect, start the session, and wait until the CLI runs. Raises `CLIConnectionError`."""
-        if self._started:
+        if self._started and not self._over:
             return
         if self._opened.is_set() or self._over:
-            raise CLIConnectionError("this transport was used already") from self._failure
+            raise CLIConnectionError("this transport was used already; make another") from self._failure
         _spawn(self._hold())
         try:
             await self._begin()
@@ -241,7 +241,14 @@ class WebSocketTransport(Transport):
                 raise CLIConnectionError(f"the server refused: {said.get('error')}")
             if said.get("event") == "ended":
                 raise CLIConnectionError(f"the CLI did not run: {said.get('error') or said.get('reason')}")
-        raise CLIConnectionError("the server closed before the CLI ran") from self._failure
+        raise self._closed_without_end("the server closed before the CLI ran") from self._failure
+
+    def _closed_without_end(self, otherwise: str) -> CLIConnectionError:
+        """Return the error of a close that came without `ended`, by the server's reason if it gave one."""
+        socket = self._socket
+        if socket is None or socket.code in (None, BROKEN) or not socket.reason:
+            return CLIConnectionError(otherwise)
+        return CLIConnectionError(f"the server closed the connection: {socket.reason}")
 
     async def _hold(self) -> None:
         """Hold the socket and read it, in a task of its own, until `close` or its end."""
@@ -293,7 +300,7 @@ class WebSocketTransport(Transport):
         try:
             await self._socket.send(dumps(line))
         except ConnectionError as error:
-            raise CLIConnectionError("the connection to the server broke") from error
+            raise self._closed_without_end("the connection to the server broke") from error
 
     def read_messages(self) -> AsyncIterator[Json]:
         """Iterate over the CLI's lines; raises `ProcessError` after a bad end, `CLIConnectionError` after none."""
@@ -314,7 +321,7 @@ class WebSocketTransport(Transport):
                 return None
         if self._closing.is_set():
             return None
-        raise CLIConnectionError("the connection to the server broke") from self._failure
+        raise self._closed_without_end("the connection to the server broke") from self._failure
 
     def _hear(self, said: Json) -> Json | None:
         """Take what the server says of its own; return the answer that a refused request gets in the CLI's place."""

@@ -335,10 +335,18 @@ async def test_a_proxy_of_an_unknown_kind_is_named(monkeypatch: pytest.MonkeyPat
         ("https://claude.example", "wss://claude.example/ws/claude?frames=verbatim"),
         ("http://h/proxied/claude", "ws://h/proxied/claude?frames=verbatim"),
         ("ws://h:1/", "ws://h:1/ws/claude?frames=verbatim"),
+        ("ws://h:1/ws/claude/?frames=original", "ws://h:1/ws/claude?frames=verbatim"),
+        ("ws://h:1/ws/session", "ws://h:1/ws/claude?frames=verbatim"),
     ],
 )
 def test_addresses_are_completed(url: str, expected: str) -> None:
     assert door(url) == expected
+
+
+async def test_the_address_of_one_door_leads_to_the_other(fake: Backend) -> None:
+    assert door("ws://h:1/ws/claude", "/ws/session", "") == "ws://h:1/ws/session"
+    async with fake.serve() as server, open_session(meta="T", url=f"{server.url}/ws/claude") as session:
+        assert session.started["run"]
 
 
 @BOTH_LIBRARIES

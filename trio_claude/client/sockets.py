@@ -47,6 +47,8 @@ PIECE = 64 * 1024
 """Bytes that are written at once; where the next ones go out too, a long message is under way."""
 
 
+DOORS = ("", "/ws/claude", "/ws/session")
+"""Paths of a server that lead to whichever door is wanted."""
 SILENCE = 20.0
 """Seconds without a word of the server after which it is asked for a sign of life; as long again without one: gone."""
 ALIVE = 5.0
@@ -67,13 +69,17 @@ def dumps(said: Any) -> str:
 
 
 def door(url: str, path: str = "/ws/claude", query: str = "frames=verbatim") -> str:
-    """Return a server's address, with or without scheme and path, as the address of a door. Raises `ConnectFailed`."""
+    """Return a server's address, with or without scheme and path, as the address of a door.
+
+    Where it is that of another door, `path` is taken in its place. Raises `ConnectFailed`.
+    """
     try:
         parts = urlsplit(url if "://" in url else f"http://{url}")
     except ValueError as error:
         raise ConnectFailed(f"can't reach {url}: {error}") from error
     scheme = {"http": "ws", "https": "wss"}.get(parts.scheme, parts.scheme)
-    return urlunsplit((scheme, parts.netloc, parts.path if len(parts.path) > 1 else path, query, ""))
+    own = "" if parts.path.rstrip("/") in DOORS else parts.path
+    return urlunsplit((scheme, parts.netloc, own or path, query, ""))
 
 
 class _Stream(httpcore.AsyncNetworkStream):

@@ -206,8 +206,41 @@ def forget_proxies(monkeypatch: pytest.MonkeyPatch) -> None:
 
 async def test_a_refusal_names_its_status(fake: Backend) -> None:
     async with fake.serve() as server:
-        with pytest.raises(ConnectFailed, match="HTTP 404"):
+        with pytest.raises(
+            ConnectFailed, match=r"HTTP 404: no WebSocket here; there is one at /ws/claude, /ws/session$"
+        ):
             await collect(f"{server.url}/elsewhere", "hello")
+
+
+@BOTH_LIBRARIES
+async def test_a_refusal_is_told_with_the_words_of_the_server(fake: Backend, library: Library) -> None:
+    async def program(url: str) -> None:
+        with pytest.raises(
+            ConnectFailed, match=r"HTTP 403: this Host is not .*; the operator can name it with allow_host$"
+        ):
+            async with trio_claude.ask("hello", meta="T", url=url, headers={"Host": "elsewhere"}):
+                pytest.fail("there")
+
+    async with fake.serve() as server:
+        await library(partial(program, server.url))
+
+
+@pytest.mark.parametrize(
+    "body",
+    [b"", b"no", b"[]", b'"no"', b"{}", b'{"error":7}', b'{"error":"\\u001b[2J"}', b'{"error":"' + b"x" * 9999 + b'"}'],
+)
+async def test_a_refusal_without_words_that_can_be_shown_names_its_status(body: bytes) -> None:
+    async def refuse(stream: trio.SocketStream) -> None:
+        await stream.receive_some()
+        length = len(body) or 9  # of which none comes, and the connection stays
+        await stream.send_all(b"HTTP/1.1 403 No\r\nContent-Length: %d\r\nConnection: close\r\n\r\n" % length + body)
+        await trio.sleep_forever()
+
+    async with trio.open_nursery() as nursery:
+        listeners = await nursery.start(partial(trio.serve_tcp, refuse, 0, host="127.0.0.1"))
+        with pytest.raises(ConnectFailed, match=r"refused: HTTP 403$"):
+            await collect(f"http://127.0.0.1:{listeners[0].socket.getsockname()[1]}", "hello")
+        nursery.cancel_scope.cancel()
 
 
 async def test_a_server_that_dies_is_an_end(fake: Backend) -> None:

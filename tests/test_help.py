@@ -195,7 +195,8 @@ async def test_another_programs_address_is_no_server_of_ours(fake: Backend) -> N
     async with fake.serve() as server:
         told = await trio_claude("ask", "hello", "--url", f"{server.url}/nope")
     assert told.returncode == Status.UNREACHABLE
-    assert b"HTTP 404; --url takes the address that `trio-claude serve` prints" in told.stderr
+    assert b"HTTP 404: no WebSocket here; there is one at /ws/claude, /ws/session; --url takes" in told.stderr
+    assert b"the address that `trio-claude serve` prints" in told.stderr
 
 
 NEXT = re.compile(r"--[a-z]|`trio-claude|\b(NAME|ID)\b|\{(_SHOWN|_WANTED)\}")

@@ -41,12 +41,16 @@ CONNECT_TIMEOUT = 10.0
 LINGER = 1.0
 """Seconds for which frames are still taken from a connection that takes no more, or is to be closed by the server.
 
-As long is waited for a network that takes no close frame, or no ping.
+As long is waited for a network that takes no close frame, or no ping, and for the words of a refusal.
 """
 PIECE = 64 * 1024
 """Bytes that are written at once; where the next ones go out too, a long message is under way."""
 
 
+SWITCHING = 101
+"""The HTTP status behind which a WebSocket is spoken."""
+REFUSAL_LIMIT = 4096
+"""Bytes of a refusal's body that are read."""
 DOORS = ("", "/ws/claude", "/ws/session")
 """Paths of a server that lead to whichever door is wanted."""
 SILENCE = 20.0
@@ -327,8 +331,7 @@ async def open_socket(
             connection = _connection(url, await stack.enter_async_context(_client(url, key, headers)))
             session = await connection.__aenter__()
         except WebSocketUpgradeError as error:
-            status = error.response.status_code
-            raise ConnectFailed(f"{name} refused: {_why(status)}", status) from error
+            raise ConnectFailed(f"{name} refused: {_why(error.response)}", error.response.status_code) from error
         except (httpx.InvalidURL, httpx.HTTPError, HTTPXWSException, OSError, ImportError, ValueError) as error:
             raise ConnectFailed(f"can't reach {name}: {_said(error)}") from error
         socket = Socket(session)
@@ -351,12 +354,33 @@ def _said(error: Exception) -> str:
     return type(error).__name__
 
 
-_WHY = {401: "it wants a valid key or token", 403: "not from here, or not you", 429: "too many connections"}
+_WHY = {401: "it wants a valid key or token", 429: "too many connections"}
+"""What HTTP statuses mean at a door, whatever the server says."""
 
 
-def _why(status: int) -> str:
-    """Return what an HTTP status means at a door."""
-    return f"HTTP {status}: {_WHY[status]}" if status in _WHY else f"HTTP {status}"
+def _why(response: httpx.Response) -> str:
+    """Return why a handshake was refused: the server's own words, where that is one of ours."""
+    status = response.status_code
+    why = _WHY.get(status) or _words(response)
+    return f"HTTP {status}: {why}" if why else f"HTTP {status}"
+
+
+def _words(response: httpx.Response) -> str:
+    """Return what a refusal says, nothing where it has no words that can be shown."""
+    try:
+        words = response.json()["error"]
+    except (httpx.StreamError, ValueError, TypeError, KeyError, RecursionError):
+        return ""
+    return words if isinstance(words, str) and words.isprintable() else ""
+
+
+async def _read_refusal(response: httpx.Response) -> None:
+    """Read a refusal that is short, and comes: nobody can do so once the handshake has failed."""
+    size = response.headers.get("Content-Length", "")
+    if response.status_code == SWITCHING or not size.isdecimal() or int(size) > REFUSAL_LIMIT:
+        return
+    with anyio.move_on_after(LINGER), contextlib.suppress(httpx.HTTPError):
+        await response.aread()
 
 
 def _client(url: str, key: str | None, more: Mapping[str, str] | None) -> httpx.AsyncClient:
@@ -380,6 +404,7 @@ def _client(url: str, key: str | None, more: Mapping[str, str] | None) -> httpx.
             mounts={} if url.startswith("wss") or _through_socks() else {"http://": None},
             timeout=httpx.Timeout(None, connect=CONNECT_TIMEOUT, read=CONNECT_TIMEOUT),
             headers=headers,
+            event_hooks={"response": [_read_refusal]},
         )
     except OSError as error:
         raise ConnectFailed(f"SSL_CERT_FILE or SSL_CERT_DIR can't be used: {error}") from error

@@ -10,6 +10,7 @@ import contextvars
 import functools
 import json
 import os
+import threading
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 
@@ -23,6 +24,7 @@ from trio_claude.config import Config
 from trio_claude.containment.pipes import PipeReader
 from trio_claude.containment.pump import LONE, READS_A_TURN, Pump
 from trio_claude.embed import open_run
+from trio_claude.metrics.loop import LoopWatch
 
 NAME: contextvars.ContextVar[str] = contextvars.ContextVar("name")
 
@@ -235,6 +237,41 @@ async def test_where_the_pump_ends_its_readers_go_on_without_it(pumping: Pumping
         pipe.say(b"plain")
     assert (pipe.heard, pipe.rest) == ([], b"plain")
     pipe.close()
+
+
+async def test_where_two_pumps_share_a_loop_neither_waits_for_what_the_other_hears() -> None:
+    heard = threading.Event()
+
+    def take(_chunk: bytes) -> bool:
+        heard.set()
+        return True
+
+    def talk(pipe: Pipe) -> bool:
+        heard.clear()
+        pipe.say(b"x")
+        return heard.wait(5)
+
+    async with serve_pump(own_loop=True) as one, serve_pump(own_loop=True) as other:
+        pipes = Pipe(), Pipe()
+        async with trio.open_nursery() as nursery:
+            for pipe, pump in zip(pipes, (one, other), strict=True):
+                nursery.start_soon(pipe.read, pump, take)
+            await settle()
+            for pipe in pipes:
+                assert await trio.to_thread.run_sync(talk, pipe)
+            nursery.cancel_scope.cancel()
+        for pipe in pipes:
+            pipe.close()
+
+
+async def test_the_wait_of_one_pump_is_no_work_to_who_watches_the_loop_of_another() -> None:
+    async with serve_pump(own_loop=True) as one, serve_pump(own_loop=True) as other, reading(one):
+        watch = LoopWatch(lambda _seconds: None)
+        trio.lowlevel.add_instrument(watch)
+        other.watch(watch.hold)
+        await trio.sleep(0.5)
+        trio.lowlevel.remove_instrument(watch)
+    assert watch.busy < 0.4
 
 
 async def test_a_run_hears_in_its_own_context(pumping: Pumping) -> None:

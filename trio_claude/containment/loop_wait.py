@@ -51,9 +51,11 @@ class LoopWait(trio.abc.Instrument):
         self._trios, self._token = trios, trio.lowlevel.current_trio_token()
         self._epoll.register(trios, select.EPOLLIN)
         trio.lowlevel.add_instrument(self)
+        HERE.set(self)
         try:
             await self._failed.wait()
         finally:
+            HERE.set(None)
             self._token = None
             trio.lowlevel.remove_instrument(self)
             self._epoll.unregister(trios)
@@ -106,8 +108,12 @@ class LoopWait(trio.abc.Instrument):
                 return True
 
 
+HERE: Final[trio.lowlevel.RunVar[LoopWait | None]] = trio.lowlevel.RunVar("LoopWait", None)
+"""What waits in the place of this Trio: one at most, behind which the pipes of a second would wait for those of it."""
+
+
 async def find_epoll() -> int | None:
-    """Return the descriptor of Trio's own epoll, None where the system does not tell.
+    """Return the descriptor of Trio's own epoll, None where the system does not tell, or a `LoopWait` has it already.
 
     The kernel lists what an epoll watches, and Trio's alone watches what one of its tasks waits for.
     """
@@ -120,7 +126,7 @@ async def find_epoll() -> int | None:
     finally:
         os.close(reader)
         os.close(writer)
-    return found
+    return None if HERE.get() else found
 
 
 async def _watch(descriptor: int, task_status: trio.TaskStatus[None]) -> None:

@@ -15,7 +15,7 @@ from typing import Final
 import attrs
 import trio
 
-from .loop_wait import LoopWait, find_epoll
+from .loop_wait import HERE, LoopWait, find_epoll
 
 READ_SIZE: Final = 65536
 """Bytes taken at a time: what a Linux pipe holds."""
@@ -40,6 +40,8 @@ class _Waiter:
 
 class Pump:
     """The pipes of one engine; with `own_loop` they are heard while Trio's loop waits, which must be no guest's.
+
+    Of several in one loop that is so for the first alone; the others are a task each.
 
     Resource handling: `serve` owns the `epoll`; while it does not run, and from its end on, nobody waits here. Error
     handling: what a `Take` raises is raised to the task that waits, and to no other.
@@ -86,7 +88,8 @@ class Pump:
         self._told = told
         if self._wait:
             self._wait.told = told
-            self._wait.be_last()
+        if here := HERE.get():  # it may be another engine's
+            here.be_last()
 
     def _read_all(self, epoll: select.epoll) -> None:
         """Read whatever can be read, also what comes meanwhile, up to a turn's measure."""

@@ -243,8 +243,8 @@ async def main():
     async with trio.open_nursery() as nursery:
         nursery.start_soon(LoopWait(epoll, [reader], print).serve, await find_epoll())
         await trio.testing.wait_all_tasks_blocked()
-        print("waits", flush=True)
         try:
+            print("waits", flush=True)
             await trio.sleep_forever()
         finally:
             print("left", flush=True)

@@ -8,6 +8,7 @@ import resource
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack
 from pathlib import Path
@@ -26,6 +27,7 @@ from trio_claude.containment import (
     Containment,
     Job,
     Means,
+    marks,
     open_containment,
     supervisor,
     zygote,
@@ -570,6 +572,21 @@ async def test_a_group_is_empty_once_none_that_bears_the_mark_is_left() -> None:
             os.kill(child, signal.SIGKILL)
             with trio.fail_after(10):
                 await process.wait_empty()
+
+
+async def test_the_loop_is_not_held_by_a_look_for_what_a_group_has_left(monkeypatch: pytest.MonkeyPatch) -> None:
+    lookers: list[threading.Thread] = []
+
+    def look(_mark: str) -> set[int]:
+        lookers.append(threading.current_thread())
+        return set()
+
+    monkeypatch.setattr(marks, "find", look)
+    async with open_containment("group", lambda _: None) as containment, containment.start(shell("exit 0")) as process:
+        await process.wait_exit()
+        await process.wait_empty()
+        assert len(lookers) == 1
+        assert threading.current_thread() not in lookers
 
 
 async def test_no_group_is_killed_by_the_pid_of_a_cli_that_was_reaped(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,6 +7,7 @@ mode never claims a number of survivors. This module must never be the choice wh
 from __future__ import annotations
 
 import contextlib
+import functools
 import math
 import os
 import signal
@@ -29,6 +30,8 @@ SWEEPS = 50
 """Looks for marked processes after the kill, until one finds none."""
 SWEEP_PAUSE = 0.01
 """Seconds between two looks."""
+LOOK_PAUSE = 0.1
+"""Seconds between two looks for what outlives the CLI: each reads of all processes of the machine."""
 
 
 class Grouped(Contained):
@@ -84,8 +87,9 @@ class Grouped(Contained):
 
     async def wait_empty(self) -> None:
         """Wait until none is found that bears the mark; the group was ended with the CLI."""
-        while self._found(marks.find):  # noqa: ASYNC110 - nobody is told of another's child
-            await trio.sleep(SWEEP_PAUSE)
+        look = functools.partial(trio.to_thread.run_sync, self._found, marks.find, abandon_on_cancel=True)
+        while await look():  # noqa: ASYNC110 - nobody is told of another's child
+            await trio.sleep(LOOK_PAUSE)
 
     def _found(self, look: Callable[[str], set[int]]) -> set[int]:
         """Return whom `look` finds by the mark, nobody where the system does not show environments."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import select
 import signal
@@ -12,6 +13,7 @@ import threading
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
+from pathlib import Path
 
 import pytest
 import trio
@@ -120,6 +122,14 @@ async def test_the_epoll_that_is_found_watches_what_trio_s_tasks_wait_for() -> N
 
 async def test_none_is_found_where_the_system_does_not_tell(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(loop_wait, "OPEN", "/nowhere")
+    assert await find_epoll() is None
+
+
+async def test_none_is_found_where_the_system_refuses_to_tell(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(folder: Path) -> Iterator[Path]:
+        raise PermissionError(errno.EACCES, "Permission denied", str(folder))
+
+    monkeypatch.setattr(Path, "iterdir", refuse)
     assert await find_epoll() is None
 
 

@@ -137,7 +137,7 @@ async def _watch(descriptor: int, task_status: trio.TaskStatus[None]) -> None:
 def _watcher(descriptor: int) -> int | None:
     """Return which of this process's epolls watches a descriptor."""
     listed = re.compile(rf"^tfd:\s+{descriptor}\s", re.MULTILINE)
-    with contextlib.suppress(FileNotFoundError):
+    with contextlib.suppress(FileNotFoundError, PermissionError):
         for link in Path(OPEN).iterdir():
             if _is_epoll(link) and listed.search(_info(link.name)):
                 return int(link.name)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import resource
+import secrets
 import signal
 import subprocess
 import sys
@@ -38,7 +39,8 @@ from trio_claude.embed import open_run
 from trio_claude.errors import ContainmentUnavailable, SpawnFailed
 from trio_claude.events import Event, GuardianLost, Receipt
 
-ENV = {"PATH": os.environ["PATH"], "TRIO_CLAUDE_RUN": "test:1"}
+ENV = {"PATH": os.environ["PATH"], "TRIO_CLAUDE_RUN": f"test:{secrets.token_hex(8)}"}
+"""With a mark that nobody else has: a group is ended by it, and tests may run beside each other."""
 TREE = """
 sleep 60 &
 setsid sleep 60 &

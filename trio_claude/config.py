@@ -263,9 +263,7 @@ class Config:
     )
     state: str = _option("", "folder in which the server keeps things; empty: trio-claude in XDG_STATE_HOME")
     metrics: bool = _option(default=False, text="count for Prometheus, at /metrics; `serve` does unless told not to")
-    own_loop: bool = _option(
-        default=False, text="lines pass while the event loop waits, which is no guest; on in `serve`"
-    )
+    own_loop: bool = _option(default=False, text="lines pass while the loop waits, which is no guest; on in `serve`")
     redis: str = attrs.field(
         default="",
         repr=False,

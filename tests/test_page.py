@@ -1311,6 +1311,7 @@ async def test_what_is_shown_no_more_is_held_no_more(fake: Backend, browser: Bro
         lines.append({"type": "assistant", "parent_tool_use_id": parent, "message": {"content": [use]}})
         asks = {"subtype": "can_use_tool", "tool_name": "Bash", "tool_use_id": use["id"], "input": use["input"]}
         lines.append({"type": "control_request", "request_id": f"r{number}", "request": asks})
+        lines.append({"type": "control_cancel_request", "request_id": f"r{number}"})
     lines += [{"type": "user", "message": {"content": "as a note"}} for _ in range(ITEMS_KEPT)]
     async with fake.serve() as server, looking(browser, server.url) as page:
         raw = "".join(f"{json.dumps(line)}\n" for line in lines)
@@ -1318,6 +1319,24 @@ async def test_what_is_shown_no_more_is_held_no_more(fake: Backend, browser: Bro
         await turns(page, 1)
         assert await page.texts(".tool") == []
         assert await page.live("HTMLDetailsElement") == 0
+
+
+async def test_a_question_that_is_open_is_kept_behind_all_that_comes_later(fake: Backend, browser: Browser) -> None:
+    """Also where an agent asks it, whose card it lies in."""
+    ls: dict[str, object] = {"command": "ls"}
+    lines = used("agent", "Agent", {"description": "look"}) + used("tool", "Bash", ls, "agent")
+    lines += may_run("tool", "Bash", ls) + may_run("other", "Bash", ls, "two")
+    notes = [json.dumps({"type": "user", "message": {"content": "as a note"}}) for _ in range(ITEMS_KEPT)]
+    async with fake.serve() as server, looking(browser, server.url) as page:
+        await page.say(directive("raw", text=lines + "".join(f"{note}\n" for note in notes)) + directive("silent"))
+        await page.wait_text("#transcript > .note", "earlier things")
+        await page.wait_text("#transcript > :last-child", "as a note")
+        assert await page.texts(".said") == []
+        await page.wait_count(ALLOW, 2)
+        for left in (1, 0):
+            await page.click(ALLOW)
+            await page.wait_count(ALLOW, left)
+        assert await page.evaluate("document.querySelectorAll('#transcript > *').length") == ITEMS_KEPT
 
 
 # -- what the model asks its user -------------------------------------------------------------------------------------

@@ -5,12 +5,14 @@ import { MarkdownStream } from "./markdown";
 import { limited, ToolCard, type Answers, type Json } from "./tools";
 import { count, counted, dollars, receiptWords, seconds } from "./words";
 
-/** Things that a transcript keeps; the oldest go first, and it says so. */
+/** Things that a transcript keeps; the oldest go first, but for open questions, and it says so. */
 const ITEMS_KEPT = 500;
 /** Nearness to the end, in pixels, at which the page follows what comes. */
 const FOLLOW = 80;
 /** Blocks of one answer that may come in pieces. */
 const BLOCKS = 10_000;
+/** A card whose question is open. */
+const ASKS = "[data-state=asks]";
 /** What the CLI says of a command of its own, as a change of the model is to it. */
 const OWN_WORDS = /^<local-command-stdout>([^]*)<\/local-command-stdout>$/;
 
@@ -264,7 +266,10 @@ export class Transcript {
   }
 
   private forget(from: HTMLElement): void {
-    const oldest = from.firstElementChild === this.cut ? this.cut.nextElementSibling : from.firstElementChild;
+    const first = from.firstElementChild === this.cut ? this.cut.nextElementSibling : from.firstElementChild;
+    let oldest = first;
+    while (oldest && asks(oldest)) oldest = oldest.nextElementSibling; // it waits for an answer
+    oldest ??= first;
     for (const known of [this.cards, this.asking]) {
       for (const [id, card] of known) if (oldest?.contains(card.element)) known.delete(id);
     }
@@ -290,6 +295,11 @@ export class Transcript {
     this.scroller.scrollTop = this.scroller.scrollHeight;
     this.placed = this.scroller.scrollTop;
   };
+}
+
+/** Whether something has an open question in it. */
+function asks(shown: Element): boolean {
+  return shown.matches(ASKS) || shown.querySelector(ASKS) !== null;
 }
 
 /** Return the objects of a list, none where it is no list. */

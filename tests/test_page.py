@@ -498,6 +498,25 @@ async def test_a_prompt_between_the_end_of_a_run_and_its_close_is_given_back(fak
         assert await page.text("#state") == "ready"
 
 
+async def test_a_conversation_goes_on_between_the_end_of_a_run_and_its_close(fake: Backend, browser: Browser) -> None:
+    async with fake.serve() as server, looking(browser, server.url) as page:
+        await page.call("addInitScript", LATE_CLOSE)
+        await page.call("reload")
+        await page.say("first")
+        await turns(page, 1)
+        await page.click("#end")
+        await page.wait(".receipt")
+        await page.until("!!window.go")
+        await page.click("#offer")
+        await page.wait_text("#banner", "The next prompt goes on")
+        await page.say("second")
+        await turns(page, 2)
+        await page.evaluate("window.go()")  # of the one before
+        await page.click("#end")
+        await page.wait_count(".receipt", 2)
+        assert len(fake.ended) == 2
+
+
 async def test_a_run_behind_one_that_was_killed_has_a_stop_of_its_own(fake: Backend, browser: Browser) -> None:
     async with fake.serve(journal="memory") as server, looking(browser, server.url) as page:
         await page.say(directive("hang"))

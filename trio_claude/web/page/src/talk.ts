@@ -115,7 +115,8 @@ export class Talk {
 
   /** Go on with an earlier conversation: the next prompt does. */
   goOn(conversation: string): void {
-    if (this.isLive) return this.banner.say("There is a run here. End it first; then another conversation can go on.");
+    if (this.isLive && !this.ended) return this.banner.say("There is a run here. End it first; then another conversation can go on.");
+    if (this.isLive) this.giveUp(); // its close is all that is still to come
     if (conversation !== this.conversation) this.fresh(); // what stands here is of another
     this.resume = conversation;
     this.banner.say("The next prompt goes on with this conversation, in a new run.");
@@ -373,7 +374,7 @@ export class Talk {
     this.show();
   }
 
-  /** Give up a run that has not begun. */
+  /** Give up a run that has not begun, or is over. */
   private giveUp(): void {
     this.leave();
     this.over();

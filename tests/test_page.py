@@ -367,6 +367,34 @@ async def test_a_broken_connection_comes_back_by_itself(fake: Backend, browser: 
     assert len(fake.ended) == 1
 
 
+@pytest.mark.parametrize("back", [True, False], ids=["back", "not back"])
+async def test_a_prompt_while_the_connection_is_lost_is_said_or_given_back(
+    fake: Backend, browser: Browser, back: bool
+) -> None:
+    """Once, where the page comes back; in its field, where it gives up."""
+    options = {} if back else {"grace_max": 1}
+    async with fake.serve(journal="memory", **options) as server, open_cutter(server.port) as cutter:
+        async with looking_at_death(browser, cutter.url) as page:
+            await page.say(directive("text", text="one"))
+            await turns(page, 1)
+            cutter.open = False
+            cutter.cut()
+            await page.wait_text("#link", "connection lost")
+            prompt = directive("text", text="two")
+            await page.say(prompt)
+            assert await page.evaluate("document.getElementById('prompt').value") == ""
+            if back:
+                cutter.open = True
+                await turns(page, 2)
+                assert await page.texts(".answer") == ["one", "two"]
+                await page.click("#end")
+                await page.wait(".receipt")
+            else:
+                await page.wait_text("#offer", "Try again")
+                assert await page.evaluate("document.getElementById('prompt').value") == prompt
+    assert len(fake.ended) == 1
+
+
 @pytest.mark.real_cli
 async def test_a_server_that_dies_is_told_of_and_the_conversation_goes_on(real: Backend, browser: Browser) -> None:
     async with serving("serve", "--port", "0", "--journal", "none", env=environ(real)) as (process, url):

@@ -78,7 +78,7 @@ export class Talk {
     find("welcome").hidden = true;
     this.prompts.add(text);
     this.setBusy(true, WAITING);
-    if (this.session && !this.ended) this.speak(this.session); // behind the end it waits for the close, and is given back
+    if (this.session && !this.ended && this.state !== "lost") this.speak(this.session); // else it waits: for the way back, or for the close, and then is given back
   }
 
   /** Come back to a run, or watch it: first what the journal has, then what comes. */
@@ -264,6 +264,7 @@ export class Talk {
     if (this.owner) keep(said.run);
     else this.banner.offer("You watch this run; another page leads it.", "Take over", () => void this.attach(said.run, "owner"));
     this.setBusy(this.busy, this.askedOr(this.busy ? "the turn goes on" : "ready"), false);
+    if (this.session) this.speak(this.session); // what was said meanwhile
   }
 
   private tellAgain(line: Json, raw: string, n: number): void {

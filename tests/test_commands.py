@@ -490,6 +490,25 @@ async def test_a_demo_that_was_killed_leaves_no_home_to_the_next(folder: Path) -
     assert list(folder.iterdir()) == []
 
 
+@pytest.mark.parametrize("outlives", [False, True], ids=["", "nohup"])
+async def test_a_demo_ends_with_its_terminal(folder: Path, outlives: bool) -> None:
+    """Not where it was started to outlive that."""
+    nohup = "import os, signal, sys; signal.signal(signal.SIGHUP, signal.SIG_IGN); os.execv(sys.argv[1], sys.argv[1:])"
+    program = [sys.executable, "-c", nohup, *PROGRAM] if outlives else PROGRAM
+    log = folder / "log"
+    with log.open("wb") as file:
+        async with serving(
+            "demo", "--port", "0", env={**os.environ, "TMPDIR": str(folder)}, stderr=file.fileno(), program=program
+        ) as (process, _):
+            process.send_signal(signal.SIGHUP)
+            if outlives:
+                await until(lambda: b"Reloaded" in log.read_bytes(), 20)
+                process.terminate()
+            with trio.fail_after(20):
+                assert await process.wait() == 0
+    assert list(folder.iterdir()) == [log]
+
+
 async def test_the_log_has_one_line_an_event_and_no_prompt(fake: Backend, folder: Path) -> None:
     log = folder / "log"
     with log.open("wb") as file:

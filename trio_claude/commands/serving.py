@@ -1,7 +1,8 @@
 """What `serve` and `demo` share: a server in a process of its own, with its signals, its log and its service manager.
 
 First SIGTERM drains, a second one, or SIGINT, ends now; the exit status is 0 after either. SIGHUP reloads. The manager
-is told of each, and hears that the loop lives.
+is told of each, and hears that the loop lives. A demonstration has no settings to read anew: its SIGHUP means that its
+terminal was closed, and ends it now, unless it was started to outlive that.
 """
 
 from __future__ import annotations
@@ -39,6 +40,7 @@ async def run_server(
 ) -> None:
     """Serve by the configuration that `read` returns, until a signal; print where, once connections are accepted."""
     take_process()
+    reloads = not demo or signal.getsignal(signal.SIGHUP) is signal.SIG_IGN  # as nohup starts it
     config = read()
     manager = take_manager(os.environ)
     with (
@@ -62,7 +64,7 @@ async def run_server(
                         services.start_soon(_show_life, manager)
                     manager.tell("READY=1", f"STATUS=listening on {server.url}")
                     tell(f"listening on {server.url}", err=False)
-                    await _serve_until_signal(server, read, signals, manager, log)
+                    await _serve_until_signal(server, read if reloads else None, signals, manager, log)
                     watchers.start_soon(_hurry, signals, leaving)
 
 
@@ -75,9 +77,9 @@ async def _show_life(manager: Manager) -> None:
 
 
 async def _serve_until_signal(
-    server: Server, read: Callable[[], Config], signals: AsyncIterator[int], manager: Manager, log: Log
+    server: Server, read: Callable[[], Config] | None, signals: AsyncIterator[int], manager: Manager, log: Log
 ) -> None:
-    while (number := await anext(signals)) == signal.SIGHUP:
+    while (number := await anext(signals)) == signal.SIGHUP and read:
         manager.tell_reloading()
         server.reload(read)
         log.configure(server.config)

@@ -222,6 +222,8 @@ async def test_without_a_way_back_it_ends(fake: Backend) -> None:
             assert [line async for line in session] == []
             assert session.ended
             assert (session.ended.reason, session.ended.code) == ("", 1006)
+            assert session.ended.error
+            assert session.ended.error.startswith(f"can't reach {cutter.url}: ")
             with pytest.raises(ConnectionError):
                 await session.interrupt()
         await until(lambda: bool(fake.ended))

@@ -24,7 +24,7 @@ from ..errors import TrioClaudeError
 from .cli_lines import Init, Line, Question, Result, User, parse_line
 from .decisions import Approval, Decide, decision
 from .links import Link, no_matter
-from .sockets import Awaited, ConnectFailed, Inbox, dumps
+from .sockets import BROKEN, Awaited, ConnectFailed, Inbox, dumps
 
 Json: TypeAlias = dict[str, Any]
 
@@ -42,7 +42,8 @@ class Refused(TrioClaudeError):
 class SessionEnded:
     """How a session ended: the reason, the server's error if it said one, the receipt, and the close code.
 
-    `reason` is empty where the connection broke before the server could tell; `receipt` is empty then.
+    Where the connection broke before the server could tell, and was not made anew, `reason` and `receipt` are empty and
+    `error` says what stood in the way last.
     """
 
     reason: str
@@ -254,6 +255,8 @@ class Session:
         if not last and self._link.code in UNTOLD:
             last = {"error": self._link.reason}
             self._lines.add(ConnectionError(f"the server closed the connection: {self._link.reason}"))
+        elif not last and self._link.code == BROKEN:
+            last = {"error": self._link.reason or None}
         self.ended = SessionEnded(last.get("reason", ""), last.get("error"), last.get("receipt", {}), self._link.code)
         for waiting in self._answers.values():
             waiting.fail(ConnectionError("the session is over"))

@@ -217,6 +217,8 @@ async def test_the_tasks_are_never_written_over(fake: Backend, folder: Path) -> 
     assert "is the file of tasks" in told.stderr
     told = await batch(fake, folder, "tasks.jsonl", "--manifest", "results.jsonl")
     assert (told.status, told.stderr) == (2, "trio-claude: results.jsonl is named for two things\n")
+    told = await batch(fake, folder, "tasks.jsonl", "--manifest", "m.json", "--out", "m.json.lock")
+    assert (told.status, told.stderr) == (2, "trio-claude: m.json.lock is named for two things\n")
 
 
 async def test_nor_by_lines(fake: Backend, folder: Path) -> None:

@@ -119,14 +119,14 @@ def test_one_file_is_not_for_two_things_whatever_its_path(
     out = Path("r.jsonl")
     for force in (False, True):
         with pytest.raises(Unwritable, match="is named for two things"):
-            check_free(out, Path(manifest), lock=lock_of(out), keep="-", force=force)
-        check_free(out, Path("here/m.json"), lock=lock_of(out), keep="-", force=force)
+            check_free(out, Path(manifest), locks=[lock_of(out)], keep="-", force=force)
+        check_free(out, Path("here/m.json"), locks=[lock_of(out)], keep="-", force=force)
 
 
 def test_a_terminal_may_be_two_things(folder: Path) -> None:
     ours, theirs = os.openpty()
     terminal = Path(os.ttyname(theirs))
-    check_free(terminal, terminal, lock=lock_of(folder / "r.jsonl"), keep="-", force=True)
+    check_free(terminal, terminal, locks=[lock_of(folder / "r.jsonl")], keep="-", force=True)
     os.close(ours)
     os.close(theirs)
 
@@ -135,7 +135,7 @@ def test_what_leads_nowhere_is_named(folder: Path) -> None:
     loop = folder / "loop"
     loop.symlink_to("loop")
     with pytest.raises(Unwritable, match="loop: "):
-        check_free(ahead_of(folder / "r"), loop, lock=folder / "r.lock", keep="-", force=True)
+        check_free(ahead_of(folder / "r"), loop, locks=[folder / "r.lock"], keep="-", force=True)
 
 
 def test_no_folder_is_named(folder: Path) -> None:

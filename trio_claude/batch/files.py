@@ -124,12 +124,12 @@ def _replace(path: Path, lines: Iterable[bytes]) -> None:
         raise
 
 
-def check_free(*paths: Path, lock: Path, keep: str, force: bool) -> None:
+def check_free(*paths: Path, locks: Iterable[Path], keep: str, force: bool) -> None:
     """Look, before anything runs, whether `paths` can be made without loss, by whichever way they are named.
 
-    `lock` is the file that is locked meanwhile, `keep` that of the tasks. Raises `Unwritable`.
+    `locks` are the files that are locked meanwhile, `keep` that of the tasks. Raises `Unwritable`.
     """
-    taken = {resolved(lock): lock}
+    taken = {resolved(lock): lock for lock in locks}
     for path in paths:
         if (place := resolved(path)) in taken and is_plain(path):  # a terminal may be two things
             raise Unwritable(f"{taken[place]} is named for two things")

@@ -139,9 +139,8 @@ async def run_batch(batch: Batch) -> int:
 
 async def _run_alone(batch: Batch) -> Ending:
     aside = (ahead_of(batch.out),) if is_plain(batch.out) else ()
-    check_free(
-        batch.out, *aside, batch.beside, lock=lock_of(batch.out), keep=batch.source, force=batch.force or batch.resume
-    )
+    locks = lock_of(batch.out), lock_of(batch.beside)
+    check_free(batch.out, *aside, batch.beside, locks=locks, keep=batch.source, force=batch.force or batch.resume)
     check_whole(batch.beside)
     for path in (batch.out, batch.beside):
         sweep(path)

@@ -395,6 +395,29 @@ async def test_a_prompt_while_the_connection_is_lost_is_said_or_given_back(
     assert len(fake.ended) == 1
 
 
+@pytest.mark.parametrize("heard", [False, True], ids=["unheard", "heard"])
+async def test_a_prompt_that_may_not_have_been_heard_is_given_back(
+    fake: Backend, browser: Browser, heard: bool
+) -> None:
+    """Where the connection was dead already, and does not come back; not where its turn had begun."""
+    async with fake.serve(journal="memory", grace_max=1) as server, open_cutter(server.port) as cutter:
+        async with looking_at_death(browser, cutter.url) as page:
+            await page.say(directive("text", text="one"))
+            await turns(page, 1)
+            cutter.silent = not heard
+            prompt = directive("slow", n=400, ms=50)
+            await page.say(prompt)
+            await page.wait_count(".said", 2)
+            if heard:
+                await page.wait_text(".said ~ .said ~ .answer", "tok3")
+            cutter.open = False
+            cutter.cut()
+            cutter.silent = False
+            await page.wait_text("#offer", "Try again")
+            assert await page.evaluate("document.getElementById('prompt').value") == ("" if heard else prompt)
+            assert ("may not have been heard" in await page.text("#transcript")) is not heard
+
+
 @pytest.mark.real_cli
 async def test_a_server_that_dies_is_told_of_and_the_conversation_goes_on(real: Backend, browser: Browser) -> None:
     async with serving("serve", "--port", "0", "--journal", "none", env=environ(real)) as (process, url):

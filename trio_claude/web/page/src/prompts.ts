@@ -6,12 +6,15 @@ export class Prompts {
   private waiting: string[] = [];
   /** What was said and is not answered, by the names of the messages. */
   private said = new Map<unknown, string>();
+  /** What was said since a turn has begun: nobody knows yet whether it was heard. */
+  private unheard = new Map<unknown, string>();
   /** What the last result that named no message may have answered: where a refusal comes behind it, it did not. */
   private settled = new Map<unknown, string>();
   /** What the field was given back. */
   private back = "";
 
-  constructor(private readonly onBack: () => void) {}
+  /** `onBack` hears that something was given back, and whether it was not said at all. */
+  constructor(private readonly onBack: (isUnsaid: boolean) => void) {}
 
   add(text: string): void {
     this.waiting.push(text);
@@ -24,14 +27,28 @@ export class Prompts {
 
   /** Say what waits; `say` returns the message's name. Throws what it does; what was not said waits on. */
   speak(say: (text: string) => string): void {
-    for (let text; (text = this.waiting[0]) !== undefined; this.waiting.shift()) this.said.set(say(text), text);
+    for (let text; (text = this.waiting[0]) !== undefined; this.waiting.shift()) {
+      const name = say(text);
+      this.said.set(name, text);
+      this.unheard.set(name, text);
+    }
+  }
+
+  /** Take that a turn begins: what was said was heard. */
+  hear(): void {
+    this.unheard.clear();
+  }
+
+  /** Take that the run is out of reach: what may not have been heard goes back. */
+  lose(): void {
+    this.giveBack([...this.unheard.values()], false);
+    this.unheard.clear();
   }
 
   /** Take that a message was refused. */
   refuse(name: unknown): void {
     const text = this.said.get(name) ?? this.settled.get(name);
-    this.said.delete(name);
-    this.settled.delete(name);
+    for (const known of [this.said, this.settled, this.unheard]) known.delete(name);
     if (text !== undefined) this.waiting.push(text);
   }
 
@@ -42,8 +59,8 @@ export class Prompts {
 
   /** Take a result: it answers the messages that it names, else all; none where the CLI began its turn by itself. */
   settle({ user_message_uuids: names, origin }: Json): void {
-    if (Array.isArray(names)) for (const name of names) this.said.delete(name);
-    else if ((origin?.kind ?? "human") === "human") [this.settled, this.said] = [this.said, new Map()];
+    if (Array.isArray(names)) for (const known of [this.said, this.unheard]) for (const name of names) known.delete(name);
+    else if ((origin?.kind ?? "human") === "human") [this.settled, this.said, this.unheard] = [this.said, new Map(), new Map()];
   }
 
   /** Take that the run is over: what waits goes back, and nothing is answered any more. */
@@ -54,18 +71,16 @@ export class Prompts {
 
   clear(): void {
     this.waiting = [];
-    this.said.clear();
-    this.settled.clear();
+    for (const known of [this.said, this.settled, this.unheard]) known.clear();
   }
 
   /** Put what waits back where it was typed, in its order; return whether there was anything. */
-  giveBack(): boolean {
-    const texts = this.waiting.splice(0);
+  giveBack(texts = this.waiting.splice(0), isUnsaid = true): boolean {
     if (!texts.length) return false;
     const prompt = find<HTMLTextAreaElement>("prompt");
     const all = prompt.value === this.back ? [prompt.value, ...texts] : [...texts, prompt.value];
     prompt.value = this.back = all.filter(Boolean).join("\n");
-    this.onBack();
+    this.onBack(isUnsaid);
     return true;
   }
 }

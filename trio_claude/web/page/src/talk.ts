@@ -40,7 +40,7 @@ export class Talk {
   private last = 0;
   private run = "";
   private ended: Json | null = null;
-  private readonly prompts = new Prompts(() => this.transcript.note("A prompt was not sent; it is in its field again."));
+  private readonly prompts = new Prompts((isUnsaid) => this.transcript.note(`A prompt ${isUnsaid ? "was not sent" : "may not have been heard"}; it is in its field again.`));
   private turn = new Turn();
   /** The model that was chosen since the run was asked for. */
   private chosen: string | null = null;
@@ -285,6 +285,7 @@ export class Talk {
     this.meters.take(line);
     const at = this.turn.take(line, n);
     if (at) this.setBusy(true, at);
+    if (line.type === "system" && line.subtype === "init") this.prompts.hear();
     if (line.type === "result") this.prompts.settle(line);
     else if (at !== null || this.prompts.areAwaited) return; // a turn is about to begin
     this.stopping = false;
@@ -354,6 +355,7 @@ export class Talk {
   /** Take that the run can't be reached, and may be there. */
   private lost(run: string, why: string): void {
     this.setBusy(false, "not connected");
+    this.prompts.lose();
     const as = this.owner ? undefined : "viewer";
     this.banner.offer(`The run can't be reached: ${why}`, "Try again", () => void this.attach(run, as));
   }

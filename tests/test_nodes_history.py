@@ -612,6 +612,21 @@ async def test_a_redis_without_memory_left_is_told_again_when_it_has_some() -> N
             assert not journal.fault
 
 
+async def test_a_redis_whose_user_may_do_less_for_a_while_is_told_again(redis_server: RedisServer) -> None:
+    async with open_history_of(redis_server) as journal:
+        run = journal.begin(begun("a"))
+        run.lines([b"one"])
+        assert await journal.settle()
+        redis_server.call("ACL", "SETUSER", "default", "resetkeys", "~other:*")
+        try:
+            run.lines([b"two"])
+            await until(lambda: "The user executing the script" in journal.fault)
+        finally:
+            redis_server.call("ACL", "SETUSER", "default", "allkeys")
+        assert await journal.settle()
+        assert (run.stored, await lines_of(journal, "a")) == (True, [b"one", b"two"])
+
+
 async def test_of_a_redis_without_memory_left_runs_are_deleted_and_tidied() -> None:
     """Also while something waits that it does not take; what it does not know to have ended is told so."""
     with open_redis_server("--maxmemory", "8mb") as server:

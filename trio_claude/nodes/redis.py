@@ -44,6 +44,8 @@ PIECE: Final = 64 * 1024
 """Bytes that are sent at a time, and that the kernel holds before a write waits: each shows that Redis takes them."""
 GONE: Final = "Redis does not answer"
 REPLICA: Final = "it is a replica, which takes no writes"
+FORBIDDEN: Final = "The user executing the script "
+"""How Redis begins to say that a script does what its user may not do, by its access list."""
 BACKOFF: Final = (0.05, 1.0)
 """Seconds between two tries to connect: at first, and at most."""
 CONNECT_TIMEOUT: Final = 1.0
@@ -373,9 +375,12 @@ def check(info: Any) -> str:
 
 
 def _fault(error: coredis.exceptions.RedisError) -> RedisFault:
-    """Return what an error is here; those with a code at the front that the library does not know may pass."""
+    """Return what an error is here; those with a code at the front that the library does not know may pass.
+
+    So may that its user may not do what a script does, which has no code.
+    """
     of_script = isinstance(error, coredis.exceptions.ResponseError) and "user_script" in str(error)
-    known = isinstance(error, coredis.exceptions.ReadOnlyError) or re.match("[A-Z]+ ", str(error))
+    known = isinstance(error, coredis.exceptions.ReadOnlyError) or re.match(f"[A-Z]+ |{FORBIDDEN}", str(error))
     kind = RedisBroken if of_script and not known else RedisFault
     return kind(f"Redis refuses: {_ADDRESS.sub('…', _SCRIPT.sub('', str(error)))}", str(error))
 

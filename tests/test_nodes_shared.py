@@ -487,6 +487,21 @@ async def test_a_node_that_was_lost_and_asks_nothing_has_again_what_it_held(redi
         assert waiting.cancelled_caught
 
 
+async def test_a_redis_that_was_flushed_is_told_what_a_node_holds_that_asks_nothing(redis_server: RedisServer) -> None:
+    bob = Member("key:bob", Limits(runs=1))
+    async with nodes(redis_server, 2) as (a, b), a.shared.hold("key:alice", "s"), a.shared.place(bob, NONE, print):
+        redis_server.call("FLUSHALL")
+        await until(
+            lambda: redis_server.call("EXISTS", "trio-claude:running:key:bob", "trio-claude:desk:node1") == b"2"
+        )
+        await ready(b)
+        with pytest.raises(SessionBusy):
+            await enter(b.shared.hold("key:alice", "s"))
+        with trio.move_on_after(0.2) as waiting:
+            await enter(b.shared.place(bob, NONE, lambda _: None))
+        assert waiting.cancelled_caught
+
+
 async def test_an_old_token_and_an_old_connection_decide_nothing(redis_server: RedisServer) -> None:
     async with nodes(redis_server, 1) as (a,):
         desk = a.shared._desk

@@ -95,6 +95,7 @@ class Desk:
         self._settled = trio.Event()
         redis.on_change(self._change)
         membership.on_return(lambda: self._change(connected=False))  # what it held another server has let go of
+        membership.on_forgotten(lambda: self._change(connected=False))
 
     # what is to be known here
 

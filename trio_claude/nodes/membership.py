@@ -17,6 +17,8 @@ from ..events import CONNECTED, DISCONNECTED, LOST, REJOINED, NodeState, Observe
 from .redis import GONE, Redis, RedisFault, RedisGone
 from .scripts import load
 
+FORGOTTEN: Final = 2
+"""What `beat` answers a node of which Redis had nothing any more."""
 BEATS: Final = 5
 """Signs of life in a lease."""
 
@@ -39,6 +41,7 @@ class Membership:
         self._handlers: list[Callable[[str], None]] = []
         self._listeners: list[Callable[[bool], None]] = []
         self._returns: list[Callable[[], None]] = []
+        self._reminders: list[Callable[[], None]] = []
         self._refusal = ""
         self._why = ""
         self._came = trio.Event()
@@ -55,6 +58,10 @@ class Membership:
     def on_return(self, handler: Callable[[], None]) -> None:
         """Have `handler` told where this node was found to be lost, and has joined anew; it must not wait."""
         self._returns.append(handler)
+
+    def on_forgotten(self, handler: Callable[[], None]) -> None:
+        """Have `handler` told where Redis had forgotten this node, and knows it again; it must not wait."""
+        self._reminders.append(handler)
 
     async def join(self) -> None:
         """Become a node, under a new token. Raises `RedisFault`."""
@@ -94,13 +101,15 @@ class Membership:
     async def _beat(self) -> None:
         whole = int((trio.current_time() - self._redis.since) * 1000)
         words = (self._redis.prefix, self.name, self.token, self._lease_ms, whole)
-        alive, *told = await self._redis.run(load("beat"), (), *words)
-        if not alive:
+        known, *told = await self._redis.run(load("beat"), (), *words)
+        if not known:
             await self.join()
             self._observer(NodeState(self.name, REJOINED, "another server found this one to be lost"))
             for handler in self._returns:
                 handler()
             return
+        for handler in self._reminders if known == FORGOTTEN else ():
+            handler()
         for name in told[1]:
             self._observer(NodeState(name.decode(), LOST, f"no sign of life for {self.lease:g} s"))
         pairs = iter(told[0])

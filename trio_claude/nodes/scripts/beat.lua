@@ -1,5 +1,5 @@
--- A node's sign of life, and its look at the others. Returns 0 where it was declared lost itself; else 1, the others
--- (each name behind its token), and those that it has declared lost.
+-- A node's sign of life, and its look at the others. Returns 0 where it was declared lost itself; else 1, or 2 where it
+-- was forgotten, the others (each name behind its token), and those that it has declared lost.
 -- ARGV: prefix, node, its token, its lease in ms, for how many ms its connection is whole
 --: use now
 --: use node
@@ -45,4 +45,4 @@ for index = 1, #all, 2 do
     others[#others + 1] = name
   end
 end
-return {1, others, lost}
+return {own and 1 or 2, others, lost}

@@ -354,6 +354,20 @@ async def test_what_redis_never_takes_holds_up_nothing_behind_it(journal: RedisJ
     assert await lines_of(journal, "b") == [b"x"]
 
 
+async def test_a_part_that_only_a_newer_server_knows_is_passed_over(
+    journal: RedisJournal, redis_server: RedisServer
+) -> None:
+    run = journal.begin(begun("a"))
+    run.lines([b"one"])
+    assert await journal.settle()
+    redis_server.call("XADD", "trio-claude:lines:a", "1-1", "k", "7", "c", "1", "n", "2", "d", "new")
+    parts = await journal.parts("a")
+    assert [part.number for part in parts] == [1, 2]
+    assert b"".join(part.told() for part in parts) == b'{"n":1,"line":"one"}\n'
+    run.end(ended("a", 1))
+    assert await journal.unfinished("local", "s") is None
+
+
 async def test_what_can_not_be_told_is_given_up(journal: RedisJournal) -> None:
     """Odd words hold up nobody, and are what they can be in UTF-8."""
     bad, odd = (

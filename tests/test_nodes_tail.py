@@ -258,6 +258,27 @@ async def test_after_a_redis_that_forgot_what_it_had_said_no_line_comes_twice_or
             assert await read(watch, 40) == list(range(31, 41))
 
 
+async def test_a_part_that_only_a_newer_node_knows_holds_up_nobody(redis_server: RedisServer) -> None:
+    """Neither those who watch that run, nor those who watch another."""
+    async with open_node(redis_server) as nodes, trio.open_nursery() as nursery:
+        redis, got = nodes.redis, {"r": list[PartKind](), "other": list[PartKind]()}
+
+        async def collect(run: str) -> None:
+            async with nodes.tail.watch(run, 0) as watch:
+                while parts := await watch.receive():
+                    got[run] += [part.kind for part in parts]
+
+        for run in got:
+            await begin(redis, run)
+            nursery.start_soon(collect, run)
+        await until(lambda: nodes.tail._asked == {"r", "other"})
+        await redis.ask("XADD", redis.key("lines", "r"), "0-1", "k", 7, "c", 1, "n", 1, "d", "new")
+        for run in got:
+            await append(redis, run, lines(1, 1))
+        await until(lambda: got == {"r": [PartKind.OTHER, PartKind.LINES], "other": [PartKind.LINES]})
+        nursery.cancel_scope.cancel()
+
+
 async def test_a_run_that_is_deleted_is_over(redis_server: RedisServer) -> None:
     async with open_node(redis_server) as nodes, nodes.tail.watch("nothing", 0) as watch:
         with trio.fail_after(2):

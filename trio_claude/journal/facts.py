@@ -31,6 +31,12 @@ class PartKind(enum.IntEnum):
     """Lines of stderr, behind a numbered line."""
     SAID = 2
     """What the client said, behind a numbered line."""
+    OTHER = -1
+    """What only a newer server knows, behind a numbered line; nobody is told of it here."""
+
+    @classmethod
+    def _missing_(cls, _value: object) -> PartKind:
+        return cls.OTHER
 
 
 @attrs.frozen(kw_only=True)
@@ -80,6 +86,8 @@ class Part:
 
     def told(self, after: int = 0) -> bytes:
         """Return what is behind line `after` as lines of JSON: `{n,line}`, `{after,stderr}`, `{after,in}`."""
+        if self.kind is PartKind.OTHER:
+            return b""
         lines = [_quoted(line) for line in self.data.decode("utf-8", "replace").split("\n")]
         if self.kind is PartKind.LINES:
             numbered = enumerate(lines, self.first)

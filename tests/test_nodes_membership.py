@@ -17,6 +17,7 @@ from trio_claude.events import Event, NodeState, Weak
 from trio_claude.nodes import open_nodes
 from trio_claude.nodes.membership import Membership
 from trio_claude.nodes.redis import Redis, open_redis
+from trio_claude.nodes.scripts import load
 
 pytestmark = pytest.mark.redis
 
@@ -102,6 +103,24 @@ async def test_one_that_was_found_lost_finds_out_and_joins_anew(redis_server: Re
         assert returns == [before + 1]
         assert await nodes_in(nodes.redis) == {b"a"}
         assert await nodes.redis.ask("HGET", nodes.redis.key("run", "r"), "state") == b"ended"
+
+
+async def test_one_that_was_found_lost_hears_again_though_the_clock_of_redis_has_gone_back(
+    redis_server: RedisServer,
+) -> None:
+    """Ids in its stream are times: those that come are before what it has heard."""
+    async with open_node(redis_server, "a") as nodes, open_node(redis_server, "b") as other:
+        nodes.control.on("ask", lambda _node, _packet: {})
+        assert await other.control.ask("a", {"op": "ask"}) == {}
+        ahead = (int((await nodes.redis.ask("TIME"))[0]) + 3600) * 1000
+        await nodes.redis.ask("XADD", nodes.redis.key("control", "a"), f"{ahead}-0", "wake", "")
+        await until(lambda: nodes.tail._heard == b"%d-0" % ahead)
+        before = nodes.token
+        await nodes.redis.run(load("leave"), (), nodes.redis.prefix, "a")
+        await until(lambda: nodes.token > before)
+        with trio.fail_after(5):
+            while await other.control.ask("a", {"op": "ask"}, 0.2) is None:
+                pass
 
 
 async def test_what_was_lost_with_a_node_stays_so_though_redis_forgets_that(

@@ -251,6 +251,12 @@ class Tail:
             with suppress(RedisFault):  # then the read ends too
                 await self._redis.ask("XADD", self._own, "*", "wake", "")
 
+    def begin_anew(self) -> None:
+        """Hear this node's stream from its beginning: it was deleted, and Redis' clock, its ids, may have gone back."""
+        self._incarnation = ""
+        if self._wire:
+            self._wire.cut()
+
     def _begin(self, incarnation: str) -> None:
         """Begin with a Redis; another incarnation may have lost the last entries, so all look for their place."""
         if self._incarnation == incarnation:

@@ -16,7 +16,7 @@ from trio_claude.config import Config
 from trio_claude.events import Event, Strained
 from trio_claude.journal import Part, PartKind
 from trio_claude.nodes import Watch, tail
-from trio_claude.nodes.redis import Redis, open_redis
+from trio_claude.nodes.redis import Redis, Wire, Word, open_redis
 from trio_claude.nodes.tail import PAGE_BYTES, WATCH_BYTES, Tail
 
 pytestmark = pytest.mark.redis
@@ -335,6 +335,34 @@ async def test_what_ends_a_read_cuts_nothing_that_is_not_read(redis_server: Redi
             await until(lambda: len(heard) == 3000)
             nursery.cancel_scope.cancel()
         assert heard == list(range(1, 3001))
+
+
+@pytest.mark.parametrize("late", [False, True])
+async def test_what_came_while_this_process_stood_still_is_heard_at_once(
+    redis_server: RedisServer, monkeypatch: pytest.MonkeyPatch, late: bool
+) -> None:
+    """With what takes it back: who asked has been refused by now."""
+    seen: list[object] = []
+    ask = Wire.ask
+
+    async def answer(wire: Wire, *words: Word) -> object:
+        if words[0] != "XREAD":
+            return await ask(wire, *words)
+        seen.append("reads")
+        told = await ask(wire, *words)
+        if told and len(seen) == 1:
+            await ask(wire, "XADD", own, "*", "n", 2)
+        return told
+
+    monkeypatch.setattr(Wire, "ask", answer)
+    monkeypatch.setattr(tail, "LATE", -tail.BLOCK if late else 60.0)
+    async with open_redis(Config(redis=redis_server.url)) as redis, trio.open_nursery() as nursery:
+        own = redis.key("control", "here")
+        await redis.ask("XADD", own, "*", "n", 1)
+        nursery.start_soon(Tail(redis, "here", lambda packet: seen.append(int(packet[b"n"])), print).serve)
+        await until(lambda: 2 in seen)
+        nursery.cancel_scope.cancel()
+    assert seen[: seen.index(2)] == (["reads", 1] if late else ["reads", 1, "reads"])
 
 
 async def test_a_node_that_can_hear_nothing_says_so(redis_server: RedisServer, monkeypatch: pytest.MonkeyPatch) -> None:

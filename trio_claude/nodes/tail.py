@@ -29,7 +29,9 @@ LOOK: Final = 1.0
 READ_PARTS: Final = 4
 """Parts of one run that such a read gives at most."""
 READ_PACKETS: Final = 256
-"""Packets to this node that are read at once where so many parts of a run would come."""
+"""Packets to this node that are read at once where so many parts of a run would come, or a read was late."""
+LATE: Final = 0.5
+"""Seconds beyond `BLOCK` after which an answer was late: this process stood still, and who asked may wait no more."""
 PAGE_BYTES: Final = 1024 * 1024
 """Bytes that a watcher reads for itself at a time, about."""
 PAGE_PARTS: Final = 256
@@ -278,6 +280,7 @@ class Tail:
         keys = [self._own, *(self._redis.key("lines", run) for run in runs)]
         ids: list[Word] = [self._heard, *("{}-{}".format(*self._feeds[run].at) for run in runs)]
         words: list[Word] = ["XREAD", "COUNT", READ_PARTS, "BLOCK", round(BLOCK * 1000), "STREAMS", *keys, *ids]
+        latest = trio.current_time() + BLOCK + LATE
         try:
             told = await wire.ask(*words) or {}
         finally:
@@ -286,7 +289,7 @@ class Tail:
             if entries := told.get(key.encode()):
                 self._give(run, [read_entry(entry) for entry in entries])
         packets = [*told.get(self._own.encode(), ())]
-        if len(packets) == READ_PARTS:
+        if len(packets) == READ_PARTS or (packets and trio.current_time() > latest):
             packets += await wire.ask("XRANGE", self._own, b"(" + packets[-1][0], "+", "COUNT", READ_PACKETS)
         self._tell(packets)
         await self._trim(wire)

@@ -50,6 +50,16 @@ def test_cost_is_cumulative_over_a_process_and_usage_is_not() -> None:
     assert (fold.cost_usd, fold.num_turns, fold.usage["input_tokens"], fold.result) == (0.2, 2, 2, "2")
 
 
+def test_tokens_are_those_of_all_models_where_the_cli_tells_them() -> None:
+    """What agents have used is in no result's `usage`, nor is all of a run that has spent what it may."""
+    usage = dict.fromkeys(TOKENS, 1)
+    large = {"inputTokens": 40, "outputTokens": 41, "cacheCreationInputTokens": 3, "cacheReadInputTokens": 4}
+    small = {"inputTokens": 2, "outputTokens": True, "cacheReadInputTokens": None}
+    models = ({"opus": large, "haiku": small, "strange": 5}, {})
+    fold = folded(*(result_line(usage=usage, model_usage_since_last_result=one) for one in models))
+    assert [fold.usage[name] for name in TOKENS] == [42, 41, 3, 4]
+
+
 def test_a_run_that_resumes_a_session_is_not_charged_for_what_was_before() -> None:
     usage = {**dict.fromkeys(TOKENS, 0), "input_tokens": 20, "output_tokens": 5}
     models = {"haiku": {"inputTokens": 80, "outputTokens": 20}}

@@ -31,6 +31,8 @@ DISCONNECTED = Reason.DISCONNECTED.value
 STRAINS = (429, 529)
 """The API's statuses that say: less at once."""
 TOKENS = ("input_tokens", "output_tokens", "cache_creation_input_tokens", "cache_read_input_tokens")
+_BY_MODEL = ("inputTokens", "outputTokens", "cacheCreationInputTokens", "cacheReadInputTokens")
+"""The same as the CLI calls them where it tells them model by model."""
 _MARKS = ('"result"', '"api_retry"')
 _RECEIPT = re.compile(r"(?P<cause>.*); (?P<seen>\d+) process(?:es)?, (?:(?P<left>\d+) left|unproven), (?P<ms>\d+) ms")
 
@@ -39,7 +41,7 @@ class Fold:
     """What one process says of itself, as far as a result needs it.
 
     `total_cost_usd` is that of the whole session, so a run that has `resumed` one is charged for what it added; what no
-    result tells of is reckoned. Usage and turns are those of each result, so they are added up.
+    result tells of is reckoned. Tokens and turns are those of each result, so they are added up.
     """
 
     def __init__(self, *, resumed: bool = False) -> None:
@@ -101,9 +103,20 @@ class Fold:
         self.error = str(self.result or first or "an error without words")[:500] if self.is_error else None
         self.api_status = status if isinstance(status := said.get("api_error_status"), int) else None
         self.num_turns += _whole(said.get("num_turns"))
-        if isinstance(usage := said.get("usage"), dict):
-            for name in TOKENS:
-                self.usage[name] += _whole(usage.get(name))
+        for name, tokens in zip(TOKENS, _tokens(said), strict=True):
+            self.usage[name] += tokens
+
+
+def _tokens(said: dict[str, Any]) -> list[int]:
+    """Return what a result says was used since the one before, in the order of `TOKENS`.
+
+    By model, for `usage` leaves out what agents have used. An older CLI tells that alone.
+    """
+    models, usage = said.get("model_usage_since_last_result"), said.get("usage")
+    if isinstance(models, dict):
+        each = [one for one in models.values() if isinstance(one, dict)]
+        return [sum(_whole(one.get(name)) for one in each) for name in _BY_MODEL]
+    return [_whole(usage.get(name)) if isinstance(usage, dict) else 0 for name in TOKENS]
 
 
 def _whole(value: object) -> int:

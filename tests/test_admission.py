@@ -281,6 +281,12 @@ def test_a_day_of_dollars_and_when_the_next_begins() -> None:
     assert "1000 tokens" in allowance.spend(poor, 1000, 0, 11 * DAY)
 
 
+def test_a_limit_of_a_key_is_told_as_a_whole_number() -> None:
+    """A file of keys has numbers of one kind, and a client reads what it was given."""
+    member = Member("a", own_limits(Config(), {"tokens_per_day": 12345678.0}))
+    assert "budget of 12345678 tokens a day" in Allowance(Limits()).spend(member, 12345678, 0, 0)
+
+
 def test_the_dollars_of_all_together() -> None:
     allowance = Allowance(Limits(dollars_per_day=1.0))
     assert allowance.spend(Member("a"), 0, 0.7, 0) == ""

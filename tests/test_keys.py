@@ -74,15 +74,18 @@ async def test_a_file_that_is_gone_takes_no_key_away(fake: Backend, tmp_path: Pa
 
 async def test_a_key_is_kept_as_a_hash_and_listed_without_it(fake: Backend, tmp_path: Path) -> None:
     env = known(fake, tmp_path)
-    secret = await made(env, "add", "ci", "--role", "viewer", "--limit", "dollars_per_day=2.5")
+    own = {"dollars_per_day": 2.5, "tokens_per_day": 12345678.0}
+    secret = await made(
+        env, "add", "ci", "--role", "viewer", "--limit", "dollars_per_day=2.5", "--limit", "tokens_per_day=12345678"
+    )
     path = tmp_path / "keys.json"
     assert secret not in path.read_text()
     assert read_keys(path)["ci"].hash == digest(secret)
     assert path.stat().st_mode & 0o777 == 0o600
     listed = await made(env, "list")
     assert listed.startswith("ci  viewer  20")
-    assert listed.endswith("dollars_per_day=2.5")
-    assert json.loads(await made(env, "list", "--json"))["ci"]["limits"] == {"dollars_per_day": 2.5}
+    assert listed.endswith("dollars_per_day=2.5 tokens_per_day=12345678")
+    assert json.loads(await made(env, "list", "--json"))["ci"]["limits"] == own
     assert digest(secret) not in listed
 
 

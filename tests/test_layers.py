@@ -23,7 +23,7 @@ TABLE: dict[str, set[str]] = {
     "checks": {"errors", "figures"},
     "messages": {"errors", "events", "checks"},
     # rules: no await, no trio, no clock
-    "admission": {"errors", "config"},
+    "admission": {"errors", "config", "figures"},
     "stream_json": {"messages", "figures"},
     "session": {"errors", "messages", "stream_json"},
     "metering": {"stream_json"},

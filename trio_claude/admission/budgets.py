@@ -5,6 +5,7 @@ from __future__ import annotations
 import attrs
 
 from ..errors import OverBudget
+from ..figures import brief
 from .limits import Limits
 
 DAY = 86400
@@ -55,10 +56,13 @@ class Ledger:
     def check(self, name: str, limits: Limits, now: float, whose: str = "your") -> None:
         """Raise `OverBudget` where `name` has used up its day; it says when the next begins."""
         spent = self.of(name, now)
-        if limits.dollars_per_day and spent.dollars >= limits.dollars_per_day:
-            raise OverBudget(f"{whose} budget of {limits.dollars_per_day:g} dollars a day is spent", self._rest(now))
-        if limits.tokens_per_day and spent.tokens >= limits.tokens_per_day:
-            raise OverBudget(f"{whose} budget of {limits.tokens_per_day} tokens a day is spent", self._rest(now))
+        self._check(spent.dollars, limits.dollars_per_day, f"{whose} budget", "dollars", now)
+        self._check(spent.tokens, limits.tokens_per_day, f"{whose} budget", "tokens", now)
+
+    def _check(self, used: float, limit: float, what: str, unit: str, now: float) -> None:
+        """Raise `OverBudget` where a limit is used up; 0 is none."""
+        if limit and used >= limit:
+            raise OverBudget(f"{what} of {brief(limit)} {unit} a day is spent", self._rest(now))
 
     def left(self, name: str, limits: Limits, now: float) -> float | None:
         """Return the dollars that `name` may still spend today, None where there is no limit."""

@@ -18,6 +18,7 @@ import click
 
 from ..config import IDENTITY_LIMITS
 from ..errors import ConfigError
+from ..figures import brief
 from ..identity import ROLES
 from ..identity.keys import NAME, Key, digest, new_secret, read_keys, write_keys
 from ..quarters import state_folder
@@ -121,7 +122,7 @@ def list_(as_json: bool, file: Path | None) -> None:
         click.echo(json.dumps(told, indent=2))
         return
     for name, key in keys.items():
-        limits = " ".join(f"{limit}={value:g}" for limit, value in key.limits.items())
+        limits = " ".join(f"{limit}={brief(value)}" for limit, value in key.limits.items())
         click.echo(f"{name}  {key.role}  {key.created}  {limits}".rstrip())
 
 

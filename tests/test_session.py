@@ -207,6 +207,11 @@ def test_an_attack_is_refused(said: dict[str, Any]) -> None:
     assert str(caught.value)
 
 
+def test_a_request_without_a_subtype_is_told_so() -> None:
+    with pytest.raises(BadMessage, match=r"^request\.subtype is missing$"):
+        rebuild({"type": "control_request", "request_id": "r1", "request": {}}, ASKED, DEFAULT)
+
+
 def test_a_grant_adds_a_request_by_name() -> None:
     for mode in ("plan", "auto"):
         said = request("set_permission_mode", mode=mode)

@@ -160,7 +160,9 @@ REQUEST = record({"type": one_of("control_request"), "request_id": ID, "request"
 def _request(said: dict[str, Any], allowed: Collection[str], *, hooks: bool) -> ClientLine:
     line = REQUEST("", said)
     request, number_ = dict(line["request"]), line["request_id"]
-    subtype = request.pop("subtype", None)
+    if "subtype" not in request:
+        raise BadMessage("request.subtype is missing")
+    subtype = request.pop("subtype")
     if not isinstance(subtype, str) or subtype not in allowed or subtype not in CONTROLS:
         shown = ascii(str(subtype)[:40])
         raise NotAllowed(

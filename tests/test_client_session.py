@@ -592,6 +592,20 @@ def test_an_unknown_line_is_no_error(text: str) -> None:
     assert isinstance(parse_line(text), Unknown)
 
 
+def test_the_tokens_of_a_turn_are_those_of_all_models() -> None:
+    """What an agent has used is not in `usage`; of a later result that tells of none more, none are."""
+    models = {
+        "opus": {"inputTokens": 20, "outputTokens": 27},
+        "haiku": {"inputTokens": 10, "outputTokens": True},
+        "x": 5,
+    }
+    for told, tokens in ((models, (30, 27)), ({}, (0, 0)), (None, (20, 27))):
+        said = {"usage": {"input_tokens": 20, "output_tokens": 27}, "model_usage_since_last_result": told}
+        result = parse_line(json.dumps({"type": "result", **said}))
+        assert isinstance(result, Result)
+        assert (result.input_tokens, result.output_tokens) == tokens
+
+
 @pytest.mark.parametrize("number", ["1e999", "-1e999", "NaN", "-1", "1e300", "true", "null", '"7"', "9" * 400])
 def test_a_number_that_is_none_counts_as_0(number: str) -> None:
     usage = f'"usage":{{"input_tokens":{number},"output_tokens":7}}'

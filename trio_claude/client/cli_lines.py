@@ -49,7 +49,10 @@ class Delta:
 
 @attrs.frozen
 class Result:
-    """The end of a turn. `usd` is what the session has cost so far, in US dollars; `error` is None after a good end."""
+    """The end of a turn. `usd` is what the session has cost so far, in US dollars; `error` is None after a good end.
+
+    Tokens are those since the result before, of all models, so that an agent's are among them.
+    """
 
     text: str
     error: str | None
@@ -126,18 +129,25 @@ def _delta(said: dict[str, Any]) -> Line:
 
 
 def _result(said: dict[str, Any]) -> Line:
-    usage = said.get("usage") or {}
     text, errors = str(said.get("result") or ""), said.get("errors")
     first = errors[0] if isinstance(errors, list) and errors else said.get("subtype")
     return Result(
         text=text,
         error=str(text or first) if said.get("is_error") else None,
         usd=counted(said.get("total_cost_usd")),
-        input_tokens=int(counted(usage.get("input_tokens"))),
-        output_tokens=int(counted(usage.get("output_tokens"))),
+        input_tokens=_used(said, "inputTokens", "input_tokens"),
+        output_tokens=_used(said, "outputTokens", "output_tokens"),
         seconds=counted(said.get("duration_ms")) / 1000,
         said=said,
     )
+
+
+def _used(said: dict[str, Any], by_model: str, by_turn: str) -> int:
+    """Return the tokens of a kind; an older CLI tells only those of the turn, without its agents'."""
+    models, usage = said.get("model_usage_since_last_result"), said.get("usage") or {}
+    if not isinstance(models, dict):
+        return int(counted(usage.get(by_turn)))
+    return int(sum(counted(used.get(by_model)) for used in models.values() if isinstance(used, dict)))
 
 
 def _question(said: dict[str, Any]) -> Line:

@@ -41,6 +41,13 @@ def test_where_nobody_knows_what_was_before_the_turn_tells() -> None:
     assert Meter(None, None).result(result(0, 1.0)) == Spent(0, 1.0)
 
 
+def test_where_nobody_knows_what_was_before_the_turn_tells_its_dollars_too() -> None:
+    """Of two models a token has two prices, so that its share of the tokens says little."""
+    told = Sign(result=True, spent=Spent(181, 2.0), turn_tokens=64, turn_dollars=0.25)
+    assert Meter(None, None).result(told) == Spent(64, 0.25)
+    assert Meter(None, None).result(Sign(result=True, spent=Spent(0, 1.0), turn_dollars=0.0)) == Spent(0, 1.0)
+
+
 def test_a_session_whose_cli_was_killed_and_forgot_is_charged_all_the_same() -> None:
     meter = Meter(Spent(5000, 2.0), None)
     assert meter.result(result(0, 0.0)) == Spent(), "which says nothing of what is known"

@@ -63,26 +63,28 @@ class Meter:
         assert sign.spent
         whole = sign.spent
         if self._baseline is None or (whole.tokens and not self._counts):
-            self._baseline = self._begin(whole, sign.turn_tokens)
+            self._baseline = self._begin(whole, sign)
         used = Spent(max(0, whole.tokens - self._baseline.tokens), max(0.0, whole.dollars - self._baseline.dollars))
         self._baseline = Spent(self._baseline.tokens + used.tokens, self._baseline.dollars + used.dollars)
         self._messages.clear()
         self._deltas = 0
         return self._charge(used)
 
-    def _begin(self, whole: Spent, turn: int) -> Spent:
+    def _begin(self, whole: Spent, sign: Sign) -> Spent:
         """Return from where on the first result of a process counts: it may know less than was told.
 
         A CLI that was killed forgot what it had not saved, so it had counted less than the baseline before the turn.
         """
         self._counts = True
-        share = min(1.0, turn / whole.tokens) if whole.tokens else 1.0
-        before = Spent(whole.tokens - int(whole.tokens * share), whole.dollars * (1 - share))
+        turn, dollars = min(sign.turn_tokens, whole.tokens), sign.turn_dollars
+        if dollars is None or not whole.tokens:
+            dollars = whole.dollars * (turn / whole.tokens if whole.tokens else 1.0)
+        before = Spent(whole.tokens - turn, max(0.0, whole.dollars - dollars))
         if self._baseline is None:  # of a session that somebody else's server, or an earlier one, has begun
             return before
         if before.tokens * TOLERANCE >= self._baseline.tokens:
             return self._baseline
-        return before if turn else Spent()
+        return before if sign.turn_tokens else Spent()
 
     def rest(self) -> Spent:
         """Return what is to be charged at the end for what no result has told of."""

@@ -131,6 +131,8 @@ class Sign:
     spent: Spent | None = None
     turn_tokens: int = 0
     """Tokens of the turn alone, in and out."""
+    turn_dollars: float | None = None
+    """Dollars of the turn alone, None where the line does not tell."""
     session: str = ""
     unauthorized: bool = False
     denied_tool: str | None = None
@@ -181,11 +183,12 @@ def parse_line(line: bytes) -> dict[str, Any]:
 def _sign(line: bytes) -> Sign | None:
     said = parse_line(line)
     if said.get("type") == "result":
-        session = said.get("session_id")
+        session, tokens, dollars = said.get("session_id"), *_turn(said)
         return Sign(
             result=True,
             spent=_spent(said),
-            turn_tokens=tokens_of(said.get("usage")),
+            turn_tokens=tokens,
+            turn_dollars=dollars,
             session=session if isinstance(session, str) else "",
             error=_result_error(said),
         )
@@ -203,10 +206,22 @@ _TOKENS = ("inputTokens", "outputTokens", "cacheReadInputTokens", "cacheCreation
 
 def _spent(said: dict[str, Any]) -> Spent:
     """Return what a result says was used, by all models together."""
-    models = said.get("modelUsage")
+    return Spent(_tokens_by_model(said.get("modelUsage")), counted(said.get("total_cost_usd")))
+
+
+def _turn(said: dict[str, Any]) -> tuple[int, float | None]:
+    """Return the tokens and dollars of a result's turn; an older CLI tells only tokens, without its agents'."""
+    models = said.get("model_usage_since_last_result")
+    if not isinstance(models, dict):
+        return tokens_of(said.get("usage")), None
+    dollars = sum(counted(usage.get("costUSD")) for usage in models.values() if isinstance(usage, dict))
+    return _tokens_by_model(models), dollars
+
+
+def _tokens_by_model(models: object) -> int:
+    """Return the tokens of all models together, in and out."""
     each = [usage for usage in models.values() if isinstance(usage, dict)] if isinstance(models, dict) else []
-    tokens = sum(counted(usage.get(name)) for usage in each for name in _TOKENS)
-    return Spent(int(tokens), counted(said.get("total_cost_usd")))
+    return int(sum(counted(usage.get(name)) for usage in each for name in _TOKENS))
 
 
 _TURN = ("input_tokens", "output_tokens", "cache_read_input_tokens", "cache_creation_input_tokens")

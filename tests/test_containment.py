@@ -224,6 +224,29 @@ async def test_a_zygote_that_was_stopped_before_replaces_a_killed_supervisor(sup
         await check_replaced(process)
 
 
+UNSEEN = """
+def look(path, look=os.listdir):
+    if not os.path.exists({free!r}):
+        open({looked!r}, "w").close()
+        raise OSError(errno.EMFILE, path)
+    return look(path)
+os.listdir = look
+"""
+
+
+async def test_who_can_not_be_seen_is_not_told_gone(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
+    behaving(monkeypatch, folder, UNSEEN.format(free=str(folder / "free"), looked=str(folder / "looked")))
+    async with open_containment("supervisor", lambda _: None) as containment:
+        async with containment.start(shell("setsid env -i sleep 60 & echo $!; sleep 60")) as process:
+            child = int(await process.stdout.receive_some())
+            os.kill(_parent(process.pid), signal.SIGKILL)
+            await until((folder / "looked").exists)
+            assert alive(child)
+            (folder / "free").touch()
+            assert (await process.wait_gone()).survivors == 0
+            assert not alive(child)
+
+
 async def test_of_two_supervisors_that_are_lost_at_once_neither_gets_the_others_count(supervisors: Containment) -> None:
     receipts = []
 
@@ -891,6 +914,14 @@ def test_a_capability_that_the_server_would_hand_on_is_none_of_a_runs() -> None:
 def test_a_server_that_can_not_take_capabilities_has_no_namespace() -> None:
     told = told_below("setpriv", "--bounding-set", "-setpcap", mode="namespace", script="true")
     assert "containment 'namespace' can't be had here: the CLI could not be started: capabilities" in told.stderr
+
+
+@pytest.mark.root
+@pytest.mark.namespace
+@pytest.mark.parametrize("mode", ["auto", "supervisor"])
+def test_a_proc_that_shows_other_processes_is_refused(mode: str) -> None:
+    told = told_below("unshare", "--pid", "--fork", "--kill-child", mode=mode, script="true")
+    assert "mount one in this PID namespace" in told.stderr
 
 
 @pytest.mark.parametrize("left", range(12))

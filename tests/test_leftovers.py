@@ -14,6 +14,7 @@ import pytest
 import trio
 from harness import alive, descriptors
 
+from trio_claude.containment import marks
 from trio_claude.errors import ConfigError
 from trio_claude.leftovers import LOCK, open_home, remove_tree, sweep
 
@@ -45,6 +46,15 @@ async def test_a_dead_servers_processes_and_folders_are_gone(folder: Path) -> No
         for process in (ours, other):
             process.kill()
             process.wait()
+
+
+async def test_where_the_system_shows_no_processes_folders_are_removed(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(marks, "PROC", folder / "proc")
+    left = leave(folder, "dead_123")
+    assert await sweep(folder) == ["dead_123"]
+    assert not left.exists()
 
 
 async def test_a_living_servers_are_not_touched(folder: Path) -> None:

@@ -290,3 +290,40 @@ async def test_no_thread_left_for_a_clean_up(user: User) -> None:
         assert said.code == 1000, said
         await served.recover()
         assert not served.events("Crashed")
+
+
+CLOSED = (
+    """
+import sys, trio
+from trio_claude.containment import Job, open_containment
+SCRIPT = """
+    + repr(
+        """
+import ctypes, os, time
+ctypes.CDLL(None).prctl(4, 0, 0, 0, 0)
+if os.fork():
+    time.sleep(60)
+os.setsid()
+os.write(1, b"ready")
+time.sleep(60)
+"""
+    )
+    + """
+async def main():
+    async with open_containment("supervisor", lambda _: None) as containment:
+        async with containment.start(Job(argv=(sys.executable, "-c", SCRIPT), env={}, cwd="/")) as process:
+            await process.stdout.receive_some()
+            process.end()
+            print(await process.wait_gone())
+trio.run(main)
+"""
+)
+
+
+@pytest.mark.parametrize("hidden", ["0", "1", "2"])
+def test_what_proc_shows_to_nobody_is_ended_too(user: User, hidden: str) -> None:
+    """As ssh-agent and other servers of this kind are, which nobody may look into."""
+    mount = ["unshare", "--mount", "sh", "-ec", f'mount -t proc -o hidepid={hidden} proc /proc; exec "$@"', "sh"]
+    words = [*mount, *user.words(sys.executable, "-c", CLOSED)]
+    told = subprocess.run(words, env=environ(user), cwd="/", capture_output=True, text=True)
+    assert told.stdout.startswith("2 processes, 0 left, "), told

@@ -13,9 +13,8 @@ import os
 import signal
 import subprocess
 import threading
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
-from pathlib import Path
 from typing import Any
 
 import trio
@@ -87,13 +86,9 @@ class Grouped(Contained):
 
     async def wait_empty(self) -> None:
         """Wait until none is found that bears the mark; the group was ended with the CLI."""
-        look = functools.partial(trio.to_thread.run_sync, self._found, marks.find, abandon_on_cancel=True)
+        look = functools.partial(trio.to_thread.run_sync, marks.find, self._mark, abandon_on_cancel=True)
         while await look():  # noqa: ASYNC110 - nobody is told of another's child
             await trio.sleep(LOOK_PAUSE)
-
-    def _found(self, look: Callable[[str], set[int]]) -> set[int]:
-        """Return whom `look` finds by the mark, nobody where the system does not show environments."""
-        return look(self._mark) if Path("/proc/self/environ").exists() else set()
 
     @property
     def quiet(self) -> bool:
@@ -139,7 +134,7 @@ class Grouped(Contained):
     async def _sweep(self) -> Receipt:
         killed = {self.pid} if self._struck and self.status == -signal.SIGKILL else set()
         for _ in range(SWEEPS):
-            found = self._found(marks.kill)
+            found = marks.kill(self._mark)
             killed |= found
             if not found:
                 break

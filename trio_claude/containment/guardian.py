@@ -129,13 +129,13 @@ def send(pid: int, number: int) -> None:
 
 
 def children(pid: int) -> list[int]:
-    """Return the children of `pid`, of all its threads; none if it is gone."""
+    """Return the children of `pid`, of all its threads; none if it is gone, or hidden, as /proc may be by `hidepid`."""
     found: list[int] = []
     try:
         for task in os.listdir(f"/proc/{pid}/task"):
             with open(f"/proc/{pid}/task/{task}/children", "rb") as file:
                 found += map(int, file.read().split())
-    except (FileNotFoundError, ProcessLookupError):
+    except OSError:
         if not HAS_CHILDREN_FILE:
             return [child for child, parent in parents().items() if parent == pid]
     return found
@@ -148,11 +148,11 @@ def parents() -> dict[int, int]:
 
 
 def state_of(pid: int) -> list[str]:
-    """Return the fields of /proc/PID/stat after the name: state, parent, …; nothing if it is gone."""
+    """Return the fields of /proc/PID/stat after the name: state, parent, …; nothing if it is gone, or hidden."""
     try:
         with open(f"/proc/{pid}/stat", "rb") as file:
             return file.read().rpartition(b")")[2].decode().split()
-    except (FileNotFoundError, ProcessLookupError):
+    except OSError:
         return []
 
 
@@ -658,8 +658,9 @@ class Zygote:
                 self.lost.append(pid)
         if not self.lost:
             return left
-        if strays := [pid for pid in children(os.getpid()) if pid not in self.supervisors]:
-            self.count.kill(descendants(strays))
+        strays = {*(shown := children(os.getpid()))} - self.supervisors
+        if left and (strays or not shown):  # who is not shown is not gone
+            self.count.kill(descendants([*strays]))
             return True
         alone = len(self.lost) == 1  # else nobody knows whose they were
         seen, killed = (len(self.count.seen), len(self.count.killed)) if alone else (1, 0)

@@ -12,11 +12,24 @@ from pathlib import Path
 
 from .base import MARK
 
+PROC = Path("/proc")
+"""Where the system shows processes, if it does."""
+
+
+def shows_us() -> bool:
+    """Return whether there is a /proc that numbers processes as we do; that of another PID namespace does not."""
+    try:
+        return str((PROC / "self").readlink()) == str(os.getpid())
+    except OSError:
+        return False
+
 
 def find(prefix: str) -> set[int]:
-    """Return the processes of this user, but ourselves, whose mark begins with `prefix`."""
+    """Return the processes of this user, but ourselves, whose mark begins with `prefix`; none where none is shown."""
+    if not shows_us():
+        return set()
     wanted = f"{MARK}={prefix}".encode()
-    entries = (entry for entry in Path("/proc").iterdir() if entry.name.isdigit() and _bears(entry, wanted))
+    entries = (entry for entry in PROC.iterdir() if entry.name.isdigit() and _bears(entry, wanted))
     return {int(entry.name) for entry in entries} - {os.getpid()}
 
 

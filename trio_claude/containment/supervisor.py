@@ -20,6 +20,7 @@ import trio
 from ..errors import ContainmentUnavailable, SpawnFailed
 from ..events import GuardianLost, Observer, Receipt, Strained
 from ..services import open_services
+from . import marks
 from .base import MARK, PROOF_TIMEOUT, START_TIMEOUT, BrokenStart, Contained, Containment, Job, Told, forget
 from .cgroup import Cgroups
 from .guardian import PACKET_LIMIT
@@ -37,8 +38,13 @@ SPARE_LIMIT = 16
 """Supervisors that are kept for the next runs, each of about 1 MiB; starting one anew costs two milliseconds of CPU."""
 TRIES = 3
 """How often a job is given to a zygote; one that dies with a job in its hands has started nothing of it."""
-NEEDS = "it needs /proc, /dev/fd, descriptors and one process more"
+NEEDS = "it needs /proc, /dev/fd, pidfd_open (Linux 5.3), descriptors and one process more"
 """What to look for where there is no zygote."""
+NO_PROC = (
+    "no /proc shows this process by its own number, so nothing could be proven gone: mount one in this PID namespace "
+    "(unshare --mount-proc, or mount -t proc proc /proc)"
+)
+"""What to do where a guardian would look for its run among the processes of others."""
 RESTART_PAUSE = 0.05
 """Seconds between the loss of a zygote and the next one, so that a machine without memory is not flogged."""
 
@@ -70,7 +76,9 @@ class SupervisorContainment(Containment):
         sandbox: Sandbox | None = None,
         cgroups: Cgroups | None = None,
     ) -> AsyncIterator[SupervisorContainment]:
-        """Start the zygote. Raises `ContainmentUnavailable` where it can't be started or does not answer."""
+        """Start the zygote. Raises `ContainmentUnavailable` where it can't be had, or could not see its runs."""
+        if not marks.shows_us():
+            raise ContainmentUnavailable(NO_PROC)
         containment = cls(observer, mode, sandbox, cgroups)
         async with open_services() as services:
             services.start_soon(containment._keep_zygote)

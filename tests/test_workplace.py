@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pwd
 import shutil
 from contextlib import AbstractAsyncContextManager
 from pathlib import Path
@@ -11,6 +12,7 @@ import attrs
 import pytest
 from harness import MODES
 
+from trio_claude.commands.doctor import login
 from trio_claude.config import Config
 from trio_claude.containment import Job
 from trio_claude.engine import open_engine
@@ -55,6 +57,18 @@ async def test_a_working_directory_that_is_none_is_refused() -> None:
     with pytest.raises(ConfigError, match="cwd is no folder"):
         async with Workplace.open(Config(cli="sh", cwd="/nope"), {}):
             pytest.fail("opened")
+
+
+async def test_without_home_the_cli_is_expected_where_its_users_home_is(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    entry = pwd.struct_passwd(("me", "x", 0, 0, "", str(folder), "/bin/sh"))
+    monkeypatch.setattr("pwd.getpwuid", lambda _: entry)
+    async with Workplace.open(Config(cli="sh", cwd="/"), {}) as workplace:
+        assert workplace.sessions == str(folder / ".claude" / "sessions")
+    assert login({}).startswith("none found")
+    (folder / ".claude" / ".credentials.json").touch()
+    assert login({}).startswith("a stored login")
 
 
 async def test_a_folder_that_was_removed_is_named(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -136,7 +136,7 @@ class Workplace:
             raise ConfigError(f"workspaces is no folder: {config.workspaces}; --workspaces names another")
         own = _with_whole_paths(inherited(environ, config.env))
         homes = _open_homes(config, environ)
-        state = _cli_state(own)
+        state = _cli_state(own, user)
         if config.containment == "sandbox" and not homes:
             _check_sandbox(cwd, state)
             for file in state[1:]:
@@ -373,11 +373,21 @@ def _absolute(cwd: str) -> str:
         raise ConfigError("cwd: the folder that this was started in is gone; start it in another") from None
 
 
-def _cli_state(environ: Mapping[str, str]) -> tuple[str, ...]:
+def home_of(environ: Mapping[str, str], user: tuple[int, int] | None) -> str:
+    """Return the home that a CLI of `user` finds: as HOME names it, else as the system does."""
+    if "HOME" in environ:
+        return environ["HOME"]
+    try:
+        return pwd.getpwuid(user[0] if user else os.getuid()).pw_dir
+    except KeyError:
+        return "/"
+
+
+def _cli_state(environ: Mapping[str, str], user: tuple[int, int] | None) -> tuple[str, ...]:
     """Return where the CLI keeps its settings, transcripts and login."""
     if folder := environ.get("CLAUDE_CONFIG_DIR"):
         return (folder,)
-    home = environ.get("HOME", "/")
+    home = home_of(environ, user)
     return (f"{home}/.claude", f"{home}/.claude.json")
 
 

@@ -25,7 +25,7 @@ from ..events import Event, JournalReady
 from ..journal.visits import is_earlier
 from ..listeners import bind_all, is_hosts
 from ..quarters import journal_file
-from ..workplace import find_cli
+from ..workplace import find_cli, home_of
 from .complaints import painted
 from .examples import examples
 from .options import config_options, read_config
@@ -114,7 +114,7 @@ def login(environ: Mapping[str, str]) -> str:
     for name, kind in _LOGINS:
         if environ.get(name):
             return kind
-    folder = Path(environ.get("CLAUDE_CONFIG_DIR") or Path(environ.get("HOME", "~")) / ".claude")
+    folder = Path(environ.get("CLAUDE_CONFIG_DIR") or Path(home_of(environ, None)) / ".claude")
     if (folder / ".credentials.json").exists():
         return f"{STORED} ({folder / '.credentials.json'}, not read)"
     return "none found; `claude` logs you in, or set ANTHROPIC_API_KEY; --live makes sure"

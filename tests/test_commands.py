@@ -321,6 +321,13 @@ async def test_doctor_names_what_it_found(fake: Backend) -> None:
     assert b"s3cret" not in told.stdout
 
 
+async def test_doctor_has_the_descriptors_that_a_server_takes(fake: Backend) -> None:
+    few = ["sh", "-c", 'ulimit -Sn 16; exec "$@"', "sh", sys.executable, "-m", "trio_claude", "doctor", "--port", "0"]
+    told = await trio.run_process(few, env=environ(fake), capture_stdout=True, check=False)
+    assert told.returncode == 0, told.stdout
+    assert b" 16 open files" not in told.stdout
+
+
 async def test_doctor_says_what_is_missing(fake: Backend) -> None:
     told = await trio_claude("doctor", "--port", "0", env={**environ(fake), "TRIO_CLAUDE_CLI": "/nope"})
     assert told.returncode == 1

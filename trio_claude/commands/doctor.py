@@ -29,6 +29,7 @@ from ..workplace import find_cli, home_of
 from .complaints import painted
 from .examples import examples
 from .options import config_options, read_config
+from .process import take_process
 from .statuses import Status
 from .words import clean
 
@@ -70,6 +71,7 @@ def command(config_file: Path | None, as_json: bool, live: bool, **values: Any) 
 
     No secret is read: of a login only its kind is named. Exit status: 0 where a server would work, 1 where not.
     """
+    take_process()
     config = read_config(values, config_file)
     checks = trio.run(examine, config, live)
     if as_json:

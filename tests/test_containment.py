@@ -917,6 +917,25 @@ def test_a_server_that_can_not_take_capabilities_has_no_namespace() -> None:
 
 
 @pytest.mark.root
+async def test_a_zygote_finds_the_libraries_of_the_servers_python(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LD_LIBRARY_PATH", "/opt/python/lib")
+    async with open_containment("supervisor", lambda _: None) as containment:
+        assert isinstance(containment, SupervisorContainment)
+        assert containment._zygote
+        zygotes = Path(f"/proc/{containment._zygote.process.pid}/environ").read_bytes().split(b"\0")
+        async with containment.start(shell("env")) as process:
+            assert b"LD_LIBRARY_PATH" not in await read_all(process.stdout)
+    assert b"LD_LIBRARY_PATH=/opt/python/lib" in zygotes
+
+
+async def test_a_python_that_does_not_know_its_own_path_starts_a_zygote(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "_base_executable", "")
+    async with open_containment("supervisor", lambda _: None) as containment:
+        async with containment.start(shell("echo there")) as process:
+            assert await read_all(process.stdout) == b"there\n"
+
+
+@pytest.mark.root
 @pytest.mark.namespace
 @pytest.mark.parametrize("mode", ["auto", "supervisor"])
 def test_a_proc_that_shows_other_processes_is_refused(mode: str) -> None:

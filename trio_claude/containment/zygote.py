@@ -182,7 +182,10 @@ def _bounds(pid: int) -> tuple[Any, ...]:
 
 
 def _exec_guardian(control: socket.socket) -> subprocess.Popen[bytes]:
-    """Start the zygote, under a name of its own and with nothing of our environment. Raises OSError."""
+    """Start the zygote, under a name of its own, with nothing of our environment but where libraries are.
+
+    Raises OSError.
+    """
     with control:
         source = os.open(GUARDIAN, os.O_RDONLY | os.O_CLOEXEC)
         try:
@@ -193,10 +196,11 @@ def _exec_guardian(control: socket.socket) -> subprocess.Popen[bytes]:
 
 def _exec(source: int, control: socket.socket) -> subprocess.Popen[bytes]:
     """Start the zygote from its file's descriptor: no path that names Python shows in `ps`."""
+    libraries = {name: value for name, value in os.environ.items() if name == "LD_LIBRARY_PATH"}
     return subprocess.Popen(
         ["trio-claude-zygote", "-s", "-S", "-P", f"/dev/fd/{source}", str(control.fileno()), str(os.getpid())],
-        executable=getattr(sys, "_base_executable", sys.executable),
-        env={"PYTHONHOME": f"{sys.base_prefix}:{sys.base_exec_prefix}", "LC_ALL": "C.UTF-8"},
+        executable=getattr(sys, "_base_executable", sys.executable) or "/proc/self/exe",  # who has no PATH has no name
+        env={**libraries, "PYTHONHOME": f"{sys.base_prefix}:{sys.base_exec_prefix}", "LC_ALL": "C.UTF-8"},
         stdin=subprocess.DEVNULL,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,

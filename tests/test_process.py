@@ -67,6 +67,19 @@ async def test_a_child_that_nobody_waits_for_is_reaped(monkeypatch: pytest.Monke
     assert child.wait() == 0  # its status is gone
 
 
+STATUS = """
+import signal, subprocess
+from trio_claude.commands.process import take_process
+signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # as it is inherited
+take_process()
+print(subprocess.run(["/bin/sh", "-c", "exit 7"]).returncode)
+"""
+
+
+def test_how_a_child_ended_is_known_though_who_started_us_ignores_its_children() -> None:
+    assert subprocess.run([sys.executable, "-c", STATUS], capture_output=True, check=True).stdout == b"7\n"
+
+
 BURSTS = """
 import resource, sys
 from trio_claude.commands import process

@@ -7,6 +7,7 @@ import ctypes
 import gc
 import os
 import resource
+import signal
 import sys
 from typing import Final
 
@@ -27,6 +28,7 @@ REAP_ROUNDS: Final = 10
 def take_process() -> None:
     """Prepare this process for runs: it is ours alone."""
     _raise_descriptor_limit()
+    _keep_statuses()
     _hide_memory()
     _keep_memory()
     _spare_imports()
@@ -37,6 +39,11 @@ def _raise_descriptor_limit() -> None:
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     with contextlib.suppress(OSError, ValueError):
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+
+
+def _keep_statuses() -> None:
+    """Have the system keep for us how a child ended, though who started this process may want to hear of none."""
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
 
 
 def _spare_imports() -> None:

@@ -57,6 +57,14 @@ async def test_where_the_system_shows_no_processes_folders_are_removed(
     assert not left.exists()
 
 
+async def test_where_no_temporary_file_can_be_made_that_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tempfile.tempdir", None)
+    monkeypatch.setattr("tempfile._candidate_tempdir_list", lambda: ["/nope"])
+    with pytest.raises(ConfigError, match=r"no folder for temporary files: .*/nope.*; TMPDIR names another place"):
+        async with open_home():
+            pytest.fail("opened")
+
+
 async def test_a_living_servers_are_not_touched(folder: Path) -> None:
     living = leave(folder, "living")
     process = await start("living:1")

@@ -139,8 +139,14 @@ def _locked(folder: Path) -> bool:
 
 
 def _short_tmp() -> str:
-    """Return the folder for temporary folders; /tmp where the system's own makes paths too long for sockets."""
-    usual = tempfile.gettempdir()
+    """Return the folder for temporary folders; /tmp where the system's own makes paths too long for sockets.
+
+    Raises `ConfigError` where nothing can be written in any.
+    """
+    try:
+        usual = tempfile.gettempdir()
+    except OSError as error:
+        raise ConfigError(f"no folder for temporary files: {error}; TMPDIR names another place") from error
     return usual if len(os.fsencode(usual)) + len("/tcl-xxxxxxxx/") + 12 <= TMP_LIMIT else "/tmp"  # noqa: S108
 
 

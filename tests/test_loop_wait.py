@@ -133,7 +133,8 @@ async def test_none_is_found_where_the_system_refuses_to_tell(monkeypatch: pytes
     assert await find_epoll() is None
 
 
-async def test_what_a_pipe_says_is_heard_without_a_turn_of_any_task() -> None:
+async def test_what_a_pipe_says_is_heard_without_a_turn_of_any_task(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(loop_wait, "LATE", PATIENCE * 2)
     heard = threading.Event()
     with open_ends() as ends:
         ends.then = lambda _words: heard.set()
@@ -149,7 +150,58 @@ async def test_what_a_pipe_says_is_heard_without_a_turn_of_any_task() -> None:
         async with waiting(ends):
             with counted() as steps:
                 passed = await trio.to_thread.run_sync(talk)
-    assert passed <= 3, "but for those in which Trio sees whether a deadline has changed"
+    assert passed == 0
+
+
+class Thief(trio.abc.Instrument):
+    """Takes what Trio has found, as another process may that has the same listener."""
+
+    def __init__(self, ends: Ends) -> None:
+        self._ends = ends
+
+    def before_io_wait(self, timeout: float) -> None:
+        with contextlib.suppress(BlockingIOError):
+            os.read(self._ends.reader, 65536)
+
+
+async def test_what_another_process_takes_before_trio_does_keeps_no_line_and_no_deadline(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(loop_wait, "LATE", PATIENCE * 2)
+    with open_ends() as ends, open_ends() as stolen:
+        async with waiting(ends) as wait, trio.open_nursery() as nursery:
+            wait.shared = True
+            heard = trio.Event()
+            ends.then = lambda _words: heard.set()
+            nursery.start_soon(trio.lowlevel.wait_readable, stolen.reader)
+            thief = Thief(stolen)
+            trio.lowlevel.add_instrument(thief)
+            await trio.testing.wait_all_tasks_blocked()
+            threading.Timer(0.05, stolen.say, [b"x"]).start()
+            threading.Timer(0.5, ends.say, [b"x"]).start()
+            with trio.fail_after(PATIENCE):
+                await heard.wait()
+            trio.lowlevel.remove_instrument(thief)
+            nursery.cancel_scope.cancel()
+
+
+def test_an_older_epoll_that_lists_the_same_number_is_not_taken_for_trio_s() -> None:
+    """As one that was inherited; it lists what it watches by the number that this had once."""
+
+    async def look() -> int | None:
+        os.close(reader)  # the next pipe gets its number
+        return await find_epoll()
+
+    with contextlib.closing(select.epoll()) as older:
+        reader, writer = os.pipe()
+        kept = os.dup(reader)
+        older.register(reader, select.EPOLLIN)
+        try:
+            found = trio.run(look)
+        finally:
+            os.close(kept)
+            os.close(writer)
+        assert found not in (None, older.fileno())
 
 
 async def test_a_task_that_is_made_ready_by_what_is_heard_has_its_turn_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -180,8 +232,8 @@ async def test_a_deadline_is_met_whether_something_is_heard_meanwhile_or_not(tal
     with open_ends() as ends, babbling(ends, 0.01) if talks else contextlib.nullcontext():
         async with waiting(ends):
             began = time.monotonic()
-            await trio.sleep(1)
-            assert 1 <= time.monotonic() - began < 1.9, "Trio must not wait for as long again"
+            await trio.sleep(3)
+            assert 3 <= time.monotonic() - began < 5.5, "Trio must not wait for as long again"
         assert bool(ends.heard) == talks
 
 
@@ -230,10 +282,10 @@ async def test_the_wait_counts_for_no_work_and_what_is_heard_does() -> None:
             wait.told = watch.hold
             wait.be_last()
             threading.Timer(0.2, ends.say, [b"x"]).start()
-            await trio.sleep(0.6)
+            await trio.sleep(2)
             trio.lowlevel.remove_instrument(watch)
-    assert 0.05 <= watch.busy < 0.4
-    assert any(0.05 <= hold < 0.2 for hold in holds)
+    assert 0.05 <= watch.busy < 1
+    assert any(hold >= 0.05 for hold in holds)
 
 
 async def test_what_comes_last_is_no_matter_once_nobody_waits_here() -> None:

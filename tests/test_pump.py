@@ -10,6 +10,7 @@ import contextvars
 import functools
 import json
 import os
+import socket
 import threading
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
@@ -17,14 +18,16 @@ from contextlib import AbstractAsyncContextManager, asynccontextmanager
 import pytest
 import trio
 import trio.testing
-from harness import Backend, connect, directive, listen
+from harness import Backend, connect, directive, listen, until
 from talk import open_talk
 
 from trio_claude.config import Config
+from trio_claude.containment.loop_wait import HERE
 from trio_claude.containment.pipes import PipeReader
 from trio_claude.containment.pump import LONE, READS_A_TURN, Pump
 from trio_claude.embed import open_run
 from trio_claude.metrics.loop import LoopWatch
+from trio_claude.server import open_server
 
 NAME: contextvars.ContextVar[str] = contextvars.ContextVar("name")
 
@@ -293,6 +296,29 @@ async def test_a_run_hears_in_its_own_context(pumping: Pumping) -> None:
         pipe.close()
 
 
+@pytest.mark.parametrize("early", [True, False])
+async def test_that_others_have_the_same_listeners_is_known_to_what_waits(early: bool) -> None:
+    pump = Pump(own_loop=True)
+    if early:
+        pump.share()
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(pump.serve)
+        await trio.testing.wait_all_tasks_blocked()
+        pump.share()
+        wait = HERE.get()
+        assert wait
+        assert wait.shared
+        nursery.cancel_scope.cancel()
+
+
+@pytest.mark.parametrize("given", [True, False])
+async def test_a_server_shares_the_listeners_that_it_was_given(fake: Backend, given: bool) -> None:
+    config = Config(port=0, cli=fake.program, cwd=str(fake.cwd), own_loop=True)
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        async with open_server(config, listeners=[listener.dup()] if given else None):
+            await until(lambda: bool((wait := HERE.get()) and wait.shared is given))
+
+
 async def babble(pumping: Pumping, words: bytes) -> int:
     """Return how often a pipe is read in 20 turns, while as much is said at once as was heard."""
     async with pumping() as pump:
@@ -314,8 +340,9 @@ async def babble(pumping: Pumping, words: bytes) -> int:
     return reads
 
 
-async def test_who_never_stops_talking_leaves_others_their_turns(pumping: Pumping) -> None:
-    assert 0 < await babble(pumping, b"and") <= 20 * READS_A_TURN
+async def test_who_never_stops_talking_leaves_others_their_turns() -> None:
+    assert 0 < await babble(functools.partial(serve_pump, own_loop=False), b"and") <= 20 * READS_A_TURN
+    assert 0 < await babble(functools.partial(serve_pump, own_loop=True), b"and") <= 20 * 2, "once between two turns"
 
 
 async def test_who_says_much_at_once_is_read_the_less_often_in_a_turn() -> None:

@@ -313,6 +313,8 @@ async def _accept_all(
     server: Server, listeners: list[socket.socket], household: Household, task_status: trio.TaskStatus[None]
 ) -> None:
     """Accept on every listener until the server drains, then close them; the connections live on."""
+    if server._place:  # who gave the listeners may have them still, and accept on them
+        household.runs.pump.share()
     async with trio.open_nursery() as connections:
         gate = Gate(household, connections)
         task_status.started()

@@ -93,7 +93,7 @@ class Contained(abc.ABC):
 
     @abc.abstractmethod
     async def wait_empty(self) -> None:
-        """Wait until nothing of the tree is left, though nobody has ended it; for ever where that is never known."""
+        """Wait until nothing of the tree is left, or can be found, though nobody has ended it."""
 
     @property
     @abc.abstractmethod

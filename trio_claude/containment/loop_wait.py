@@ -29,7 +29,8 @@ _EPOLL: Final = "anon_inode:[eventpoll]"
 class LoopWait(trio.abc.Instrument):
     """Waits by `epoll`, where that watches `pipes`; `hear` is called with each that can be read, and must not wait.
 
-    `told` hears for how many seconds that held the loop, between two looks.
+    `told` hears for how many seconds that held the loop, between two looks. `shared` says that another process may take
+    what Trio waits for, as a connection from a listener that both have.
 
     Resource handling: `serve` has it among Trio's instruments, and Trio's own epoll in `epoll`. Error handling: what
     goes wrong in the wait is raised by `serve`, and Trio waits by itself again.
@@ -37,6 +38,7 @@ class LoopWait(trio.abc.Instrument):
 
     def __init__(self, epoll: select.epoll, pipes: Sized, hear: Callable[[int], object]) -> None:
         self.told: Callable[[float], None] | None = None
+        self.shared: bool = False
         self._epoll = epoll
         self._pipes = pipes
         self._hear = hear
@@ -47,7 +49,10 @@ class LoopWait(trio.abc.Instrument):
         self._failed = trio.Event()
 
     async def serve(self, trios: int) -> None:
-        """Wait in the place of Trio, whose epoll is `trios`, until cancelled. Raises what `hear` raises."""
+        """Wait in the place of Trio, whose epoll is `trios`, until cancelled.
+
+        Raises what `hear` raises, and OSError where a system refuses to watch one epoll by another.
+        """
         self._trios, self._token = trios, trio.lowlevel.current_trio_token()
         self._epoll.register(trios, select.EPOLLIN)
         trio.lowlevel.add_instrument(self)
@@ -103,7 +108,7 @@ class LoopWait(trio.abc.Instrument):
             if not timeout:
                 return False
             if heard < len(found) or self._is_stirred:
-                return heard > 0
+                return heard > 0 or self.shared
             if (left := until - now) <= 0:
                 return True
 
@@ -115,7 +120,8 @@ HERE: Final[trio.lowlevel.RunVar[LoopWait | None]] = trio.lowlevel.RunVar("LoopW
 async def find_epoll() -> int | None:
     """Return the descriptor of Trio's own epoll, None where the system does not tell, or a `LoopWait` has it already.
 
-    The kernel lists what an epoll watches, and Trio's alone watches what one of its tasks waits for.
+    The kernel lists what an epoll watches, and Trio's alone watches what one of its tasks waits for. Raises OSError
+    where there is no descriptor to look by.
     """
     reader, writer = os.pipe()
     try:
@@ -136,8 +142,11 @@ async def _watch(descriptor: int, task_status: trio.TaskStatus[None]) -> None:
 
 def _watcher(descriptor: int) -> int | None:
     """Return which of this process's epolls watches a descriptor."""
-    listed = re.compile(rf"^tfd:\s+{descriptor}\s", re.MULTILINE)
-    with contextlib.suppress(FileNotFoundError, PermissionError):
+    file = os.fstat(
+        descriptor
+    ).st_ino  # an epoll lists what it watches by the number that this had, which is given anew
+    listed = re.compile(rf"^tfd:\s+{descriptor}\s.*\bino:{file:x}\s", re.MULTILINE)
+    with contextlib.suppress(OSError):
         for link in Path(OPEN).iterdir():
             if _is_epoll(link) and listed.search(_info(link.name)):
                 return int(link.name)

@@ -52,6 +52,7 @@ class Pump:
         self._epoll: select.epoll | None = None
         self._waiting: dict[int, _Waiter] = {}
         self._wait: LoopWait | None = None
+        self._shared = False
         self._told: Callable[[float], None] | None = None
 
     async def serve(self) -> None:
@@ -77,11 +78,18 @@ class Pump:
 
     async def _serve_in_waits(self, epoll: select.epoll, trios: int) -> None:
         self._wait = LoopWait(epoll, self._waiting, self._read)
+        self._wait.shared = self._shared
         self.watch(self._told)
         try:
             await self._wait.serve(trios)
         finally:
             self._wait = None
+
+    def share(self) -> None:
+        """Take that another process may take what this loop waits for, as connections of a listener that both have."""
+        self._shared = True
+        if self._wait:
+            self._wait.shared = True
 
     def watch(self, told: Callable[[float], None] | None) -> None:
         """Tell for how many seconds pipes held the event loop while no task ran; None: no more."""

@@ -885,6 +885,17 @@ async def test_lines_alone_wait_for_more_until_something_else_comes(
         assert sum(part.count for part in await journal.parts("a")) == 10 + (what == "much")
 
 
+async def test_much_at_once_does_not_linger(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(recorder, "LINGER", 60.0)
+    async with opened(tmp_path / "j.db") as journal:
+        run = journal.begin(begun("a"))
+        await journal.settle()
+        run.lines([b"x" * (backlog.FEW_BYTES + 1)])
+        with trio.fail_after(10):
+            while journal.waiting:
+                await trio.sleep(0.01)
+
+
 async def test_what_lingers_is_kept_when_the_journal_closes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(recorder, "LINGER", 60.0)
     with trio.fail_after(10):

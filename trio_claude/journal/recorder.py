@@ -19,7 +19,7 @@ from typing import Final, TypeVar
 import trio
 
 from ..errors import JournalFault
-from .backlog import PATIENCE, Backlog, Lines, Write, Writer
+from .backlog import FEW_BYTES, PATIENCE, Backlog, Lines, Write, Writer
 from .base import SOON, TAIL, UNWRITTEN, Journal
 from .bulk import LEAST
 from .facts import Deleted, Page, Part, Query, Retention, RunRow, Text, Usage, UsageQuery
@@ -224,7 +224,7 @@ class SqliteJournal(Backlog, Journal):
 
     def _linger(self) -> None:
         """Let lines wait for more, until something else comes, or much."""
-        self._lingers = all(write.lines for write in self._waiting)
+        self._lingers = self._bytes <= FEW_BYTES and all(write.lines for write in self._waiting)
         self._stir.wait_for(lambda: not self._lingers or self._hurry or self._closing, LINGER)
         self._lingers = False
 

@@ -204,7 +204,14 @@ def test_what_a_result_says_was_used(usage: dict[str, object], spent: Spent) -> 
 
 def test_a_turn_is_what_all_models_have_used_since_the_last_one() -> None:
     models = {"a": {"inputTokens": 20, "outputTokens": 27, "costUSD": 0.5}, "b": {"inputTokens": 10, "costUSD": 0.25}}
-    for told, turn in ((models, (57, 0.75)), ({}, (0, 0.0)), (None, (47, None)), ([1], (47, None))):
+    unpriced = {"a": {"inputTokens": 20}, "b": {"inputTokens": 1, "costUSD": 0.25}}
+    for told, turn in (
+        (models, (57, 0.75)),
+        (unpriced, (21, None)),
+        ({}, (0, 0.0)),
+        (None, (47, None)),
+        ([1], (47, None)),
+    ):
         usage = {"input_tokens": 20, "output_tokens": 27}
         said = {"type": "result", "usage": usage, "model_usage_since_last_result": told}
         (sign,) = signs([json.dumps(said).encode()])

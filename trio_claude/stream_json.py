@@ -214,8 +214,9 @@ def _turn(said: dict[str, Any]) -> tuple[int, float | None]:
     models = said.get("model_usage_since_last_result")
     if not isinstance(models, dict):
         return tokens_of(said.get("usage")), None
-    dollars = sum(counted(usage.get("costUSD")) for usage in models.values() if isinstance(usage, dict))
-    return _tokens_by_model(models), dollars
+    each = [usage for usage in models.values() if isinstance(usage, dict)]
+    told = all("costUSD" in usage for usage in each)
+    return _tokens_by_model(models), sum(counted(usage["costUSD"]) for usage in each) if told else None
 
 
 def _tokens_by_model(models: object) -> int:

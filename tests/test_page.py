@@ -418,6 +418,48 @@ async def test_a_prompt_that_may_not_have_been_heard_is_given_back(
             assert ("may not have been heard" in await page.text("#transcript")) is not heard
 
 
+@pytest.mark.parametrize("journal", ["memory", "none"], ids=["ended", "gone"])
+async def test_a_prompt_that_was_not_heard_is_given_back_where_its_run_is_over_by_the_page_s_return(
+    fake: Backend, browser: Browser, journal: str
+) -> None:
+    async with fake.serve(journal=journal) as server, open_cutter(server.port) as cutter:
+        async with looking_at_death(browser, cutter.url) as page:
+            await page.say(directive("text", text="one"))
+            await turns(page, 1)
+            cutter.silent = True
+            await page.say("two")
+            await page.wait_count(".said", 2)
+            cutter.open = False
+            cutter.cut()
+            await page.wait_text("#link", "connection lost")
+            assert server.runs.stop(await page.evaluate(TAB_KEPT), None)
+            await until(lambda: bool(fake.ended))
+            cutter.silent, cutter.open = False, True
+            await page.wait_text("#transcript", "may not have been heard")
+            assert await page.evaluate("document.getElementById('prompt').value") == "two"
+
+
+async def test_a_stop_while_the_connection_is_lost_takes_the_prompt_back_that_waits(
+    fake: Backend, browser: Browser
+) -> None:
+    async with fake.serve(journal="memory") as server, open_cutter(server.port) as cutter:
+        async with looking_at_death(browser, cutter.url) as page:
+            await page.say(directive("text", text="one"))
+            await turns(page, 1)
+            cutter.open = False
+            cutter.cut()
+            await page.wait_text("#link", "connection lost")
+            await page.say("two")
+            await page.click("#stop")
+            assert await page.evaluate("document.getElementById('prompt').value") == "two"
+            cutter.open = True
+            await page.wait_text("#link", "connected")
+            await page.click("#end")
+            await page.wait(".receipt")
+            assert await page.texts(".answer") == ["one"]
+    assert len(fake.ended) == 1
+
+
 @pytest.mark.real_cli
 async def test_a_server_that_dies_is_told_of_and_the_conversation_goes_on(real: Backend, browser: Browser) -> None:
     async with serving("serve", "--port", "0", "--journal", "none", env=environ(real)) as (process, url):

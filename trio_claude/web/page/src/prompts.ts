@@ -39,12 +39,6 @@ export class Prompts {
     this.unheard.clear();
   }
 
-  /** Take that the run is out of reach: what may not have been heard goes back. */
-  lose(): void {
-    this.giveBack([...this.unheard.values()], false);
-    this.unheard.clear();
-  }
-
   /** Take that a message was refused. */
   refuse(name: unknown): void {
     const text = this.said.get(name) ?? this.settled.get(name);
@@ -63,8 +57,9 @@ export class Prompts {
     else if ((origin?.kind ?? "human") === "human") [this.settled, this.said, this.unheard] = [this.said, new Map(), new Map()];
   }
 
-  /** Take that the run is over: what waits goes back, and nothing is answered any more. */
+  /** Take that the run is over, or out of reach: what waits goes back, and what may not have been heard. */
   end(): void {
+    this.giveBack([...this.unheard.values()], false);
     this.giveBack();
     this.clear();
   }

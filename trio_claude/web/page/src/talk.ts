@@ -128,6 +128,8 @@ export class Talk {
     if (!this.busy || !this.owner) return;
     if (this.isQueued) return this.giveUp();
     if (!this.session) return;
+    if (this.state === "lost") this.takeBack(); // else it would be said behind the stop
+    if (!this.busy) return;
     this.tryTo(() => this.session?.stop(this.stopping ? "kill" : "interrupt"));
     this.meters.state(this.stopping ? "ending it all now" : "stopping; once more ends the run now");
     this.stopping = true;
@@ -136,6 +138,7 @@ export class Talk {
 
   /** End the run behind the turn. */
   end(): void {
+    if (this.state === "lost") this.takeBack();
     this.tryTo(() => this.session?.stop("end"));
     this.meters.state("ending");
   }
@@ -355,7 +358,6 @@ export class Talk {
   /** Take that the run can't be reached, and may be there. */
   private lost(run: string, why: string): void {
     this.setBusy(false, "not connected");
-    this.prompts.lose();
     const as = this.owner ? undefined : "viewer";
     this.banner.offer(`The run can't be reached: ${why}`, "Try again", () => void this.attach(run, as));
   }

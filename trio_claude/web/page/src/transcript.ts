@@ -5,7 +5,7 @@ import { MarkdownStream } from "./markdown";
 import { limited, ToolCard, type Answers, type Json } from "./tools";
 import { count, counted, dollars, receiptWords, seconds } from "./words";
 
-/** Things that a transcript keeps; the oldest go first, but for open questions, and it says so. */
+/** Things that a transcript keeps; the oldest go first, open questions last, and it says so. */
 const ITEMS_KEPT = 500;
 /** Nearness to the end, in pixels, at which the page follows what comes. */
 const FOLLOW = 80;

@@ -238,7 +238,7 @@ async def test_a_refusal_without_words_that_can_be_shown_names_its_status(body: 
 
     async with trio.open_nursery() as nursery:
         listeners = await nursery.start(partial(trio.serve_tcp, refuse, 0, host="127.0.0.1"))
-        with pytest.raises(ConnectFailed, match=r"refused: HTTP 403$"):
+        with pytest.raises(ConnectFailed, match=r"refused: HTTP 403: not from here, or not you$"):
             await collect(f"http://127.0.0.1:{listeners[0].socket.getsockname()[1]}", "hello")
         nursery.cancel_scope.cancel()
 
@@ -378,6 +378,8 @@ def test_addresses_are_completed(url: str, expected: str) -> None:
 
 async def test_the_address_of_one_door_leads_to_the_other(fake: Backend) -> None:
     assert door("ws://h:1/ws/claude", "/ws/session", "") == "ws://h:1/ws/session"
+    assert door("http://h/claude/ws/claude", "/ws/session", "") == "ws://h/claude/ws/session"
+    assert door("http://h/ws/other", "/ws/session", "") == "ws://h/ws/other"
     async with fake.serve() as server, open_session(meta="T", url=f"{server.url}/ws/claude") as session:
         assert session.started["run"]
 

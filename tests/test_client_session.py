@@ -239,6 +239,37 @@ async def test_a_server_that_closes_without_an_end_is_heard_with_its_reason(
 
 
 @BOTH_LIBRARIES
+@pytest.mark.parametrize("code", [1001, 1012, 1013])
+async def test_a_server_that_leaves_and_does_not_come_back_is_told_with_what_stood_in_the_way(
+    library: Library, code: int
+) -> None:
+    asked: list[object] = []
+
+    async def serve(request: WebSocketRequest) -> None:
+        asked.append(request)
+        if len(asked) > 1:
+            await request.reject(503)
+            return
+        socket = await request.accept(subprotocol=next(iter(request.proposed_subprotocols), None))
+        await socket.get_message()
+        await socket.send_message('{"type":"gateway","event":"started","run":"1","session":"2"}')
+        await socket.aclose(code)
+
+    async def program(url: str) -> Any:
+        async with open_session(meta="T", url=url, reconnect=Reconnect(grace=0.4)) as session:
+            assert [line async for line in session] == []
+            return session.ended
+
+    async with trio.open_nursery() as nursery:
+        listening = await nursery.start(serve_websocket, serve, "127.0.0.1", 0, None)
+        ended = await library(partial(program, f"http://127.0.0.1:{listening.port}"))
+        nursery.cancel_scope.cancel()
+    assert ended.code == code
+    assert "HTTP 503" in ended.error
+    assert len(asked) > 1
+
+
+@BOTH_LIBRARIES
 async def test_a_prompt_that_was_cancelled_before_it_was_said_is_said_by_who_iterates_again(
     fake: Backend, library: Library
 ) -> None:

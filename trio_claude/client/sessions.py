@@ -23,8 +23,8 @@ import attrs
 from ..errors import TrioClaudeError
 from .cli_lines import Init, Line, Question, Result, User, parse_line
 from .decisions import Approval, Decide, decision
-from .links import Link, no_matter
-from .sockets import BROKEN, Awaited, ConnectFailed, Inbox, dumps
+from .links import LOST, NOT_NOW, Link, no_matter
+from .sockets import Awaited, ConnectFailed, Inbox, dumps
 
 Json: TypeAlias = dict[str, Any]
 
@@ -255,7 +255,7 @@ class Session:
         if not last and self._link.code in UNTOLD:
             last = {"error": self._link.reason}
             self._lines.add(ConnectionError(f"the server closed the connection: {self._link.reason}"))
-        elif not last and self._link.code == BROKEN:
+        elif not last and self._link.code in (*LOST, *NOT_NOW):
             last = {"error": self._link.reason or None}
         self.ended = SessionEnded(last.get("reason", ""), last.get("error"), last.get("receipt", {}), self._link.code)
         for waiting in self._answers.values():

@@ -51,8 +51,8 @@ SWITCHING = 101
 """The HTTP status behind which a WebSocket is spoken."""
 REFUSAL_LIMIT = 4096
 """Bytes of a refusal's body that are read."""
-DOORS = ("", "/ws/claude", "/ws/session")
-"""Paths of a server that lead to whichever door is wanted."""
+_NO_DOOR = re.compile(r"^/*$|/ws/(claude|session)/*$")
+"""What of an address's path leads to whichever door is wanted: nothing, or a door behind whatever prefix."""
 SILENCE = 20.0
 """Seconds without a word of the server after which it is asked for a sign of life; as long again without one: gone."""
 ALIVE = 5.0
@@ -82,8 +82,8 @@ def door(url: str, path: str = "/ws/claude", query: str = "frames=verbatim") -> 
     except ValueError as error:
         raise ConnectFailed(f"can't reach {url}: {error}") from error
     scheme = {"http": "ws", "https": "wss"}.get(parts.scheme, parts.scheme)
-    own = "" if parts.path.rstrip("/") in DOORS else parts.path
-    return urlunsplit((scheme, parts.netloc, own or path, query, ""))
+    own = _NO_DOOR.sub(path, parts.path, count=1)
+    return urlunsplit((scheme, parts.netloc, own, query, ""))
 
 
 class _Stream(httpcore.AsyncNetworkStream):
@@ -356,12 +356,14 @@ def _said(error: Exception) -> str:
 
 _WHY = {401: "it wants a valid key or token", 429: "too many connections"}
 """What HTTP statuses mean at a door, whatever the server says."""
+_ELSE = {403: "not from here, or not you"}
+"""What they mean where it says nothing that can be shown, as a proxy before it."""
 
 
 def _why(response: httpx.Response) -> str:
-    """Return why a handshake was refused: the server's own words, where that is one of ours."""
+    """Return why a handshake was refused: the server's own words, but for a key that is wanted and for a crowd."""
     status = response.status_code
-    why = _WHY.get(status) or _words(response)
+    why = _WHY.get(status) or _words(response) or _ELSE.get(status)
     return f"HTTP {status}: {why}" if why else f"HTTP {status}"
 
 

@@ -80,6 +80,7 @@ async def open_nodes(config: Config, server: str, observer: Observer) -> AsyncIt
         control = Control(redis, membership, observer)
         tail = Tail(redis, server, control.hear, observer)
         membership.on_return(tail.begin_anew)
+        membership.on_forgotten(tail.begin_anew)
         try:
             async with (
                 open_lasting(keep_going, "membership", membership.serve, observer),

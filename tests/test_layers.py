@@ -43,7 +43,7 @@ TABLE: dict[str, set[str]] = {
     "identity": {"errors", "config"},
     "queries": {"errors"},
     "upgrade": {"errors", "config", "identity"},
-    "nodes": {"errors", "events", "config", "services", "admission", "journal", "identity"},
+    "nodes": {"errors", "events", "config", "services", "admission", "journal", "identity", "figures"},
     "peer": {"errors", "config", "messages", "services", "turns", "upgrade"},
     "logs": {"events", "config", "context", "faults"},
     # wiring

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from ..errors import OverBudget, TooFast
+from ..figures import brief
 from .budgets import Ledger
 from .limits import Limits, Member
 from .rates import Rates
@@ -63,9 +64,9 @@ class Allowance:
 def check_rates(member: Member, total: Limits, own: float, every: float) -> None:
     """Raise `TooFast` where there are seconds to wait: `own` of the member, `every` of all together."""
     if own:
-        raise TooFast(f"more than {member.limits.prompts_per_minute:g} prompts a minute", retry_after=own)
+        raise TooFast(f"more than {brief(member.limits.prompts_per_minute)} prompts a minute", retry_after=own)
     if every:
-        raise TooFast(f"more than {total.prompts_per_minute:g} prompts a minute on this server", retry_after=every)
+        raise TooFast(f"more than {brief(total.prompts_per_minute)} prompts a minute on this server", retry_after=every)
 
 
 def check_budgets(ledger: Ledger, member: Member, total: Limits, wall: float) -> None:

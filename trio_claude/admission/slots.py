@@ -11,6 +11,7 @@ from collections.abc import Callable
 import attrs
 
 from ..errors import QueueFull
+from ..figures import brief
 
 
 @attrs.define(eq=False)
@@ -49,7 +50,7 @@ class Slots:
         """Wait for a slot. Raises `QueueFull` where `limit` of the identity, or too many in all, wait already."""
         own = self._queues.get(waiter.who, ())
         if limit and len(own) >= limit:
-            raise QueueFull(f"{len(own)} of your runs wait already; {limit:g} may")
+            raise QueueFull(f"{len(own)} of your runs wait already; {brief(limit)} may")
         if len(self) >= self.waiting:
             raise QueueFull(f"{len(self)} runs wait already; {self.waiting} may")
         self._queues.setdefault(waiter.who, deque()).append(waiter)

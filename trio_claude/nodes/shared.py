@@ -20,6 +20,7 @@ import trio
 from ..admission import ALL, Ledger, Limits, Member, check_budgets, check_rates
 from ..errors import Busy, ConfigError, QueueFull, SessionBusy
 from ..events import Observer
+from ..figures import brief
 from ..identity import Identity, packed, unpacked
 from ..identity.tickets import KEPT, KEPT_EACH, LIFETIME
 from ..services import open_lasting
@@ -183,7 +184,7 @@ class Shared:
         waiter.called = trio.Event()
         said = await self._desk.decide("place", self._desk.owner(held), *keys, limits.runs or RUNS_MOST, limits.waiting)
         if said[0] == b"full":
-            raise QueueFull(f"{said[1]} of your runs wait already; {limits.waiting:g} may")
+            raise QueueFull(f"{said[1]} of your runs wait already; {brief(limits.waiting)} may")
         if said[0] == b"ok":
             self._tell_next(said[1].decode(), member.name)
             return None

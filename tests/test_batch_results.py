@@ -6,12 +6,13 @@ import json
 
 import pytest
 
-from trio_claude.batch.results import TOKENS, Finish, Fold, Record, from_close, from_outcome, parse_result
+from trio_claude.batch.results import Finish, Fold, Record, from_close, from_outcome, parse_result
 from trio_claude.batch.tasks import Rules, make_plan
 from trio_claude.config import OPTIONS
 from trio_claude.errors import Reason
 from trio_claude.events import Outcome, Receipt
 from trio_claude.metering import PRICE
+from trio_claude.stream_json import TOKENS
 
 SESSION = "01234567-89ab-cdef-0123-456789abcdef"
 RECEIPT = Receipt(seen=3, killed=1, survivors=0, ms=12.34, containment="namespace")

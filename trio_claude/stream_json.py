@@ -183,12 +183,12 @@ def parse_line(line: bytes) -> dict[str, Any]:
 def _sign(line: bytes) -> Sign | None:
     said = parse_line(line)
     if said.get("type") == "result":
-        session, tokens, dollars = said.get("session_id"), *_turn(said)
+        session = said.get("session_id")
         return Sign(
             result=True,
             spent=_spent(said),
-            turn_tokens=tokens,
-            turn_dollars=dollars,
+            turn_tokens=sum(turn_tokens(said)),
+            turn_dollars=_turn_dollars(said),
             session=session if isinstance(session, str) else "",
             error=_result_error(said),
         )
@@ -201,36 +201,50 @@ def _sign(line: bytes) -> Sign | None:
     return None
 
 
-_TOKENS = ("inputTokens", "outputTokens", "cacheReadInputTokens", "cacheCreationInputTokens")
+TOKENS = ("input_tokens", "output_tokens", "cache_creation_input_tokens", "cache_read_input_tokens")
+"""What tokens there are, as the API calls them."""
+_BY_MODEL = ("inputTokens", "outputTokens", "cacheCreationInputTokens", "cacheReadInputTokens")
+"""The same as the CLI calls them where it tells them model by model."""
 
 
 def _spent(said: dict[str, Any]) -> Spent:
     """Return what a result says was used, by all models together."""
-    return Spent(_tokens_by_model(said.get("modelUsage")), counted(said.get("total_cost_usd")))
+    return Spent(sum(_of_models(_each(said.get("modelUsage")))), counted(said.get("total_cost_usd")))
 
 
-def _turn(said: dict[str, Any]) -> tuple[int, float | None]:
-    """Return the tokens and dollars of a result's turn; an older CLI tells only tokens, without its agents'."""
+def turn_tokens(said: dict[str, Any]) -> list[int]:
+    """Return what a result says was used since the one before, in the order of `TOKENS`.
+
+    By model, for `usage` leaves out what agents have used. An older CLI tells that alone.
+    """
     models = said.get("model_usage_since_last_result")
-    if not isinstance(models, dict):
-        return tokens_of(said.get("usage")), None
-    each = [usage for usage in models.values() if isinstance(usage, dict)]
-    told = all("costUSD" in usage for usage in each)
-    return _tokens_by_model(models), sum(counted(usage["costUSD"]) for usage in each) if told else None
+    return _of_models(_each(models)) if isinstance(models, dict) else _of_usage(said.get("usage"))
 
 
-def _tokens_by_model(models: object) -> int:
-    """Return the tokens of all models together, in and out."""
-    each = [usage for usage in models.values() if isinstance(usage, dict)] if isinstance(models, dict) else []
-    return int(sum(counted(usage.get(name)) for usage in each for name in _TOKENS))
+def _turn_dollars(said: dict[str, Any]) -> float | None:
+    """Return the dollars of a result's turn, None where it does not tell them of each model."""
+    models = said.get("model_usage_since_last_result")
+    each = _each(models)
+    told = isinstance(models, dict) and all("costUSD" in usage for usage in each)
+    return sum(counted(usage["costUSD"]) for usage in each) if told else None
 
 
-_TURN = ("input_tokens", "output_tokens", "cache_read_input_tokens", "cache_creation_input_tokens")
+def _each(models: object) -> list[dict[str, Any]]:
+    """Return what each model has used."""
+    return [usage for usage in models.values() if isinstance(usage, dict)] if isinstance(models, dict) else []
+
+
+def _of_models(each: list[dict[str, Any]]) -> list[int]:
+    return [int(sum(counted(usage.get(name)) for usage in each)) for name in _BY_MODEL]
+
+
+def _of_usage(usage: object) -> list[int]:
+    return [int(counted(usage.get(name))) if isinstance(usage, dict) else 0 for name in TOKENS]
 
 
 def tokens_of(usage: object) -> int:
     """Return the tokens of one message or turn, in and out, as the API counts them."""
-    return int(sum(counted(usage.get(name)) for name in _TURN)) if isinstance(usage, dict) else 0
+    return sum(_of_usage(usage))
 
 
 def _result_error(said: dict[str, Any]) -> str | None:

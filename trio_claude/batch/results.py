@@ -19,7 +19,7 @@ from ..events import Outcome, Receipt
 from ..figures import counted
 from ..messages import compact
 from ..metering import Meter
-from ..stream_json import Spent, signs
+from ..stream_json import TOKENS, Spent, signs, turn_tokens
 from .tasks import Item
 
 SKIPPED = "skipped"
@@ -30,9 +30,6 @@ UNREACHABLE = "unreachable"
 DISCONNECTED = Reason.DISCONNECTED.value
 STRAINS = (429, 529)
 """The API's statuses that say: less at once."""
-TOKENS = ("input_tokens", "output_tokens", "cache_creation_input_tokens", "cache_read_input_tokens")
-_BY_MODEL = ("inputTokens", "outputTokens", "cacheCreationInputTokens", "cacheReadInputTokens")
-"""The same as the CLI calls them where it tells them model by model."""
 _MARKS = ('"result"', '"api_retry"')
 _RECEIPT = re.compile(r"(?P<cause>.*); (?P<seen>\d+) process(?:es)?, (?:(?P<left>\d+) left|unproven), (?P<ms>\d+) ms")
 
@@ -103,20 +100,8 @@ class Fold:
         self.error = str(self.result or first or "an error without words")[:500] if self.is_error else None
         self.api_status = status if isinstance(status := said.get("api_error_status"), int) else None
         self.num_turns += _whole(said.get("num_turns"))
-        for name, tokens in zip(TOKENS, _tokens(said), strict=True):
+        for name, tokens in zip(TOKENS, turn_tokens(said), strict=True):
             self.usage[name] += tokens
-
-
-def _tokens(said: dict[str, Any]) -> list[int]:
-    """Return what a result says was used since the one before, in the order of `TOKENS`.
-
-    By model, for `usage` leaves out what agents have used. An older CLI tells that alone.
-    """
-    models, usage = said.get("model_usage_since_last_result"), said.get("usage")
-    if isinstance(models, dict):
-        each = [one for one in models.values() if isinstance(one, dict)]
-        return [sum(_whole(one.get(name)) for one in each) for name in _BY_MODEL]
-    return [_whole(usage.get(name)) if isinstance(usage, dict) else 0 for name in TOKENS]
 
 
 def _whole(value: object) -> int:

@@ -11,7 +11,8 @@ from typing import Any
 
 import attrs
 
-from .results import CANCELLED, SKIPPED, TOKENS, Result
+from ..stream_json import TOKENS
+from .results import CANCELLED, SKIPPED, Result
 
 PERCENTILES = (50, 90, 99)
 

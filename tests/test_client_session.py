@@ -15,7 +15,7 @@ import trio
 from cutter import open_cutter
 from harness import NAMES_BOTH, Backend, directive, open_backend, script_cli, until
 from libraries import BOTH_LIBRARIES, Library, under_asyncio
-from trio_websocket import WebSocketRequest, serve_websocket
+from trio_websocket import WebSocketConnection, WebSocketRequest, serve_websocket
 
 from trio_claude.client import (
     Allow,
@@ -212,15 +212,21 @@ async def test_a_message_that_is_too_long_is_refused_and_the_session_goes_on(
     assert (result.error, ended.ok) == (None, True)
 
 
+async def begin(request: WebSocketRequest) -> WebSocketConnection:
+    """Begin a session, as a server does."""
+    socket = await request.accept(subprotocol=next(iter(request.proposed_subprotocols), None))
+    await socket.get_message()
+    await socket.send_message('{"type":"gateway","event":"started","run":"1","session":"2"}')
+    return socket
+
+
 @BOTH_LIBRARIES
 @pytest.mark.parametrize("reconnect", [None, Reconnect(grace=20)], ids=["alone", "reconnect"])
 async def test_a_server_that_closes_without_an_end_is_heard_with_its_reason(
     library: Library, reconnect: Reconnect | None
 ) -> None:
     async def serve(request: WebSocketRequest) -> None:
-        socket = await request.accept(subprotocol=next(iter(request.proposed_subprotocols), None))
-        await socket.get_message()
-        await socket.send_message('{"type":"gateway","event":"started","run":"1","session":"2"}')
+        socket = await begin(request)
         await socket.get_message()
         await socket.aclose(1009, "message over 7 bytes")
 
@@ -250,9 +256,7 @@ async def test_a_server_that_leaves_and_does_not_come_back_is_told_with_what_sto
         if len(asked) > 1:
             await request.reject(503)
             return
-        socket = await request.accept(subprotocol=next(iter(request.proposed_subprotocols), None))
-        await socket.get_message()
-        await socket.send_message('{"type":"gateway","event":"started","run":"1","session":"2"}')
+        socket = await begin(request)
         await socket.aclose(code)
 
     async def program(url: str) -> Any:

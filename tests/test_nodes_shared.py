@@ -462,14 +462,19 @@ async def test_what_a_lost_node_held_is_free_and_it_has_it_again_only_where_nobo
             async with b.shared.hold("key:alice", "s"), b.shared.place(alice, NONE, print):
                 await until(lambda: a.token > token)
                 await ready(a)
-                with pytest.raises(SessionBusy):
-                    await enter(b.shared.hold("key:alice", "t"))
-                with trio.move_on_after(0.2) as waiting:
-                    await enter(b.shared.place(bob, NONE, lambda _: None))
-                assert waiting.cancelled_caught
+                await find_held(b, bob, "t")
         for session in ("s", "t"):
             await enter(b.shared.hold("key:alice", session))
         await enter(b.shared.place(bob, NONE, lambda _: None))
+
+
+async def find_held(node: Nodes, member: Member, session: str) -> None:
+    """Find that another node holds a session of alice's, and the one place of a member."""
+    with pytest.raises(SessionBusy):
+        await enter(node.shared.hold("key:alice", session))
+    with trio.move_on_after(0.2) as waiting:
+        await enter(node.shared.place(member, NONE, lambda _: None))
+    assert waiting.cancelled_caught
 
 
 async def test_a_node_that_was_lost_and_asks_nothing_has_again_what_it_held(redis_server: RedisServer) -> None:
@@ -480,11 +485,7 @@ async def test_a_node_that_was_lost_and_asks_nothing_has_again_what_it_held(redi
         assert redis_server.call("EXISTS", "trio-claude:running:key:bob") == b"0"
         await until(lambda: a.token > lost)
         await until(lambda: redis_server.call("EXISTS", "trio-claude:running:key:bob") == b"1")
-        with pytest.raises(SessionBusy):
-            await enter(b.shared.hold("key:alice", "s"))
-        with trio.move_on_after(0.2) as waiting:
-            await enter(b.shared.place(bob, NONE, lambda _: None))
-        assert waiting.cancelled_caught
+        await find_held(b, bob, "s")
 
 
 async def test_a_redis_that_was_flushed_is_told_what_a_node_holds_that_asks_nothing(redis_server: RedisServer) -> None:
@@ -495,11 +496,7 @@ async def test_a_redis_that_was_flushed_is_told_what_a_node_holds_that_asks_noth
             lambda: redis_server.call("EXISTS", "trio-claude:running:key:bob", "trio-claude:desk:node1") == b"2"
         )
         await ready(b)
-        with pytest.raises(SessionBusy):
-            await enter(b.shared.hold("key:alice", "s"))
-        with trio.move_on_after(0.2) as waiting:
-            await enter(b.shared.place(bob, NONE, lambda _: None))
-        assert waiting.cancelled_caught
+        await find_held(b, bob, "s")
 
 
 async def test_an_old_token_and_an_old_connection_decide_nothing(redis_server: RedisServer) -> None:

@@ -302,10 +302,10 @@ SCRIPT = """
 import ctypes, os, time
 ctypes.CDLL(None).prctl(4, 0, 0, 0, 0)
 if os.fork():
-    time.sleep(60)
+    time.sleep(60)  # what is to be ended lives until it is
 os.setsid()
 os.write(1, b"ready")
-time.sleep(60)
+time.sleep(60)  # so does this
 """
     )
     + """

@@ -575,15 +575,19 @@ LATE_CLOSE = """(() => {
 })()"""
 
 
+async def end_before_the_close(page: Page) -> None:
+    """Have a run that has ended, and whose close is still to come: on a slow way it does a moment later."""
+    await page.call("addInitScript", LATE_CLOSE)
+    await page.call("reload")
+    await page.say("first")
+    await turns(page, 1)
+    await page.click("#end")
+    await page.wait(".receipt")
+
+
 async def test_a_prompt_between_the_end_of_a_run_and_its_close_is_given_back(fake: Backend, browser: Browser) -> None:
-    """On a slow way the close comes a moment later."""
     async with fake.serve() as server, looking(browser, server.url) as page:
-        await page.call("addInitScript", LATE_CLOSE)
-        await page.call("reload")
-        await page.say("first")
-        await turns(page, 1)
-        await page.click("#end")
-        await page.wait(".receipt")
+        await end_before_the_close(page)
         await page.say("second")
         await page.until("!!window.go")
         await page.evaluate("window.go()")
@@ -593,12 +597,7 @@ async def test_a_prompt_between_the_end_of_a_run_and_its_close_is_given_back(fak
 
 async def test_a_conversation_goes_on_between_the_end_of_a_run_and_its_close(fake: Backend, browser: Browser) -> None:
     async with fake.serve() as server, looking(browser, server.url) as page:
-        await page.call("addInitScript", LATE_CLOSE)
-        await page.call("reload")
-        await page.say("first")
-        await turns(page, 1)
-        await page.click("#end")
-        await page.wait(".receipt")
+        await end_before_the_close(page)
         await page.until("!!window.go")
         await page.click("#offer")
         await page.wait_text("#banner", "The next prompt goes on")

@@ -33,7 +33,6 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "support"))
 INSTRUMENTED = ["trio_claude", "h11", "wsproto", "trio_websocket"]
 
 with atheris.instrument_imports(include=INSTRUMENTED) if "--child" in sys.argv else contextlib.nullcontext():
-    import h11
     import trio
     import trio.testing
     import wsproto
@@ -109,10 +108,15 @@ def try_head(data: bytes) -> None:
 async def serve_head(sock: socket.socket) -> None:
     """Serve what comes; what is handed on must be of our own words."""
     handshake = await serve_http(sock, SITE, CONFIG)
-    if handshake is not None:
-        if not re.fullmatch(rb"[\x20-\x7e\r\n]{1,400}", handshake.data):
-            raise Finding(f"a handshake of foreign bytes: {handshake.data!r}")
-        h11.Connection(h11.SERVER).receive_data(handshake.data)
+    if handshake is not None and not ANSWER.fullmatch(handshake.answer):
+        raise Finding(f"an answer of foreign bytes: {handshake.answer!r}")
+
+
+ANSWER = re.compile(
+    rb"HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
+    rb"Sec-WebSocket-Accept: [A-Za-z0-9+/]{27}=\r\n(Sec-WebSocket-Protocol: trio-claude.v1\r\n)?\r\n"
+)
+"""What a handshake is answered with."""
 
 
 ASKED = {

@@ -25,10 +25,13 @@ from wsproto.handshake import H11Handshake
 
 from trio_claude.config import Config
 from trio_claude.events import FirstLine
+from trio_claude.peer import Heart, Peer, accept
 from trio_claude.peer.frames import FRAMES_A_TURN, FrameGuard, close_frame, encode
+from trio_claude.peer.library import Socket
 from trio_claude.peer.wire import NOTICES_LIMIT, Wire
 from trio_claude.server import Server
 from trio_claude.turns import Turns
+from trio_claude.upgrade import Handshake, Request
 
 SILENT = json.dumps({"prompt": directive("silent"), "meta": "T"})
 FLOOD = json.dumps({"prompt": directive("lines", n=2_000_000, size=500), "meta": "T"})
@@ -117,8 +120,68 @@ def test_a_flood_of_small_frames_is_looked_at_in_turns() -> None:
     assert guard.feed(ping * 16)[1] == ping * 16
 
 
-async def test_what_parsed_the_handshake_is_let_go(fake: Backend) -> None:
-    """The library would keep it for as long as the connection: a tenth of what a quiet one costs."""
+def handshake(early: bytes = b"") -> Handshake:
+    """Return a handshake that is answered by a word; `early` came with it."""
+    return Handshake(Request("GET", "/ws/claude", {}, {}), b"HTTP/1.1 101 come in\r\n\r\n", early)
+
+
+@asynccontextmanager
+async def accepted(early: bytes) -> AsyncIterator[tuple[Peer, socket.socket]]:
+    """Yield a client that was let in, and its own end."""
+    ours, theirs = socket.socketpair()
+    ours.setblocking(False)
+    with ours, theirs:
+        async with accept(ours, handshake(early), Config(), Heart(Config()), Turns(), 1024) as peer:
+            yield peer, theirs
+
+
+async def test_what_a_listener_raises_is_raised_and_is_no_fault_of_the_library() -> None:
+    def choke(message: str | bytes) -> None:
+        raise ValueError(f"{message!r} is too hot")
+
+    with pytest.raises(ValueError, match="'soup' is too hot"):
+        async with accepted(masked(1, b"soup")) as (peer, _):
+            peer.listen(choke, lambda: None)
+            await trio.sleep_forever()
+
+
+async def test_what_who_hears_of_the_end_raises_is_raised() -> None:
+    def choke() -> None:
+        raise ValueError("must not go")
+
+    with pytest.raises(ValueError, match="must not go"):
+        async with accepted(masked(8, b"")) as (peer, _):
+            peer.listen(lambda _message: None, choke)
+            await trio.sleep_forever()
+
+
+async def test_what_the_library_raises_ends_the_connection_and_is_told_as_its_end(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async def choke(_self: Socket, _event: object) -> None:
+        raise RuntimeError("a bug of the library's")
+
+    monkeypatch.setattr(Socket, "_handle_message_event", choke)
+    left = trio.Event()
+    async with accepted(masked(1, b"soup")) as (peer, theirs):
+        peer.listen(lambda _message: None, left.set)
+        with trio.fail_after(5):
+            await left.wait()
+        assert theirs.recv(64) == b"HTTP/1.1 101 come in\r\n\r\n"
+        assert theirs.recv(64) == b""
+
+
+async def test_who_is_cancelled_has_not_seen_its_client_leave() -> None:
+    left: list[str] = []
+    with trio.move_on_after(0.05):
+        async with accepted(b"") as (peer, _):
+            peer.listen(lambda _message: None, lambda: left.append("left"))
+            await trio.sleep_forever()
+    assert left == []
+
+
+async def test_nothing_parses_the_handshake_a_second_time(fake: Backend) -> None:
+    """The library would, and keep the parser for as long as the connection: a tenth of what a quiet one costs."""
 
     def kept() -> int:
         gc.collect()
@@ -305,7 +368,7 @@ async def test_writes_that_are_cancelled_are_sent_all_the_same_before_the_close(
     ours, theirs = socket.socketpair()
     ours.setblocking(False)
     with ours, theirs:
-        wire = Wire(ours, b"", b"", Config(), Turns())
+        wire = Wire(ours, b"", Config(), Turns())
         parts = [bytes((letter,)) * 2**20 for letter in b"ab"]
         bye = close_frame(1000, "bye")
         async with trio.open_nursery() as nursery:
@@ -325,7 +388,7 @@ async def test_what_the_kernel_takes_at_once_is_sent_although_its_sender_was_can
     ours.setblocking(False)
     with ours, theirs, trio.CancelScope() as scope:
         scope.cancel()
-        await Wire(ours, b"", b"", Config(), Turns()).send_frames(b"line")
+        await Wire(ours, b"", Config(), Turns()).send_frames(b"line")
         assert theirs.recv(16) == b"line"
 
 
@@ -334,7 +397,7 @@ async def test_what_is_given_keeps_its_place_whatever_waits() -> None:
     ours.setblocking(False)
     said = [bytes((letter,)) * 2**20 for letter in b"abcd"]
     with ours, theirs:
-        wire = Wire(ours, b"", b"", Config(), Turns())
+        wire = Wire(ours, b"", Config(), Turns())
         async with trio.open_nursery() as nursery:
             wire.start_flush = lambda: nursery.start_soon(wire.flush)
             assert wire.idle
@@ -359,7 +422,7 @@ async def test_a_large_notice_goes_out_and_what_waits_behind_it_is_bounded() -> 
     ours.setblocking(False)
     large, small = b"\x81\x7f" + b"x" * 16 * NOTICES_LIMIT, b"\x81\x7e" + b"y" * (NOTICES_LIMIT // 4)
     with ours, theirs:
-        wire = Wire(ours, b"", b"", Config(), Turns())
+        wire = Wire(ours, b"", Config(), Turns())
         async with trio.open_nursery() as nursery:
             wire.start_flush = lambda: nursery.start_soon(wire.flush)
             wire.post(large)

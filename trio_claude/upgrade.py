@@ -1,13 +1,15 @@
 """The HTTP head: answer, refuse, or hand over to a WebSocket.
 
 Rule 1: a request is read by h11 within `head_limit` bytes and `head_timeout` seconds, and every byte of a handshake is
-checked here; what is handed on is a handshake written anew. Rule 2: this room knows neither routes nor runs. Rule 3:
+checked here; its answer has no byte of a client's own. Rule 2: this room knows neither routes nor runs. Rule 3:
 what a route takes for its answer is its own matter, and never cut off.
 """
 
 from __future__ import annotations
 
+import base64
 import functools
+import hashlib
 import http
 import json
 import re
@@ -46,6 +48,8 @@ ALWAYS = (("X-Content-Type-Options", "nosniff"), ("Referrer-Policy", "no-referre
 CONTEXT = ("traceparent", "tracestate")
 """The headers that name a trace."""
 
+_GUID = b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11"
+"""What a key is hashed with (RFC 6455, section 1.3)."""
 _KEY = re.compile(rb"[A-Za-z0-9+/]{22}==")
 _ABSOLUTE = re.compile(r"https?://([^/?#@]+)(?=[/?]|$)", re.IGNORECASE)
 _TOKEN = re.compile(rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")
@@ -88,12 +92,14 @@ class Response:
 
 @attrs.frozen
 class Handshake:
-    """A checked WebSocket handshake: `data` goes to the library, `early` is what the client sent behind its head."""
+    """A checked WebSocket handshake: `answer` goes to the client, `early` is what it sent behind its head.
+
+    It may be kept for as long as the client stays, so of the headers that were checked `request` has no more.
+    """
 
     request: Request
-    data: bytes = attrs.field(repr=False)
+    answer: bytes = attrs.field(repr=False)
     early: bytes = attrs.field(repr=False)
-    subprotocol: str | None
 
 
 Routes = Callable[[Request], Awaitable[Response]]
@@ -409,22 +415,21 @@ def check_upgrade(request: Request, early: bytes) -> Handshake | None:
     offered = _tokens(headers.get("sec-websocket-protocol", ""), lower=False)
     if not all(_TOKEN.fullmatch(token.encode("latin-1")) for token in offered):
         raise HttpRefusal(400, "bad-handshake", "Sec-WebSocket-Protocol takes tokens")
-    return _rewrite(request, key, offered, early)
-
-
-def _rewrite(request: Request, key: bytes, offered: list[str], early: bytes) -> Handshake:
-    """Return a handshake of our own words: no byte of a client's header goes on but the checked key."""
     subprotocol = SUBPROTOCOL if SUBPROTOCOL in offered else None
+    return Handshake(attrs.evolve(request, headers=request.context), _switch(key, subprotocol), early)
+
+
+def _switch(key: bytes, subprotocol: str | None) -> bytes:
+    """Return the answer to a handshake (RFC 6455, section 4.2.2)."""
+    accepted = base64.b64encode(hashlib.sha1(key + _GUID, usedforsecurity=False).digest())
     lines = [
-        b"GET / HTTP/1.1",
-        b"Host: localhost",
+        b"HTTP/1.1 101 Switching Protocols",
         b"Upgrade: websocket",
         b"Connection: Upgrade",
-        b"Sec-WebSocket-Version: 13",
-        b"Sec-WebSocket-Key: " + key,
-        *([b"Sec-WebSocket-Protocol: " + SUBPROTOCOL.encode()] if subprotocol else []),
+        b"Sec-WebSocket-Accept: " + accepted,
+        *([b"Sec-WebSocket-Protocol: " + subprotocol.encode()] if subprotocol else []),
     ]
-    return Handshake(request, b"\r\n".join(lines) + b"\r\n\r\n", early, subprotocol)
+    return b"\r\n".join(lines) + b"\r\n\r\n"
 
 
 def _tokens(value: str, *, lower: bool = True) -> list[str]:

@@ -9,12 +9,11 @@ from __future__ import annotations
 
 import contextlib
 import socket
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from typing import Any, Final, Protocol, cast
+from typing import Final, Protocol
 
 import trio
-from trio_websocket import ConnectionClosed, WebSocketConnection, wrap_server_stream
 
 from ..config import Config
 from ..errors import CloseCode, PeerGone
@@ -24,14 +23,13 @@ from ..turns import Turns
 from ..upgrade import Handshake
 from .frames import PING, TEXT, close_frame, encode, head
 from .heart import Heart
-from .wire import RECEIVE_SIZE, Closed, Wire
+from .library import Listener, Socket
+from .wire import Closed, Wire
 
 NOTSENT_LOWAT: Final = 128 * 1024
 """Unsent bytes that the kernel holds for us before a write waits (TCP_NOTSENT_LOWAT)."""
 
 __all__ = ["NOTSENT_LOWAT", "Client", "Closed", "Heart", "Listener", "Peer", "accept"]
-
-Listener = Callable[[str | bytes], None]
 
 
 class Client(Protocol):
@@ -72,9 +70,8 @@ class Peer:
 
     far: bool = False
 
-    def __init__(self, wire: Wire, socket_: WebSocketConnection, config: Config) -> None:
+    def __init__(self, wire: Wire, config: Config) -> None:
         self._wire = wire
-        self._ws = socket_
         self._config = config
         self._listener: Listener | None = None
         self._unheard: list[str | bytes] = []
@@ -151,14 +148,6 @@ class Peer:
         """How the connection ended, or would end now."""
         return Closed(self._wire.close_sent, self._reason)
 
-    async def _read(self) -> None:
-        """Hear messages until the client is gone."""
-        try:
-            while True:
-                self._hear(await self._ws.get_message())
-        except ConnectionClosed:
-            self._leave()
-
     def _hear(self, message: str | bytes) -> None:
         if self._listener:
             self._listener(message)
@@ -168,9 +157,10 @@ class Peer:
             self._wire.abort()
 
     def _leave(self) -> None:
-        self._gone.set()
-        if self._on_left:
-            self._on_left()
+        if not self._gone.is_set():
+            self._gone.set()
+            if self._on_left:
+                self._on_left()
 
     def beat(self, now: float) -> float:
         """Ping a quiet client; drop one that answers nothing. While a write is pending the write's own limit holds.
@@ -198,50 +188,12 @@ class Peer:
             await self._wire.flush()
 
 
-class _Answered:
-    """What is left of the library's parser of a handshake, which it would keep for as long as the connection."""
-
-    @staticmethod
-    def events() -> tuple[()]:
-        """Return nothing: the handshake was answered, and what comes behind it is the connection's."""
-        return ()
-
-
-_ANSWERED: Final = _Answered()
-
-
-class _Ward:
-    """What trio-websocket gets for a nursery: whatever its reader raises ends just this connection."""
-
-    def __init__(self, nursery: trio.Nursery, wire: Wire) -> None:
-        self._nursery = nursery
-        self._wire = wire
-        self.failed: trio.CancelScope = trio.CancelScope()
-
-    def start_soon(self, reader: Callable[[], Awaitable[None]]) -> None:
-        """Start the reader."""
-        self._nursery.start_soon(self._contain, reader)
-
-    async def _contain(self, reader: Callable[[], Awaitable[None]]) -> None:
-        try:
-            await reader()
-        except Exception:
-            self._wire.abort()
-        finally:
-            self.failed.cancel()
-
-
-async def _open_library(ward: _Ward, wire: Wire, handshake: Handshake, limit: int) -> WebSocketConnection:
-    """Let trio-websocket answer the handshake. Raises `PeerGone` where its reader ends before that."""
-    limits = {"max_message_size": limit, "receive_buffer_size": RECEIVE_SIZE}
-    with contextlib.suppress(Exception), ward.failed:
-        request = await wrap_server_stream(cast("trio.Nursery", ward), wire, **limits)
-        ws = await request.accept(subprotocol=handshake.subprotocol)
-        cast("Any", ws._wsproto).handshake = _ANSWERED
-        wire.accepted.set()
-        return ws
-    wire.abort()
-    raise PeerGone("the client left in the handshake")
+def _answer(wire: Wire, handshake: Handshake) -> None:
+    """Answer a handshake. Raises `PeerGone` where nobody hears."""
+    try:
+        wire.post(handshake.answer)
+    except trio.BrokenResourceError as error:
+        raise PeerGone("the client left in the handshake") from error
 
 
 @asynccontextmanager
@@ -255,14 +207,15 @@ async def accept(
 
     Raises `PeerGone` where the client left before the answer.
     """
-    wire = Wire(sock, handshake.data, handshake.early, config, turns)
+    wire = Wire(sock, handshake.early, config, turns)
     try:
         async with open_services() as nursery:
-            ws = await _open_library(_Ward(nursery, wire), wire, handshake, limit)
-            peer = Peer(wire, ws, config)
+            peer = Peer(wire, config)
+            ws = Socket(wire, limit, peer._hear, peer._leave, wire.abort)
             wire.start_flush = lambda: nursery.start_soon(peer._flush)
             wire.why_closed = lambda: Closed(ws.closed.code, ws.closed.reason or "") if ws.closed else None
-            nursery.start_soon(peer._read)
+            _answer(wire, handshake)
+            nursery.start_soon(ws.read)
             heart.add(peer, wire.heard + config.ping_interval)
             try:
                 yield peer

@@ -23,9 +23,8 @@ from ..config import Config
 from ..errors import CloseCode
 from ..turns import Turns
 from .frames import CLOSE, PONG, FrameGuard, close_frame
+from .library import RECEIVE_SIZE
 
-RECEIVE_SIZE: Final = 65536
-"""Bytes read at a time; trio-websocket's own 4,096 cost two thirds of its speed."""
 MUCH: Final = 1024
 """Bytes in one read that are more than a client says in passing."""
 NOTICES_LIMIT: Final = 64 * 1024
@@ -51,11 +50,9 @@ class Wire(trio.abc.Stream):
     `send_timeout` seconds breaks the connection. A cancelled write leaves its rest to be sent before anything else.
     """
 
-    def __init__(self, sock: socket.socket, handshake: bytes, early: bytes, config: Config, turns: Turns) -> None:
+    def __init__(self, sock: socket.socket, early: bytes, config: Config, turns: Turns) -> None:
         self._socket = sock
-        self._handshake = handshake
         self._early = early
-        self.accepted: trio.Event = trio.Event()
         self._config = config
         self._turns = turns
         self._guard = FrameGuard(config.max_message, config.max_frames)
@@ -85,11 +82,6 @@ class Wire(trio.abc.Stream):
 
     async def receive_some(self, max_bytes: int | None = None) -> bytes:
         """Return what the client sent, empty at its end."""
-        if self._handshake:
-            await trio.lowlevel.checkpoint()
-            handshake, self._handshake = self._handshake, b""
-            return handshake
-        await self.accepted.wait()  # the library looks at nothing that comes before its answer
         data = await self._next(max_bytes or RECEIVE_SIZE)
         self.heard = trio.current_time()
         looked_at, heard = self._guard.feed(data)

@@ -1,0 +1,105 @@
+"""trio-websocket's connection, from behind the answer to its handshake: it reads what a client sends.
+
+Duty: have each message heard where it was read, and the client's leaving. This module must never write to a socket, nor
+let what the library raises reach anybody but its own client.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Final, cast
+
+import trio
+from trio_websocket import WebSocketConnection
+from wsproto import ConnectionType, WSConnection
+from wsproto.connection import Connection
+
+RECEIVE_SIZE: Final = 65536
+"""Bytes read at a time; trio-websocket's own 4,096 cost two thirds of its speed."""
+
+Listener = Callable[[str | bytes], None]
+"""Hears a message; must not wait."""
+
+
+class _Answered:
+    """What stands for the library's parser of a handshake that was read and answered already."""
+
+    @staticmethod
+    def events() -> tuple[()]:
+        """Return nothing: what comes is the connection's."""
+        return ()
+
+
+_ANSWERED: Final = cast("Any", _Answered())
+
+
+_UNHEARD: Final = trio.Event()
+"""What stands for the events of all connections for which nobody waits: each would take a quarter of a KiB."""
+
+
+class _Opened(WSConnection):
+    """The protocol of a connection behind its handshake."""
+
+    def __init__(self) -> None:
+        self.client = False
+        self.handshake = _ANSWERED
+        self.connection = Connection(ConnectionType.SERVER)
+
+
+class _Ear:
+    """What the library takes for both ends of a channel: no task waits there, each message is heard at once."""
+
+    def __init__(self, hear: Listener, leave: Callable[[], None]) -> None:
+        self._hear = hear
+        self._leave = leave
+        self.fault: Exception | None = None
+        """What was raised here, and is no fault of the library's."""
+
+    async def send(self, message: str | bytes) -> None:
+        """Have a message heard."""
+        try:
+            self._hear(message)
+        except Exception as error:
+            self.fault = error
+            raise
+
+    async def aclose(self) -> None:
+        """Take that no more messages come."""
+        try:
+            self._leave()
+        except Exception as error:
+            self.fault = error
+            raise
+
+    async def __aenter__(self) -> _Ear:
+        return self
+
+    async def __aexit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if kind is None or issubclass(kind, Exception):  # who is cancelled has not seen the client leave
+            await self.aclose()
+
+
+class Socket(WebSocketConnection):
+    """A client's WebSocket: `hear` is told each message, `leave`, maybe twice, that there are no more.
+
+    Error handling: `read` raises what these two raise; whatever else goes wrong ends the connection, by `abort`.
+    """
+
+    def __init__(
+        self, stream: trio.abc.Stream, limit: int, hear: Listener, leave: Callable[[], None], abort: Callable[[], None]
+    ) -> None:
+        super().__init__(stream, _Opened(), max_message_size=limit, receive_buffer_size=RECEIVE_SIZE)
+        self._ear = _Ear(hear, leave)
+        self._send_channel = self._recv_channel = cast("Any", self._ear)
+        self._connection_proposal = None
+        self._open_handshake = self._close_handshake = self._for_testing_peer_closed_connection = _UNHEARD
+        self._abort = abort
+
+    async def read(self) -> None:
+        """Read until the client is gone."""
+        try:
+            await self._reader_task()
+        except Exception:
+            self._abort()
+            if self._ear.fault:
+                raise self._ear.fault from None

@@ -108,6 +108,42 @@ async def reading(pump: Pump, count: int = 1) -> AsyncIterator[list[Pipe]]:
             pipe.close()
 
 
+async def test_what_is_heard_without_a_task_is_heard_once_and_in_the_context_of_who_began(pumping: Pumping) -> None:
+    heard: list[tuple[str, bytes]] = []
+    pipe = Pipe()
+    try:
+        async with pumping() as pump:
+            NAME.set("mine")
+            assert pipe.reader.begin_hearing(pump, lambda chunk: heard.append((NAME.get(), chunk)), pytest.fail)
+            for word in (b"one", b"two"):
+                pipe.say(word)
+                await settle()
+            assert heard == [("mine", b"one")]
+            assert await pipe.reader.receive_some() == b"two"
+    finally:
+        pipe.close()
+
+
+async def test_who_waits_without_a_task_hears_of_an_end_of_the_pump_but_not_once_it_has_let_go(
+    pumping: Pumping,
+) -> None:
+    lost: list[str] = []
+    one, other = Pipe(), Pipe()
+    try:
+        async with pumping() as pump:
+            for name, pipe in (("one", one), ("other", other)):
+                assert pipe.reader.begin_hearing(pump, lambda _chunk: None, functools.partial(lost.append, name))
+            other.reader.end_hearing()
+            other.say(b"nobody hears")
+            await settle()
+            assert lost == []
+        assert lost == ["one"]
+        assert not one.reader.begin_hearing(pump, lambda _chunk: None, lambda: lost.append("again"))
+    finally:
+        one.close()
+        other.close()
+
+
 async def test_what_is_taken_wakes_nobody_and_what_is_not_comes_back(pumping: Pumping) -> None:
     async with pumping() as pump, reading(pump) as (pipe,):
         for word in (b"one", b"two"):

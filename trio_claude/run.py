@@ -30,12 +30,10 @@ from .messages import Options, Prompt
 from .metering import Meter
 from .pool import Warm
 from .session import Start
+from .stderr import Stderr, heard
 from .stream_json import LineSplitter, LineTooLong, Sign, Spent
 from .telling import Teller
 from .turns import BULK, READS
-
-STDERR_LINE = 64 * 1024
-"""Bytes of a stderr line; a longer one is cut into several."""
 
 
 class Run:
@@ -83,7 +81,7 @@ class Run:
         self._grace = trio.CancelScope()
         self._too_late = Decision(Reason.DEADLINE, f"timed out after {timeout:g} s")
         self._result_error: str | None = None
-        self._last_stderr = ""
+        self._stderr = Stderr(kit.pump, self._delivery)
         self._has_exited = False
 
     def stop(self, reason: Reason, error: str | None = None, *, now: bool = False) -> None:
@@ -200,7 +198,7 @@ class Run:
                 self._decide(self._too_late)
         finally:
             self._proof = await self._prove(process)
-        decision = self._decision or exit_decision(process.status, self._result_error or self._last_stderr)
+        decision = self._decision or exit_decision(process.status, self._result_error or self._stderr.last)
         return self._outcome(decision, self._proof, process.status)
 
     async def _prove(self, process: Contained) -> Receipt:
@@ -217,11 +215,14 @@ class Run:
         try:
             async with trio.open_nursery() as nursery:
                 self._begin_talk(process, sink, nursery)
-                nursery.start_soon(self._read_stderr, process, sink)
                 nursery.start_soon(self._read_stdout, process, sink)
-                await self._watch_exit(process)
-                self._end_talk()
-                await self._hang_up(process)
+                self._stderr.begin(process.stderr, functools.partial(self._say_stderr, sink), nursery)
+                try:
+                    await self._watch_exit(process)
+                    self._end_talk()
+                    await self._hang_up(process)
+                finally:
+                    self._stderr.leave(process.stderr)
         except* PeerGone:
             self._decide(Decision(Reason.DISCONNECTED))
         except* LineTooLong as group:
@@ -302,7 +303,7 @@ class Run:
     async def _read_stdout(self, process: Contained, sink: Sink) -> None:
         chunk = b""
         try:
-            while chunk := await _heard(self._receive(process.stdout, sink, chunk)):
+            while chunk := await heard(self._receive(process.stdout, sink, chunk)):
                 self._count(chunk)
                 if len(chunk) >= BULK:
                     with self._delivery:
@@ -401,25 +402,10 @@ class Run:
         if over := self._spend(used):
             self._decide(Decision(Reason.OVER_BUDGET, over, drain=True, after_result=True))
 
-    async def _read_stderr(self, process: Contained, sink: Sink) -> None:
-        rest = b""
-        while chunk := await _heard(process.stderr.receive_some()):
-            self._delivery.stirs += 1
-            *lines, rest = (rest + chunk).split(b"\n")
-            if len(rest) > STDERR_LINE:
-                lines, rest = [*lines, rest], b""
-            await self._say_stderr(lines, sink)
-        await self._say_stderr([rest] if rest else [], sink)
-        self._delivery.end_pipe()
-
-    async def _say_stderr(self, lines: list[bytes], sink: Sink) -> None:
-        if lines:
-            texts = [line.decode(errors="replace") for line in lines]
-            self._last_stderr = next((text for text in reversed(texts) if text.strip()), self._last_stderr)[:200]
-            if self._recorder:
-                self._recorder.stderr(texts)
-            with self._delivery:
-                await sink.stderr_lines(texts)
+    async def _say_stderr(self, sink: Sink, lines: list[str]) -> None:
+        if self._recorder:
+            self._recorder.stderr(lines)
+        await sink.stderr_lines(lines)
 
     def _decide(self, decision: Decision) -> None:
         """Keep the first decision; one that wants no more output stops the readers."""
@@ -439,11 +425,3 @@ class Run:
             after_result=decision.after_result,
             cause=decision.error,
         )
-
-
-async def _heard(received: Awaitable[bytes | bytearray]) -> bytes:
-    """Return what is received of a pipe, nothing where our end of it was closed."""
-    try:
-        return bytes(await received)
-    except trio.ClosedResourceError:
-        return b""

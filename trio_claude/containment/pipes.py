@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import select
+from collections.abc import Callable
 
 import trio
 
@@ -68,8 +69,7 @@ class PipeReader(_End, trio.abc.ReceiveStream):
 
     def close(self) -> None:
         """Close now; whoever waits on the pipe gets `ClosedResourceError`."""
-        if self._pump:
-            self._pump.release(self._descriptor)
+        self.end_hearing()
         super().close()
 
     async def receive_rest(self, pump: Pump, take: Take) -> bytes:
@@ -83,6 +83,21 @@ class PipeReader(_End, trio.abc.ReceiveStream):
         finally:
             self._pump = None
         return await self.receive_some() if rest is None else rest
+
+    def begin_hearing(self, pump: Pump, first: Callable[[bytes], None], lost: Callable[[], None]) -> bool:
+        """Have a pump offer to `first`, once, what the pipe holds next, while no task waits; return whether it does.
+
+        `lost` is called instead where the pump ends before.
+        """
+        if has_begun := pump.hear(self.fileno(), first, lost):
+            self._pump = pump
+        return has_begun
+
+    def end_hearing(self) -> None:
+        """Offer nothing more."""
+        if self._pump and self._descriptor >= 0:
+            self._pump.release(self._descriptor)
+        self._pump = None
 
     async def receive_some(self, max_bytes: int | None = None) -> bytes:
         """Return what the pipe holds, empty at its end.

@@ -10,6 +10,7 @@ import contextlib
 import os
 import select
 from collections.abc import Callable
+from contextvars import Context
 from typing import Final
 
 import attrs
@@ -30,10 +31,15 @@ Take = Callable[[bytes], bool]
 
 @attrs.define(eq=False)
 class _Waiter:
-    """A task that waits for a pipe; `rest` is what was read and not taken, None where nothing was read."""
+    """Who waits for a pipe; `rest` is what was read and not taken, None where nothing was read.
 
-    task: trio.lowlevel.Task
-    take: Take
+    Where no `task` waits, `lost` is called once nobody reads pipes any more.
+    """
+
+    context: Context
+    take: Callable[[bytes], object]
+    task: trio.lowlevel.Task | None = None
+    lost: Callable[[], None] | None = None
     rest: bytes | None = None
     error: Exception | None = None
 
@@ -67,8 +73,11 @@ class Pump:
                 else:
                     await self._serve_in_waits(self._epoll, trios)
             finally:
-                for descriptor in [*self._waiting]:
+                waiting = [*self._waiting.items()]
+                for descriptor, waiter in waiting:
                     self.release(descriptor)
+                    if waiter.lost:
+                        waiter.context.run(waiter.lost)
                 self._epoll = None
 
     async def _serve_in_turns(self, epoll: select.epoll) -> None:
@@ -116,10 +125,12 @@ class Pump:
                 chunk = os.read(descriptor, READ_SIZE)
             except BlockingIOError:
                 return 0
-            if waiter.task.context.run(waiter.take, chunk):
+            if waiter.context.run(waiter.take, chunk) and waiter.task:
                 return len(chunk)
             waiter.rest = chunk
         except Exception as error:  # whatever it is, it is the run's, and is raised there
+            if waiter.task is None:
+                raise
             waiter.error = error
         self.release(descriptor)
         return len(chunk)
@@ -134,7 +145,8 @@ class Pump:
             await trio.lowlevel.checkpoint()
             return None
         self._epoll.register(descriptor, select.EPOLLIN)
-        waiter = self._waiting[descriptor] = _Waiter(trio.lowlevel.current_task(), take)
+        task = trio.lowlevel.current_task()
+        waiter = self._waiting[descriptor] = _Waiter(task.context, take, task)
 
         def abort(_: object) -> trio.lowlevel.Abort:
             self._forget(descriptor)
@@ -145,9 +157,21 @@ class Pump:
             raise waiter.error
         return waiter.rest
 
+    def hear(self, descriptor: int, first: Callable[[bytes], None], lost: Callable[[], None]) -> bool:
+        """Offer what a pipe holds next to `first`, once, while no task waits; return whether pipes are read here.
+
+        `lost` is called instead where nobody reads them any more, and neither behind a `release`. Both are called in
+        this task's context, and must not raise: nobody waits to whom it would be raised.
+        """
+        if self._epoll is None:
+            return False
+        self._epoll.register(descriptor, select.EPOLLIN)
+        self._waiting[descriptor] = _Waiter(trio.lowlevel.current_task().context, first, lost=lost)
+        return True
+
     def release(self, descriptor: int) -> None:
         """Read a pipe no more, and wake whoever waits for it; to be called before it is closed."""
-        if waiter := self._forget(descriptor):
+        if (waiter := self._forget(descriptor)) and waiter.task:
             trio.lowlevel.reschedule(waiter.task)
 
     def _forget(self, descriptor: int) -> _Waiter | None:

@@ -32,9 +32,11 @@ TABLE: dict[str, set[str]] = {
     "services": {"events"},
     "turns": set(),
     "delivery": set(),
+    "places": set(),
     "listeners": set(),
     "inbox": {"errors"},
     "containment": {"errors", "events", "services"},
+    "stderr": {"delivery", "containment"},
     "quarters": set(),
     "holds": {"errors"},
     "leftovers": {"errors", "containment"},
@@ -53,8 +55,8 @@ TABLE: dict[str, set[str]] = {
     "tracing": {"errors", "events", "stream_json", "telling", "__init__"},
     "kit": {"events", "stream_json", "turns", "containment", "journal", "workplace", "telling"},
     "run": {
-        "context", "delivery", "endings", "errors", "events", "faults", "messages", "stream_json", "session", "metering", "telling", "turns", "containment", "journal",
-        "workplace", "pool", "kit",
+        "context", "delivery", "endings", "errors", "events", "faults", "messages", "stream_json", "session", "metering", "telling", "turns", "containment", "stderr",
+        "journal", "workplace", "pool", "kit",
     },
     "session_run": {
         "endings", "errors", "events", "config", "messages", "stream_json", "session", "metering", "turns", "containment", "journal", "workplace", "kit", "run",
@@ -84,7 +86,7 @@ TABLE: dict[str, set[str]] = {
         "stage", "conversation",
     },
     "connection": {
-        "room", "context", "errors", "events", "faults", "config", "messages", "peer", "upgrade", "kit", "run", "runs", "entrance", "far", "stage", "conversation",
+        "room", "context", "errors", "events", "faults", "config", "messages", "places", "peer", "upgrade", "kit", "run", "runs", "entrance", "far", "stage", "conversation",
     },
     "sayings": {
         "room", "errors", "events", "config", "messages", "session", "queries", "journal", "history", "openapi", "conversation",
@@ -96,7 +98,7 @@ TABLE: dict[str, set[str]] = {
         "errors", "containment", "identity", "upgrade", "workplace", "runs", "entrance", "history", "openapi", "asyncapi",
     },
     "server": {
-        "room", "errors", "events", "config", "admission", "peer", "runs", "services", "engine", "metrics", "entrance", "api", "stage",
+        "room", "errors", "events", "config", "admission", "places", "peer", "runs", "services", "engine", "metrics", "entrance", "api", "stage",
         "conversation", "connection", "far", "guests", "telling", "listeners", "__init__",
     },
     # faces
@@ -129,7 +131,7 @@ ASYNC_FREE = (
 )  # fmt: skip
 OWNERS = {
     "trio_websocket": {"peer"},
-    "wsproto": {"client"},
+    "wsproto": {"client", "peer"},
     "h11": {"upgrade", "testing"},
     "httpx_ws": {"client"},
     "joserfc": {"identity"},

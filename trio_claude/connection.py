@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import socket
 from collections.abc import Callable
-from contextlib import ExitStack
 
 import attrs
 import trio
@@ -25,6 +24,7 @@ from .faults import run_of
 from .kit import Giver
 from .messages import Closing, Prompt
 from .peer import Heart, Peer, accept
+from .places import Places
 from .room import Room
 from .run import Run
 from .runs import Runs
@@ -92,7 +92,7 @@ async def serve_connection(
     host: str,
     port: int,
     household: Household,
-    places: ExitStack,
+    places: Places,
     on_request: Callable[[], None] = lambda: None,
 ) -> None:
     """Serve one client to its end; `on_request` hears of its first request. Never raises but for a cancellation.
@@ -117,18 +117,18 @@ async def serve_connection(
 
 
 async def _serve_websocket(
-    sock: socket.socket, port: int, handshake: Handshake, household: Household, places: ExitStack
+    sock: socket.socket, port: int, handshake: Handshake, household: Household, places: Places
 ) -> None:
     """Open the WebSocket of a client that was counted in, serve it, and close it."""
     guest = household.entrance.guest(handshake.request)
-    places.callback(household.entrance.leave, guest)
+    places.add(lambda: household.entrance.leave(guest))
     address = f"{guest.address}:{port}"
     with context.Bound(identity=guest.name, peer=address):
         await _serve_guest(sock, address, handshake, guest, household, places)
 
 
 async def _serve_guest(
-    sock: socket.socket, address: str, handshake: Handshake, guest: Guest, household: Household, places: ExitStack
+    sock: socket.socket, address: str, handshake: Handshake, guest: Guest, household: Household, places: Places
 ) -> None:
     """Open the WebSocket, serve it, and close it with what is to be said at the end."""
     path, config, began = handshake.request.path, household.config, trio.current_time()
@@ -149,7 +149,7 @@ async def _serve_guest(
 
 
 def _door(
-    path: str, peer: Peer, handshake: Handshake, guest: Guest, household: Household, places: ExitStack
+    path: str, peer: Peer, handshake: Handshake, guest: Guest, household: Household, places: Places
 ) -> OneShot | Conversation:
     """Return what serves a client behind the door that it took."""
     if path == SESSION_DOOR:

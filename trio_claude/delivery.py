@@ -26,7 +26,7 @@ class Delivery:
         self.open: int = 0
         self.stirs: int = 0
         self._pipes = pipes
-        self._read = trio.Event()
+        self._over: trio.Event | None = None
 
     def __enter__(self) -> None:
         self.open += 1
@@ -38,8 +38,8 @@ class Delivery:
     def end_pipe(self) -> None:
         """Take that one pipe was read to its end, and all of it delivered."""
         self._pipes -= 1
-        if not self._pipes:
-            self._read.set()
+        if not self._pipes and self._over is not None:
+            self._over.set()
 
     async def wait_quiet(self) -> None:
         """Wait until it has been quiet for `DRAIN_IDLE` seconds, at most `DRAIN_LIMIT` seconds.
@@ -54,7 +54,9 @@ class Delivery:
 
     async def wait_over(self) -> None:
         """Wait until all pipes are read, or until it is quiet as `wait_quiet` says."""
-        await self.wait_until(self._read.wait)
+        if self._pipes:
+            self._over = trio.Event()
+            await self.wait_until(self._over.wait)
 
     async def wait_until(self, over: Callable[[], Awaitable[None]]) -> None:
         """Wait until `over` returns, or until it is quiet as `wait_quiet` says."""

@@ -59,6 +59,15 @@ class Statistics:
     bytes: int
 
 
+@attrs.define(eq=False)
+class _Seat:
+    """What a run holds: a slot, where it was `taken`, its own or that of a CLI that waited, and what else is `held`."""
+
+    taken: bool = False
+    warm: Warm | None = None
+    held: contextlib.AsyncExitStack | None = None
+
+
 class Runs:
     """Every live run of one server. What limits count is its own, or that of all `nodes`.
 
@@ -163,22 +172,21 @@ class Runs:
         member = member or self._local
         await self.ask(member)
         options = self._bounded(prompt.options, member)
-        async with contextlib.AsyncExitStack() as stack:
-            began = trio.current_time()
+        seat, began = _Seat(), trio.current_time()
+        try:
             async with self._patient(member, waiting or trio.CancelScope()):
-                await self._hold(stack, options.resume, member, on_wait)
-                warm = self._take_warm(options, member)
-                holder = warm or object()
-                if warm is None:
-                    await self._wait_slot(holder, member, on_wait)
-                stack.callback(self._slots.free, holder)
-                if warm:
-                    stack.push_async_callback(warm.aclose)
+                seat.held = await self._hold(options.resume, member, on_wait)
+                seat.warm = self._take_warm(options, member)
+                if seat.warm is None:
+                    await self._wait_slot(seat, member, on_wait)
+                seat.taken = True
             options = self._bounded(prompt.options, member)  # others may have spent the day meanwhile
-            run = self._run(attrs.evolve(prompt, options=options), member, warm)
+            run = self._run(attrs.evolve(prompt, options=options), member, seat.warm)
             run.teller.waited = trio.current_time() - began
             with self._registered(run):
                 yield run
+        finally:
+            await self._get_up(seat)
 
     def _run(self, prompt: Prompt, member: Member, warm: Warm | None) -> Run:
         timeout = prompt.options.timeout or self._workplace.config.timeout
@@ -243,30 +251,50 @@ class Runs:
 
         Raises what `open` raises.
         """
-        async with contextlib.AsyncExitStack() as stack:
-            began = trio.current_time()
+        seat, began = _Seat(), trio.current_time()
+        try:
             async with self._patient(member, waiting):
-                await self._hold(stack, run.start.session, member, on_wait)
-                await self._wait_slot(run, member, on_wait)
-                stack.callback(self._slots.free, run)
+                seat.held = await self._hold(run.start.session, member, on_wait)
+                await self._wait_slot(seat, member, on_wait)
+                seat.taken = True
             run.bound(self._bounded(run.options, member), self._left(member))  # others may have spent the day meanwhile
             run.teller.waited = trio.current_time() - began
             with self._registered(run):
                 yield
+        finally:
+            await self._get_up(seat)
+
+    async def _get_up(self, seat: _Seat) -> None:
+        """Give back what a run held."""
+        try:
+            if seat.warm:
+                await seat.warm.aclose()
+        finally:
+            if seat.taken:
+                self._slots.free(seat.warm or seat)
+            if seat.held:
+                await seat.held.aclose()
 
     async def _hold(
-        self, stack: contextlib.AsyncExitStack, session: str | None, member: Member, on_wait: Callable[[int], None]
-    ) -> None:
-        """Hold a session, and one of the runs that its member may have at once, which `Slots` counts for one server."""
-        if session is not None:
-            stack.enter_context(self._sessions.hold(session, member.name))
+        self, session: str | None, member: Member, on_wait: Callable[[int], None]
+    ) -> contextlib.AsyncExitStack | None:
+        """Hold a session, and one of the runs that its member may have at once, which `Slots` counts for one server.
+
+        Return what gives them back, None where there is nothing to hold.
+        """
         if self._draining:
             raise Draining("server shutting down")
-        if self._shared:
-            await stack.enter_async_context(self._shared.hold(member.name, session))
-            await stack.enter_async_context(self._shared.place(member, self._allowance.total, on_wait))
-        elif session is not None:
-            stack.enter_context(self._workplace.holds.hold(session, member.name))
+        if session is None and not self._shared:
+            return None
+        async with contextlib.AsyncExitStack() as stack:
+            if session is not None:
+                stack.enter_context(self._sessions.hold(session, member.name))
+            if self._shared:
+                await stack.enter_async_context(self._shared.hold(member.name, session))
+                await stack.enter_async_context(self._shared.place(member, self._allowance.total, on_wait))
+            elif session is not None:
+                stack.enter_context(self._workplace.holds.hold(session, member.name))
+            return stack.pop_all()
 
     @asynccontextmanager
     async def _patient(self, member: Member, waiting: trio.CancelScope) -> AsyncIterator[None]:

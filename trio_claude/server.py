@@ -32,6 +32,7 @@ from .far import Far
 from .guests import Guests
 from .listeners import bind_all, is_hosts
 from .peer import NOTSENT_LOWAT, Heart
+from .places import Places
 from .room import greeting
 from .runs import Runs
 from .services import keep_going, open_services
@@ -382,11 +383,9 @@ class Gate:
                 stands = False
                 self._leave_doorstep(host)
 
-        with contextlib.ExitStack() as places:
-            places.callback(self._slots.release)
-            places.callback(step_in)
+        with Places(self._slots.release, step_in) as places:
             self._household.entrance.arrive(host)
-            places.callback(self._household.entrance.depart, host)
+            places.add(lambda: self._household.entrance.depart(host))
             sock.setblocking(False)
             with contextlib.suppress(OSError):  # some systems refuse it once the client has left
                 self._set_options(sock)

@@ -189,7 +189,7 @@ HANDSHAKE = good_handshake()
 
 async def serve_frames(sock: socket.socket) -> None:
     """Answer each message at once, refuse the fourth, and stay until the client leaves."""
-    async with accept(sock, HANDSHAKE, CONFIG, Heart(CONFIG), Turns(), CONFIG.max_message) as peer:
+    async with accept(sock, HANDSHAKE, "", CONFIG, Heart(CONFIG), Turns(), CONFIG.max_message) as peer:
         heard: list[str | bytes] = []
         enough = trio.Event()
 

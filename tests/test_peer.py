@@ -131,7 +131,7 @@ async def accepted(early: bytes) -> AsyncIterator[tuple[Peer, socket.socket]]:
     ours, theirs = socket.socketpair()
     ours.setblocking(False)
     with ours, theirs:
-        async with accept(ours, handshake(early), Config(), Heart(Config()), Turns(), 1024) as peer:
+        async with accept(ours, handshake(early), "hello", Config(), Heart(Config()), Turns(), 1024) as peer:
             yield peer, theirs
 
 
@@ -167,7 +167,7 @@ async def test_what_the_library_raises_ends_the_connection_and_is_told_as_its_en
         peer.listen(lambda _message: None, left.set)
         with trio.fail_after(5):
             await left.wait()
-        assert theirs.recv(64) == b"HTTP/1.1 101 come in\r\n\r\n"
+        assert theirs.recv(64) == b"HTTP/1.1 101 come in\r\n\r\n\x81\x05hello"
         assert theirs.recv(64) == b""
 
 

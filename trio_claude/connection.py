@@ -54,9 +54,9 @@ class Household:
     far: Far | None = None
     """The way to the runs of other nodes, if there are any."""
 
-    def room(self, greeting: str) -> Room:
-        """Return what its sessions share, and what one of them is greeted with."""
-        return Room(self.runs, self.config, self.observer, self.stages, greeting, self.far)
+    def room(self) -> Room:
+        """Return what its sessions share."""
+        return Room(self.runs, self.config, self.observer, self.stages, self.far)
 
     def tell_history(self, connected: bool) -> None:
         """Tell the clients of all sessions whether the journal that nodes share can be reached."""
@@ -132,8 +132,10 @@ async def _serve_guest(
 ) -> None:
     """Open the WebSocket, serve it, and close it with what is to be said at the end."""
     path, config, began = handshake.request.path, household.config, trio.current_time()
-    limit = config.max_session_message if path == SESSION_DOOR else config.max_message
-    async with accept(sock, handshake, config, household.heart, household.runs.turns, limit) as peer:
+    limit, greeting = config.max_message, messages.INFO
+    if path == SESSION_DOOR:
+        limit, greeting = config.max_session_message, household.greet(guest.name)
+    async with accept(sock, handshake, greeting, config, household.heart, household.runs.turns, limit) as peer:
         household.observer(ConnectionOpened(address, path, guest.name))
         try:
             closing = await _door(path, peer, handshake, guest, household, places).serve()
@@ -153,7 +155,7 @@ def _door(
 ) -> OneShot | Conversation:
     """Return what serves a client behind the door that it took."""
     if path == SESSION_DOOR:
-        return Conversation(peer, guest, household.room(household.greet(guest.name)), places.close)
+        return Conversation(peer, guest, household.room(), places.close)
     return OneShot(peer, handshake, guest, household)
 
 
@@ -178,7 +180,6 @@ class OneShot:
 
     async def serve(self) -> Closing | None:
         """Serve the client; return how to close."""
-        self._peer.post(messages.INFO)
         self._peer.listen(self._hear, self._leave)
         try:
             prompt = await self._read_prompt()

@@ -84,8 +84,6 @@ class Conversation:
 
     async def serve(self) -> Closing | None:
         """Serve the client; return how to close."""
-        if self._house.greeting:
-            self._peer.post(self._house.greeting)
         self._peer.listen(self._hear, self._leave)
         try:
             first = await self._read_first()

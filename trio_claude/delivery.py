@@ -35,6 +35,11 @@ class Delivery:
         self.open -= 1
         self.stirs += 1
 
+    @property
+    def is_over(self) -> bool:
+        """Whether all pipes were read to their end."""
+        return not self._pipes
+
     def end_pipe(self) -> None:
         """Take that one pipe was read to its end, and all of it delivered."""
         self._pipes -= 1

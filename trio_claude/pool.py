@@ -161,7 +161,7 @@ class Pool:
 
     def take(self, options: Options) -> Warm | None:
         """Return a CLI for a run with `options`, the youngest, or None; its slot goes with it. Never waits."""
-        if not self._fits(options):
+        if not (self._ready and self._fits(options)):
             return None
         while self._ready:
             warm = self._ready.pop()

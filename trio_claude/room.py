@@ -1,4 +1,4 @@
-"""What all sessions of one server share, and what one of them is greeted with.
+"""What all sessions of one server share, and with what they are greeted.
 
 This module must never serve a client.
 """
@@ -23,14 +23,12 @@ PROTOCOL = 1
 
 @attrs.frozen
 class Room:
-    """What all sessions of one server share, and what one of them is greeted with."""
+    """What all sessions of one server share."""
 
     runs: Runs
     config: Config
     observer: Observer
     stages: dict[str, Stage]
-    greeting: str
-    """Empty where another node has greeted the client."""
     far: Far | None = None
     """The way to the runs of other nodes, if there are any."""
 

@@ -204,8 +204,7 @@ class Run:
     async def _prove(self, process: Contained) -> Receipt:
         """End what is left of a CLI, and count it."""
         process.end()
-        with trio.CancelScope(shield=True):
-            receipt = await process.wait_gone()
+        receipt = await process.wait_gone()
         if (process.status is None or process.status < 0) and not self._containment.binds:
             self._workplace.forget(process.pid, self.account.name)
         return receipt
@@ -278,11 +277,11 @@ class Run:
 
     async def _hang_up(self, process: Contained) -> None:
         """When the tree is gone, read what its pipes still hold, and no more: who holds them outside is none of it."""
-        with trio.CancelScope(shield=True):
-            await process.wait_gone()
+        await process.wait_gone()
         await self._delivery.wait_over()
-        await process.stdout.aclose()
-        await process.stderr.aclose()
+        if not self._delivery.is_over:
+            await process.stdout.aclose()
+            await process.stderr.aclose()
 
     async def _feed(self, process: Contained, words: bytes) -> None:
         """Give the CLI what its stdin did not take at once, and close it."""

@@ -173,15 +173,18 @@ class Runs:
         await self.ask(member)
         options = self._bounded(prompt.options, member)
         seat, began = _Seat(), trio.current_time()
+        waiting = waiting or trio.CancelScope()
         try:
-            async with self._patient(member, waiting or trio.CancelScope()):
-                seat.held = await self._hold(options.resume, member, on_wait)
-                seat.warm = self._take_warm(options, member)
-                if seat.warm is None:
-                    await self._wait_slot(seat, member, on_wait)
-                seat.taken = True
+            if not self._sit_down(seat, options, member, waiting):
+                async with self._patient(member, waiting):
+                    seat.held = await self._hold(options.resume, member, on_wait)
+                    seat.warm = self._take_warm(options, member)
+                    if seat.warm is None:
+                        await self._wait_slot(seat, member, on_wait)
+                    seat.taken = True
             options = self._bounded(prompt.options, member)  # others may have spent the day meanwhile
-            run = self._run(attrs.evolve(prompt, options=options), member, seat.warm)
+            bounded = prompt if options is prompt.options else attrs.evolve(prompt, options=options)
+            run = self._run(bounded, member, seat.warm)
             run.teller.waited = trio.current_time() - began
             with self._registered(run):
                 yield run
@@ -263,6 +266,14 @@ class Runs:
                 yield
         finally:
             await self._get_up(seat)
+
+    def _sit_down(self, seat: _Seat, options: Options, member: Member, waiting: trio.CancelScope) -> bool:
+        """Take what a run needs that has nothing to wait for; return whether this was one, and has it."""
+        if self._shared or options.resume is not None or self._draining or waiting.cancel_called:
+            return False
+        seat.warm = self._take_warm(options, member)
+        seat.taken = seat.warm is not None or self._slots.take(seat, member.name, member.limits.runs)
+        return seat.taken
 
     async def _get_up(self, seat: _Seat) -> None:
         """Give back what a run held."""

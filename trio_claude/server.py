@@ -218,7 +218,7 @@ def _join_others(engine: Engine, household: Household, services: trio.Nursery) -
     """Have clients of other nodes served, and tell this one's how it stands with what all share."""
     if household.far is None or engine.nodes is None:
         return
-    guests = Guests(engine.nodes.control, household.room(""), household.entrance, services)
+    guests = Guests(engine.nodes.control, household.room(), household.entrance, services)
     services.start_soon(keep_going, "far clients", guests.serve, engine.observer)
     services.start_soon(keep_going, "links", household.far.serve, engine.observer)
     engine.nodes.membership.on_change(household.tell_history)

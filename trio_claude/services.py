@@ -41,7 +41,8 @@ async def open_services() -> AsyncIterator[trio.Nursery]:
     try:
         async with trio.open_nursery() as nursery:
             yield nursery
-            nursery.cancel_scope.cancel()
+            if nursery.child_tasks:
+                nursery.cancel_scope.cancel()
     except BaseExceptionGroup as group:
         errors = [error for error in group.exceptions if not _is_cancelled(error)] or group.exceptions
         if len(errors) > 1:

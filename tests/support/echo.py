@@ -56,7 +56,7 @@ async def serve_echo(sock: socket.socket, config: Config = CONFIG) -> None:
     try:
         handshake = await serve_http(sock, SITE, config)
         if handshake is not None:
-            async with accept(sock, handshake, config, Heart(config), Turns(), config.max_message) as peer:
+            async with accept(sock, handshake, "", config, Heart(config), Turns(), config.max_message) as peer:
                 await echo(peer)
     except* (OSError, PeerGone, trio.BrokenResourceError, trio.ClosedResourceError):
         pass  # the client left

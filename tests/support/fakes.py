@@ -82,7 +82,8 @@ class FakeProcess(Contained):
             self.exit(-9)
 
     async def wait_gone(self) -> Receipt:
-        await trio.lowlevel.checkpoint()
+        with trio.CancelScope(shield=True):
+            await trio.lowlevel.checkpoint()
         assert self._ended_at is not None
         self.is_counted = True
         return Receipt(seen=1, killed=int(self.status == -9), survivors=0, ms=0.0, containment="fake")
@@ -114,8 +115,7 @@ class FakeContainment(Containment):
             yield process
         finally:
             process.end()
-            with trio.CancelScope(shield=True):
-                receipt = await process.wait_gone()
+            receipt = await process.wait_gone()
             if process not in self.started:
                 told(receipt)
             self.live -= 1

@@ -114,7 +114,10 @@ class Contained(abc.ABC):
 
     @abc.abstractmethod
     async def wait_gone(self) -> Receipt:
-        """Wait until the tree is proven gone, or until no proof can be had; never longer than its bounds."""
+        """Wait until the tree is proven gone, or until no proof can be had; never longer than its bounds.
+
+        A cancellation ends this wait no sooner.
+        """
 
 
 class Containment(abc.ABC):

@@ -126,9 +126,11 @@ class Grouped(Contained):
         """End what is found, and say what was counted."""
         if self._receipt is None:
             self.end()
-            with trio.move_on_after(PROOF_TIMEOUT):
-                await self.wait_exit()
-            self._receipt = await self._sweep()
+            with trio.CancelScope(shield=True):
+                with trio.move_on_after(PROOF_TIMEOUT):
+                    await self.wait_exit()
+                receipt = await self._sweep()
+            self._receipt = receipt
         return self._receipt
 
     async def _sweep(self) -> Receipt:
@@ -205,7 +207,6 @@ class GroupContainment(Containment):
             yield contained
         finally:
             try:
-                with trio.CancelScope(shield=True):
-                    await contained.wait_gone()
+                await contained.wait_gone()
             finally:
                 contained.close()

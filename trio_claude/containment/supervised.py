@@ -183,10 +183,19 @@ class Supervised(Contained):
         """Wait for the supervisor's proof, else for the zygote's, else say that there is none."""
         if self._receipt is None:
             self._decided = min(self._decided, trio.current_time())
-            self._receipt = await self._prove()
+            self._receipt = self._told()
+        if self._receipt is None:
+            await self._prove()
+        assert self._receipt
         return self._receipt
 
-    async def _prove(self) -> Receipt:
+    async def _prove(self) -> None:
+        with trio.CancelScope(shield=True):
+            await self._wait_told()
+            self._receipt = self._told() or await self._orphaned()
+
+    async def _wait_told(self) -> None:
+        """Wait for the supervisor's proof, and see to it that it can give one."""
         with trio.move_on_after(COUNT_GRACE):
             await self._wait_proof()
         if self._gone is None:
@@ -196,9 +205,10 @@ class Supervised(Contained):
                 await self._wait_proof()
         if self._gone is None:
             await self._insist()
-        if self._gone is not None:
-            return self._count(self._gone["seen"], self._gone["killed"], 0)
-        return await self._orphaned()
+
+    def _told(self) -> Receipt | None:
+        """Return the receipt that the supervisor has told, if it has."""
+        return None if self._gone is None else self._count(self._gone["seen"], self._gone["killed"], 0)
 
     async def _follow(self) -> bool:
         """Take in one packet; return False when the supervisor is gone."""

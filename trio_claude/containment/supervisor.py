@@ -166,16 +166,23 @@ class SupervisorContainment(Containment):
 
     async def _wait_zygote(self) -> Zygote:
         """Return a zygote that answers; wait for the next one for a while. Raises `SpawnFailed`."""
+        if zygote := self._at_hand():
+            return zygote
         with trio.move_on_after(START_TIMEOUT):
             while True:
                 if not self._ready.is_set():
                     await self._ready.wait()
+                if zygote := self._at_hand():
+                    return zygote
                 if self._zygote and self._zygote.alive:
-                    if self._spare or self._zygote.unchanged:
-                        return self._zygote
                     self._zygote.kill()
                 await trio.sleep(RESTART_PAUSE)  # it is gone, and about to be missed by who follows it
         raise SpawnFailed("no zygote answers; the next one is being started")
+
+    def _at_hand(self) -> Zygote | None:
+        """Return the zygote, if it is ready and can be used."""
+        zygote = self._zygote if self._ready.is_set() else None
+        return zygote if zygote and zygote.alive and (self._spare or zygote.unchanged) else None
 
     @asynccontextmanager
     async def _start(self, job: Job, told: Told, kill: Callable[[], None] = lambda: None) -> AsyncIterator[Contained]:
@@ -315,9 +322,7 @@ async def _give(process: Supervised, packet: dict[str, Any], descriptors: list[i
         raise
     except SpawnFailed as error:
         process.end()
-        with trio.CancelScope(shield=True):
-            receipt = await process.wait_gone()
-        raise BrokenStart(str(error), receipt) from error
+        raise BrokenStart(str(error), await process.wait_gone()) from error
 
 
 async def _hand_over(process: Supervised, packet: dict[str, Any], descriptors: list[int]) -> None:
@@ -360,7 +365,6 @@ async def _finish(process: Supervised) -> None:
     try:
         if not process.gone:
             process.end()
-            with trio.CancelScope(shield=True):
-                await process.wait_gone()
+            await process.wait_gone()
     finally:
         process.close()

@@ -112,9 +112,8 @@ class Peer:
 
     def post(self, text: str) -> None:
         """Say something that must not wait behind data; it goes out when the client takes it."""
-        data = text.encode("utf-8", "replace")
         with contextlib.suppress(trio.BrokenResourceError):
-            self._wire.post(head(TEXT, len(data)) + data)
+            self._wire.post(_frame(text))
 
     async def close(self, code: CloseCode, reason: str) -> None:
         """Close with a code, waiting for the client's answer for at most `close_timeout` seconds, then reset.
@@ -127,6 +126,8 @@ class Peer:
         waits = self._wire.unsent
         with trio.move_on_after(self._config.close_timeout, shield=True):
             await self._gone.wait()
+        if self._gone.is_set():
+            return
         with trio.move_on_after(self._config.send_timeout):
             while not self._gone.is_set() and (left := self._wire.unsent) < waits:
                 waits = left
@@ -188,22 +189,28 @@ class Peer:
             await self._wire.flush()
 
 
-def _answer(wire: Wire, handshake: Handshake) -> None:
-    """Answer a handshake. Raises `PeerGone` where nobody hears."""
+def _frame(text: str) -> bytes:
+    data = text.encode("utf-8", "replace")
+    return head(TEXT, len(data)) + data
+
+
+def _answer(wire: Wire, handshake: Handshake, greeting: str) -> None:
+    """Answer a handshake, and greet who sent it. Raises `PeerGone` where nobody hears."""
     try:
-        wire.post(handshake.answer)
+        wire.post(handshake.answer + (_frame(greeting) if greeting else b""))
     except trio.BrokenResourceError as error:
         raise PeerGone("the client left in the handshake") from error
 
 
 @asynccontextmanager
 async def accept(
-    sock: socket.socket, handshake: Handshake, config: Config, heart: Heart, turns: Turns, limit: int
+    sock: socket.socket, handshake: Handshake, greeting: str, config: Config, heart: Heart, turns: Turns, limit: int
 ) -> AsyncIterator[Peer]:
     """Answer a checked handshake and yield the client; leaving the context ends the connection.
 
-    `heart` takes its pulse, `turns` keeps one that sends too much from holding up the others. A message may have
-    `max_message` bytes, and up to `limit` once the client is allowed them.
+    `greeting`, if it is not empty, is the first that it hears. `heart` takes its pulse, `turns` keeps one that sends too
+    much from holding up the others. A message may have `max_message` bytes, and up to `limit` once the client is allowed
+    them.
 
     Raises `PeerGone` where the client left before the answer.
     """
@@ -214,7 +221,7 @@ async def accept(
             ws = Socket(wire, limit, peer._hear, peer._leave, wire.abort)
             wire.start_flush = lambda: nursery.start_soon(peer._flush)
             wire.why_closed = lambda: Closed(ws.closed.code, ws.closed.reason or "") if ws.closed else None
-            _answer(wire, handshake)
+            _answer(wire, handshake, greeting)
             nursery.start_soon(ws.read)
             heart.add(peer, wire.heard + config.ping_interval)
             try:

@@ -691,7 +691,7 @@ async def test_a_run_that_waited_may_spend_what_is_left_then(fake: Backend) -> N
             await first.start()
             await last.say({"type": "gateway", "op": "start", "meta": "T"})
             await last.event("queued")
-            server.runs._spend(member, 0, 0.75)
+            server.runs.accounts.spend(member, 0, 0.75)
             await first.stop("kill")
             await last.event("started")
             (run,) = server.runs._live.values()

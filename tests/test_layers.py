@@ -54,6 +54,7 @@ TABLE: dict[str, set[str]] = {
     "telling": {"events", "stream_json", "session"},
     "tracing": {"errors", "events", "stream_json", "telling", "__init__"},
     "kit": {"events", "stream_json", "turns", "containment", "journal", "workplace", "telling"},
+    "accounts": {"messages", "stream_json", "admission", "journal", "nodes", "kit"},
     "run": {
         "context", "delivery", "endings", "errors", "events", "faults", "messages", "stream_json", "session", "metering", "telling", "turns", "containment", "stderr",
         "journal", "workplace", "pool", "kit",
@@ -62,8 +63,8 @@ TABLE: dict[str, set[str]] = {
         "endings", "errors", "events", "config", "messages", "stream_json", "session", "metering", "turns", "containment", "journal", "workplace", "kit", "run",
     },
     "runs": {
-        "errors", "events", "config", "messages", "stream_json", "admission", "session", "turns", "containment", "journal", "nodes", "workplace", "pool",
-        "kit", "run", "session_run", "telling",
+        "errors", "events", "config", "messages", "admission", "session", "turns", "containment", "journal", "nodes", "workplace", "pool",
+        "kit", "accounts", "run", "session_run", "telling",
     },
     "engine": {
         "errors", "events", "config", "services", "containment", "quarters", "journal", "nodes", "workplace", "runs", "telling",

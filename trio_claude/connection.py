@@ -119,35 +119,27 @@ async def serve_connection(
 async def _serve_websocket(
     sock: socket.socket, port: int, handshake: Handshake, household: Household, places: Places
 ) -> None:
-    """Open the WebSocket of a client that was counted in, serve it, and close it."""
-    guest = household.entrance.guest(handshake.request)
+    """Open the WebSocket of a client that was counted in, serve it, and close it with what is to be said at the end."""
+    path, config, guest = handshake.request.path, household.config, household.entrance.guest(handshake.request)
     places.add(lambda: household.entrance.leave(guest))
-    address = f"{guest.address}:{port}"
-    with context.Bound(identity=guest.name, peer=address):
-        await _serve_guest(sock, address, handshake, guest, household, places)
-
-
-async def _serve_guest(
-    sock: socket.socket, address: str, handshake: Handshake, guest: Guest, household: Household, places: Places
-) -> None:
-    """Open the WebSocket, serve it, and close it with what is to be said at the end."""
-    path, config, began = handshake.request.path, household.config, trio.current_time()
+    address, began = f"{guest.address}:{port}", trio.current_time()
     limit, greeting = config.max_message, messages.INFO
     if path == SESSION_DOOR:
         limit, greeting = config.max_session_message, household.greet(guest.name)
-    async with accept(sock, handshake, greeting, config, household.heart, household.runs.turns, limit) as peer:
-        household.observer(ConnectionOpened(address, path, guest.name))
-        try:
-            closing = await _door(path, peer, handshake, guest, household, places).serve()
-            if closing is not None:
-                if closing.frame is not None:
-                    peer.post(closing.frame)
-                await peer.close(closing.code, closing.reason)
-        finally:
-            seconds = trio.current_time() - began
-            household.observer(
-                ConnectionClosed(address, peer.closed.code, peer.closed.reason, path, seconds, guest.name)
-            )
+    with context.Bound(identity=guest.name, peer=address):
+        async with accept(sock, handshake, greeting, config, household.heart, household.runs.turns, limit) as peer:
+            household.observer(ConnectionOpened(address, path, guest.name))
+            try:
+                closing = await _door(path, peer, handshake, guest, household, places).serve()
+                if closing is not None:
+                    if closing.frame is not None:
+                        peer.post(closing.frame)
+                    await peer.close(closing.code, closing.reason)
+            finally:
+                seconds = trio.current_time() - began
+                household.observer(
+                    ConnectionClosed(address, peer.closed.code, peer.closed.reason, path, seconds, guest.name)
+                )
 
 
 def _door(

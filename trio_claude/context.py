@@ -25,10 +25,10 @@ class Bound:
     __slots__ = ("_names", "_token")
 
     def __init__(self, **names: str) -> None:
-        self._names = names
+        self._names: Mapping[str, str] = {**_names.get(), **names}
 
     def __enter__(self) -> None:
-        self._token = _names.set({**_names.get(), **self._names})
+        self._token = _names.set(self._names)
 
     def __exit__(self, *_: object) -> None:
         _names.reset(self._token)

@@ -122,12 +122,12 @@ class Conversation:
         """Wait for a slot, run the CLI, and return what its client is told."""
         self._guest.check_may_run()
         runs, member = self._house.runs, self._guest.member
-        await runs.ask(member)
+        await runs.accounts.ask(member)
         recalled = await self._recall(start)
         self._run = run = runs.session(start, member)
         run.recalled, self._client, run.teller.context = recalled, start.client, self._guest.context
         kept = self._house.config.replay_bytes
-        inbox = None if runs.alone else Inbox(self._house.config.max_session_message)
+        inbox = None if runs.accounts.alone else Inbox(self._house.config.max_session_message)
         stage = Stage(run, self._peer, self._make_way, start.grace, kept, runs.journal, inbox)
         stage.lead(start.client)
         self._inbox = inbox
@@ -316,7 +316,7 @@ class Conversation:
             else:
                 line = self._rebuild(said, run)
                 if self._takes_prompt(line, run):
-                    self._house.runs.ask_now(self._guest.member)
+                    self._house.runs.accounts.ask_now(self._guest.member)
                 self._say(line, said, run)
         except (ClientError, Busy) as error:
             self._post_refused(error, said or messages.begun(message))
@@ -326,7 +326,7 @@ class Conversation:
         try:
             line = self._rebuild(said, run)
             if self._takes_prompt(line, run):
-                await self._house.runs.ask(self._guest.member)
+                await self._house.runs.accounts.ask(self._guest.member)
             self._say(line, said, run)
         except (ClientError, Busy) as error:
             self._post_refused(error, said)
@@ -348,7 +348,7 @@ class Conversation:
         if line.kind is not Kind.USER:
             return False
         self._guest.check_may_run()
-        self._house.runs.check_budget(self._guest.member)
+        self._house.runs.accounts.check_budget(self._guest.member)
         return run.prompted
 
     def _say(self, line: ClientLine, said: dict[str, object], run: SessionRun) -> None:

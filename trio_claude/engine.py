@@ -103,7 +103,7 @@ async def open_engine(
         await _check_user(workplace, containment, observer)
         runs = Runs(workplace, containment, observer, journal, batch, tracer, nodes)
         services.start_soon(keep_going, "pump", runs.pump.serve, observer)
-        await runs.recall()
+        await runs.accounts.recall(journal)
         if nodes:
             _hear_others(nodes, runs)
         if workplace.homes:

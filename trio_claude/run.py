@@ -10,8 +10,8 @@ from __future__ import annotations
 import functools
 import secrets
 import time
-from collections.abc import AsyncIterator, Awaitable
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from collections.abc import Awaitable
+from contextlib import AbstractAsyncContextManager
 from typing import ClassVar
 
 import attrs
@@ -30,7 +30,7 @@ from .messages import Options, Prompt
 from .metering import Meter
 from .pool import Warm
 from .session import Start
-from .stderr import Stderr, heard
+from .stderr import Stderr
 from .stream_json import LineSplitter, LineTooLong, Sign, Spent
 from .telling import Teller
 from .turns import BULK, READS
@@ -105,9 +105,17 @@ class Run:
         unfinished = Decision(Reason.STOPPED, "cancelled")
         self.teller.begin()
         try:
-            async with self._started() as process:
-                self.teller.started(process.pid, warm=bool(self._warm))
-                outcome = await self._live(process, sink)
+            if self._warm:
+                self._proof = None
+                async with self._warm.owned() as process:
+                    outcome = await self._live(process, sink)
+            else:
+                await self._turns.wait_apart(self)
+                async with self._job() as job:
+                    self._proof = None
+                    async with self._containment.start(job, self._keep) as process:
+                        del job  # its environment is of no use any more
+                        outcome = await self._live(process, sink)
         except SpawnFailed as error:
             receipt = error.receipt if isinstance(error, BrokenStart) else self._receipt(survivors=0)
             outcome = self._outcome(Decision(Reason.SPAWN_FAILED, str(error)), receipt)
@@ -162,21 +170,6 @@ class Run:
             error=outcome.error, cause=outcome.cause, receipt=attrs.asdict(outcome.receipt), session=self._session,
         )  # fmt: skip
 
-    @asynccontextmanager
-    async def _started(self) -> AsyncIterator[Contained]:
-        """Yield a CLI: one that waited, else one that is started now. Raises `SpawnFailed`."""
-        if self._warm:
-            self._proof = None
-            async with self._warm.owned() as process:
-                yield process
-            return
-        await self._turns.wait_apart(self)
-        async with self._job() as job:
-            self._proof = None
-            async with self._containment.start(job, self._keep) as process:
-                del job  # its environment is of no use any more
-                yield process
-
     def _keep(self, proof: Receipt) -> None:
         """Take what was counted of a CLI whose start was cut short."""
         self._proof = proof
@@ -190,6 +183,7 @@ class Run:
 
     async def _live(self, process: Contained, sink: Sink) -> Outcome:
         """Converse until the run is decided, then end what is left and count it."""
+        self.teller.started(process.pid, warm=bool(self._warm))
         self._scope.deadline = trio.current_time() + self._timeout
         try:
             with self._scope:
@@ -302,7 +296,7 @@ class Run:
     async def _read_stdout(self, process: Contained, sink: Sink) -> None:
         chunk = b""
         try:
-            while chunk := await heard(self._receive(process.stdout, sink, chunk)):
+            while chunk := await self._receive(process.stdout, sink, chunk):
                 self._count(chunk)
                 if len(chunk) >= BULK:
                     with self._delivery:
@@ -314,11 +308,17 @@ class Run:
         finally:
             self._turns.leave(self)
 
-    async def _receive(self, stdout: trio.abc.ReceiveStream, sink: Sink, last: bytes) -> bytes | bytearray:
-        """Return what stdout holds and is not relayed on the spot; behind bulk comes more, and some take nothing so."""
-        if len(last) < BULK and sink.giver() and isinstance(stdout, PipeReader):
-            return await stdout.receive_rest(self._pump, functools.partial(self._relay, sink))
-        return await stdout.receive_some()
+    async def _receive(self, stdout: trio.abc.ReceiveStream, sink: Sink, last: bytes) -> bytes:
+        """Return what stdout holds and is not relayed on the spot; behind bulk comes more, and some take nothing so.
+
+        It is empty at the pipe's end, and where our end of it was closed.
+        """
+        try:
+            if len(last) < BULK and sink.giver() and isinstance(stdout, PipeReader):
+                return await stdout.receive_rest(self._pump, functools.partial(self._relay, sink))
+            return bytes(await stdout.receive_some())
+        except trio.ClosedResourceError:
+            return b""
 
     def _count(self, chunk: bytes) -> None:
         self._delivery.stirs += 1

@@ -6,10 +6,7 @@ A run never leaves the nursery of its connection; this module knows of it and ma
 from __future__ import annotations
 
 import contextlib
-import functools
 import math
-import time
-from collections import OrderedDict
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from typing import TYPE_CHECKING
@@ -17,21 +14,20 @@ from typing import TYPE_CHECKING
 import attrs
 import trio
 
-from .admission import Allowance, Limits, Member, SessionLocks, Slots, Waiter, own_limits, total_limits
-from .admission.budgets import DAY
+from .accounts import Accounts
+from .admission import Limits, Member, SessionLocks, Slots, Waiter, own_limits, total_limits
 from .config import Config
 from .containment import Containment, Pump
 from .errors import Busy, Draining, NotWanted, Reason, SessionBusy
 from .events import Observer, fan_out
-from .journal import Deleted, Journal, UsageQuery, day_of
-from .kit import Account, Kit
-from .messages import BUDGET_LEAST, BUDGET_MOST, Options, Prompt
+from .journal import Deleted, Journal
+from .kit import Kit
+from .messages import Options, Prompt
 from .pool import Pool, Warm
 from .pool import Slots as PoolSlots
 from .run import Run
 from .session import Start
 from .session_run import SessionRun
-from .stream_json import Spent
 from .telling import Tracer
 from .turns import Turns
 from .workplace import Workplace
@@ -41,8 +37,6 @@ if TYPE_CHECKING:
 
 PLACE_PERIOD = 0.5
 """Seconds after which a run that waits is told its place again, where that has changed."""
-SUMS_KEPT = 10_000
-"""Sessions of which is kept what they have come to."""
 POOL = Member("pool", Limits())
 """Whose the slots are of CLIs that were started ahead of need."""
 
@@ -61,8 +55,12 @@ class Statistics:
 
 @attrs.define(eq=False)
 class _Seat:
-    """What a run holds: a slot, where it was `taken`, its own or that of a CLI that waited, and what else is `held`."""
+    """What a run holds: a slot, where it was `taken`, its own or that of a CLI that waited, and what else is `held`.
 
+    `run` is its id once it lives.
+    """
+
+    run: str = ""
     taken: bool = False
     warm: Warm | None = None
     held: contextlib.AsyncExitStack | None = None
@@ -92,12 +90,10 @@ class Runs:
         self.journal: Journal | None = journal
         total = total_limits(workplace.config)
         self._slots = Slots(total.runs, total.waiting)
-        self._allowance = Allowance(total, shared.spent if shared else None)
-        self._wall = shared.wall if shared else time.time
+        self.accounts: Accounts = Accounts(total, shared)
         self._patience = workplace.config.queue_timeout
         self._local = Member(limits=own_limits(workplace.config, {}))
         self._sessions = SessionLocks()
-        self._sums: OrderedDict[tuple[str, str], Spent] = OrderedDict()
         self.turns: Turns = Turns()
         self.pump: Pump = Pump(own_loop=workplace.config.own_loop)
         told = fan_out((observer, tracer)) if tracer else observer
@@ -109,52 +105,18 @@ class Runs:
         self._empty = trio.Event()
         self._empty.set()
 
-    async def recall(self) -> None:
-        """Count what the journal knows of this day; without one the day begins with the server.
-
-        Where servers share what is spent, it is known already.
-        """
-        if self.journal is None or self._shared:
-            return
-        now = time.time()
-        today, next_day = day_of(now), day_of(now + DAY)  # what stands behind it, a clock that was put right has left
-        used = await self.journal.usage(UsageQuery(since=today, until=next_day, by=("identity",), limit=-1))
-        for row in used.rows:
-            self._allowance.spend(Member(row.group["identity"]), row.tokens, row.dollars, now)
-
     def reload(self, config: Config) -> None:
         """Take the limits of another configuration; what runs goes on."""
         total = total_limits(config)
         self._local = Member(limits=own_limits(config, {}))
         self._patience = config.queue_timeout
-        self._allowance.total = total
+        self.accounts.total = total
         self._slots.resize(total.runs, total.waiting)
 
     @property
     def patience(self) -> float:
         """Seconds for which a run waits for a slot."""
         return self._patience
-
-    @property
-    def alone(self) -> bool:
-        """Whether no other server has a say in what a member may do; then `ask_now` will do."""
-        return self._shared is None
-
-    async def ask(self, member: Member) -> None:
-        """Count a prompt; waits only where other servers count too. Raises `TooFast`, `OverBudget` and `Busy`."""
-        if self._shared:
-            await self._shared.ask(member, self._allowance.total)
-        else:
-            self.ask_now(member)
-
-    def ask_now(self, member: Member) -> None:
-        """Count a prompt of a server that is alone. Raises `TooFast` and `OverBudget`."""
-        assert self.alone
-        self._allowance.ask(member, trio.current_time(), self._wall())
-
-    def check_budget(self, member: Member) -> None:
-        """Raise `OverBudget` where the day's tokens or dollars are used up, as far as this server knows."""
-        self._allowance.check_budget(member, self._wall())
 
     @asynccontextmanager
     async def open(
@@ -170,8 +132,8 @@ class Runs:
         Without `member` it is the program's own. Cancelling `waiting` ends the wait with `NotWanted`.
         """
         member = member or self._local
-        await self.ask(member)
-        options = self._bounded(prompt.options, member)
+        await self.accounts.ask(member)
+        options = self.accounts.bounded(prompt.options, member)
         seat, began = _Seat(), trio.current_time()
         waiting = waiting or trio.CancelScope()
         try:
@@ -182,18 +144,18 @@ class Runs:
                     if seat.warm is None:
                         await self._wait_slot(seat, member, on_wait)
                     seat.taken = True
-            options = self._bounded(prompt.options, member)  # others may have spent the day meanwhile
+            options = self.accounts.bounded(prompt.options, member)  # others may have spent the day meanwhile
             bounded = prompt if options is prompt.options else attrs.evolve(prompt, options=options)
             run = self._run(bounded, member, seat.warm)
             run.teller.waited = trio.current_time() - began
-            with self._registered(run):
-                yield run
+            self._register(run, seat)
+            yield run
         finally:
             await self._get_up(seat)
 
     def _run(self, prompt: Prompt, member: Member, warm: Warm | None) -> Run:
         timeout = prompt.options.timeout or self._workplace.config.timeout
-        account = self._account(member, prompt.options)
+        account = self.accounts.of(member, prompt.options)
         return Run(prompt, self._kit, timeout, account, warm)
 
     def _take_warm(self, options: Options, member: Member) -> Warm | None:
@@ -204,46 +166,10 @@ class Runs:
             self._slots.hand_over(warm, member.name)
         return warm
 
-    def _bounded(self, options: Options, member: Member) -> Options:
-        """Let a run spend no more than its member has left of the day. Raises `OverBudget` where that is nothing."""
-        self.check_budget(member)
-        left = self._left(member)
-        if left is None:
-            return options
-        return attrs.evolve(options, max_budget_usd=min(left, options.max_budget_usd or left))
-
-    def _left(self, member: Member) -> float | None:
-        """Return the dollars that a run may be started with at most, None where nothing says how many."""
-        left = self._allowance.left(member, self._wall())
-        return None if left is None else min(max(left, BUDGET_LEAST), BUDGET_MOST)
-
-    def _account(self, member: Member, options: Options) -> Account:
-        """Return who a run is charged to, and from where on: the CLI counts a session from its first turn."""
-        return Account(
-            name=member.name,
-            spend=functools.partial(self._spend, member),
-            baseline=self._sums.get((member.name, options.resume)) if options.resume else Spent(),
-            remember=functools.partial(self._remember, member.name),
-            left=self._left(member),
-            metered=self._allowance.limits(member),
-        )
-
-    def _remember(self, who: str, session: str, spent: Spent) -> None:
-        """Keep what a session has come to, for the run that goes on with it."""
-        self._sums[who, session] = spent
-        self._sums.move_to_end((who, session))
-        if len(self._sums) > SUMS_KEPT:
-            self._sums.popitem(last=False)
-
-    def _spend(self, member: Member, tokens: int, dollars: float) -> str:
-        if self._shared:
-            self._shared.spend(member, tokens, dollars)
-        return self._allowance.spend(member, tokens, dollars, self._wall())
-
     def session(self, start: Start, member: Member) -> SessionRun:
         """Return the run of a session; `admit` lets it begin. Raises `OverBudget`."""
-        bounded = attrs.evolve(start, options=self._bounded(start.options, member))
-        account = self._account(member, bounded.options)
+        bounded = attrs.evolve(start, options=self.accounts.bounded(start.options, member))
+        account = self.accounts.of(member, bounded.options)
         return SessionRun(bounded, self._kit, account)
 
     @asynccontextmanager
@@ -260,10 +186,11 @@ class Runs:
                 seat.held = await self._hold(run.start.session, member, on_wait)
                 await self._wait_slot(seat, member, on_wait)
                 seat.taken = True
-            run.bound(self._bounded(run.options, member), self._left(member))  # others may have spent the day meanwhile
+            options = self.accounts.bounded(run.options, member)  # others may have spent the day meanwhile
+            run.bound(options, self.accounts.left(member))
             run.teller.waited = trio.current_time() - began
-            with self._registered(run):
-                yield
+            self._register(run, seat)
+            yield
         finally:
             await self._get_up(seat)
 
@@ -276,7 +203,11 @@ class Runs:
         return seat.taken
 
     async def _get_up(self, seat: _Seat) -> None:
-        """Give back what a run held."""
+        """Give back what a run held, which lives no more."""
+        if seat.run:
+            del self._live[seat.run]
+            if not self._live:
+                self._empty.set()
         try:
             if seat.warm:
                 await seat.warm.aclose()
@@ -302,7 +233,7 @@ class Runs:
                 stack.enter_context(self._sessions.hold(session, member.name))
             if self._shared:
                 await stack.enter_async_context(self._shared.hold(member.name, session))
-                await stack.enter_async_context(self._shared.place(member, self._allowance.total, on_wait))
+                await stack.enter_async_context(self._shared.place(member, self.accounts.total, on_wait))
             elif session is not None:
                 stack.enter_context(self._workplace.holds.hold(session, member.name))
             return stack.pop_all()
@@ -322,15 +253,8 @@ class Runs:
             if late.cancelled_caught:
                 raise Busy(f"no slot came free within {patience:g} s", retry_after=patience)
         except (Busy, SessionBusy, Draining):
-            await self._give_back(member)
+            await self.accounts.give_back(member)
             raise
-
-    async def _give_back(self, member: Member) -> None:
-        """Count a prompt off."""
-        if self._shared:
-            await self._shared.give_back(member, self._allowance.total)
-        else:
-            self._allowance.give_back(member, trio.current_time())
 
     async def _wait_slot(self, holder: object, member: Member, on_wait: Callable[[int], None]) -> None:
         """Take a slot for `holder`, waiting for it in the queue if need be."""
@@ -380,16 +304,10 @@ class Runs:
         if scope.cancelled_caught and self._draining:
             raise Draining("server shutting down")
 
-    @contextmanager
-    def _registered(self, run: Run) -> Iterator[None]:
+    def _register(self, run: Run, seat: _Seat) -> None:
         self._live[run.id] = run
+        seat.run = run.id
         self._empty = trio.Event()
-        try:
-            yield
-        finally:
-            del self._live[run.id]
-            if not self._live:
-                self._empty.set()
 
     @property
     def held(self) -> frozenset[tuple[str, str]]:

@@ -41,8 +41,7 @@ async def open_services() -> AsyncIterator[trio.Nursery]:
     try:
         async with trio.open_nursery() as nursery:
             yield nursery
-            if nursery.child_tasks:
-                nursery.cancel_scope.cancel()
+            nursery.cancel_scope.cancel()
     except BaseExceptionGroup as group:
         errors = [error for error in group.exceptions if not _is_cancelled(error)] or group.exceptions
         if len(errors) > 1:

@@ -62,7 +62,7 @@ class Stderr:
     ) -> None:
         """Say all lines, of which the first begin with `chunk`."""
         rest = b""
-        while chunk := chunk or await heard(pipe.receive_some()):
+        while chunk := chunk or await _heard(pipe):
             self._delivery.stirs += 1
             *lines, rest = (rest + chunk).split(b"\n")
             if len(rest) > LINE:
@@ -80,9 +80,9 @@ class Stderr:
                 await say(texts)
 
 
-async def heard(received: Awaitable[bytes | bytearray]) -> bytes:
-    """Return what is received of a pipe, nothing where our end of it was closed."""
+async def _heard(pipe: trio.abc.ReceiveStream) -> bytes:
+    """Return what a pipe holds, nothing at its end, or where our end of it was closed."""
     try:
-        return bytes(await received)
+        return bytes(await pipe.receive_some())
     except trio.ClosedResourceError:
         return b""

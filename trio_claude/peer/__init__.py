@@ -18,7 +18,6 @@ import trio
 from ..config import Config
 from ..errors import CloseCode, PeerGone
 from ..messages import clip
-from ..services import open_services
 from ..turns import Turns
 from ..upgrade import Handshake
 from .frames import PING, TEXT, close_frame, encode, head
@@ -208,15 +207,15 @@ async def accept(
 ) -> AsyncIterator[Peer]:
     """Answer a checked handshake and yield the client; leaving the context ends the connection.
 
-    `greeting`, if it is not empty, is the first that it hears. `heart` takes its pulse, `turns` keeps one that sends too
-    much from holding up the others. A message may have `max_message` bytes, and up to `limit` once the client is allowed
-    them.
+    `greeting`, if it is not empty, is the first that it hears. `heart` takes its pulse, `turns` keeps one that sends
+    too much from holding up the others. A message may have `max_message` bytes, and up to `limit` once the client is
+    allowed them.
 
-    Raises `PeerGone` where the client left before the answer.
+    Raises `PeerGone` where the client left before the answer; as all that is raised inside, in a group.
     """
     wire = Wire(sock, handshake.early, config, turns)
     try:
-        async with open_services() as nursery:
+        async with trio.open_nursery() as nursery:
             peer = Peer(wire, config)
             ws = Socket(wire, limit, peer._hear, peer._leave, wire.abort)
             wire.start_flush = lambda: nursery.start_soon(peer._flush)
@@ -229,6 +228,8 @@ async def accept(
             finally:
                 heart.remove(peer)
                 peer._listener = peer._on_left = None
+            if nursery.child_tasks:
+                nursery.cancel_scope.cancel()
     finally:
         await wire.aclose()
         wire.forget()

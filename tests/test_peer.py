@@ -139,7 +139,7 @@ async def test_what_a_listener_raises_is_raised_and_is_no_fault_of_the_library()
     def choke(message: str | bytes) -> None:
         raise ValueError(f"{message!r} is too hot")
 
-    with pytest.raises(ValueError, match="'soup' is too hot"):
+    with pytest.RaisesGroup(pytest.RaisesExc(ValueError, match="'soup' is too hot")):
         async with accepted(masked(1, b"soup")) as (peer, _):
             peer.listen(choke, lambda: None)
             await trio.sleep_forever()
@@ -149,7 +149,7 @@ async def test_what_who_hears_of_the_end_raises_is_raised() -> None:
     def choke() -> None:
         raise ValueError("must not go")
 
-    with pytest.raises(ValueError, match="must not go"):
+    with pytest.RaisesGroup(pytest.RaisesExc(ValueError, match="must not go")):
         async with accepted(masked(8, b"")) as (peer, _):
             peer.listen(lambda _message: None, choke)
             await trio.sleep_forever()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import functools
 import json
@@ -27,6 +26,7 @@ from trio_claude.entrance import Entrance
 from trio_claude.errors import SpawnFailed
 from trio_claude.events import Crashed, Event, RunEnded
 from trio_claude.peer import Heart
+from trio_claude.places import Places
 from trio_claude.room import greeting
 from trio_claude.runs import Runs
 from trio_claude.workplace import Workplace
@@ -202,7 +202,7 @@ async def sweep(folder: Path, cancel_at: int | None = None, fault_at: int | None
             nursery.start_soon(act, containment)
             trio.lowlevel.add_instrument(stepper)
             try:
-                with stepper.scope, contextlib.ExitStack() as places:
+                with stepper.scope, Places() as places:
                     await serve_connection(server, "127.0.0.1", 1, household, places)
             finally:
                 trio.lowlevel.remove_instrument(stepper)

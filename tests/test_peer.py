@@ -135,6 +135,23 @@ async def accepted(early: bytes) -> AsyncIterator[tuple[Peer, socket.socket]]:
             yield peer, theirs
 
 
+async def test_of_messages_in_one_piece_each_waits_for_what_the_one_before_has_set_going() -> None:
+    """Else a client that says all at once would stop its session before that has begun."""
+    done: list[str] = []
+    woken = trio.Event()
+
+    def hear(message: str | bytes) -> None:
+        done.append(str(message))
+        woken.set()
+
+    async with accepted(masked(1, b"start") + masked(1, b"stop")) as (peer, _):
+        peer.listen(hear, lambda: None)
+        await woken.wait()
+        done.append("begun")
+        await until(lambda: "stop" in done)
+    assert done == ["start", "begun", "stop"]
+
+
 async def test_what_a_listener_raises_is_raised_and_is_no_fault_of_the_library() -> None:
     def choke(message: str | bytes) -> None:
         raise ValueError(f"{message!r} is too hot")

@@ -217,7 +217,7 @@ async def accept(
     try:
         async with trio.open_nursery() as nursery:
             peer = Peer(wire, config)
-            ws = Socket(wire, limit, peer._hear, peer._leave, wire.abort)
+            ws = Socket(wire, limit, peer._hear, peer._leave)
             wire.start_flush = lambda: nursery.start_soon(peer._flush)
             wire.why_closed = lambda: Closed(ws.closed.code, ws.closed.reason or "") if ws.closed else None
             _answer(wire, handshake, greeting)

@@ -14,8 +14,10 @@ from trio_websocket import WebSocketConnection
 from wsproto import ConnectionType, WSConnection
 from wsproto.connection import Connection
 
-RECEIVE_SIZE: Final = 65536
-"""Bytes read at a time; trio-websocket's own 4,096 cost two thirds of its speed."""
+from .wire import RECEIVE_SIZE, Wire
+
+TURNS: Final = 2
+"""Turns of the loop in which a task that a message has woken is surely done with its step."""
 
 Listener = Callable[[str | bytes], None]
 """Hears a message; must not wait."""
@@ -58,16 +60,25 @@ class _Opened(WSConnection):
 
 
 class _Ear:
-    """What the library takes for both ends of a channel: no task waits there, each message is heard at once."""
+    """What the library takes for both ends of a channel: no task waits there, each message is heard at once.
 
-    def __init__(self, hear: Listener, leave: Callable[[], None]) -> None:
+    But of several that came in one piece each waits until what the one before has set going has begun.
+    """
+
+    def __init__(self, wire: Wire, hear: Listener, leave: Callable[[], None]) -> None:
+        self._wire = wire
         self._hear = hear
         self._leave = leave
+        self._heard_at = -1.0
         self.fault: Exception | None = None
         """What was raised here, and is no fault of the library's."""
 
     async def send(self, message: str | bytes) -> None:
         """Have a message heard."""
+        if self._heard_at == self._wire.heard:
+            for _ in range(TURNS):
+                await trio.lowlevel.checkpoint()
+        self._heard_at = self._wire.heard
         try:
             self._hear(message)
         except Exception as error:
@@ -93,24 +104,22 @@ class _Ear:
 class Socket(WebSocketConnection):
     """A client's WebSocket: `hear` is told each message, `leave`, maybe twice, that there are no more.
 
-    Error handling: `read` raises what these two raise; whatever else goes wrong ends the connection, by `abort`.
+    Error handling: `read` raises what these two raise; whatever else goes wrong ends the connection.
     """
 
-    def __init__(
-        self, stream: trio.abc.Stream, limit: int, hear: Listener, leave: Callable[[], None], abort: Callable[[], None]
-    ) -> None:
-        super().__init__(stream, _Opened(), max_message_size=limit, receive_buffer_size=RECEIVE_SIZE)
-        self._ear = _Ear(hear, leave)
+    def __init__(self, wire: Wire, limit: int, hear: Listener, leave: Callable[[], None]) -> None:
+        super().__init__(wire, _Opened(), max_message_size=limit, receive_buffer_size=RECEIVE_SIZE)
+        self._wire = wire
+        self._ear = _Ear(wire, hear, leave)
         self._send_channel = self._recv_channel = cast("Any", self._ear)
         self._connection_proposal = None
         self._open_handshake = self._close_handshake = self._for_testing_peer_closed_connection = _UNHEARD
-        self._abort = abort
 
     async def read(self) -> None:
         """Read until the client is gone."""
         try:
             await self._reader_task()
         except Exception:
-            self._abort()
+            self._wire.abort()
             if self._ear.fault:
                 raise self._ear.fault from None

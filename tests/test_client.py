@@ -324,8 +324,8 @@ async def test_a_task_that_asyncio_cancels_twice_leaves_no_connection(
 
 async def test_a_long_line_on_a_slow_link_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
     """Whatever the server answers to a ping comes behind the line."""
-    monkeypatch.setattr(sockets, "SILENCE", 0.3)
-    line = b'{"type":"x"' + b" " * 2_000_000 + b"}"
+    monkeypatch.setattr(sockets, "SILENCE", 0.6)
+    line = b'{"type":"x"' + b" " * 4_000_000 + b"}"
 
     async def serve(request: WebSocketRequest) -> None:
         socket = await request.accept()

@@ -221,19 +221,23 @@ def scripted(folder: Path, *acts: str) -> str:
 
 
 async def test_a_turn_and_the_begin_of_the_next_in_one_read_are_timed_each(fake: Backend, folder: Path) -> None:
-    program = scripted(
-        folder, "wait(2)", "say(begin, result, begin)", "time.sleep(0.4)  # the second turn", "say(result)"
-    )
+    go = folder / "go"
+    pause = f"while not os.path.exists({str(go)!r}): time.sleep(0.01)"
+    program = scripted(folder, "wait(2)", "say(begin, result, begin)", pause, "say(result)")
     async with fake.serve(cli=program) as server, open_talk(server) as talk:
         await talk.start()
         for word in ("one", "two"):
             await talk.user(word)
-        for _ in range(2):
-            await talk.result()
+        await talk.result()
+        began = trio.current_time()
+        await trio.sleep(0.2)  # for so long the second turn goes on at the least, however late its begin was read
+        lasted = trio.current_time() - began
+        go.touch()
+        await talk.result()
         await talk.stop("end")
         await talk.end()
     _, second = [event for event in fake.events if isinstance(event, TurnEnded)]
-    assert second.seconds >= 0.4
+    assert second.seconds >= lasted
 
 
 async def test_a_turn_that_begins_twice_in_one_read_is_one(fake: Backend, folder: Path) -> None:

@@ -341,6 +341,35 @@ async def test_a_start_that_is_cancelled_before_anything_is_begun_is_proven(
     assert [(receipt.seen, receipt.survivors) for receipt in told] == [(0, 0)]
 
 
+async def test_a_jobs_folders_are_made_before_it_and_those_that_it_left_empty_are_taken_away(
+    guarded: Containment, folder: Path
+) -> None:
+    """Run after run in the same guardian, of which each hides where the others' are."""
+    (folder / "seen").mkdir()
+    (folder / "runs").mkdir()
+    for run, leaves in (("one", ""), ("two", "touch {0}/left; "), ("three", "")):
+        own = (str(folder / "runs" / run), str(folder / "runs" / run / "sessions"))
+        script = leaves.format(folder / "runs" if guarded.binds else own[0]) + f"ls {folder / 'seen'}; stat -c %a ."
+        binds = ((own[1], str(folder / "seen")), (own[0], str(folder / "runs")))
+        cwd = str(folder / "runs") if guarded.binds else own[0]
+        async with guarded.start(shell(script, folders=own, binds=binds, cwd=cwd)) as process:
+            assert await read_all(process.stdout) == b"700\n"
+            await process.wait_gone()
+            assert os.listdir(folder / "runs") == (["two"] if run != "one" else [])
+    assert os.listdir(folder / "runs" / "two") == ["left"]
+
+
+async def test_a_folder_that_cannot_be_made_is_told_and_one_that_is_there_will_do(
+    guarded: Containment, folder: Path
+) -> None:
+    with pytest.raises(SpawnFailed, match=r"^the run's folders can't be used: No such file or directory$"):
+        async with guarded.start(shell("true", folders=(str(folder / "no" / "such"),))):
+            pytest.fail("started")
+    (folder / "there").mkdir()
+    async with guarded.start(shell("echo there", folders=(str(folder / "there"),))) as process:
+        assert await read_all(process.stdout) == b"there\n"
+
+
 async def test_a_stopped_zygote_is_woken(supervisors: Containment) -> None:
     async with supervisors.start(shell("cut -d' ' -f4 /proc/$PPID/stat; sleep 60")) as process:
         zygote = int(await process.stdout.receive_some())

@@ -38,6 +38,7 @@ TABLE: dict[str, set[str]] = {
     "containment": {"errors", "events", "services"},
     "stderr": {"delivery", "containment"},
     "quarters": set(),
+    "cli_state": {"quarters"},
     "holds": {"errors"},
     "leftovers": {"errors", "containment"},
     "transcripts": {"quarters", "leftovers"},
@@ -49,7 +50,7 @@ TABLE: dict[str, set[str]] = {
     "peer": {"errors", "config", "messages", "services", "turns", "upgrade"},
     "logs": {"events", "config", "context", "faults"},
     # wiring
-    "workplace": {"errors", "config", "messages", "stream_json", "containment", "quarters", "holds", "transcripts", "leftovers"},
+    "workplace": {"errors", "config", "messages", "stream_json", "containment", "quarters", "cli_state", "holds", "transcripts", "leftovers"},
     "pool": {"errors", "events", "messages", "stream_json", "containment", "workplace"},
     "telling": {"events", "stream_json", "session"},
     "tracing": {"errors", "events", "stream_json", "telling", "__init__"},
@@ -112,7 +113,7 @@ TABLE: dict[str, set[str]] = {
     },
     "testing": set(),
     "commands": {
-        "errors", "figures", "events", "config", "messages", "containment", "logs", "identity", "quarters", "leftovers", "journal", "entrance", "workplace", "engine", "embed", "server", "client",
+        "errors", "figures", "events", "config", "messages", "containment", "logs", "identity", "quarters", "cli_state", "leftovers", "journal", "entrance", "workplace", "engine", "embed", "server", "client",
         "batch", "testing", "services", "listeners", "__init__",
     },
     "__main__": {"commands"},

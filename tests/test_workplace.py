@@ -91,6 +91,25 @@ async def test_folders_are_gone_whatever_a_run_left_in_them(folder: Path) -> Non
     assert not workplace.home.folder.exists()
 
 
+@pytest.mark.parametrize("binds", [True, False])
+async def test_a_folder_is_made_by_whoever_starts_the_run_but_where_something_is_put_there(
+    folder: Path, binds: bool
+) -> None:
+    """A disk that is slow is to hold up no other run."""
+    environ = {"CLAUDE_CONFIG_DIR": str(folder)}
+    async with Workplace.open(Config(cli="sh", cwd=str(folder)), environ) as workplace:
+        own = Path(workplace.folders) / ("a" * RUN_NAME)
+        wanted = [own, own / "sessions"] if binds else [own]
+        async with opened(workplace, "a", binds=binds) as job:
+            assert job.folders == tuple(map(str, wanted))
+            assert not own.exists()
+        async with opened(workplace, "a", binds=binds, system_prompt="be brief") as job:
+            assert job.folders == ()
+            assert all(one.is_dir() for one in wanted)
+            assert (own / "system_prompt").read_text() == "be brief"
+        assert not own.exists()
+
+
 async def test_a_workspace_that_is_a_link_is_refused(folder: Path) -> None:
     (folder / "escape").symlink_to("/etc")
     async with Workplace.open(Config(cli="sh", cwd=str(folder), workspaces=str(folder)), {}) as workplace:

@@ -151,11 +151,13 @@ def _short_tmp() -> str:
 
 
 def remove_empty(folder: str) -> bool:
-    """Remove a folder that holds at most an empty list of sessions; return whether it is gone."""
+    """Remove a folder, if it is there, that holds at most an empty list of sessions; return whether it is gone."""
     with contextlib.suppress(OSError):
         os.rmdir(f"{folder}/sessions")
     try:
         os.rmdir(folder)
+    except FileNotFoundError:
+        return True
     except OSError:
         return False
     return True

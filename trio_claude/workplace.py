@@ -12,7 +12,6 @@ import importlib.util
 import os
 import pwd
 import shutil
-import stat
 import time
 from collections.abc import AsyncIterator, Iterable, Mapping
 from contextlib import asynccontextmanager
@@ -22,13 +21,14 @@ import attrs
 import trio
 
 from . import stream_json, transcripts
+from .cli_state import cli_state, is_folder, make_sessions, make_settings
 from .config import Config
-from .containment import MARK, Job
+from .containment import FOLDERS, MARK, Job
 from .errors import ConfigError, SpawnFailed
 from .holds import Holds
 from .leftovers import Home, open_home, remove, remove_empty
 from .messages import Options, compact
-from .quarters import OPERATORS, Homes, is_link, make_theirs, open_folder, state_folder, unlist
+from .quarters import OPERATORS, SESSIONS, Homes, is_link, open_folder, state_folder, unlist
 
 INHERITED = (
     "PATH",
@@ -136,11 +136,11 @@ class Workplace:
             raise ConfigError(f"workspaces is no folder: {config.workspaces}; --workspaces names another")
         own = _with_whole_paths(inherited(environ, config.env))
         homes = _open_homes(config, environ)
-        state = _cli_state(own, user)
+        state = cli_state(own, user)
         if config.containment == "sandbox" and not homes:
             _check_sandbox(cwd, state)
             for file in state[1:]:
-                _make_settings(Path(file), user)
+                make_settings(Path(file), user)
         async with open_home() as home:
             folders = home.folder / "runs"
             folders.mkdir(mode=0o700)
@@ -150,7 +150,7 @@ class Workplace:
             words = tuple(config.cli_arguments)
             if homes:
                 own = {name: value for name, value in own.items() if name not in OPERATORS}
-            sessions = "" if homes else _make_sessions(state[0], user)
+            sessions = "" if homes else make_sessions(state[0], user)
             with contextlib.closing(Holds(state_folder(config.state, environ))) as holds:
                 yield cls(
                     config, str(program), own, cwd, user, home, str(folders), state, sessions, words, holds, homes
@@ -223,19 +223,30 @@ class Workplace:
         *,
         binds: bool,
     ) -> Job:
-        """Make a run's folder, and return what is to be started there. Raises `SpawnFailed`."""
+        """Return what is to be started in a run's folder, made here where something is put there. Raises `SpawnFailed`.
+
+        Else whoever starts it makes it: a disk that is slow holds up no other run then.
+        """
+        is_filled = bool(self.user or (self.homes and self.homes.per_run) or _texts(options))
         try:
-            os.mkdir(folder, 0o700)
+            if is_filled:
+                os.mkdir(folder, 0o700)
             place = self._place(who, options, meta, folder, binds=binds)
-            return self._job(run, options, folder, session, place, variables, binds=binds)
+            own = [source for source, _ in place.binds if source == f"{folder}/{SESSIONS}"]
+            if is_filled:
+                for one in own:
+                    os.mkdir(one, 0o700)
+            folders = () if is_filled else (folder, *own)
+            return self._job(run, options, folder, folders, session, place, variables, binds=binds)
         except OSError as error:
-            raise SpawnFailed(f"the run's folders can't be used: {error.strerror} ({error.filename})") from error
+            raise SpawnFailed(f"{FOLDERS}: {error.strerror} ({error.filename})") from error
 
     def _job(
         self,
         run: str,
         options: Options,
         folder: str,
+        folders: tuple[str, ...],
         session: str | None,
         place: _Place,
         variables: Mapping[str, str],
@@ -262,6 +273,7 @@ class Workplace:
             env=env,
             cwd=place.cwd,
             limits=config.limits,
+            folders=folders,
             nice=config.nice,
             binds=(*place.binds, (folder, self.folders)) if binds else (),
             user=self.user,
@@ -273,8 +285,8 @@ class Workplace:
         if not self.homes:
             cwd = self._folder(options, meta)
             listed = self.sessions
-            if binds and listed and not _is_folder(listed):  # a run may have removed it
-                listed = _make_sessions(self.state[0], self.user)
+            if binds and listed and not is_folder(listed):  # a run may have removed it
+                listed = make_sessions(self.state[0], self.user)
             return _Place(cwd, {}, self._own_sessions(folder, listed) if binds else (), (cwd, *self.state))
         if options.workspace is not None and not self.config.workspaces:
             raise SpawnFailed(NO_WORKSPACES)
@@ -295,24 +307,19 @@ class Workplace:
 
     def _files(self, options: Options, folder: str, tmp: str) -> dict[str, str]:
         """Write what only the CLI may read; return the paths, as it sees them, by option name."""
-        texts = {"system_prompt": options.system_prompt, "append_system_prompt": options.append_system_prompt}
-        if options.mcp_servers is not None:
-            texts["mcp_servers"] = compact({"mcpServers": options.mcp_servers})
-        written = {name: text for name, text in texts.items() if text is not None}
+        written = _texts(options)
         for name, text in written.items():
             _write_private(f"{folder}/{name}", text)
         return {name: f"{tmp}/{name}" for name in written}
 
-    def _own_sessions(self, folder: str, sessions: str) -> tuple[tuple[str, str], ...]:
-        """Give a run that has a mount namespace a list of sessions of its own.
+    @staticmethod
+    def _own_sessions(folder: str, sessions: str) -> tuple[tuple[str, str], ...]:
+        """Return what gives a run that has a mount namespace a list of sessions of its own.
 
         Every CLI has the same pid in a namespace of its own; and in the others' folders are the sockets on which their
         CLIs take messages.
         """
-        if not sessions:
-            return ()
-        os.mkdir(f"{folder}/sessions", 0o700)
-        return ((f"{folder}/sessions", sessions),)
+        return ((f"{folder}/{SESSIONS}", sessions),) if sessions else ()
 
     def _folder(self, options: Options, meta: str) -> str:
         """Return the working directory of a run. Raises `SpawnFailed`."""
@@ -373,24 +380,6 @@ def _absolute(cwd: str) -> str:
         raise ConfigError("cwd: the folder that this was started in is gone; start it in another") from None
 
 
-def home_of(environ: Mapping[str, str], user: tuple[int, int] | None) -> str:
-    """Return the home that a CLI of `user` finds: as HOME names it, else as the system does."""
-    if "HOME" in environ:
-        return environ["HOME"]
-    try:
-        return pwd.getpwuid(user[0] if user else os.getuid()).pw_dir
-    except KeyError:
-        return "/"
-
-
-def _cli_state(environ: Mapping[str, str], user: tuple[int, int] | None) -> tuple[str, ...]:
-    """Return where the CLI keeps its settings, transcripts and login."""
-    if folder := environ.get("CLAUDE_CONFIG_DIR"):
-        return (folder,)
-    home = home_of(environ, user)
-    return (f"{home}/.claude", f"{home}/.claude.json")
-
-
 def _check_sandbox(cwd: str, state: tuple[str, ...]) -> None:
     """Raise `ConfigError` where what runs may write would leave nothing of a sandbox."""
     from .containment.sandbox import too_wide
@@ -401,41 +390,12 @@ def _check_sandbox(cwd: str, state: tuple[str, ...]) -> None:
         raise ConfigError(f"CLAUDE_CONFIG_DIR: a sandbox with all of {wide} in it would be none")
 
 
-def _is_folder(path: str) -> bool:
-    """Return whether there is a folder, and no link to one."""
-    try:
-        return stat.S_ISDIR(os.lstat(path).st_mode)
-    except OSError:
-        return False
-
-
-def _make_sessions(state: str, user: tuple[int, int] | None) -> str:
-    """Make the folder in which CLIs list themselves, the CLI's user's in a home of theirs; return where it really is.
-
-    Empty where the CLI can't write there either.
-    """
-    folder = Path(state) / "sessions"
-    try:
-        if user and not folder.is_dir():
-            make_theirs(folder, user)
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError:
-        return ""
-    return str(folder.resolve())
-
-
-def _make_settings(file: Path, user: tuple[int, int] | None) -> None:
-    """Make the CLI's file of settings, which it can't make by itself where it sees nothing else of its home."""
-    with contextlib.suppress(OSError), open_folder(str(file.parent)) as home:
-        if user and os.fstat(home).st_uid != user[0]:
-            return
-        made = os.open(file.name, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600, dir_fd=home)
-        try:
-            os.write(made, b"{}\n")
-            if user:
-                os.fchown(made, *user)
-        finally:
-            os.close(made)
+def _texts(options: Options) -> dict[str, str]:
+    """Return what of some options the CLI gets as files, by option name."""
+    texts = {"system_prompt": options.system_prompt, "append_system_prompt": options.append_system_prompt}
+    if options.mcp_servers is not None:
+        texts["mcp_servers"] = compact({"mcpServers": options.mcp_servers})
+    return {name: text for name, text in texts.items() if text is not None}
 
 
 def _give(folder: Path, user: tuple[int, int]) -> None:

@@ -15,6 +15,7 @@ import attrs
 import click
 import trio
 
+from ..cli_state import home_of
 from ..config import Config
 from ..containment import open_containment
 from ..embed import open_run
@@ -25,7 +26,7 @@ from ..events import Event, JournalReady
 from ..journal.visits import is_earlier
 from ..listeners import bind_all, is_hosts
 from ..quarters import journal_file
-from ..workplace import find_cli, home_of
+from ..workplace import find_cli
 from .complaints import painted
 from .examples import examples
 from .options import config_options, read_config

@@ -16,7 +16,7 @@ import attrs
 
 from ..errors import ContainmentUnavailable
 from ..events import ContainmentReady, Observer
-from .base import MARK, BrokenStart, Contained, Containment, Job
+from .base import FOLDERS, MARK, BrokenStart, Contained, Containment, Job
 from .cgroup import Cgroups
 from .marks import kill as kill_marked
 from .pipes import PipeReader
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from .supervisor import SupervisorContainment
 
 __all__ = [
-    "MARK", "BrokenStart", "Contained", "Containment", "Job", "Means", "PipeReader", "Pump", "kill_marked",
+    "FOLDERS", "MARK", "BrokenStart", "Contained", "Containment", "Job", "Means", "PipeReader", "Pump", "kill_marked",
     "open_containment",
 ]  # fmt: skip
 SHORTAGES = ("EAGAIN", "EMFILE", "ENFILE", "ENOMEM")

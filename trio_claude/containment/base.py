@@ -8,6 +8,7 @@ from __future__ import annotations
 import abc
 from collections.abc import Callable, Mapping
 from contextlib import AbstractAsyncContextManager
+from typing import Final
 
 import attrs
 import trio
@@ -21,20 +22,24 @@ START_TIMEOUT = 5.0
 """Seconds in which a guardian answers that the CLI runs; a fork and an exec take some milliseconds."""
 PROOF_TIMEOUT = 5.0
 """Seconds in which a guardian proves that nothing is left; then its own parent takes over."""
+FOLDERS: Final = "the run's folders can't be used"
+"""How it is told that one of a job's folders can't be made."""
 
 
 @attrs.frozen(kw_only=True)
 class Job:
     """One CLI to start: an absolute program path first in `argv`, its whole environment, its working directory.
 
-    `limits` holds resource limits by their names in `resource`. `binds` holds pairs of folders; where the containment
-    has a mount namespace, the run sees the first of a pair in place of the second.
+    `limits` holds resource limits by their names in `resource`. Whoever starts it makes the `folders` first, and may
+    take away again what the run leaves empty. `binds` holds pairs of folders; where the containment has a mount
+    namespace, the run sees the first of a pair in place of the second.
     """
 
     argv: tuple[str, ...] = attrs.field(repr=False)
     env: Mapping[str, str] = attrs.field(repr=False)
     cwd: str
     limits: Mapping[str, int] = attrs.Factory(dict)
+    folders: tuple[str, ...] = ()
     binds: tuple[tuple[str, str], ...] = ()
     user: tuple[int, int] | None = None
     """The user and group that the CLI becomes; only root can say so."""

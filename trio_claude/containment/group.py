@@ -15,6 +15,7 @@ import subprocess
 import threading
 from collections.abc import AsyncIterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from pathlib import Path
 from typing import Any
 
 import trio
@@ -22,7 +23,7 @@ import trio
 from ..errors import SpawnFailed
 from ..events import Receipt
 from . import marks
-from .base import MARK, PROOF_TIMEOUT, Contained, Containment, Job, Told, forget
+from .base import FOLDERS, MARK, PROOF_TIMEOUT, Contained, Containment, Job, Told, forget
 from .pipes import PipeReader, PipeWriter, is_quiet, wait_any
 
 SWEEPS = 50
@@ -199,6 +200,11 @@ class GroupContainment(Containment):
     @asynccontextmanager
     async def _start(self, job: Job) -> AsyncIterator[Contained]:
         await trio.lowlevel.checkpoint()
+        try:
+            for folder in job.folders:
+                Path(folder).mkdir(0o700)
+        except OSError as error:
+            raise SpawnFailed(f"{FOLDERS}: {error.strerror}") from error
         try:
             contained = _begin(job)
         except OSError as error:

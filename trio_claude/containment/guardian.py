@@ -13,13 +13,12 @@ With `namespace` in its job a supervisor is the init of a PID and mount namespac
 and this one, which no signal from within reaches; when it ends, the kernel ends everything in the namespace.
 
 The wire is a SOCK_SEQPACKET socket, one bounded JSON object a packet.
-    server -> zygote      {"argv", "env", "cwd", "limits", "namespace", "binds", "user", "depth", "cgroup", "nice"}
-                          with the descriptors stdin, stdout, stderr, lifeline
+    server -> zygote      {"argv", "env", "cwd", "limits", "namespace", "folders", "binds", "user", "depth", "cgroup",
+                          "nice"} with the descriptors stdin, stdout, stderr, lifeline
     zygote -> server      {"ready": pid}, {"swept": [supervisor, ...], "seen": n, "killed": n}
-    on the lifeline, by the zygote       {"guardian": pid}, or {"failed": errno, "what": text} where it could not fork
-    on the lifeline, by the supervisor   {"started": pid} or {"failed": errno, "what": text};
-                          {"exit": status, "alone": bool}; {"gone": true, "worn": 0 or 1, "seen": n, "killed": n}, the
-                          last two in one packet where the CLI left nothing
+    zygote -> lifeline    {"guardian": pid}, or {"failed": errno, "what": text} where it could not fork
+    supervisor -> lifeline  {"started": pid} or {"failed": errno, "what": text}; {"exit": status, "alone": bool};
+                          {"gone": true, "worn": 0 or 1, "seen": n, "killed": n}, with it where the CLI left nothing
     server -> supervisor  {"signal": n} to the CLI, {"end": true} to everything; end-of-file means {"end": true}; after
                           "gone" the next job, as to the zygote but for the lifeline, unless a run has "worn" it out
 """
@@ -58,12 +57,11 @@ SYS_CLONE = {"x86_64": 56, "aarch64": 220, "riscv64": 220}.get(os.uname().machin
 MS_BIND, MS_REC, MS_PRIVATE, MS_NOSUID, MS_NODEV, MS_NOEXEC = 4096, 16384, 1 << 18, 2, 4, 8
 MNT_DETACH, UMOUNT_NOFOLLOW = 2, 8
 FOLDER = os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
-MSG_CMSG_CLOEXEC = 0x40000000
 OOM_SCORE = 500  # added to a CLI's badness: out of memory, the kernel ends a run before a guardian or the server
 IGNORED = (signal.SIGPIPE, signal.SIGXFSZ, signal.SIGTERM, signal.SIGINT, signal.SIGHUP)  # and a CLI gets them back
 
 _libc = ctypes.CDLL(None, use_errno=True)
-_libc.mount, _libc.umount2, _libc.sched_getscheduler  # noqa: B018 - found once, here, and not in each fork
+_libc.mount, _libc.umount2, _libc.mkdir, _libc.rmdir, _libc.sched_getscheduler  # noqa: B018 - found once, here, and not in each fork
 _syscall = ctypes.PyDLL(None, use_errno=True).syscall
 _syscall.argtypes = (ctypes.c_long,) * 6
 _before_fork = ctypes.pythonapi.PyOS_BeforeFork
@@ -87,11 +85,8 @@ def fork(flags: int) -> int:
         raise OSError(errno.ENOSYS, "clone")
     _before_fork()
     pid: int = _syscall(SYS_CLONE, flags, 0, 0, 0, 0)
-    if not pid:
-        _after_fork[0]()
-        return 0
     reason = ctypes.get_errno()
-    _after_fork[1]()
+    _after_fork[bool(pid)]()
     if pid < 0:
         raise OSError(reason, "clone")
     return pid
@@ -208,9 +203,6 @@ class Count:
             flags = os.WNOHANG
 
 
-# -- one run ----------------------------------------------------------------------------------------------------------
-
-
 class StartFailed(Exception):
     """A CLI can't be started; holds what the server is told."""
 
@@ -304,13 +296,11 @@ def map_user(uid: int, gid: int) -> None:
     prctl(PR_SET_DUMPABLE, 0)
 
 
-def bind(old: list[list[str]], new: list[list[str]]) -> None:
-    """Put the new binds in place of the old; all sources are opened before any is hidden, no link is followed."""
-    for _, target in reversed(old):
-        call("umount2", os.fsencode(target), MNT_DETACH | UMOUNT_NOFOLLOW)
-    opened = [os.open(source, FOLDER) for source, _ in new]
+def bind(binds: list[list[str]]) -> None:
+    """Put binds in place; all sources are opened before any is hidden, no link is followed. Raises OSError."""
+    opened = [os.open(source, FOLDER) for source, _ in binds]
     try:
-        for number, (_, target) in enumerate(new):
+        for number, (_, target) in enumerate(binds):
             opened.append(os.open(target, FOLDER))
             call("mount", *(b"/proc/self/fd/%d" % one for one in (opened[number], opened[-1])), None, MS_BIND, None)
     finally:
@@ -361,10 +351,7 @@ class Supervisor:
         self.user = user
         self.zygote: int = os.getppid()
         self.inside: bool = False
-        self.job: dict[str, Any] = {}
-        self.pipes: list[int] = []
-        wake, writer = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
-        self.wake: int = wake
+        self.wake, writer = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
         signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
         self.badness: Badness = Badness(proc)
         self.fresh: list[Any] = self.bounds()
@@ -376,18 +363,19 @@ class Supervisor:
 
     def run(self, job: dict[str, Any], pipes: list[int]) -> bool:
         """Start the CLI, wait for its end or for the order to end it, leave nothing; return whether it was started."""
-        before, self.job, self.pipes = self.job, job, pipes
+        self.job: dict[str, Any] = job
+        self.pipes: list[int] = pipes
         self.count: Count = Count()
         self.cli: int = 0
         self.exit: bytes = b""
-        self.step: str = "fork"
-        if not self.start(before.get("binds", ())):
+        self.step: str = "folder"
+        if not self.start():
             return False
         if self.watch():
             self.sweep()
         if not self.inside and os.getppid() == self.zygote:
             send(self.zygote, signal.SIGCONT)  # a run may have stopped it, and nobody else may be left to do this
-        worn, seen, killed = self.bounds() != self.fresh, len(self.count.seen), len(self.count.killed)
+        worn, seen, killed = self.tidy() or self.bounds() != self.fresh, len(self.count.seen), len(self.count.killed)
         tell(self.lifeline, b'{%s"gone": true, "worn": %d, "seen": %d, "killed": %d}' % (self.exit, worn, seen, killed))
         return not worn
 
@@ -407,12 +395,24 @@ class Supervisor:
                 return (packet, pipes) if packet else None
         return None
 
-    def start(self, binds: list[list[str]]) -> bool:
-        """Start the CLI, in place of one with `binds`; tell the server its pid, or why there is none."""
+    def tidy(self) -> bool:
+        """Take away the run's binds, and its folders where they are empty; return whether a bind is left."""
+        binds = reversed(self.job["binds"] if self.inside else ())
+        left = [at for _, at in binds if _libc.umount2(os.fsencode(at), MNT_DETACH | UMOUNT_NOFOLLOW)]
+        for folder in reversed(self.job["folders"]):
+            _libc.rmdir(os.fsencode(folder))  # the server removes what the run has left there
+        return bool(left)
+
+    def start(self) -> bool:
+        """Start the CLI; tell the server its pid, or why there is none."""
         failure = b""
         try:
+            for folder in self.job["folders"]:
+                if _libc.mkdir(os.fsencode(folder), 0o700) and ctypes.get_errno() != errno.EEXIST:  # by one that failed
+                    raise OSError(ctypes.get_errno(), "mkdir")
+            self.step = "fork"
             if self.job["namespace"]:
-                self.enter(binds)
+                self.enter()
             self.cli = self.start_cli()
         except StartFailed as error:
             failure = error.args[0]
@@ -425,8 +425,8 @@ class Supervisor:
         tell(self.lifeline, failure or b'{"started": %d}' % (first_child(self.proc) or self.cli))
         return not failure
 
-    def enter(self, binds: list[list[str]]) -> None:
-        """Make the namespaces, in which we are already, the run's own; `binds` are those of the run before it."""
+    def enter(self) -> None:
+        """Make the namespaces, in which we are already, the run's own."""
         if not self.inside:
             self.step = "namespace"
             if self.user:
@@ -438,7 +438,7 @@ class Supervisor:
             bound_capabilities()
             self.inside = True
         self.step = "mount"
-        bind(binds, self.job["binds"])
+        bind(self.job["binds"])
 
     def start_cli(self) -> int:
         """Start the CLI, which is to be the first that the kernel takes when memory runs out; return its pid."""
@@ -541,7 +541,7 @@ class Supervisor:
 def receive(sock: socket.socket) -> tuple[bytes, list[int]]:
     """Return the next packet, empty where there is none, and its descriptors, closed on exec, unlike `recv_fds`."""
     try:
-        packet, extra, _, _ = sock.recvmsg(PACKET_LIMIT, socket.CMSG_LEN(4 * DESCRIPTORS), MSG_CMSG_CLOEXEC)
+        packet, extra, _, _ = sock.recvmsg(PACKET_LIMIT, socket.CMSG_LEN(4 * DESCRIPTORS), socket.MSG_CMSG_CLOEXEC)
     except OSError:
         return b"", []
     pipes = array.array("i")
@@ -679,7 +679,7 @@ class Zygote:
 def warm_up(server: int, proc: int) -> None:
     """Do what supervisors do: with caches filled and code specialised they are faster and write to fewer pages."""
     job: dict[str, Any] = {"argv": ["/bin/true"], "env": {}, "cwd": "/", "limits": {}, "namespace": False}
-    job.update(binds=[], user=None, cgroup=None, depth=0, nice=0)
+    job.update(folders=[], binds=[], user=None, cgroup=None, depth=0, nice=0)
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     with ours, theirs, open(os.devnull, "r+b", 0) as null:
         supervisor = Supervisor(theirs.fileno(), server, proc, None)

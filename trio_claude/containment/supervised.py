@@ -19,7 +19,7 @@ import trio
 from ..errors import SpawnFailed
 from ..events import Receipt
 from . import marks
-from .base import PROOF_TIMEOUT, Contained
+from .base import FOLDERS, PROOF_TIMEOUT, Contained
 from .pipes import PipeReader, PipeWriter, is_quiet, wait_any
 from .zygote import Packets, Zygote
 
@@ -298,6 +298,8 @@ def why(number: int, what: str) -> str:
         return "the CLI was not found: pip install 'trio-claude[claude]' or --cli PATH"
     if what == "exec" and number == errno.EACCES:
         return "the CLI is not executable: chmod +x it, or name another with --cli PATH"
+    if what == "folder":
+        return f"{FOLDERS}: {os.strerror(number)}"
     if what == "cwd":
         return f"the working directory can't be entered: {os.strerror(number)}"
     return f"the CLI could not be started: {what}: {os.strerror(number)} ({name})"

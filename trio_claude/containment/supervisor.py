@@ -270,6 +270,7 @@ def _packet(job: Job, *, namespace: bool) -> dict[str, Any]:
         "cwd": job.cwd,
         "limits": dict(job.limits),
         "namespace": namespace,
+        "folders": job.folders,
         "binds": job.binds,
         "user": job.user,
         "depth": job.depth,

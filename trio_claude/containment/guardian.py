@@ -679,7 +679,7 @@ class Zygote:
 def warm_up(server: int, proc: int) -> None:
     """Do what supervisors do: with caches filled and code specialised they are faster and write to fewer pages."""
     job: dict[str, Any] = {"argv": ["/bin/true"], "env": {}, "cwd": "/", "limits": {}, "namespace": False}
-    job.update(folders=[], binds=[], user=None, cgroup=None, depth=0, nice=0)
+    job.update(folders=["/proc"], binds=[], user=None, cgroup=None, depth=0, nice=0)  # it is there, and stays
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     with ours, theirs, open(os.devnull, "r+b", 0) as null:
         supervisor = Supervisor(theirs.fileno(), server, proc, None)

@@ -7,6 +7,7 @@ import contextlib
 import json
 import re
 import socket
+import ssl
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from functools import partial
@@ -119,7 +120,19 @@ async def test_what_is_wrong_with_tls_is_named(fake: Backend, library: Callable[
 async def test_authorities_that_can_not_be_read_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SSL_CERT_FILE", "/nope")
     with pytest.raises(ConnectFailed, match="SSL_CERT_FILE or SSL_CERT_DIR can't be used"):
-        await collect("http://elsewhere.invalid", "hello")
+        await collect("https://elsewhere.invalid", "hello")
+
+
+async def test_a_way_without_tls_reads_no_authorities(fake: Backend, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each connection would, and hold its program's loop meanwhile."""
+
+    def read(*_: object, **__: object) -> None:
+        pytest.fail("read")
+
+    monkeypatch.setattr(ssl.SSLContext, "load_verify_locations", read)
+    monkeypatch.setattr(ssl.SSLContext, "load_default_certs", read)
+    async with fake.serve() as server:
+        await collect(server.url, "hello")
 
 
 async def test_a_server_that_says_nothing_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -104,10 +104,13 @@ async def test_a_look_that_is_cancelled_in_the_moment_of_a_line_loses_none(
     assert [one["n"] for one in said if "n" in one] == list(range(1, 21))
 
 
-@pytest.mark.parametrize("url", ["http://127.0.0.1:1", "http://127.0.0.1:x", "ftp://127.0.0.1:1"])
-async def test_who_can_not_be_reached_is_named(url: str) -> None:
+@pytest.mark.parametrize("library", [collect, under_asyncio])
+@pytest.mark.parametrize(
+    "url", ["http://127.0.0.1:1", "http://127.0.0.1:x", "http://127.0.0.1:99999", "ftp://127.0.0.1:1"]
+)
+async def test_who_can_not_be_reached_is_named(url: str, library: Callable[..., Any]) -> None:
     with pytest.raises(ConnectFailed, match="can't reach"):
-        await collect(url, "hello")
+        await library(url, "hello")
 
 
 @pytest.mark.parametrize("library", [collect, under_asyncio])

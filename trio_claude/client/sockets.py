@@ -80,6 +80,7 @@ def door(url: str, path: str = "/ws/claude", query: str = "frames=verbatim") -> 
     """
     try:
         parts = urlsplit(url if "://" in url else f"http://{url}")
+        _ = parts.port  # asyncio's own lookup would raise something else
     except ValueError as error:
         raise ConnectFailed(f"can't reach {url}: {error}") from error
     scheme = {"http": "ws", "https": "wss"}.get(parts.scheme, parts.scheme)

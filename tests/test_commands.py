@@ -467,8 +467,10 @@ async def test_what_a_terminal_can_not_say_is_shown_in_ascii(fake: Backend) -> N
     assert b"\\xfcbel" in told.stdout
 
 
-async def test_a_live_check_makes_one_run(fake: Backend) -> None:
-    told = await trio_claude("doctor", "--live", "--json", "--port", "0", env=environ(fake))
+@pytest.mark.parametrize("words", [(), ("--timeout", "5"), ("--allow-options", "model")], ids=["", "short", "few"])
+async def test_a_live_check_makes_one_run(fake: Backend, words: tuple[str, ...]) -> None:
+    """Whatever clients may set."""
+    told = await trio_claude("doctor", "--live", "--json", "--port", "0", *words, env=environ(fake))
     assert json.loads(told.stdout)[-1]["found"].startswith("exit; 1 process, 0 left, ")
 
 

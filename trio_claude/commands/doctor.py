@@ -225,10 +225,11 @@ async def _live(config: Config) -> Check:
     """Make one real, cent-sized run."""
     words = f"{config.cli_args} --max-budget-usd={LIVE_BUDGET}"
     journal = "none" if config.journal == "auto" else config.journal
-    config = attrs.evolve(config, profile="chat", cli_args=words, journal=journal)
+    timeout = min(config.timeout, LIVE_TIMEOUT)  # a setting: as an option it may not be allowed
+    config = attrs.evolve(config, profile="chat", cli_args=words, journal=journal, timeout=timeout)
     found = Check("live", ok=False, found="not tried")
     try:
-        async with open_run("Say ok.", meta="DOCTOR", config=config, timeout=LIVE_TIMEOUT) as run:
+        async with open_run("Say ok.", meta="DOCTOR", config=config) as run:
             outcome = await run.wait()
             told = f"{outcome.error or outcome.reason.value}; {outcome.receipt}"
             found = Check("live", ok=outcome.error is None, found=told)

@@ -139,6 +139,12 @@ async def test_ask_shows_half_a_surrogate_pair(fake: Backend) -> None:
     assert "cut \ufffd\n" in told.stdout.decode()
 
 
+@pytest.mark.parametrize("word", ["nan", "inf"])
+async def test_a_timeout_that_is_no_time_is_named(word: str) -> None:
+    told = await trio_claude("ask", "hello", "--timeout", word)
+    assert (told.returncode, told.stderr) == (2, f"trio-claude: --timeout takes seconds, not {word}\n".encode())
+
+
 @pytest.mark.parametrize("url", ["http://127.0.0.1:1", "http://127.0.0.1:x1", "nonsense://x", "127.0.0.1:1/x"])
 async def test_ask_says_that_nobody_is_there(url: str) -> None:
     told = await trio_claude("ask", "hello", "--url", url)

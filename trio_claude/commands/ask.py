@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import sys
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ import click
 import trio
 
 from ..client import Answer, Assistant, ConnectFailed, Ended, Result, Unknown, ask, parse_line
+from ..errors import ConfigError
 from .complaints import painted, unreached
 from .credentials import find_key, key_option
 from .examples import examples
@@ -42,6 +44,8 @@ def command(prompt: str, meta: str, url: str, key_file: Path | None, as_json: bo
     it can't be reached or wants a good key, 75 where it is full or going down, 130 after Ctrl-C.
     """
     given = {name: value for name, value in options.items() if value is not None} | {"key": find_key(key_file)}
+    if not math.isfinite(given.get("timeout", 0)):
+        raise ConfigError(f"--timeout takes seconds, not {given['timeout']:g}")
     sys.exit(trio.run(_ask, prompt, meta, url, given, as_json))
 
 

@@ -44,10 +44,9 @@ class Warm:
     Resource handling: owns the process and its folder from `open` to `aclose`; whoever took it calls that.
     """
 
-    def __init__(self, options: Options, now: float) -> None:
+    def __init__(self, options: Options) -> None:
         self.id: str = secrets.token_hex(16)
         self.options = options
-        self.born = now
         self.taken: bool = False
         self.process: Contained
         self._stack = contextlib.AsyncExitStack()
@@ -214,7 +213,7 @@ class Pool:
 
     async def _keep_one(self, task_status: trio.TaskStatus[bool | None]) -> None:
         """Make one CLI ready, tell whether that went well, None without a slot; keep it until it is taken or unfit."""
-        warm = Warm(self.options, trio.current_time())
+        warm = Warm(self.options)
         if not self._slots.acquire(warm):
             task_status.started(None)
             return

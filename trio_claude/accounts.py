@@ -1,6 +1,6 @@
 """What members have used and may still use of one server, or of all that share what is spent, and who a run is paid by.
 
-This module must never hold a run, nor wait for anything but the other servers.
+This module must never hold a run, nor wait for anything but the other servers, and at the start the journal.
 """
 
 from __future__ import annotations

@@ -171,12 +171,12 @@ class Wire(trio.abc.Stream):
             raise
 
     async def send_all(self, data: bytes | bytearray | memoryview) -> None:
-        """Take a control frame, or the handshake, from trio-websocket; never waits."""
+        """Take a control frame from trio-websocket; never waits."""
         await trio.lowlevel.checkpoint_if_cancelled()
         self.post(bytes(data))
 
     def post(self, frame: bytes) -> None:
-        """Send a control frame as soon as the frame in progress is out; never waits.
+        """Send a control frame, or the answer to the handshake, as soon as the frame in progress is out; never waits.
 
         Raises trio.BrokenResourceError where nothing can be sent any more.
         """

@@ -459,11 +459,12 @@ async def test_a_cli_that_can_not_be_started_is_told_with_its_error(fake: Backen
             await over(server.url, None).connect()
 
 
-async def test_a_server_that_is_not_there() -> None:
+@pytest.mark.parametrize("url", ["http://127.0.0.1:1", "http://127.0.0.1:99999", "http://[::1"])
+async def test_a_server_that_is_not_there(url: str) -> None:
     from claude_agent_sdk import CLIConnectionError
 
     with pytest.raises(CLIConnectionError, match="can't reach"):
-        await over("http://127.0.0.1:1", None).connect()
+        await over(url, None).connect()
 
 
 # -- options ----------------------------------------------------------------------------------------------------------

@@ -201,7 +201,7 @@ class WebSocketTransport(Transport):
     ) -> None:
         self._options = options or ClaudeAgentOptions()
         self._start, self._own_servers = start_options(self._options)
-        self._name, self._url = url, door(url, "/ws/session", "")
+        self._url = url
         self._meta = meta
         self._key = key
         self._socket: Socket | None = None
@@ -254,7 +254,7 @@ class WebSocketTransport(Transport):
         """Hold the socket and read it, in a task of its own, until `close` or its end."""
         try:
             async with (
-                open_socket(self._url, self._name, self._key) as self._socket,
+                open_socket(door(self._url, "/ws/session", ""), self._url, self._key) as self._socket,
                 anyio.create_task_group() as tasks,
             ):
                 self._opened.set()

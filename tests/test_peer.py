@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import gc
 import json
 import socket
@@ -135,6 +136,10 @@ async def accepted(early: bytes) -> AsyncIterator[tuple[Peer, socket.socket]]:
             yield peer, theirs
 
 
+def _set(event: trio.Event, _message: str | bytes) -> None:
+    event.set()
+
+
 async def test_of_messages_in_one_piece_each_waits_for_what_the_one_before_has_set_going() -> None:
     """Else a client that says all at once would stop its session before that has begun."""
     done: list[str] = []
@@ -152,14 +157,59 @@ async def test_of_messages_in_one_piece_each_waits_for_what_the_one_before_has_s
     assert done == ["start", "begun", "stop"]
 
 
-async def test_what_a_listener_raises_is_raised_and_is_no_fault_of_the_library() -> None:
-    def choke(message: str | bytes) -> None:
-        raise ValueError(f"{message!r} is too hot")
+async def test_what_comes_behind_a_message_by_itself_waits_for_what_that_has_set_going() -> None:
+    done: list[str] = []
+    woken = trio.Event()
+    async with accepted(b"") as (peer, theirs):
 
-    with pytest.RaisesGroup(pytest.RaisesExc(ValueError, match="'soup' is too hot")):
-        async with accepted(masked(1, b"soup")) as (peer, _):
-            peer.listen(choke, lambda: None)
-            await trio.sleep_forever()
+        def hear(message: str | bytes) -> None:
+            done.append(str(message))
+            if message == "start":
+                woken.set()
+                theirs.send(masked(1, b"stop"))
+
+        peer.listen(hear, lambda: None)
+        for _ in range(20):  # which of two that are ready has its turn first is chance
+            woken = trio.Event()
+            theirs.send(masked(1, b"start"))
+            await woken.wait()
+            done.append("begun")
+            await until(lambda: done[-1] == "stop")
+    assert done == ["start", "begun", "stop"] * 20
+
+
+async def test_a_client_that_leaves_behind_its_message_has_set_something_going() -> None:
+    """Else one that starts a run which is to outlive it, and goes, would have started none."""
+    done: list[str] = []
+    for _ in range(20):  # which of two that are ready has its turn first is chance
+        woken, left = trio.Event(), trio.Event()
+        async with accepted(masked(1, b"start") + masked(8, b"")) as (peer, _theirs):
+            peer.listen(functools.partial(_set, woken), left.set)
+            await woken.wait()
+            done.append("left" if left.is_set() else "begun")
+    assert done == ["begun"] * 20
+
+
+@pytest.mark.parametrize("kind", [ValueError, KeyError, trio.BrokenResourceError, trio.ClosedResourceError])
+async def test_what_a_listener_raises_is_raised_and_is_no_fault_of_the_library(kind: type[Exception]) -> None:
+    """Some of it the library would take for its own, and go on."""
+    heard: list[str] = []
+
+    def choke(message: str | bytes) -> None:
+        heard.append(str(message))
+        raise kind(f"{message!r} is too hot")
+
+    with pytest.RaisesGroup(pytest.RaisesExc(kind, match="soup")), trio.fail_after(5):
+        async with accepted(masked(1, b"soup") + masked(1, b"fish")) as (peer, theirs):
+            peer.listen(choke, lambda: heard.append("left"))
+            try:
+                await trio.sleep_forever()
+            finally:
+                assert theirs.recv(64) == b"HTTP/1.1 101 come in\r\n\r\n\x81\x05hello"
+                with pytest.raises(BlockingIOError):
+                    theirs.recv(64, socket.MSG_DONTWAIT)  # it hears of the end when what it has set going is over
+                theirs.close()
+    assert heard == ["soup"]
 
 
 async def test_what_who_hears_of_the_end_raises_is_raised() -> None:

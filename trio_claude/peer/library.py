@@ -6,7 +6,8 @@ let what the library raises reach anybody but its own client.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, Final, cast
 
 import trio
@@ -59,45 +60,48 @@ class _Opened(WSConnection):
         self.connection._events = cast("Any", _Few())
 
 
+class _Choked(Exception):
+    """Something was raised by who hears; the library would take some of it, as a KeyError, for its own, and go on."""
+
+
 class _Ear:
     """What the library takes for both ends of a channel: no task waits there, each message is heard at once.
 
-    But of several that came in one piece each waits until what the one before has set going has begun.
+    What comes behind a message waits until that has set going what it does.
     """
 
-    def __init__(self, wire: Wire, hear: Listener, leave: Callable[[], None]) -> None:
-        self._wire = wire
+    def __init__(self, hear: Listener, leave: Callable[[], None]) -> None:
         self._hear = hear
         self._leave = leave
-        self._heard_at = -1.0
         self.fault: Exception | None = None
         """What was raised here, and is no fault of the library's."""
 
     async def send(self, message: str | bytes) -> None:
         """Have a message heard."""
-        if self._heard_at == self._wire.heard:
-            for _ in range(TURNS):
-                await trio.lowlevel.checkpoint()
-        self._heard_at = self._wire.heard
-        try:
+        with self._told():
             self._hear(message)
-        except Exception as error:
-            self.fault = error
-            raise
+        for _ in range(TURNS):
+            await trio.lowlevel.checkpoint()
 
     async def aclose(self) -> None:
         """Take that no more messages come."""
-        try:
+        with self._told():
             self._leave()
+
+    @contextmanager
+    def _told(self) -> Iterator[None]:
+        try:
+            yield
         except Exception as error:
             self.fault = error
-            raise
+            raise _Choked from error
 
     async def __aenter__(self) -> _Ear:
         return self
 
     async def __aexit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        if kind is None or issubclass(kind, Exception):  # who is cancelled has not seen the client leave
+        is_end = kind is None or issubclass(kind, Exception)
+        if is_end and kind is not _Choked:  # who is cancelled, or has choked, has not seen the client leave
             await self.aclose()
 
 
@@ -110,7 +114,7 @@ class Socket(WebSocketConnection):
     def __init__(self, wire: Wire, limit: int, hear: Listener, leave: Callable[[], None]) -> None:
         super().__init__(wire, _Opened(), max_message_size=limit, receive_buffer_size=RECEIVE_SIZE)
         self._wire = wire
-        self._ear = _Ear(wire, hear, leave)
+        self._ear = _Ear(hear, leave)
         self._send_channel = self._recv_channel = cast("Any", self._ear)
         self._connection_proposal = None
         self._open_handshake = self._close_handshake = self._for_testing_peer_closed_connection = _UNHEARD
@@ -119,7 +123,9 @@ class Socket(WebSocketConnection):
         """Read until the client is gone."""
         try:
             await self._reader_task()
+        except _Choked:
+            pass
         except Exception:
             self._wire.abort()
-            if self._ear.fault:
-                raise self._ear.fault from None
+        if self._ear.fault:
+            raise self._ear.fault

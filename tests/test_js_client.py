@@ -227,7 +227,7 @@ async def test_without_a_websocket_one_is_asked_for(fake: Backend, modules: Path
     for way in ("Node 22", "--experimental-websocket", "ws"):
         assert way in seen["without"]["message"]
     assert (seen["text"], seen["reason"]) == (ANSWER, "stopped")
-    assert seen["wrong"]["kind"] == "Refused"
+    assert (seen["wrong"]["kind"], seen["wrong"]["code"]) == ("Refused", "unauthorized"), "not the status alone"
 
 
 async def test_a_ticket_that_is_not_to_be_had_now_says_when(folder: Path) -> None:
@@ -380,6 +380,14 @@ async def test_an_address_with_too_many_connections_is_told_so(fake: Backend, fo
         async with open_talk(server, key=keys["alice"]):
             seen = await play(server, folder, "ask", key=keys["alice"])
     assert (seen["text"]["kind"], seen["text"]["code"], seen["text"]["retryAfter"]) == ("Busy", "connections", 1)
+
+
+async def test_a_host_that_is_not_served_is_told_so(fake: Backend, folder: Path) -> None:
+    """Of 0.0.0.0 the system makes this machine, and the server no name of its own."""
+    async with fake.serve() as server:
+        seen = await play(f"http://0.0.0.0:{server.port}", folder, "ask")
+    assert (seen["text"]["kind"], seen["text"]["code"]) == ("Refused", "host")
+    assert "the operator can name it with allow_host" in seen["text"]["message"]
 
 
 async def test_a_question_that_is_answered_behind_a_break_is_asked_no_more(fake: Backend, folder: Path) -> None:

@@ -223,31 +223,30 @@ function checkKey(key: string): void {
 
 async function buyTicket(base: string, key: string): Promise<string> {
   const headers = { Authorization: `Bearer ${key}` };
-  const answer = await fetch(`${base}/api/ticket`, { method: "POST", headers, signal: AbortSignal.timeout(ASK_MS) });
+  return String((await request(`${base}/api/ticket`, { method: "POST", headers }))["ticket"]);
+}
+
+/** Return what the server answers. Throws what it refuses, and what `fetch` does. */
+async function request(address: string, init: RequestInit = {}): Promise<Json> {
+  const answer = await fetch(address, { ...init, signal: AbortSignal.timeout(ASK_MS) });
   const said = (await answer.json().then(asObject, () => undefined)) ?? {};
   const after = Number(answer.headers.get("Retry-After"));
   if (!answer.ok) throw errorOfStatus(answer.status, after > 0 ? { retry_after: after, ...said } : said);
-  return String(said["ticket"]);
+  return said;
 }
 
-/** A browser says of a refused handshake only that there was none: ask over HTTP whether it was the credential. */
+/** A browser says of a refused handshake only that there was none, the package `ws` only its status: ask over HTTP why. */
 async function explain(way: Way, base: string, error: TrioClaudeError): Promise<TrioClaudeError> {
-  const status = /Unexpected server response: (\d{3})/.exec(error.message)?.[1];
-  if (status) return errorOfStatus(Number(status));
   try {
     if (way.key) await buyTicket(base, way.key);
-    else if (way.ticket === undefined && (await asksForKeys(base))) {
+    else if ((await request(`${base}/notice`))["credentials"] === true && way.ticket === undefined) {
       return new Refused("the server wants a key or token", { code: "credentials" });
     }
   } catch (refusal) {
     if (refusal instanceof Refused || refusal instanceof Busy) return refusal;
   }
-  return error;
-}
-
-async function asksForKeys(base: string): Promise<boolean> {
-  const answer = await fetch(`${base}/notice`, { signal: AbortSignal.timeout(ASK_MS) });
-  return ((await answer.json()) as Json)["credentials"] === true;
+  const status = /Unexpected server response: (\d{3})/.exec(error.message)?.[1];
+  return status ? errorOfStatus(Number(status)) : error;
 }
 
 function base64url(text: string): string {

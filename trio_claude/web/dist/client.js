@@ -436,9 +436,15 @@ function checkKey(key) {
 }
 async function buyTicket(base, key) {
 	const headers = { Authorization: `Bearer ${key}` };
-	const answer = await fetch(`${base}/api/ticket`, {
+	return String((await request(`${base}/api/ticket`, {
 		method: "POST",
-		headers,
+		headers
+	}))["ticket"]);
+}
+/** Return what the server answers. Throws what it refuses, and what `fetch` does. */
+async function request(address, init = {}) {
+	const answer = await fetch(address, {
+		...init,
 		signal: AbortSignal.timeout(ASK_MS)
 	});
 	const said = await answer.json().then(asObject, () => void 0) ?? {};
@@ -447,22 +453,18 @@ async function buyTicket(base, key) {
 		retry_after: after,
 		...said
 	} : said);
-	return String(said["ticket"]);
+	return said;
 }
-/** A browser says of a refused handshake only that there was none: ask over HTTP whether it was the credential. */
+/** A browser says of a refused handshake only that there was none, the package `ws` only its status: ask over HTTP why. */
 async function explain(way, base, error) {
-	const status = /Unexpected server response: (\d{3})/.exec(error.message)?.[1];
-	if (status) return errorOfStatus(Number(status));
 	try {
 		if (way.key) await buyTicket(base, way.key);
-		else if (way.ticket === void 0 && await asksForKeys(base)) return new Refused("the server wants a key or token", { code: "credentials" });
+		else if ((await request(`${base}/notice`))["credentials"] === true && way.ticket === void 0) return new Refused("the server wants a key or token", { code: "credentials" });
 	} catch (refusal) {
 		if (refusal instanceof Refused || refusal instanceof Busy) return refusal;
 	}
-	return error;
-}
-async function asksForKeys(base) {
-	return (await (await fetch(`${base}/notice`, { signal: AbortSignal.timeout(ASK_MS) })).json())["credentials"] === true;
+	const status = /Unexpected server response: (\d{3})/.exec(error.message)?.[1];
+	return status ? errorOfStatus(Number(status)) : error;
 }
 function base64url(text) {
 	return btoa(text).replaceAll("+", "-").replaceAll("/", "_").replaceAll("=", "");

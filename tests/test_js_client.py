@@ -22,6 +22,7 @@ from talk import open_talk
 from trio_claude.errors import Reason
 from trio_claude.events import RunStarted
 from trio_claude.journal import PartKind
+from trio_claude.sayings import prompt_schema, start_schema
 from trio_claude.server import Server
 
 pytestmark = pytest.mark.node
@@ -59,6 +60,22 @@ async def test_a_name_that_is_undefined_is_the_usual_one(fake: Backend, folder: 
     async with fake.serve() as server:
         assert await play(server, folder, "unnamed") == {"value": ANSWER}
     assert [run.meta for run in fake.ended] == ["ASK"]
+
+
+async def test_a_name_that_nobody_knows_is_refused_by_its_name(fake: Backend, folder: Path) -> None:
+    """Nothing is ignored in silence; what the server's own schemas have is known."""
+    names = {"one_prompt": prompt_schema(), "start": start_schema()["properties"]["options"]}
+    known = {name: [one for one in schema["properties"] if one != "prompt"] for name, schema in names.items()}
+    async with fake.serve() as server:
+        seen = await play(server, folder, "names", **known)
+    assert {one["name"] for one in seen.pop("known")} == {"AbortError"}
+    assert {one["name"] for one in seen.values()} == {"TypeError"}
+    odd = {"ask": "grace", "openSession": "partial", "options": "partly", "attach": "role", "approve": "command"}
+    for name, word in odd.items():
+        assert seen[name]["message"].startswith(f"{name} takes no `{word}`: "), name
+    assert seen["openSession"]["message"].endswith("it is one of `options`")
+    assert seen["deny"]["message"] == "deny takes an object, not a string"
+    assert [run.meta for run in fake.ended] == ["SESSION"]
 
 
 @pytest.mark.parametrize("scene", ["leave", "abort"])
@@ -108,7 +125,7 @@ async def test_who_gives_up_while_a_run_is_started_leaves_none(fake: Backend, fo
 
 ENDS = {
     "bad meta": ({}, {"meta": "no such meta"}, "Refused", 1008, {"code": "refused"}),
-    "an option": ({}, {"nonsense": 1}, "Refused", 1008, {}),
+    "an option": ({"allow_options": ("partial",)}, {"model": "haiku"}, "Refused", 1008, {}),
     "too large": ({}, {"system_prompt": "x" * 70_000}, "TooLarge", 1009, {"code": "too-large"}),
     "exit 3": ({"cli": "exit 3"}, {}, "RunFailed", 1011, {"exitStatus": 3}),
     "a signal": ({"cli": "kill -9 $$"}, {}, "RunFailed", 1011, {"exitStatus": None}),

@@ -36,6 +36,12 @@ export async function main(): Promise<string> {
   console.log(receipt?.survivors ?? 0, new Busy("x").retryAfter, useClaudeWebSocket().receipt?.left);
   // @ts-expect-error: a mode that there is not
   session.stop("now");
+  // @ts-expect-error: an option of the wire contract stands in `options`
+  void openSession({ partial: true });
+  // @ts-expect-error: an option that there is not
+  void openSession({ options: { partly: true } });
+  // @ts-expect-error: an option that there is not
+  void ask("hello", { partly: true });
   return run.text;
 }
 """
@@ -94,9 +100,12 @@ async def test_the_package_can_be_packed_typed_and_imported(web_modules: Path, t
     (program / "main.mjs").write_text(
         'import * as client from "trio-claude"; import { useClaudeWebSocket } from "trio-claude/react";'
         "console.log(typeof client.ask, typeof client.openSession, typeof useClaudeWebSocket);"
+        "try { useClaudeWebSocket({ partial: true }); } catch (error) { console.log(`${error}`); }"
     )
     out, _ = await run_program(["node", program / "main.mjs"], node_environ(tmp_path))
-    assert out == "function function function\n"
+    types, odd = out.splitlines()
+    assert types == "function function function"
+    assert odd.startswith("TypeError: useClaudeWebSocket takes no `partial`: there are url, ")
     (program / "main.ts").write_text(CONSUMER)
     flags = ["--noEmit", "--strict", "--target=es2022", "--module=nodenext", "--lib=es2023,dom"]
     tsc = web_modules / "typescript" / "bin" / "tsc"

@@ -85,6 +85,25 @@ const scenes = {
     return failure(() => ask("hello", { url, meta: undefined }).text);
   },
 
+  /** Give names that nobody knows; then each that a server may know. */
+  async names() {
+    const session = await openSession({ url });
+    const odd = {
+      ask: () => ask(prompt, { url, grace: 30 }),
+      openSession: () => openSession({ url, partial: true }),
+      options: () => openSession({ url, options: { partly: true } }),
+      attach: () => openSession({ url, attach: { run: session.run, role: "viewer" } }),
+      approve: () => session.approve("any", { command: "ls" }),
+      deny: () => session.deny("any", "not today"),
+    };
+    const seen = { known: [] };
+    for (const [name, give] of Object.entries(odd)) seen[name] = await failure(give);
+    await session.close();
+    for (const name of more.one_prompt) seen.known.push(await failure(() => ask(prompt, { url, [name]: null, signal: AbortSignal.abort() }).text));
+    for (const name of more.start) seen.known.push(await failure(() => openSession({ url, options: { [name]: null }, signal: AbortSignal.abort() })));
+    return seen;
+  },
+
   /** Leave the loop at the third line. */
   async leave() {
     const run = ask(prompt, { url, ...more });

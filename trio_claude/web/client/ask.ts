@@ -2,6 +2,7 @@
 
 import { errorOfClose, TrioClaudeError } from "./errors.js";
 import { BUFFER_LIMIT, Inbox } from "./inbox.js";
+import { ASK, checkNames } from "./names.js";
 import { baseOf, type Closed, findClass, hold, type Socket, type Way } from "./sockets.js";
 import { AnswerText, type Ended, isNote, type Json, type Line, parseObject, parseReason, type WireOptions } from "./wire.js";
 
@@ -42,7 +43,9 @@ export class Run implements AsyncIterable<Line> {
   private n = 0;
 
   /** @internal */
-  constructor(prompt: string, { url, key, ticket, WebSocket, signal, bufferLimit, onNote, onOpen, meta = "ASK", ...rest }: AskOptions) {
+  constructor(prompt: string, given: AskOptions) {
+    checkNames("ask", given, ASK);
+    const { url, key, ticket, WebSocket, signal, bufferLimit, onNote, onOpen, meta = "ASK", ...rest } = given;
     const way = { url, key, ticket, WebSocket };
     findClass(way);
     baseOf(url);

@@ -16,6 +16,7 @@ export {
 export { BUFFER_LIMIT } from "./inbox.js";
 export type { State } from "./link.js";
 export {
+  type AttachOptions,
   type Content,
   type GatewayEvent,
   type LineEvent,

@@ -33,6 +33,10 @@ export interface HookOptions extends Way {
   messageLimit?: number | undefined;
 }
 
+const NAMES: Readonly<Record<keyof HookOptions, true>> = {
+  url: true, key: true, ticket: true, WebSocket: true, options: true, approvals: true, grace: true, messageLimit: true,
+};
+
 /** What was counted at the end of a run; `left` is null where it can't be proven. */
 export interface HookReceipt {
   cause: string;
@@ -158,8 +162,10 @@ function asMessage(line: Json): Json {
   return { ...message, ...Object.fromEntries(renamed), type: "message" };
 }
 
-/** Ask a server from a component. */
+/** Ask a server from a component. Throws a `TypeError` for a name that is none of the options'. */
 export function useClaudeWebSocket(options: HookOptions = {}): Hook {
+  const odd = Object.keys(options).find((name) => !Object.hasOwn(NAMES, name));
+  if (odd !== undefined) throw new TypeError(`useClaudeWebSocket takes no \`${odd}\`: there are ${Object.keys(NAMES).join(", ")}`);
   const [view, setView] = useState<View>(IDLE);
   const running = useRef<Running | undefined>(undefined);
   const given = useRef(options);

@@ -4,6 +4,7 @@ import { type Approval, Approvals, type Settled } from "./approvals.js";
 import { errorOfRefusal, Refused, TrioClaudeError } from "./errors.js";
 import { BUFFER_LIMIT, Inbox } from "./inbox.js";
 import { Link, newToken, type State } from "./link.js";
+import { checkNames, checkOpen } from "./names.js";
 import { baseOf, type Closed, findClass, type Way } from "./sockets.js";
 import { ENDING, isForAll, isOf, isRefusal, isResult, namesOf, type Turn } from "./turns.js";
 import { asObject, type Json, type Line, parseObject, type SessionOptions } from "./wire.js";
@@ -56,6 +57,12 @@ export interface SessionEnded {
   failure?: TrioClaudeError;
 }
 
+export interface AttachOptions {
+  run: string;
+  after?: number | undefined;
+  as?: "owner" | "viewer" | undefined;
+}
+
 export interface OpenOptions extends Way {
   /** Names the run in lists. */
   meta?: string;
@@ -64,7 +71,7 @@ export interface OpenOptions extends Way {
   /** Seconds for which the run goes on without this client, and in which a broken connection is made anew. */
   grace?: number | undefined;
   /** Come to a run that is there, in place of a new one; the lines up to `after` are known. */
-  attach?: { run: string; after?: number; as?: "owner" | "viewer" } | undefined;
+  attach?: AttachOptions | undefined;
   /** Ends the session, as `close` does. */
   signal?: AbortSignal | undefined;
   onState?: ((state: State) => void) | undefined;
@@ -112,6 +119,7 @@ export class Session implements AsyncIterable<SessionEvent> {
 
   /** @internal */
   constructor(given: OpenOptions) {
+    checkOpen(given);
     const { url, key, ticket, WebSocket, grace, signal } = given;
     findClass(given);
     baseOf(url);
@@ -169,12 +177,16 @@ export class Session implements AsyncIterable<SessionEvent> {
   }
 
   /** Let a tool run, with `updatedInput` in place of its own input where it is given. */
-  approve(id: string, { updatedInput }: { updatedInput?: Json | undefined } = {}): void {
+  approve(id: string, given: { updatedInput?: Json | undefined } = {}): void {
+    checkNames("approve", given, { updatedInput: true });
+    const { updatedInput } = given;
     this.answer(id, { behavior: "allow", ...(updatedInput && { updatedInput }) });
   }
 
   /** Keep a tool from running; the model reads the message. `interrupt` ends the turn. */
-  deny(id: string, { message = "denied by the user", interrupt = false }: { message?: string; interrupt?: boolean } = {}): void {
+  deny(id: string, given: { message?: string; interrupt?: boolean } = {}): void {
+    checkNames("deny", given, { message: true, interrupt: true });
+    const { message = "denied by the user", interrupt = false } = given;
     this.answer(id, { behavior: "deny", message, ...(interrupt && { interrupt }) });
   }
 

@@ -10,7 +10,7 @@ export interface Line {
   line: Json | undefined;
 }
 
-/** The options of the wire contract, by their names on the wire; a server may allow fewer. */
+/** The options of the wire contract, by their names on the wire; a server may allow fewer, from `tools` on only by a grant. */
 export interface WireOptions {
   model?: string;
   system_prompt?: string;
@@ -25,13 +25,21 @@ export interface WireOptions {
   json_schema?: Json;
   timeout?: number;
   workspace?: string;
-  [name: string]: unknown;
+  tools?: string[];
+  allowed_tools?: string[];
+  disallowed_tools?: string[];
+  permission_mode?: string;
+  mcp_servers?: Json;
+  fallback_model?: string;
+  max_thinking_tokens?: number;
 }
 
 /** The options of a session: those, and how it goes on from an earlier one. */
 export interface SessionOptions extends WireOptions {
   fork?: boolean;
   recall?: boolean;
+  /** What becomes of the run without its client; `grace` beside `options` sets it too, and has the connection made anew. */
+  on_disconnect?: "kill" | { grace: number };
 }
 
 /** How a run ended. What the close reason does not say is undefined; `left` is null where it can't be proven. */

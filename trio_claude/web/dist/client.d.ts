@@ -6,7 +6,7 @@ export interface Line {
     raw: string;
     line: Json | undefined;
 }
-/** The options of the wire contract, by their names on the wire; a server may allow fewer. */
+/** The options of the wire contract, by their names on the wire; a server may allow fewer, from `tools` on only by a grant. */
 export interface WireOptions {
     model?: string;
     system_prompt?: string;
@@ -21,12 +21,22 @@ export interface WireOptions {
     json_schema?: Json;
     timeout?: number;
     workspace?: string;
-    [name: string]: unknown;
+    tools?: string[];
+    allowed_tools?: string[];
+    disallowed_tools?: string[];
+    permission_mode?: string;
+    mcp_servers?: Json;
+    fallback_model?: string;
+    max_thinking_tokens?: number;
 }
 /** The options of a session: those, and how it goes on from an earlier one. */
 export interface SessionOptions extends WireOptions {
     fork?: boolean;
     recall?: boolean;
+    /** What becomes of the run without its client; `grace` beside `options` sets it too, and has the connection made anew. */
+    on_disconnect?: "kill" | {
+        grace: number;
+    };
 }
 /** How a run ended. What the close reason does not say is undefined; `left` is null where it can't be proven. */
 export interface Ended {
@@ -387,6 +397,11 @@ export interface SessionEnded {
     /** Why it was no good end. */
     failure?: TrioClaudeError;
 }
+export interface AttachOptions {
+    run: string;
+    after?: number | undefined;
+    as?: "owner" | "viewer" | undefined;
+}
 export interface OpenOptions extends Way {
     /** Names the run in lists. */
     meta?: string;
@@ -395,11 +410,7 @@ export interface OpenOptions extends Way {
     /** Seconds for which the run goes on without this client, and in which a broken connection is made anew. */
     grace?: number | undefined;
     /** Come to a run that is there, in place of a new one; the lines up to `after` are known. */
-    attach?: {
-        run: string;
-        after?: number;
-        as?: "owner" | "viewer";
-    } | undefined;
+    attach?: AttachOptions | undefined;
     /** Ends the session, as `close` does. */
     signal?: AbortSignal | undefined;
     onState?: ((state: State) => void) | undefined;
@@ -453,11 +464,11 @@ export declare class Session implements AsyncIterable<SessionEvent> {
      */
     turn(content: Content): AsyncGenerator<SessionEvent, void, undefined>;
     /** Let a tool run, with `updatedInput` in place of its own input where it is given. */
-    approve(id: string, { updatedInput }?: {
+    approve(id: string, given?: {
         updatedInput?: Json | undefined;
     }): void;
     /** Keep a tool from running; the model reads the message. `interrupt` ends the turn. */
-    deny(id: string, { message, interrupt }?: {
+    deny(id: string, given?: {
         message?: string;
         interrupt?: boolean;
     }): void;

@@ -196,6 +196,80 @@ var Inbox = class {
 		this.first = this.size = 0;
 	}
 };
+// client/names.ts
+var WAY = {
+	url: true,
+	key: true,
+	ticket: true,
+	WebSocket: true
+};
+var WIRE = {
+	model: true,
+	system_prompt: true,
+	append_system_prompt: true,
+	max_turns: true,
+	max_budget_usd: true,
+	effort: true,
+	partial: true,
+	resume: true,
+	temperature: true,
+	max_output_tokens: true,
+	json_schema: true,
+	timeout: true,
+	workspace: true,
+	tools: true,
+	allowed_tools: true,
+	disallowed_tools: true,
+	permission_mode: true,
+	mcp_servers: true,
+	fallback_model: true,
+	max_thinking_tokens: true
+};
+var OF_SESSION = {
+	...WIRE,
+	fork: true,
+	recall: true,
+	on_disconnect: true
+};
+var ASK = {
+	...WAY,
+	...WIRE,
+	meta: true,
+	signal: true,
+	bufferLimit: true,
+	onNote: true,
+	onOpen: true
+};
+var OPEN$1 = {
+	...WAY,
+	meta: true,
+	options: true,
+	grace: true,
+	attach: true,
+	signal: true,
+	onState: true,
+	onEvent: true,
+	bufferLimit: true
+};
+var ATTACH = {
+	run: true,
+	after: true,
+	as: true
+};
+/** Take an object with names that are known. Throws a `TypeError` that names any other. */
+function checkNames(what, given, known) {
+	if (typeof given !== "object" || given === null) throw new TypeError(`${what} takes an object, not ${given === null ? "null" : `a ${typeof given}`}`);
+	const odd = Object.keys(given).find((name) => !Object.hasOwn(known, name));
+	if (odd === void 0) return;
+	const why = Object.hasOwn(known, "options") && Object.hasOwn(OF_SESSION, odd) ? "it is one of `options`" : `there are ${Object.keys(known).join(", ")}`;
+	throw new TypeError(`${what} takes no \`${odd}\`: ${why}`);
+}
+/** Take what `openSession` is given, with what lies in it. Throws as `checkNames` does. */
+function checkOpen(given) {
+	checkNames("openSession", given, OPEN$1);
+	checkNames("options", given.options ?? {}, OF_SESSION);
+	checkNames("attach", given.attach ?? {}, ATTACH);
+}
 // client/wire.ts
 var GRAMMAR = /^(.*); (\d+) process(?:es)?, (?:(\d+) left|unproven), (\d+) ms$/;
 /** Read `CAUSE; N processes, M left, T ms`. */
@@ -507,7 +581,9 @@ var Run = class {
 	error = {};
 	n = 0;
 	/** @internal */
-	constructor(prompt, { url, key, ticket, WebSocket, signal, bufferLimit, onNote, onOpen, meta = "ASK", ...rest }) {
+	constructor(prompt, given) {
+		checkNames("ask", given, ASK);
+		const { url, key, ticket, WebSocket, signal, bufferLimit, onNote, onOpen, meta = "ASK", ...rest } = given;
 		const way = {
 			url,
 			key,
@@ -1054,6 +1130,7 @@ var Session = class {
 	mustStay;
 	/** @internal */
 	constructor(given) {
+		checkOpen(given);
 		const { url, key, ticket, WebSocket, grace, signal } = given;
 		findClass(given);
 		baseOf(url);
@@ -1107,14 +1184,21 @@ var Session = class {
 		}
 	}
 	/** Let a tool run, with `updatedInput` in place of its own input where it is given. */
-	approve(id, { updatedInput } = {}) {
+	approve(id, given = {}) {
+		checkNames("approve", given, { updatedInput: true });
+		const { updatedInput } = given;
 		this.answer(id, {
 			behavior: "allow",
 			...updatedInput && { updatedInput }
 		});
 	}
 	/** Keep a tool from running; the model reads the message. `interrupt` ends the turn. */
-	deny(id, { message = "denied by the user", interrupt = false } = {}) {
+	deny(id, given = {}) {
+		checkNames("deny", given, {
+			message: true,
+			interrupt: true
+		});
+		const { message = "denied by the user", interrupt = false } = given;
 		this.answer(id, {
 			behavior: "deny",
 			message,

@@ -35,5 +35,5 @@ export interface Hook extends View {
     /** End the run; what was said stays. */
     stop(): void;
 }
-/** Ask a server from a component. */
+/** Ask a server from a component. Throws a `TypeError` for a name that is none of the options'. */
 export declare function useClaudeWebSocket(options?: HookOptions): Hook;

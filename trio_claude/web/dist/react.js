@@ -3,6 +3,16 @@ import { AnswerText, ask, openSession } from "./client.js";
 // client/react.ts
 /** Messages that are kept by default; of more the oldest go. */
 var MESSAGE_LIMIT = 1e4;
+var NAMES = {
+	url: true,
+	key: true,
+	ticket: true,
+	WebSocket: true,
+	options: true,
+	approvals: true,
+	grace: true,
+	messageLimit: true
+};
 var IDLE = {
 	messages: [],
 	isConnected: false,
@@ -146,8 +156,10 @@ function asMessage(line) {
 		type: "message"
 	};
 }
-/** Ask a server from a component. */
+/** Ask a server from a component. Throws a `TypeError` for a name that is none of the options'. */
 function useClaudeWebSocket(options = {}) {
+	const odd = Object.keys(options).find((name) => !Object.hasOwn(NAMES, name));
+	if (odd !== void 0) throw new TypeError(`useClaudeWebSocket takes no \`${odd}\`: there are ${Object.keys(NAMES).join(", ")}`);
 	const [view, setView] = useState(IDLE);
 	const running = useRef(void 0);
 	const given = useRef(options);

@@ -15,6 +15,7 @@ import pytest
 import trio
 from cutter import open_cutter
 from harness import OWN_RESULT, Backend, ask, call, directive, get, script_cli, until
+from journals import begun, ended
 from pages import Browser, Page
 from program import environ, serving
 from talk import Talk, open_talk
@@ -1078,6 +1079,22 @@ async def test_older_runs_are_shown_below_the_others(fake: Backend, browser: Bro
         for count in range(100, 700, 100):
             await page.wait_count(".run", count)
             await page.click("button:text('Older runs')")
+
+
+async def test_older_runs_are_shown_where_the_last_that_was_listed_is_deleted(fake: Backend, browser: Browser) -> None:
+    async with fake.serve(journal="memory") as server, browser.open(f"{server.url}/") as page:
+        journal = server.runs.journal
+        assert journal
+        names = [f"{number:032x}" for number in range(102)]
+        for number, name in enumerate(names):
+            journal.begin(begun(name, started=float(number + 1))).end(ended(name))
+        assert await journal.settle(10)
+        await page.click("#tab-history")
+        await page.wait_count(".run", 100)
+        assert (await call(server, f"/api/runs/{names[2]}", method="DELETE"))[0] == 200
+        await page.click("button:text('Older runs')")
+        await page.wait_count(".run", 102)
+        assert (await page.texts("#history .side > .small"))[0] == "102 runs"
 
 
 async def test_a_run_that_is_chosen_before_another_is_there_is_shown_alone(fake: Backend, browser: Browser) -> None:

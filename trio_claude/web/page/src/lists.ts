@@ -159,13 +159,24 @@ class Past {
   async read(older = false): Promise<void> {
     const meta = this.search.value.trim().toUpperCase();
     try {
-      const found = await listRuns(this.talk.key, { limit: "100", ...(older && this.next ? { before: this.next } : {}) });
+      const found = await (older && this.next ? this.before(this.next) : listRuns(this.talk.key, { limit: "100" }));
       const named = !older && /^[A-Z0-9_-]{1,64}$/.test(meta) ? (await listRuns(this.talk.key, { limit: "100", meta })).runs : [];
       this.rows = merge(older ? this.rows : [], [...found.runs, ...named]);
       this.next = found.next;
       this.draw();
     } catch (error) {
       tellFault(this.told, error, this.talk);
+    }
+  }
+
+  /** Read the runs before one that was listed; where it was deleted meanwhile, those that began before it. */
+  private async before(run: string): Promise<{ runs: Row[]; next: string | null }> {
+    try {
+      return await listRuns(this.talk.key, { limit: "100", before: run });
+    } catch (error) {
+      const began = this.rows.find((row) => row.id === run)?.started;
+      if (!(error instanceof ApiRefused && error.code === "not-found" && began)) throw error;
+      return listRuns(this.talk.key, { limit: "100", until: String(began) });
     }
   }
 

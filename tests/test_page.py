@@ -1267,6 +1267,18 @@ async def test_a_browser_that_keeps_nothing_has_a_page_all_the_same(fake: Backen
         await page.wait(".receipt")
 
 
+async def test_the_tokens_of_a_turn_are_those_of_its_agents_too(fake: Backend, browser: Browser) -> None:
+    used = {"a": {"inputTokens": 10, "outputTokens": 7}, "b": {"inputTokens": 1000, "outputTokens": 50}, "c": None}
+    result = {"type": "result", "usage": {"input_tokens": 10, "output_tokens": 7}}
+    lines = (result, result | {"model_usage_since_last_result": used})
+    async with fake.serve() as server, looking(browser, server.url) as page:
+        raw = "".join(f"{json.dumps(line)}\n" for line in lines)
+        await page.say(directive("raw", text=raw) + directive("text"))
+        await turns(page, 3)
+        told = await page.texts(".turn-end")
+    assert [text.partition(" out")[0] for text in told[:2]] == ["10 tokens in, 7", "1,010 tokens in, 57"]
+
+
 async def test_what_is_nested_too_deep_is_shown_as_it_is(fake: Backend, browser: Browser) -> None:
     deep = ">" * 20_000 + " deep"
     async with fake.serve(journal="memory") as server, looking(browser, server.url) as page:

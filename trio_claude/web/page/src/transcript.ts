@@ -1,5 +1,6 @@
 // What was said in a run, as it comes or out of the journal: one place where lines of the CLI become things to see.
 // Rule: each line is taken once, in order, and what is kept on the page is bounded.
+import { asObject } from "../../client/wire";
 import { atFrame, h, unfold } from "./dom";
 import { MarkdownStream } from "./markdown";
 import { limited, ToolCard, type Answers, type Json } from "./tools";
@@ -237,8 +238,7 @@ export class Transcript {
   // -- the rest -------------------------------------------------------------------------------------------------------
 
   private takeEnd(line: Json): void {
-    const usage: Json = line.usage ?? {};
-    const told = `${count(counted(usage.input_tokens), "token")} in, ${counted(usage.output_tokens).toLocaleString("en")} out`;
+    const told = `${count(used(line, "inputTokens", "input_tokens"), "token")} in, ${used(line, "outputTokens", "output_tokens").toLocaleString("en")} out`;
     const took = typeof line.duration_ms === "number" ? `${seconds(line.duration_ms)} · ` : "";
     const fault = String(line.result ?? line.subtype ?? "the turn failed");
     if (line.is_error && fault !== this.answer) this.note(fault, "note fault"); // the CLI says an error of the API as an answer, too
@@ -300,6 +300,13 @@ export class Transcript {
 /** Whether something has an open question in it. */
 function asks(shown: Element): boolean {
   return shown.matches(ASKS) || shown.querySelector(ASKS) !== null;
+}
+
+/** Return the tokens of a kind that a turn has used; an older CLI tells only those of the turn, without its agents'. */
+function used(line: Json, byModel: string, byTurn: string): number {
+  const models = asObject(line.model_usage_since_last_result);
+  if (!models) return counted(line.usage?.[byTurn]);
+  return Object.values(models).reduce((so: number, one) => so + counted(asObject(one)?.[byModel]), 0);
 }
 
 /** Return the objects of a list, none where it is no list. */

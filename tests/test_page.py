@@ -759,6 +759,18 @@ async def looking_at_death(browser: Browser, url: str, late: str = "") -> AsyncI
 # -- keys, tabs, runs -------------------------------------------------------------------------------------------------
 
 
+async def test_a_key_is_taken_without_the_spaces_around_it_or_refused(fake: Backend, browser: Browser) -> None:
+    async with fake.serve_known("alice") as (server, keys), looking(browser, server.url) as page:
+        await page.call("fill", "#key", "a key \u2013 or none")
+        await page.press("Enter")
+        await page.wait_text("#key-fault", "the key has characters that no key has. ")
+        await page.call("fill", "#key", f" {keys['alice']} ")
+        await page.press("Enter")
+        await page.until("document.getElementById('unlock').hidden")
+        await page.say("hello")
+        await turns(page, 1)
+
+
 async def test_a_wrong_key_is_told_and_a_good_one_is_kept_nowhere(fake: Backend, browser: Browser) -> None:
     async with fake.serve_known("alice", journal="memory") as (server, keys), browser.open(f"{server.url}/") as page:
         await page.call("fill", "#key", "tck_wrong")

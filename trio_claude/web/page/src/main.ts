@@ -113,14 +113,16 @@ function wantKey(why: string): void {
 /** Take the key that was typed, if the server knows it. */
 async function useKey(): Promise<void> {
   const field = find<HTMLInputElement>("key");
+  const key = field.value.trim(); // HTTP takes one with a space behind it, the session does not
+  if (!/^[!-~]*$/.test(key)) return wantKey("the key has characters that no key has");
   try {
-    await api("/api/ticket", field.value, { method: "POST" });
+    await api("/api/ticket", key, { method: "POST" });
   } catch (error) {
     if (error instanceof ApiRefused && KEY_CODES.has(error.code)) return wantKey(error.message);
     find("key-fault").textContent = whyOf(error);
     return;
   }
-  talk.key = field.value;
+  talk.key = key;
   field.value = "";
   find("key-fault").textContent = "";
   find("unlock").hidden = true;

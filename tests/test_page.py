@@ -756,6 +756,28 @@ async def looking_at_death(browser: Browser, url: str, late: str = "") -> AsyncI
     assert [one for one in seen["errors"] if "net::ERR_" not in one and "WebSocket" not in one] == []
 
 
+LOW = """(() => {
+  const said = document.getElementById("scroll");
+  const { paddingTop, paddingBottom } = getComputedStyle(said);
+  const room = said.clientHeight - parseFloat(paddingTop) - parseFloat(paddingBottom);
+  scrollTo(0, 1e6);
+  const { top, bottom } = document.getElementById("send").getBoundingClientRect();
+  return [room, top >= 0 && bottom <= innerHeight];
+})()"""
+
+
+@pytest.mark.parametrize(("width", "height"), [(320, 256), (844, 390)], ids=["zoomed", "phone on its side"])
+async def test_what_is_said_is_seen_on_a_low_screen(fake: Backend, browser: Browser, width: int, height: int) -> None:
+    """1280 by 1024 at 400 % are 320 by 256."""
+    viewport = {"width": width, "height": height}
+    async with fake.serve() as server, looking(browser, server.url, viewport=viewport) as page:
+        await page.say(directive("text", text="word " * 500))
+        await turns(page, 1)
+        room, is_reached = await page.evaluate(LOW)
+        assert room > 100
+        assert is_reached
+
+
 # -- keys, tabs, runs -------------------------------------------------------------------------------------------------
 
 

@@ -1313,6 +1313,25 @@ async def test_the_tokens_of_a_turn_are_those_of_its_agents_too(fake: Backend, b
     assert [text.partition(" out")[0] for text in told[:2]] == ["10 tokens in, 7", "1,010 tokens in, 57"]
 
 
+async def test_a_character_is_not_cut_in_two(fake: Backend, browser: Browser) -> None:
+    """A paragraph without a space goes on in a next one behind so many characters, as it comes."""
+    text = "a" + "\U0001f600" * 6000
+    pieces = [{"type": "text_delta", "text": text[at : at + 100]} for at in range(0, len(text), 100)]
+    events: list[dict[str, object]] = [
+        {"type": "message_start", "message": {"id": "m"}},
+        {"type": "content_block_start", "index": 0, "content_block": {"type": "text"}},
+        *({"type": "content_block_delta", "index": 0, "delta": piece} for piece in pieces),
+    ]
+    raw = "".join(json.dumps({"type": "stream_event", "event": event}) + "\n" for event in events)
+    async with fake.serve() as server, looking(browser, server.url) as page:
+        await page.say(directive("raw", text=raw) + directive("text"))
+        await turns(page, 1)
+        await page.until(f"document.querySelector('.answer').textContent.length >= {1 + 2 * 6000}")
+        shown = await page.texts(".answer p")
+        assert len(shown) > 2
+        assert "".join(shown).startswith(text)
+
+
 async def test_what_is_nested_too_deep_is_shown_as_it_is(fake: Backend, browser: Browser) -> None:
     deep = ">" * 20_000 + " deep"
     async with fake.serve(journal="memory") as server, looking(browser, server.url) as page:

@@ -72,7 +72,12 @@ class PartsLexer extends Lexer {
 function cutAt(text: string, at: number): number {
   if (text.length - at <= BLOCK_LIMIT) return text.length;
   const space = text.lastIndexOf(" ", at + BLOCK_LIMIT - 1);
-  return space > at ? space + 1 : at + BLOCK_LIMIT;
+  return space > at ? space + 1 : between(text, at + BLOCK_LIMIT);
+}
+
+/** Return a place in a text, or the one before where a character would be cut in two. */
+function between(text: string, at: number): number {
+  return /[\ud800-\udbff]/.test(text[at - 1]!) ? at - 1 : at;
 }
 
 const { gfm } = Lexer.rules.inline;
@@ -197,7 +202,7 @@ export class MarkdownStream {
     let at = 0;
     while (tokens[0]?.type === "paragraph" && this.tail.length - at > BLOCK_LIMIT) {
       const space = this.tail.lastIndexOf(" ", at + BLOCK_LIMIT);
-      const cut = space > at ? space : at + BLOCK_LIMIT;
+      const cut = space > at ? space : between(this.tail, at + BLOCK_LIMIT);
       this.last.before(render(tokensOf(this.tail.slice(at, cut))));
       at = space > at ? cut + 1 : cut;
     }

@@ -1467,6 +1467,36 @@ async def test_the_page_follows_what_comes_by_the_frame_and_lets_its_user_read(f
         assert await page.evaluate("document.querySelector('#history .side + .scroll').scrollTop") == 0
 
 
+HOLD_FRAMES = """(() => {
+  globalThis.scrolls = globalThis.parsed = 0;
+  const { get, set } = Object.getOwnPropertyDescriptor(Element.prototype, "scrollTop");
+  const counted = function (to) { globalThis.scrolls += 1; set.call(this, to); };
+  Object.defineProperty(Element.prototype, "scrollTop", { get, set: counted, configurable: true });
+  const { parseFromString } = DOMParser.prototype;
+  DOMParser.prototype.parseFromString = function (...given) { globalThis.parsed += 1; return parseFromString.apply(this, given); };
+  globalThis.held = [];
+  globalThis.frame = globalThis.requestAnimationFrame;
+  globalThis.requestAnimationFrame = (work) => globalThis.held.push(work);
+})()"""
+
+
+async def test_of_answers_that_come_at_once_those_are_drawn_that_stay_and_looked_at_once(
+    fake: Backend, browser: Browser
+) -> None:
+    """Each step to the end is a layout of all that is there."""
+    lines = [{"type": "assistant", "message": {"content": [{"type": "text", "text": "words"}]}}] * (ITEMS_KEPT + 200)
+    raw = "".join(f"{json.dumps(line)}\n" for line in lines)
+    async with fake.serve() as server, looking(browser, server.url) as page:
+        await page.evaluate(HOLD_FRAMES)
+        await page.say(directive("raw", text=raw) + directive("text"))
+        await page.wait_count(".turn-end", 1)
+        await page.evaluate("globalThis.requestAnimationFrame = globalThis.frame")
+        await page.evaluate("(() => { globalThis.scrolls = 0; for (const work of globalThis.held) work(); })()")
+        assert await page.evaluate("globalThis.scrolls") == 1
+        assert ITEMS_KEPT - 10 < await page.evaluate("globalThis.parsed") < ITEMS_KEPT + 10
+        assert (await page.texts(".answer"))[0] == "words"
+
+
 MORE_ABOVE = """(() => {
   const more = document.createElement("p");
   more.style.height = "2000px";

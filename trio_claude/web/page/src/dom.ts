@@ -53,25 +53,34 @@ async function copy(text: string): Promise<boolean> {
   }
 }
 
-const waiting = new Set<() => void>();
+/** What draws at the next frame, and what looks then at all that is drawn: it makes the browser lay out the page. */
+const drawing = new Set<() => void>();
+const looking = new Set<() => void>();
 
 /** Call a function once at the next frame, however often it is asked for; four times a second in a hidden tab. */
-export function atFrame(work: () => void): void {
-  if (!waiting.size) {
+export function atFrame(work: () => void, works = drawing): void {
+  if (!drawing.size && !looking.size) {
     if (document.hidden) setTimeout(runWaiting, 250);
     else requestAnimationFrame(runWaiting);
   }
-  waiting.add(work);
+  works.add(work);
+}
+
+/** Call a function once behind all that a frame draws: the next one, or this one while it is drawn. */
+export function behindDrawing(work: () => void): void {
+  atFrame(work, looking);
 }
 
 function runWaiting(): void {
-  const now = [...waiting];
-  waiting.clear();
-  for (const work of now) work();
+  for (const works of [drawing, looking]) {
+    const now = [...works];
+    works.clear();
+    for (const work of now) work();
+  }
 }
 
 document.addEventListener("visibilitychange", () => {
-  if (waiting.size) runWaiting();
+  if (drawing.size || looking.size) runWaiting();
 });
 
 /** Say something to those who listen to the page. */

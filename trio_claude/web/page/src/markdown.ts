@@ -169,6 +169,7 @@ export class MarkdownStream {
   }
 
   private readonly draw = (): void => {
+    if (!this.element.isConnected) return; // it is shown no more
     const begun = performance.now();
     if (!this.done && begun < this.readyAt) return atFrame(this.draw);
     try {
@@ -199,6 +200,7 @@ export class MarkdownStream {
 
   /** Render what is not finished; a paragraph over the limit is cut at spaces. */
   private drawLast(tokens: Token[]): void {
+    if (!tokens.length) return this.last.replaceChildren();
     let at = 0;
     while (tokens[0]?.type === "paragraph" && this.tail.length - at > BLOCK_LIMIT) {
       const space = this.tail.lastIndexOf(" ", at + BLOCK_LIMIT);

@@ -1,7 +1,7 @@
 // What was said in a run, as it comes or out of the journal: one place where lines of the CLI become things to see.
 // Rule: each line is taken once, in order, and what is kept on the page is bounded.
 import { asObject } from "../../client/wire";
-import { atFrame, h, unfold } from "./dom";
+import { behindDrawing, h, unfold } from "./dom";
 import { MarkdownStream } from "./markdown";
 import { limited, ToolCard, type Answers, type Json } from "./tools";
 import { count, counted, dollars, receiptWords, seconds } from "./words";
@@ -166,7 +166,7 @@ export class Transcript {
 
   private newPiece(block: Json, into: HTMLElement): Piece {
     const kind = String(block.type);
-    const stream = kind === "text" || kind === "thinking" ? new MarkdownStream(this.follow) : null;
+    const stream = kind === "text" || kind === "thinking" ? new MarkdownStream(this.followSoon) : null;
     const element = stream && this.showText(kind, stream, into);
     if (stream && block.text) stream.add(String(block.text));
     return { kind, stream, element, final: false };
@@ -195,7 +195,7 @@ export class Transcript {
       return piece.stream?.finish(text);
     }
     if (!text) return;
-    const stream = new MarkdownStream(this.follow);
+    const stream = new MarkdownStream(this.followSoon);
     this.showText(block.type, stream, into);
     stream.finish(text);
   }
@@ -224,7 +224,7 @@ export class Transcript {
       if (block.type === "tool_result") this.cards.get(block.tool_use_id)?.setOutput(plain(block.content), !!block.is_error);
     }
     if (typeof content === "string" && !line.isMeta) this.note(content.replace(OWN_WORDS, "$1"));
-    atFrame(this.follow);
+    this.followSoon();
   }
 
   private takeQuestion(line: Json, told: boolean): void {
@@ -261,7 +261,7 @@ export class Transcript {
   private put<T extends HTMLElement>(into: HTMLElement, element: T): T {
     into.append(element);
     while (into.childElementCount > ITEMS_KEPT) this.forget(into);
-    atFrame(this.follow);
+    this.followSoon();
     return element;
   }
 
@@ -288,6 +288,8 @@ export class Transcript {
   private isAtEnd(): boolean {
     return this.scroller.scrollHeight - this.scroller.scrollTop - this.scroller.clientHeight < FOLLOW;
   }
+
+  private readonly followSoon = (): void => behindDrawing(this.follow);
 
   /** Go to the end, if that is looked at. It makes the browser lay out the page: once a frame will do. */
   private readonly follow = (): void => {

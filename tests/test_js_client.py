@@ -555,6 +555,27 @@ IN_A_PAGE = """(async () => {
 })()"""
 
 
+ELSEWHERE = """(async () => {
+  const { ask } = await import("/client.js");
+  const told = ({ constructor, code, message }) => [constructor.name, code, message];
+  const ways = [{ url: URL }, { url: URL, key: "tck_any" }, { url: URL, ticket: () => fetch(NOWHERE) }, { url: NOWHERE }];
+  return Promise.all(ways.map((way) => ask("hello", way).text.catch(told)));
+})()"""
+
+
+@pytest.mark.browser
+async def test_a_page_whose_origin_is_not_named_is_told_so(fake: Backend, modules: Path, tmp_path: Path) -> None:
+    """By a server that is there; of one that is not, nothing else is known."""
+    files = {"/": ("text/html", b""), "/client.js": ("text/javascript", CLIENT.read_bytes())}
+    async with serve_page(files) as origin, fake.serve() as server:
+        script = ELSEWHERE.replace("URL", json.dumps(server.url)).replace("NOWHERE", '"http://127.0.0.1:1"')
+        *refused, lost = (await browse(modules, tmp_path, "play", origin, {"script": script}))["value"]
+    assert {tuple(one[:2]) for one in (*refused, lost)} == {("ConnectionLost", "lost")}
+    hint = f": the server answers, but not to a page of {origin}; its operator can name that with --allow-origin"
+    assert [message.endswith(hint) for _, _, message in refused] == [True] * 3
+    assert lost[2] == "can't reach ws://127.0.0.1:1/ws/claude?frames=verbatim"
+
+
 @pytest.mark.browser
 async def test_in_a_page_a_key_buys_tickets(fake: Backend, modules: Path, tmp_path: Path) -> None:
     async with fake.serve_known("alice") as (server, keys):

@@ -101,14 +101,19 @@ export async function hold(
   try {
     protocols = await within(credentials(way, base), ms, signal);
   } catch (error) {
-    return failed(error);
+    return told(failed(error), (known) => hint(base, known), signal);
   }
   if (signal.aborted) return stopped;
   const address = `${base.replace(/^http/, "ws")}${path}`;
   const closed = await listen(kind, address, protocols, handlers, signal, ms);
+  return told(closed, (error) => explain(way, base, error), signal);
+}
+
+/** Have an error say more, where somebody knows more in time. */
+async function told(closed: Closed, more: (error: TrioClaudeError) => Promise<TrioClaudeError>, signal: AbortSignal): Promise<Closed> {
   const { error } = closed;
   if (!error || signal.aborted) return closed;
-  return { ...closed, error: await within(explain(way, base, error), ASK_MS, signal).catch(() => error) };
+  return { ...closed, error: await within(more(error), ASK_MS, signal).catch(() => error) };
 }
 
 function failed(error: unknown): Closed {
@@ -246,7 +251,17 @@ async function explain(way: Way, base: string, error: TrioClaudeError): Promise<
     if (refusal instanceof Refused || refusal instanceof Busy) return refusal;
   }
   const status = /Unexpected server response: (\d{3})/.exec(error.message)?.[1];
-  return status ? errorOfStatus(Number(status)) : error;
+  return hint(base, status ? errorOfStatus(Number(status)) : error);
+}
+
+/** A browser tells a page of a refusal of its origin only that nothing came: look whether the server is there for others. */
+async function hint(base: string, error: TrioClaudeError): Promise<TrioClaudeError> {
+  const own = page()?.origin;
+  if (!own || new URL(base).origin === own || !(error instanceof ConnectionLost)) return error;
+  const answers = (mode: RequestMode): Promise<boolean> =>
+    fetch(`${base}/healthz`, { mode, signal: AbortSignal.timeout(ASK_MS) }).then(() => true, () => false);
+  if ((await answers("cors")) || !(await answers("no-cors"))) return error;
+  return new ConnectionLost(`${error.message}: the server answers, but not to a page of ${own}; its operator can name that with --allow-origin`, LOST);
 }
 
 function base64url(text: string): string {

@@ -394,15 +394,18 @@ async function hold(way, path, handlers, signal, ms = CONNECT_MS) {
 	try {
 		protocols = await within(credentials(way, base), ms, signal);
 	} catch (error) {
-		return failed(error);
+		return told(failed(error), (known) => hint(base, known), signal);
 	}
 	if (signal.aborted) return stopped;
-	const closed = await listen(kind, `${base.replace(/^http/, "ws")}${path}`, protocols, handlers, signal, ms);
+	return told(await listen(kind, `${base.replace(/^http/, "ws")}${path}`, protocols, handlers, signal, ms), (error) => explain(way, base, error), signal);
+}
+/** Have an error say more, where somebody knows more in time. */
+async function told(closed, more, signal) {
 	const { error } = closed;
 	if (!error || signal.aborted) return closed;
 	return {
 		...closed,
-		error: await within(explain(way, base, error), ASK_MS, signal).catch(() => error)
+		error: await within(more(error), ASK_MS, signal).catch(() => error)
 	};
 }
 function failed(error) {
@@ -538,7 +541,18 @@ async function explain(way, base, error) {
 		if (refusal instanceof Refused || refusal instanceof Busy) return refusal;
 	}
 	const status = /Unexpected server response: (\d{3})/.exec(error.message)?.[1];
-	return status ? errorOfStatus(Number(status)) : error;
+	return hint(base, status ? errorOfStatus(Number(status)) : error);
+}
+/** A browser tells a page of a refusal of its origin only that nothing came: look whether the server is there for others. */
+async function hint(base, error) {
+	const own = page()?.origin;
+	if (!own || new URL(base).origin === own || !(error instanceof ConnectionLost)) return error;
+	const answers = (mode) => fetch(`${base}/healthz`, {
+		mode,
+		signal: AbortSignal.timeout(ASK_MS)
+	}).then(() => true, () => false);
+	if (await answers("cors") || !await answers("no-cors")) return error;
+	return new ConnectionLost(`${error.message}: the server answers, but not to a page of ${own}; its operator can name that with --allow-origin`, LOST$1);
 }
 function base64url(text) {
 	return btoa(text).replaceAll("+", "-").replaceAll("/", "_").replaceAll("=", "");

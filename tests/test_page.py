@@ -1463,6 +1463,7 @@ async def test_the_page_follows_what_comes_by_the_frame_and_lets_its_user_read(f
         await page.click("#tab-history")
         await page.click(".run")
         await page.wait_text("#history .transcript > .note", "1,50")
+        assert "the journal has all" in await page.text("#history .transcript > .note"), "this is the history"
         await page.drawn()
         assert await page.evaluate("document.querySelector('#history .side + .scroll').scrollTop") == 0
 

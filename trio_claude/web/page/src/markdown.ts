@@ -27,7 +27,9 @@ const BLOCK_LIMIT = 8192;
 const NAME_LIMIT = 64;
 /** Cells of a table. */
 const CELLS_LIMIT = 2000;
-/** Characters of one answer that are shown; the history has all. */
+/** Where that is which the page does not show; its history shows no more. */
+export const ALL = "the journal has all, where one is kept";
+/** Characters of one answer that are shown. */
 const ANSWER_LIMIT = 1_000_000;
 /** Characters of code that are coloured; while it still comes, and once it is there. */
 const COLOURED_OPEN = 4096;
@@ -162,7 +164,7 @@ export class MarkdownStream {
       this.tail = text.slice(0, ANSWER_LIMIT);
     }
     if (text.length > ANSWER_LIMIT && !this.done) {
-      this.element.append(h("p", { class: "note" }, `${text.length - ANSWER_LIMIT} more characters are not shown; the history has all.`));
+      this.element.append(h("p", { class: "note" }, `${text.length - ANSWER_LIMIT} more characters are not shown; ${ALL}.`));
     }
     this.done = true;
     atFrame(this.draw);

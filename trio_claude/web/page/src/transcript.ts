@@ -2,7 +2,7 @@
 // Rule: each line is taken once, in order, and what is kept on the page is bounded.
 import { asObject } from "../../client/wire";
 import { behindDrawing, h, unfold } from "./dom";
-import { MarkdownStream } from "./markdown";
+import { ALL, MarkdownStream } from "./markdown";
 import { limited, ToolCard, type Answers, type Json } from "./tools";
 import { count, counted, dollars, receiptWords, seconds } from "./words";
 
@@ -276,7 +276,7 @@ export class Transcript {
     oldest?.remove();
     this.removed += 1;
     this.cut.hidden = false;
-    this.cut.textContent = `${count(this.removed, "earlier thing is", "earlier things are")} not shown any more; the history has all.`;
+    this.cut.textContent = `${count(this.removed, "earlier thing is", "earlier things are")} not shown any more; ${ALL}.`;
   }
 
   /** Take whether the end is looked at; where it is not, a place that the page has scrolled to means nothing any more. */

@@ -245,7 +245,7 @@ async def test_a_server_that_closes_without_an_end_is_heard_with_its_reason(
 
 
 @BOTH_LIBRARIES
-@pytest.mark.parametrize("code", [1001, 1012, 1013])
+@pytest.mark.parametrize("code", [1001, 1005, 1012, 1013])
 async def test_a_server_that_leaves_and_does_not_come_back_is_told_with_what_stood_in_the_way(
     library: Library, code: int
 ) -> None:
@@ -257,6 +257,8 @@ async def test_a_server_that_leaves_and_does_not_come_back_is_told_with_what_sto
             await request.reject(503)
             return
         socket = await begin(request)
+        if code == 1005:  # a frame without a code
+            await socket._stream.send_all(b"\x88\0")
         await socket.aclose(code)
 
     async def program(url: str) -> Any:

@@ -513,7 +513,11 @@ async def test_each_line_and_each_message_comes_once_wherever_a_connection_is_cu
     assert cutter.made > 4
 
 
-async def test_a_connection_that_is_lost_for_good_ends_with_the_grace(fake: Backend, folder: Path) -> None:
+@pytest.mark.parametrize("has_parted", [False, True])
+async def test_a_connection_that_is_lost_for_good_ends_with_the_grace(
+    fake: Backend, folder: Path, has_parted: bool
+) -> None:
+    """Whether it breaks, or a proxy closes it without a code: nobody said that the run is over."""
     seen: dict[str, Any] = {}
 
     async def talk(url: str) -> None:
@@ -524,7 +528,7 @@ async def test_a_connection_that_is_lost_for_good_ends_with_the_grace(fake: Back
         await until(lambda: any(isinstance(event, RunStarted) for event in fake.events))
         await trio.sleep(0.3)
         cutter.open = False
-        cutter.cut()
+        await cutter.part() if has_parted else cutter.cut()
     assert seen["states"] == ["connecting", "open", "lost", "closed"]
     assert seen["failed"]["kind"] == "ConnectionLost"
     assert (seen["ended"]["code"], seen["ended"]["reason"]) == (1006, "")

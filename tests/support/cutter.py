@@ -26,6 +26,7 @@ class Cutter:
         self._port = port
         self._connect = connect
         self._streams: set[trio.SocketStream] = set()
+        self._clients: set[trio.SocketStream] = set()
 
     @property
     def port(self) -> int:
@@ -35,8 +36,15 @@ class Cutter:
         """Have the next connections go to another server."""
         self._port = port
 
+    async def part(self) -> None:
+        """Close each client's connection as some proxies do: by a close frame without a code. Nothing may be on its way."""
+        for stream in self._clients:
+            await stream.send_all(b"\x88\0")
+        self.cut()
+
     def cut(self) -> None:
         """Reset each connection, at both ends."""
+        self._clients.clear()
         _reset(*self._streams)
         self._streams.clear()
 
@@ -47,10 +55,12 @@ class Cutter:
         self.made += 1
         server = await self._connect("127.0.0.1", self._port)
         self._streams |= {client, server}
+        self._clients.add(client)
         up, down, self.up, self.down = self.up, self.down, None, None
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._pump, client, server, up)
             nursery.start_soon(self._pump, server, client, down)
+        self._clients.discard(client)
         for stream in (client, server):
             self._streams.discard(stream)
             stream.socket.close()

@@ -28,7 +28,7 @@ Take: TypeAlias = Callable[[Line, int], Awaitable[None]]
 Fail: TypeAlias = Callable[[Exception], None]
 OUTBOX_LIMIT: Final = 1024 * 1024
 """Bytes of what was said that are kept beside the last message, to be said again where it was not heard."""
-LOST: Final = (1001, BROKEN)
+LOST: Final = (1001, 1005, BROKEN)
 """Close codes behind which the run may still be there: nobody said that it is over."""
 NOT_NOW: Final = (1012, 1013)
 """Those of a server that goes down, or has no way to the run just now; without `ended` the run may still be there."""

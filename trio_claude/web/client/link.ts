@@ -20,7 +20,7 @@ export interface Listener {
 }
 
 /** Close codes behind which the run may still be there: nobody said that it is over. */
-const LOST = new Set([1001, 1006]);
+const LOST = new Set([1001, 1005, 1006]);
 /** Those of a server that goes down, or has no way to the run just now; without an `ended` the run may still be there. */
 const NOT_NOW = new Set([1012, 1013]);
 /** Codes of refusals that a close comes behind; behind `attached` all others are of one message, and the run goes on. */

@@ -779,7 +779,11 @@ var Said = class {
 };
 // client/link.ts
 /** Close codes behind which the run may still be there: nobody said that it is over. */
-var LOST = /* @__PURE__ */ new Set([1001, 1006]);
+var LOST = /* @__PURE__ */ new Set([
+	1001,
+	1005,
+	1006
+]);
 /** Those of a server that goes down, or has no way to the run just now; without an `ended` the run may still be there. */
 var NOT_NOW = /* @__PURE__ */ new Set([1012, 1013]);
 /** Codes of refusals that a close comes behind; behind `attached` all others are of one message, and the run goes on. */

@@ -19,7 +19,8 @@ TABLE: dict[str, set[str]] = {
     "context": set(),
     "events": {"errors", "faults"},
     "figures": set(),
-    "config": {"errors", "figures"},
+    "memory": set(),
+    "config": {"errors", "figures", "memory"},
     "checks": {"errors", "figures"},
     "messages": {"errors", "events", "checks"},
     # rules: no await, no trio, no clock

@@ -7,7 +7,6 @@ The defaults stand here and nowhere else. This module must never read a file or 
 from __future__ import annotations
 
 import ipaddress
-import os
 import re
 import shlex
 from collections.abc import Callable
@@ -15,6 +14,7 @@ from typing import Any, TypeAlias
 
 import attrs
 
+from . import memory
 from .errors import ConfigError
 from .figures import brief
 
@@ -308,7 +308,9 @@ class Config:
     timeout: float = _option(300.0, "a run may last, from the CLI's start", low=0.01, high=86400, unit="s")
     result_grace: float = _option(5.0, "a CLI may live on after its result", high=3600, unit="s")
     queue_timeout: float = _option(30.0, "a run waits for a free slot", high=3600, unit="s")
-    max_runs: int = _option(0, "runs at once; 0: what the machine has memory for", high=100000, unit="runs")
+    max_runs: int = _option(
+        0, "runs at once; 0: what there is memory for, here or in our cgroup", high=100000, unit="runs"
+    )
     run_memory: int = _option(
         RUN_MEMORY, "memory that a run is reckoned to need", low=MIB, high=1024 * 1024 * MIB, unit="bytes"
     )
@@ -435,13 +437,8 @@ class Config:
 
     @property
     def run_slots(self) -> int:
-        """Return how many runs go at once, reckoned from the machine's memory and a run's where `max_runs` is 0."""
-        return self.max_runs or max(1, _memory() // max(self.run_memory, self.memory_max))
-
-
-def _memory() -> int:
-    """Return the machine's memory in bytes."""
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+        """Return how many runs go at once, reckoned from what memory there is and a run's where `max_runs` is 0."""
+        return self.max_runs or max(1, memory.available() // max(self.run_memory, self.memory_max))
 
 
 def kind(name: str) -> str:

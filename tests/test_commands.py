@@ -226,17 +226,31 @@ async def test_a_signal_that_comes_before_a_server_hears_it_waits(fake: Backend,
         assert (await process.wait(), b'"Listening"' in log) == (0, True)
 
 
+BLOCKS = "import os, signal, sys; signal.pthread_sigmask(signal.SIG_BLOCK, [15]); os.execv(sys.argv[1], sys.argv[1:])"
+
+
 async def test_a_server_hears_signals_that_who_started_it_does_not(fake: Backend) -> None:
-    block = (
-        "import os, signal, sys; signal.pthread_sigmask(signal.SIG_BLOCK, [15]); os.execv(sys.argv[1], sys.argv[1:])"
-    )
-    async with serving("serve", "--port", "0", env=environ(fake), program=[sys.executable, "-c", block, *PROGRAM]) as (
+    async with serving("serve", "--port", "0", env=environ(fake), program=[sys.executable, "-c", BLOCKS, *PROGRAM]) as (
         process,
         _,
     ):
         process.terminate()
         with trio.fail_after(10):
             assert await process.wait() == 0
+
+
+async def test_a_batch_hears_signals_that_who_started_it_does_not(fake: Backend, folder: Path) -> None:
+    (folder / "tasks.jsonl").write_text(json.dumps({"prompt": directive("hang")}))
+    words = [sys.executable, "-c", BLOCKS, *PROGRAM, "batch", "tasks.jsonl"]
+    process = await trio.lowlevel.open_process(words, env=environ(fake), cwd=folder, stderr=subprocess.DEVNULL)
+    try:
+        await until(lambda: (folder / "results.jsonl").exists(), 30)  # from here on it listens for signals
+        process.terminate()
+        with trio.fail_after(10):
+            assert await process.wait() == 143
+    finally:
+        process.kill()
+        await process.wait()
 
 
 async def test_the_first_sigterm_drains_and_the_status_is_0(fake: Backend) -> None:
@@ -375,10 +389,30 @@ async def test_where_no_thread_is_to_be_had_that_is_said(fake: Backend) -> None:
     served = await trio_claude("serve", "--port", "0", env=environ(fake), program=program)
     assert served.returncode == 1
     assert served.stderr.startswith(b"trio-claude: can't start new thread: `ulimit -u` says how many")
+    assert b"`ulimit -v` says how much memory" in served.stderr
     found = await trio_claude("doctor", "--port", "0", env=environ(fake), program=program)
     assert found.returncode == 1
     assert b"MISSING engine: can't start new thread" in found.stdout
     assert not found.stderr
+
+
+NARROW = """
+import resource
+from pathlib import Path
+from trio_claude.commands import main
+taken = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+resource.setrlimit(resource.RLIMIT_AS, (taken + 2**27, taken + 2**27))
+main()
+"""
+"""Less than half of what a file of tasks may hold is left."""
+
+
+async def test_where_no_memory_is_left_that_is_said(fake: Backend, folder: Path) -> None:
+    (folder / "tasks.jsonl").touch()
+    program = [sys.executable, "-c", NARROW]
+    told = await trio_claude("batch", str(folder / "tasks.jsonl"), env=environ(fake), program=program)
+    assert (told.returncode, told.stderr.count(b"\n")) == (1, 1)
+    assert told.stderr.startswith(b"trio-claude: there is no memory left: `ulimit -v` says how much")
 
 
 async def test_doctor_says_who_sees_the_stored_login(fake: Backend, folder: Path) -> None:

@@ -18,13 +18,14 @@ from .. import __version__
 from ..errors import TrioClaudeError
 from .complaints import complain
 from .examples import examples
-from .signals import hold_signals
+from .signals import hold_signals, let_signals
 from .statuses import Status
 
 COMPLETE = "_TRIO_CLAUDE_COMPLETE"
 """By what a shell asks what to offer; click makes the name out of the program's."""
 NO_THREAD = "can't start new thread"
 """What Python raises as a bare RuntimeError where the system gives no thread."""
+NO_MEMORY = "`ulimit -v` says how much memory a process may have"
 COMMANDS = {
     "ask": "Send one prompt to a server and print the answer.",
     "batch": "Run many prompts and write one result each.",
@@ -90,6 +91,8 @@ def main() -> None:
     _hold_standard_streams()
     if sys.argv[1:2] == ["serve"]:  # to import it takes a while
         hold_signals()
+    else:
+        let_signals()
     if COMPLETE in os.environ:
         importlib.import_module(".completion", __name__)
     try:
@@ -104,7 +107,10 @@ def main() -> None:
     except RuntimeError as error:
         if str(error) != NO_THREAD:
             raise
-        complain(f"{error}: `ulimit -u` says how many processes and threads this user may have")
+        complain(f"{error}: `ulimit -u` says how many processes and threads this user may have; {NO_MEMORY}")
+        sys.exit(Status.FAILED)
+    except MemoryError:
+        complain(f"there is no memory left: {NO_MEMORY}")
         sys.exit(Status.FAILED)
 
 

@@ -539,6 +539,52 @@ async def test_a_demo_that_was_killed_leaves_no_home_to_the_next(folder: Path) -
     assert list(folder.iterdir()) == []
 
 
+WRITES = """
+import sys
+from pathlib import Path
+from trio_claude.commands.demo import write_fake
+from trio_claude.errors import ConfigError
+_, folder, sys.executable = sys.argv
+try:
+    write_fake(Path(folder))
+except ConfigError as error:
+    sys.exit(str(error))
+"""
+"""Writes the stand-in into a folder, for a Python at a path."""
+
+
+@pytest.mark.parametrize("more", [{}, {"LC_ALL": "C", "PYTHONUTF8": "0"}], ids=["utf-8", "ascii"])
+def test_the_demos_stand_in_starts_wherever_python_is(folder: Path, more: dict[str, str]) -> None:
+    python = folder / 'it\'s "$here" `ü' / "python"
+    python.parent.mkdir()
+    python.symlink_to(sys.executable)
+    words = [sys.executable, "-c", WRITES, str(folder), str(python)]
+    subprocess.run(words, env={**os.environ, **more}, check=True)
+    told = subprocess.run([folder / "fake-claude", "--version"], capture_output=True, check=True)
+    assert told.stdout.endswith(b"(Fake Claude)\n")
+
+
+@pytest.mark.root
+def test_a_demo_says_where_no_stand_in_can_be_started(folder: Path) -> None:
+    script = 'mount -t tmpfs -o noexec none "$1" && shift && exec "$@"'
+    words = [
+        "unshare",
+        "--mount",
+        "sh",
+        "-c",
+        script,
+        "sh",
+        folder,
+        sys.executable,
+        "-c",
+        WRITES,
+        folder,
+        sys.executable,
+    ]
+    told = subprocess.run(words, capture_output=True, text=True)
+    assert (told.returncode, f"{folder} is mounted noexec; TMPDIR names another place" in told.stderr) == (1, True)
+
+
 @pytest.mark.parametrize("outlives", [False, True], ids=["", "nohup"])
 async def test_a_demo_ends_with_its_terminal(folder: Path, outlives: bool) -> None:
     """Not where it was started to outlive that."""

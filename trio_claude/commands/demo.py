@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import shlex
 import socket
 import sys
 from pathlib import Path
@@ -83,10 +84,16 @@ def environment(home: Path, api: str) -> dict[str, str]:
 
 
 def write_fake(folder: Path) -> Path:
-    """Write a program that is the stand-in; return its path."""
+    """Write a program that is the stand-in; return its path. Raises `ConfigError` where no program may be."""
     program = folder / "fake-claude"
-    program.write_text(f'#!/bin/sh\nexec "{sys.executable}" -I -S "{fake_cli.FOLDER}" "$@"\n')
+    words = shlex.join([sys.executable, "-I", "-S", fake_cli.FOLDER])
+    program.write_bytes(os.fsencode(f'#!/bin/sh\nexec {words} "$@"\n'))
     program.chmod(0o700)
+    if not os.access(program, os.X_OK):
+        raise ConfigError(
+            f"`trio-claude demo` can't start its stand-in: {folder} is mounted noexec; TMPDIR names another place, or "
+            "pip install 'trio-claude[claude]' brings the real one"
+        )
     return program
 
 

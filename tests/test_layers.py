@@ -114,7 +114,7 @@ TABLE: dict[str, set[str]] = {
     },
     "testing": set(),
     "commands": {
-        "errors", "figures", "events", "config", "messages", "containment", "logs", "identity", "quarters", "cli_state", "leftovers", "journal", "entrance", "workplace", "engine", "embed", "server", "client",
+        "errors", "figures", "events", "config", "messages", "containment", "logs", "identity", "quarters", "leftovers", "journal", "entrance", "workplace", "engine", "embed", "server", "client",
         "batch", "testing", "services", "listeners", "__init__",
     },
     "__main__": {"commands"},

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import pwd
 import shlex
 import stat
 import sys
@@ -170,6 +171,17 @@ def test_the_state_folder_is_found_by_the_rules() -> None:
     assert state_folder("", {"XDG_STATE_HOME": "/s", "HOME": "/h"}) == Path("/s/trio-claude")
     assert state_folder("", {"XDG_STATE_HOME": "s", "HOME": "/h"}) == Path("/h/.local/state/trio-claude")
     assert state_folder("", {"HOME": "/h"}) == Path("/h/.local/state/trio-claude")
+
+
+@pytest.mark.parametrize("environ", [{}, {"HOME": ""}])
+def test_without_home_the_state_folder_is_in_the_home_that_the_system_knows(
+    monkeypatch: pytest.MonkeyPatch, environ: dict[str, str]
+) -> None:
+    entry = pwd.struct_passwd(("me", "x", 0, 0, "", "/h", "/bin/sh"))
+    monkeypatch.setattr(pwd, "getpwuid", {os.getuid(): entry}.__getitem__)
+    assert state_folder("", environ) == Path("/h/.local/state/trio-claude")
+    monkeypatch.setattr(pwd, "getpwuid", {}.__getitem__)
+    assert state_folder("", environ) == Path("/.local/state/trio-claude")
 
 
 @pytest.mark.parametrize("mode", [*MODES, pytest.param("sandbox", marks=pytest.mark.sandbox)])

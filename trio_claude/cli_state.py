@@ -7,22 +7,11 @@ from __future__ import annotations
 
 import contextlib
 import os
-import pwd
 import stat
 from collections.abc import Mapping
 from pathlib import Path
 
-from .quarters import make_theirs, open_folder
-
-
-def home_of(environ: Mapping[str, str], user: tuple[int, int] | None) -> str:
-    """Return the home that a CLI of `user` finds: as HOME names it, else as the system does."""
-    if "HOME" in environ:
-        return environ["HOME"]
-    try:
-        return pwd.getpwuid(user[0] if user else os.getuid()).pw_dir
-    except KeyError:
-        return "/"
+from .quarters import home_of, make_theirs, open_folder
 
 
 def cli_state(environ: Mapping[str, str], user: tuple[int, int] | None) -> tuple[str, ...]:

@@ -14,6 +14,7 @@ import contextlib
 import errno
 import hashlib
 import os
+import pwd
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -28,11 +29,21 @@ OPERATORS = ("XDG_CONFIG_HOME", "XDG_DATA_HOME", "XDG_STATE_HOME", "XDG_CACHE_HO
 _FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
+def home_of(environ: Mapping[str, str], user: tuple[int, int] | None) -> str:
+    """Return the home that a program of `user` finds: as HOME names it, else as the system does."""
+    if "HOME" in environ:
+        return environ["HOME"]
+    try:
+        return pwd.getpwuid(user[0] if user else os.getuid()).pw_dir
+    except KeyError:
+        return "/"
+
+
 def state_folder(configured: str, environ: Mapping[str, str]) -> Path:
     """Return where a server keeps things: as configured, else by the XDG rules, which pass over a relative path."""
     if configured:
         return Path(configured).absolute()
-    home = environ.get("HOME") or "/"
+    home = environ.get("HOME") or home_of({}, None)
     named = Path(environ.get("XDG_STATE_HOME", ""))
     return (named if named.is_absolute() else Path(home, ".local/state")) / "trio-claude"
 

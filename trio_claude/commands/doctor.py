@@ -15,7 +15,6 @@ import attrs
 import click
 import trio
 
-from ..cli_state import home_of
 from ..config import Config
 from ..containment import open_containment
 from ..embed import open_run
@@ -25,7 +24,7 @@ from ..errors import ConfigError, TrioClaudeError
 from ..events import Event, JournalReady
 from ..journal.visits import is_earlier
 from ..listeners import bind_all, is_hosts
-from ..quarters import journal_file
+from ..quarters import home_of, journal_file
 from ..workplace import find_cli
 from .complaints import painted
 from .examples import examples

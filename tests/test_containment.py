@@ -970,6 +970,15 @@ async def test_a_python_that_does_not_know_its_own_path_starts_a_zygote(monkeypa
 
 
 @pytest.mark.root
+@pytest.mark.parametrize("mode", MODES)
+def test_of_dev_no_more_is_needed_than_null(folder: Path, mode: str) -> None:
+    """As in a chroot that somebody made by hand."""
+    dev = 'touch "$0/null"; mount --bind /dev/null "$0/null"; mount --rbind "$0" /dev; exec "$@"'
+    told = told_below("unshare", "--mount", "sh", "-ec", dev, str(folder), mode=mode, script="echo there")
+    assert (told.stdout, told.stderr) == ("there\n", "")
+
+
+@pytest.mark.root
 @pytest.mark.namespace
 @pytest.mark.parametrize("mode", ["auto", "supervisor"])
 def test_a_proc_that_shows_other_processes_is_refused(mode: str) -> None:

@@ -38,7 +38,10 @@ SPARE_LIMIT = 16
 """Supervisors that are kept for the next runs, each of about 1 MiB; starting one anew costs two milliseconds of CPU."""
 TRIES = 3
 """How often a job is given to a zygote; one that dies with a job in its hands has started nothing of it."""
-NEEDS = "it needs /proc, /dev/fd, pidfd_open (Linux 5.3), descriptors and one process more"
+NEEDS = (
+    "it needs /proc, /dev/null, pidfd_open (Linux 5.3), descriptors, memory, one process more, "
+    "and this package in files, not in a zip"
+)
 """What to look for where there is no zygote."""
 NO_PROC = (
     "no /proc shows this process by its own number, so nothing could be proven gone: mount one in this PID namespace "

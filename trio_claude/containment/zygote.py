@@ -198,7 +198,7 @@ def _exec(source: int, control: socket.socket) -> subprocess.Popen[bytes]:
     """Start the zygote from its file's descriptor: no path that names Python shows in `ps`."""
     libraries = {name: value for name, value in os.environ.items() if name == "LD_LIBRARY_PATH"}
     return subprocess.Popen(
-        ["trio-claude-zygote", "-s", "-S", "-P", f"/dev/fd/{source}", str(control.fileno()), str(os.getpid())],
+        ["trio-claude-zygote", "-s", "-S", "-P", f"/proc/self/fd/{source}", str(control.fileno()), str(os.getpid())],
         executable=getattr(sys, "_base_executable", sys.executable) or "/proc/self/exe",  # who has no PATH has no name
         env={**libraries, "PYTHONHOME": f"{sys.base_prefix}:{sys.base_exec_prefix}", "LC_ALL": "C.UTF-8"},
         stdin=subprocess.DEVNULL,

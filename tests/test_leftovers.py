@@ -14,6 +14,7 @@ import pytest
 import trio
 from harness import alive, descriptors
 
+from trio_claude import leftovers
 from trio_claude.containment import marks
 from trio_claude.errors import ConfigError
 from trio_claude.leftovers import LOCK, open_home, remove_tree, sweep
@@ -61,6 +62,17 @@ async def test_where_no_temporary_file_can_be_made_that_is_said(monkeypatch: pyt
     monkeypatch.setattr("tempfile.tempdir", None)
     monkeypatch.setattr("tempfile._candidate_tempdir_list", lambda: ["/nope"])
     with pytest.raises(ConfigError, match=r"no folder for temporary files: .*/nope.*; TMPDIR names another place"):
+        async with open_home():
+            pytest.fail("opened")
+
+
+async def test_a_place_that_is_too_long_is_not_taken_and_one_in_its_stead_is_asked_for_with_its_length(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tempfile.tempdir", "/" + "t" * leftovers.LONGEST)
+    monkeypatch.setattr("tempfile.mkdtemp", lambda prefix, **where: os.mkdir(where["dir"] / "nope" / prefix))
+    told = rf"No such file .*'/tmp/nope/.*; TMPDIR names another place, of at most {leftovers.LONGEST} bytes"
+    with pytest.raises(ConfigError, match=told):
         async with open_home():
             pytest.fail("opened")
 

@@ -29,6 +29,9 @@ LIFTED = ".lifted-"
 """What the name begins with of a folder that is being removed, and was further below."""
 TMP_LIMIT = 60
 """Bytes of a run's TMPDIR: the CLI makes sockets below it, whose paths Linux takes to 107 bytes."""
+LONGEST = TMP_LIMIT - len("/tcl-xxxxxxxx/") - 12
+"""Bytes of the folder for temporary folders, below which a server has its own and there each run has one."""
+ELSEWHERE = f"TMPDIR names another place, of at most {LONGEST} bytes"
 UNBORN = 60.0
 """Seconds in which a server locks a folder that it has made."""
 SWEEPS = 100
@@ -65,7 +68,7 @@ async def open_held_folder() -> AsyncIterator[Path]:
         try:
             folder = _make_held(Path(_short_tmp()), held)
         except OSError as error:
-            raise ConfigError(f"no folder for temporary files: {error}; TMPDIR names another place") from error
+            raise ConfigError(f"no folder for temporary files: {error}; {ELSEWHERE}") from error
         try:
             yield folder
         finally:
@@ -146,8 +149,8 @@ def _short_tmp() -> str:
     try:
         usual = tempfile.gettempdir()
     except OSError as error:
-        raise ConfigError(f"no folder for temporary files: {error}; TMPDIR names another place") from error
-    return usual if len(os.fsencode(usual)) + len("/tcl-xxxxxxxx/") + 12 <= TMP_LIMIT else "/tmp"  # noqa: S108
+        raise ConfigError(f"no folder for temporary files: {error}; {ELSEWHERE}") from error
+    return usual if len(os.fsencode(usual)) <= LONGEST else "/tmp"  # noqa: S108
 
 
 def remove_empty(folder: str) -> bool:

@@ -80,6 +80,15 @@ def test_how_a_child_ended_is_known_though_who_started_us_ignores_its_children()
     assert subprocess.run([sys.executable, "-c", STATUS], capture_output=True, check=True).stdout == b"7\n"
 
 
+MASK = "import os; from trio_claude.commands.process import take_process; take_process(); print(f'{os.umask(0):04o}')"
+
+
+@pytest.mark.parametrize(("given", "taken"), [(0o777, b"0077\n"), (0o027, b"0027\n"), (0, b"0000\n")])
+def test_what_we_make_is_ours_to_use_and_others_are_kept_out_as_before(given: int, taken: bytes) -> None:
+    words = [sys.executable, "-c", MASK]
+    assert subprocess.run(words, umask=given, capture_output=True, check=True).stdout == taken
+
+
 BURSTS = """
 import resource, sys
 from trio_claude.commands import process

@@ -29,6 +29,7 @@ def take_process() -> None:
     """Prepare this process for runs: it is ours alone."""
     _raise_descriptor_limit()
     _keep_statuses()
+    _own_files()
     _hide_memory()
     _keep_memory()
     _spare_imports()
@@ -44,6 +45,11 @@ def _raise_descriptor_limit() -> None:
 def _keep_statuses() -> None:
     """Have the system keep for us how a child ended, though who started this process may want to hear of none."""
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+
+
+def _own_files() -> None:
+    """Have what we make be ours to use, whatever mask this process was started with; others it may keep out."""
+    os.umask(os.umask(0o077) & 0o077)
 
 
 def _spare_imports() -> None:

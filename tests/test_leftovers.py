@@ -7,6 +7,7 @@ import fcntl
 import os
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -75,6 +76,18 @@ async def test_a_place_that_is_too_long_is_not_taken_and_one_in_its_stead_is_ask
     with pytest.raises(ConfigError, match=told):
         async with open_home():
             pytest.fail("opened")
+
+
+@pytest.mark.parametrize(("real", "is_link"), [("real", False), ("r" * leftovers.LONGEST, True)], ids=["short", "long"])
+async def test_a_link_leads_to_temporary_files_only_where_it_makes_their_paths_short(
+    monkeypatch: pytest.MonkeyPatch, real: str, is_link: bool
+) -> None:
+    with tempfile.TemporaryDirectory(dir="/tmp") as top:
+        (Path(top) / real).mkdir()
+        (Path(top) / "link").symlink_to(Path(top) / real)
+        monkeypatch.setattr("tempfile.tempdir", f"{top}/link")
+        async with open_home() as home:
+            assert home.folder.parent == Path(top, "link" if is_link else real)
 
 
 async def test_a_living_servers_are_not_touched(folder: Path) -> None:

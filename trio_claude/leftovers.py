@@ -144,13 +144,15 @@ def _locked(folder: Path) -> bool:
 def _short_tmp() -> str:
     """Return the folder for temporary folders; /tmp where the system's own makes paths too long for sockets.
 
+    No link is on the way there unless that is what makes it short: a sandbox may have the link, and not where it leads.
     Raises `ConfigError` where nothing can be written in any.
     """
     try:
         usual = tempfile.gettempdir()
     except OSError as error:
         raise ConfigError(f"no folder for temporary files: {error}; {ELSEWHERE}") from error
-    return usual if len(os.fsencode(usual)) <= LONGEST else "/tmp"  # noqa: S108
+    places = (os.path.realpath(usual), usual)
+    return next((place for place in places if len(os.fsencode(place)) <= LONGEST), "/tmp")  # noqa: S108
 
 
 def remove_empty(folder: str) -> bool:

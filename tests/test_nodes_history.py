@@ -467,6 +467,38 @@ async def test_a_redis_that_has_lost_its_last_moment_is_told_it_again(
         assert sum(row.runs for row in (await journal.usage(UsageQuery())).rows) == 2
 
 
+async def test_a_redis_that_was_a_replica_meanwhile_is_told_what_the_other_had_not_got(
+    redis_server: RedisServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It was never started anew."""
+    monkeypatch.setattr(history, "KEEP", 60)
+
+    def follow(one: RedisServer, other: RedisServer) -> None:
+        other.call("CONFIG", "SET", "repl-diskless-sync-delay", "0")
+        one.call("REPLICAOF", "127.0.0.1", str(other.listen()))
+
+    def follows(one: RedisServer) -> bool:
+        return b"master_link_status:up" in one.call("INFO", "replication")
+
+    with open_redis_server() as other:
+        async with open_history_of(redis_server) as journal:
+            run = journal.begin(begun("a"))
+            run.lines(numbered(1, 5))
+            assert await journal.settle()
+            follow(other, redis_server)
+            await until(lambda: follows(other) and other.call("XLEN", "trio-claude:lines:a") == b"1")
+            other.call("REPLICAOF", "NO", "ONE")
+            run.lines(numbered(6, 5))
+            assert await journal.settle()
+            follow(redis_server, other)
+            await until(lambda: follows(redis_server) and not journal._redis.connected)
+            redis_server.call("REPLICAOF", "NO", "ONE")
+            run.lines(numbered(11, 5))
+            assert await journal.settle()
+            assert run.stored
+            assert await lines_of(journal, "a") == numbered(1, 15)
+
+
 @pytest.mark.parametrize("late", [False, True])
 async def test_a_redis_that_has_lost_all_is_told_what_is_kept(
     redis_server: RedisServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, late: bool

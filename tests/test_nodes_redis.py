@@ -337,6 +337,22 @@ async def test_one_that_was_made_a_replica_is_left_for_where_the_address_leads_n
                 redis_server.call("REPLICAOF", "NO", "ONE")
 
 
+async def test_one_that_is_no_replica_in_step_yet_is_left_as_well() -> None:
+    """It says so of what reads too. That it is another then, though no other was started, is known by its replication."""
+    with open_redis_server("--replica-serve-stale-data", "no") as server:
+        async with open_redis(config(server)) as redis:
+            before = redis.incarnation
+            server.call("REPLICAOF", "127.0.0.1", "1")
+            with pytest.raises(RedisGone, match="does not answer"):
+                await redis.ask("EVAL", "return redis.call('GET', 'a')", 0)
+            assert not redis.connected
+            server.call("REPLICAOF", "NO", "ONE")
+            with trio.fail_after(5):
+                await redis.wait()
+            assert redis.incarnation != before
+            assert await redis.ask("EVAL", "return redis.call('GET', 'a')", 0) is None
+
+
 HELLO = b"%3\r\n+proto\r\n:3\r\n+version\r\n+7.0.0\r\n+id\r\n:1\r\n"
 
 

@@ -180,15 +180,15 @@ class Wire:
         except coredis.exceptions.BusyLoadingError:
             self.cut()  # it answers when it has read its file; a later connection finds that out
             raise RedisGone("Redis is reading its file") from None
-        except coredis.exceptions.ReadOnlyError:
-            self.fault = REPLICA  # since a failover: a later connection may be led to the one that takes writes now
-            self.cut()
-            raise RedisGone(GONE, REPLICA) from None
         except coredis.exceptions.ConnectionError:
             self.cut()
             raise RedisGone(GONE) from None
         except coredis.exceptions.RedisError as error:
-            raise _fault(error) from None
+            if not _is_replicas(error):
+                raise _fault(error) from None
+            self.fault = REPLICA  # since a failover: a later connection may be led to the one that takes writes now
+            self.cut()
+            raise RedisGone(GONE, REPLICA) from None
         except Exception as error:  # the library can't read what has come, and ends the connection
             self.cut()
             raise RedisGone(GONE, f"what it says can't be read: {type(error).__name__}") from None
@@ -248,7 +248,7 @@ class Redis:
     prefix: str
     patience: float
     incarnation: str = ""
-    """The `run_id` of the Redis that answers, or answered last: another after each of its starts."""
+    """Which Redis answers, or answered last: another after each of its starts, and where it was a replica meanwhile."""
     since: float = 0.0
     """Trio's time since when the connection is whole."""
     fault: str = ""
@@ -371,7 +371,7 @@ def check(info: Any) -> str:
         raise ConfigError(REPLICA)
     if (policy := facts.get("maxmemory_policy", "noeviction")) != "noeviction":
         raise ConfigError(f"maxmemory-policy must be noeviction, not {policy}: what Redis drops would be lost")
-    return facts.get("run_id", "")
+    return facts.get("run_id", "") + facts.get("master_replid", "")
 
 
 def _fault(error: coredis.exceptions.RedisError) -> RedisFault:
@@ -383,6 +383,11 @@ def _fault(error: coredis.exceptions.RedisError) -> RedisFault:
     known = isinstance(error, coredis.exceptions.ReadOnlyError) or re.match(f"[A-Z]+ |{FORBIDDEN}", str(error))
     kind = RedisBroken if of_script and not known else RedisFault
     return kind(f"Redis refuses: {_ADDRESS.sub('…', _SCRIPT.sub('', str(error)))}", str(error))
+
+
+def _is_replicas(error: coredis.exceptions.RedisError) -> bool:
+    """Return whether only a replica says so: it takes no writes, or has not come to the one that does yet."""
+    return isinstance(error, coredis.exceptions.ReadOnlyError) or str(error).startswith("MASTERDOWN Link ")
 
 
 def _is_none(answer: object) -> bool:

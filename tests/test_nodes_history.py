@@ -703,6 +703,29 @@ async def test_of_a_redis_without_memory_left_runs_are_deleted_and_tidied() -> N
             assert await journal.delete("bob") == [Deleted("e", "bob", None)]
 
 
+async def test_those_who_delete_at_once_pass_over_nothing(
+    redis_server: RedisServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One that lives when it is passed over, and is deleted then by another, moves nobody's place either."""
+    monkeypatch.setattr(archive, "DROP", 2)
+    async with open_history_of(redis_server) as journal:
+        recorders = [journal.begin(begun(f"{number:02}", "alice", float(number))) for number in range(40)]
+        for number in range(1, 39):
+            recorders[number].end(ended(f"{number:02}"))
+        assert await journal.settle()
+        steps = journal._archive.delete_all("alice")
+        assert [one.run for one in await anext(steps)] == ["01"]
+        recorders[0].end(ended("00"))
+        assert await journal.settle()
+        assert await journal.delete("alice", "00")
+        assert [one.run for one in await anext(steps)] == ["02", "03"]
+        await steps.aclose()
+        async with trio.open_nursery() as nursery:
+            for whose in ("alice", "alice", None):
+                nursery.start_soon(journal.delete, whose)
+        assert [row.id for row in (await journal.find(Query(identity=None))).runs] == ["39"]
+
+
 async def test_a_server_that_ends_has_told_all(redis_server: RedisServer) -> None:
     with trio.CancelScope() as scope:
         async with open_history_of(redis_server) as journal:

@@ -146,11 +146,25 @@ class Archive:
 
     async def delete_all(self, identity: str | None) -> AsyncIterator[list[Deleted]]:
         """Delete all runs of an identity (None: of everybody) that have ended, some at a time; yield which."""
-        key, kept = self._key("runs") + (b"" if identity is None else b":" + to_bytes(identity)), 0
-        while runs := await self._ask("ZRANGE", key, kept, kept + DROP - 1):
+        key = self._key("runs") + (b"" if identity is None else b":" + to_bytes(identity))
+        passed: list[bytes] = []
+        while runs := await self._behind(key, passed):
             gone = await self.delete(identity, map(_text, runs))
-            kept += len(runs) - len(gone)
+            if len(gone) < len(runs):
+                there = await self._ask("ZMSCORE", key, *runs)
+                passed += [run for run, score in zip(runs, there, strict=True) if score is not None]
             yield gone
+
+    async def _behind(self, key: bytes, passed: list[bytes]) -> list[bytes]:
+        """Return the oldest runs behind those that were passed over; what others delete meanwhile moves no place."""
+        first = 0
+        while passed and not first:
+            if (rank := await self._ask("ZRANK", key, passed[-1])) is None:
+                passed.pop()
+            else:
+                first = rank + 1
+        runs: list[bytes] = await self._ask("ZRANGE", key, first, first + DROP - 1)
+        return runs
 
     async def tidy(self, retention: Retention, turn: float) -> None:
         """Delete what is not to be kept any more, the oldest first; once in `turn` seconds, whoever asks."""

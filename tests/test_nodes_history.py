@@ -499,6 +499,33 @@ async def test_a_redis_that_was_a_replica_meanwhile_is_told_what_the_other_had_n
             assert await lines_of(journal, "a") == numbered(1, 15)
 
 
+async def test_a_run_of_which_redis_has_lost_how_it_ended_does_not_live_for_ever(
+    redis_server: RedisServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nobody knows that any more; those that live stay."""
+    monkeypatch.setattr(history, "KEEP", 0.05)
+    async with open_history_of(redis_server) as journal:
+        run = journal.begin(begun("a", session="s"))
+        run.lines([b"one"])
+        other = journal.begin(begun("b"))
+        assert await journal.settle()
+        shutil.copytree(redis_server.folder / "appendonlydir", tmp_path / "copy")
+        run.lines([b"two"])
+        run.end(ended("a", 2))
+        assert await journal.settle()
+        await until(lambda: "a" not in journal._asks.runs)
+        lose(redis_server, tmp_path / "copy")
+        other.lines([b"still"])
+        assert await journal.settle()
+        found = await journal.get(None, "a")
+        assert found
+        assert (found.state, found.reason, found.lines, found.whole) == ("ended", "node-lost", 1, False)
+        assert found.error == "Redis has lost how it ended"
+        assert other.stored
+        assert [row.id for row in (await journal.find(Query(identity=None, state="live"))).runs] == ["b"]
+        assert await journal.delete(None, "a") == [Deleted("a", "local", "s")]
+
+
 @pytest.mark.parametrize("late", [False, True])
 async def test_a_redis_that_has_lost_all_is_told_what_is_kept(
     redis_server: RedisServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, late: bool

@@ -76,15 +76,10 @@ SCRIPTS: Final = ("begin", "append", "charge", "end", "delete")
 
 
 class Lease(Protocol):
-    """What a server is among the others: its name, and the token under which it may tell of runs."""
+    """What a server is among the others: its name, and the token under which it may tell of runs, another once lost."""
 
-    @property
-    def name(self) -> str:
-        """Its name."""
-
-    @property
-    def token(self) -> int:
-        """Its token; another once it was declared lost."""
+    name: str
+    token: int
 
 
 @attrs.define(eq=False)
@@ -180,6 +175,10 @@ class _Asks:
     def delete(self, runs: Sequence[str]) -> None:
         """Ask for runs to be deleted that are deleted already."""
         self._made = _Ask(("EVALSHA", load("delete").sha, 0, self._prefix, GONE, b"", *runs))
+
+    def strays(self) -> Sequence[Word]:
+        """Return what ends the runs that Redis takes for live of this server, and that have ended."""
+        return ("EVAL", load("strays").text, 0, self._prefix, self._lease.name, *self.runs)
 
     def _words(self, script: str, run: str, told: _Told, *words: Word) -> Sequence[Word]:
         return ("EVALSHA", load(script).sha, 0, self._prefix, run, self._lease.name, told.token, *words)
@@ -318,6 +317,7 @@ class RedisJournal(Backlog, Journal):
             await wire.ask("SCRIPT", "LOAD", load(name).text)
         incarnation = check(await wire.ask("INFO"))
         if self._incarnation and self._incarnation != incarnation:
+            await wire.ask(*self._asks.strays())
             begun = [told.begun for told in self._asks.runs.values() if told.begun]
             lost = [*(Write(0, functools.partial(_begin, run)) for run in begun), *(write for _, write in self._kept)]
             self._again.extendleft(reversed(lost))

@@ -122,6 +122,28 @@ async def test_a_clock_that_was_a_day_ahead_for_a_moment_opens_no_day(redis_serv
         assert node.shared.wall() - wall < 60
 
 
+async def test_a_rate_is_full_again_in_its_time_though_the_clock_of_redis_has_gone_back(
+    redis_server: RedisServer,
+) -> None:
+    """As where a replica takes over whose clock is behind."""
+    alice = Member("key:alice", Limits(prompts_per_minute=120))
+    async with nodes(redis_server, 1) as (node,):
+        with pytest.raises(TooFast):
+            while True:
+                await node.shared.ask(alice, NONE)
+        key = node.redis.key("rate", "key:alice")
+        at = float(await node.redis.ask("HGET", key, "at"))
+        await node.redis.ask("HSET", key, "at", f"{at + 3600:.6f}")
+        with trio.fail_after(20):
+            while True:
+                try:
+                    await node.shared.ask(alice, NONE)
+                    break
+                except TooFast as error:
+                    await trio.sleep(error.retry_after)  # as it is told
+        assert float(await node.redis.ask("HGET", key, "at")) < at + 60
+
+
 async def all_told(three: list[Nodes]) -> None:
     for node in three:
         await node.shared._desk.settled()

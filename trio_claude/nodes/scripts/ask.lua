@@ -26,7 +26,11 @@ for number, who in ipairs({name, ''}) do
   if rate > 0 then
     local size, found = math.max(1, rate), redis.call('HMGET', key, 'level', 'at')
     local level, at = tonumber(found[1]) or size, tonumber(found[2]) or seconds
-    level = math.min(size, level + math.max(0, seconds - at) * rate / 60)
+    if at > seconds then -- the clock has gone back: it fills from now on
+      at = seconds
+      redis.call('HSET', key, 'at', string.format('%.6f', at))
+    end
+    level = math.min(size, level + (seconds - at) * rate / 60)
     waits[number] = math.max(0, math.ceil((1 - level) * 60 / rate * 1000000))
     buckets[#buckets + 1] = {key = key, level = level, full = math.ceil(size * 60 / rate * 1000) + 1000}
   end

@@ -9,6 +9,7 @@ import time
 
 import pytest
 from harness import Backend, ask, call, connect, directive, get, until
+from redis_server import RedisServer
 from talk import open_talk
 
 from trio_claude.errors import Reason
@@ -184,6 +185,14 @@ async def test_without_a_journal_there_is_no_history(fake: Backend) -> None:
     async with fake.serve() as server:
         status, _, body = await call(server, "/api/runs")
         assert (status, json.loads(body)["code"]) == (404, "no-journal")
+        assert "can say --journal sqlite" in json.loads(body)["error"]
+
+
+@pytest.mark.redis
+async def test_where_servers_share_none_what_is_advised_is_taken(fake: Backend, redis_server: RedisServer) -> None:
+    async with fake.serve(redis=redis_server.url, node_lease=2.0, journal="none") as server:
+        _, _, body = await call(server, "/api/runs")
+        assert "can say --journal auto" in json.loads(body)["error"]
 
 
 async def test_each_identity_sees_its_own_and_a_viewer_sees_all(fake: Backend) -> None:

@@ -94,7 +94,8 @@ class History:
 
     def _journal(self) -> Journal:
         if self._runs.journal is None:
-            raise HttpRefusal(404, "no-journal", "this server keeps no journal; the operator can say --journal sqlite")
+            kind = "auto" if self._runs.nodes else "sqlite"
+            raise HttpRefusal(404, "no-journal", f"this server keeps no journal; the operator can say --journal {kind}")
         return self._runs.journal
 
     async def _list(self, request: Request, _run: str) -> Response:

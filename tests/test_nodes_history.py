@@ -20,6 +20,7 @@ from trio_claude.errors import JournalFault, Reason
 from trio_claude.journal import Deleted, Journal, PartKind, Query, Retention, UsageQuery, backlog
 from trio_claude.nodes import archive, history
 from trio_claude.nodes.history import RedisJournal
+from trio_claude.nodes.redis import RedisGone
 from trio_claude.nodes.scripts import load
 
 pytestmark = pytest.mark.redis
@@ -497,6 +498,24 @@ async def test_a_redis_that_was_a_replica_meanwhile_is_told_what_the_other_had_n
             assert await journal.settle()
             assert run.stored
             assert await lines_of(journal, "a") == numbered(1, 15)
+
+
+@pytest.mark.parametrize(("run", "token", "number"), [("a", 0, 3), ("a", 1, 1), ("b", 0, 1)])
+async def test_a_replica_has_no_history_end(redis_server: RedisServer, run: str, token: int, number: int) -> None:
+    """After a failover that lost something what waited at the old one is answered with what the new one has."""
+    async with open_history_of(redis_server) as journal:
+        journal.begin(begun("a"))
+        assert await journal.settle()
+        redis = journal._redis
+        known = journal._asks._lease.token + token
+        words = redis.prefix, run, "s", known, int(PartKind.LINES), number, 1, number, b"line"
+        assert await redis.run(load("append"), (), *words) in (b"hole", b"fenced", b"gone")
+        redis_server.call("REPLICAOF", "127.0.0.1", "1")  # where nobody is
+        try:
+            with pytest.raises(RedisGone):
+                await redis.run(load("append"), (), *words)
+        finally:
+            redis_server.call("REPLICAOF", "NO", "ONE")
 
 
 async def test_a_run_of_which_redis_has_lost_how_it_ended_does_not_live_for_ever(

@@ -8,8 +8,10 @@ if why and why ~= 'told' then return why end
 local there = redis.call('HMGET', key, 'stored', 'number', 'beside')
 local stored, beside = tonumber(there[1]), tonumber(there[3])
 if number <= tonumber(there[2]) then return 'ok' end
-if why then return why end
-if number ~= there[2] + 1 or stored ~= (kind == '0' and first - 1 or tonumber(first)) then return 'hole' end
+if why then return surely(key, why) end
+if number ~= there[2] + 1 or stored ~= (kind == '0' and first - 1 or tonumber(first)) then
+  return surely(key, 'hole')
+end
 if kind == '0' then
   stored, beside = stored + count, 0
 else

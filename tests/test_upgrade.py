@@ -45,6 +45,10 @@ def status(answer: bytes) -> int:
     [
         (head(), 101),
         (head(path="/ws/claude?frames=verbatim"), 101),
+        (head(path="/ws/claude?frames=message"), 101),
+        (head(path="/ws/claude?frames=Verbatim"), 400),
+        (head(path="/ws/claude?frames="), 400),
+        (head(path="/ws/session?frames=of-that-door-only"), 101),
         (head(origin="http://localhost:3000"), 101),
         (head(host="127.0.0.1"), 101),
         (head(host="[::1]:3000"), 101),
@@ -104,6 +108,14 @@ def status(answer: bytes) -> int:
 async def test_each_head_gets_its_status(fake: Backend, data: bytes, expected: int) -> None:
     async with fake.serve() as server:
         assert status(await exchange(server, data)) == expected
+
+
+async def test_a_shape_that_there_is_not_is_refused_by_what_there_is(fake: Backend) -> None:
+    async with fake.serve() as server:
+        answer = await exchange(server, head(path="/ws/claude?frames=XYZ"))
+    assert status(answer) == 400
+    told = json.loads(answer.partition(b"\r\n\r\n")[2])
+    assert told == {"error": "frames must be message or verbatim", "code": "bad-query"}
 
 
 async def test_who_waits_for_it_is_told_to_go_on(fake: Backend) -> None:

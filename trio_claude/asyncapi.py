@@ -11,7 +11,7 @@ from typing import Any, Final
 
 from . import __version__, sayings
 from .config import Config
-from .connection import DOOR
+from .connection import DOOR, SHAPES
 from .entrance import SESSION_DOOR
 from .errors import CloseCode, Reason
 from .events import Outcome, Receipt
@@ -109,7 +109,7 @@ def _schemas() -> dict[str, Json]:
 
 def _claude() -> Json:
     limit = Config().max_message
-    query = {"type": "object", "properties": {"frames": {"enum": ["message", "verbatim"], "default": "message"}}}
+    query = {"type": "object", "properties": {"frames": {"enum": list(SHAPES), "default": SHAPES[0]}}}
     text = f"One prompt, streamed, closed. A message has at most {limit} bytes, unless the server says otherwise."
     return _channel(DOOR, CLAUDE, text, query)
 

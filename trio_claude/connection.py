@@ -17,7 +17,7 @@ from . import context, messages
 from .config import Config
 from .conversation import Conversation
 from .entrance import SESSION_DOOR, Entrance, Guest
-from .errors import Busy, ClientError, CloseCode, Draining, NoMessage, NotWanted, PeerGone, Reason
+from .errors import Busy, ClientError, CloseCode, Draining, HttpRefusal, NoMessage, NotWanted, PeerGone, Reason
 from .events import PATH_LIMIT, Answered, ConnectionClosed, ConnectionOpened, Crashed, Observer, Refused
 from .far import Far
 from .faults import run_of
@@ -33,6 +33,8 @@ from .upgrade import Handshake, Request, Routes, Site, serve_http
 
 DOOR = "/ws/claude"
 DOORS = frozenset({DOOR, SESSION_DOOR})
+SHAPES = MESSAGE, VERBATIM = "message", "verbatim"
+"""In which shape a client may have the CLI's lines (`frames`): the first is what it gets where it names none."""
 STRIKES = 8
 """Messages after the prompt that a client may send before it is shown out."""
 
@@ -66,6 +68,13 @@ class Household:
         if self.far:
             self.far.tell_history(state)
 
+    def _enter(self, request: Request) -> None:
+        """Let a client in, if it asks for nothing that its door does not know. Raises `HttpRefusal`."""
+        frames = request.query.get("frames", SHAPES[0])
+        if request.path == DOOR and frames not in SHAPES:
+            raise HttpRefusal(400, "bad-query", f"frames must be {' or '.join(SHAPES)}")
+        self.entrance.enter(request)
+
     def site(self, address: str) -> Site:
         """Return what is served to a client at an address."""
         entrance = self.entrance
@@ -73,7 +82,7 @@ class Household:
             routes=self.routes,
             doors=DOORS,
             check=lambda request: entrance.check(request, address),
-            enter=entrance.enter,
+            enter=self._enter,
             share=entrance.share,
             on_refusal=lambda refusal: self.observer(
                 Refused(refusal.status, f"{refusal.code}: {refusal}", refusal.code)
@@ -161,7 +170,7 @@ class OneShot:
         self._peer = peer
         self._guest = guest
         self._household = household
-        self._verbatim = handshake.request.query.get("frames") == "verbatim"
+        self._verbatim = handshake.request.query.get("frames") == VERBATIM
         self._first: str | bytes | None = None
         self._arrived = trio.Event()
         self._strikes = 0

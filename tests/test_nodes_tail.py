@@ -365,6 +365,35 @@ async def test_what_came_while_this_process_stood_still_is_heard_at_once(
     assert seen[: seen.index(2)] == (["reads", 1] if late else ["reads", 1, "reads"])
 
 
+async def test_of_what_comes_no_more_is_read_at_once_than_there_is_room_for(
+    redis_server: RedisServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each of these may have as many bytes as a client's message, and more."""
+    monkeypatch.setattr(tail, "READ_BYTES", 100_000)
+    heard: list[int] = []
+    read: list[int] = []
+    ask = Wire.ask
+
+    async def answer(wire: Wire, *words: Word) -> object:
+        told = await ask(wire, *words)
+        if words[0] == "XREAD" and told:
+            read.append(len(*told.values()))
+        elif words[0] in ("XRANGE", "EVAL", "EVALSHA"):
+            read.append(len(told))
+        return told
+
+    async with open_redis(Config(redis=redis_server.url)) as redis, trio.open_nursery() as nursery:
+        for number in range(1, 31):
+            fields = ("from", "a", "series", "s", "number", number, "packet", b"x" * 40_000)
+            await redis.ask("XADD", redis.key("control", "here"), "*", *fields)
+        monkeypatch.setattr(Wire, "ask", answer)
+        nursery.start_soon(Tail(redis, "here", lambda packet: heard.append(int(packet[b"number"])), print).serve)
+        await until(lambda: len(heard) == 30)
+        nursery.cancel_scope.cancel()
+    assert heard == list(range(1, 31))
+    assert max(read) == tail.READ_PARTS
+
+
 async def test_a_node_that_can_hear_nothing_says_so(redis_server: RedisServer, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tail, "RETRY", 0.01)
     events: list[Event] = []

@@ -193,6 +193,13 @@ class Wire:
             self.cut()
             raise RedisGone(GONE, f"what it says can't be read: {type(error).__name__}") from None
 
+    async def run(self, script: Script, keys: Sequence[str], *arguments: Word) -> Any:
+        """Run a script; a Redis that does not know it is told it. Raises `RedisGone` and `RedisFault`."""
+        try:
+            return await self.ask("EVALSHA", script.sha, len(keys), *keys, *arguments)
+        except coredis.exceptions.NoScriptError:
+            return await self.ask("EVAL", script.text, len(keys), *keys, *arguments)
+
     async def ask_all(self, asked: Iterable[Sequence[Word]]) -> list[Any]:
         """Ask several commands at once; return the answers, a `RedisFault` in the place of each that is refused.
 
@@ -287,11 +294,7 @@ class Redis:
 
     async def run(self, script: Script, keys: Sequence[str], *arguments: Word) -> Any:
         """Run a script; a Redis that does not know it is told it. Raises as `ask` does."""
-        wire = self._usable()
-        try:
-            return await wire.ask("EVALSHA", script.sha, len(keys), *keys, *arguments)
-        except coredis.exceptions.NoScriptError:
-            return await wire.ask("EVAL", script.text, len(keys), *keys, *arguments)
+        return await self._usable().run(script, keys, *arguments)
 
     @asynccontextmanager
     async def open_wire(self, patience: float) -> AsyncIterator[Wire]:

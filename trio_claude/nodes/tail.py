@@ -30,6 +30,8 @@ READ_PARTS: Final = 4
 """Parts of one run that such a read gives at most."""
 READ_PACKETS: Final = 256
 """Packets to this node that are read at once where so many parts of a run would come, or a read was late."""
+READ_BYTES: Final = 4 * 1024 * 1024
+"""Bytes behind which such a read takes no more of them: one may have as many as a client's message, and more."""
 LATE: Final = 0.5
 """Seconds beyond `BLOCK` after which an answer was late: this process stood still, and who asked may wait no more."""
 PAGE_BYTES: Final = 1024 * 1024
@@ -149,8 +151,7 @@ class Watch:
         if self._incarnation != incarnation:
             self._at = await self._locate(key)
             self._incarnation = incarnation
-        words = self._redis.prefix, self._run, "{}-{}".format(*self._at), PAGE_BYTES, PAGE_PARTS
-        if found := await self._redis.run(load("page"), (), *words):
+        if found := await self._redis.run(load("page"), (), key, "{}-{}".format(*self._at), PAGE_BYTES, PAGE_PARTS):
             self.take(map(read_entry, found))
         elif await self._redis.ask("EXISTS", self._redis.key("run", self._run)):
             self._tail.add(self._run, self, self._at)
@@ -290,7 +291,7 @@ class Tail:
                 self._give(run, [read_entry(entry) for entry in entries])
         packets = [*told.get(self._own.encode(), ())]
         if len(packets) == READ_PARTS or (packets and trio.current_time() > latest):
-            packets += await wire.ask("XRANGE", self._own, b"(" + packets[-1][0], "+", "COUNT", READ_PACKETS)
+            packets += await wire.run(load("page"), (), self._own, packets[-1][0], READ_BYTES, READ_PACKETS)
         self._tell(packets)
         await self._trim(wire)
         await self._look(wire)

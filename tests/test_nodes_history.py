@@ -704,6 +704,22 @@ async def test_a_redis_without_memory_left_is_told_again_when_it_has_some() -> N
             assert not journal.fault
 
 
+async def test_why_redis_lets_nobody_in_is_told(redis_server: RedisServer) -> None:
+    """Not for ever that it did not answer as it closed the connection."""
+    async with open_history_of(redis_server) as journal:
+        redis_server.call("CONFIG", "SET", "requirepass", "s3cret")
+        try:
+            redis_server.call("-a", "s3cret", "CLIENT", "KILL", "TYPE", "normal")
+            await until(lambda: "already authenticated" in journal.fault)
+            with pytest.raises(
+                JournalFault, match=r"^the journal can't be read: Redis refuses: .* already authenticated"
+            ):
+                await journal.find(Query(identity=None))
+        finally:
+            redis_server.call("-a", "s3cret", "CONFIG", "SET", "requirepass", "")
+        await until(lambda: not journal.fault)
+
+
 async def test_a_redis_whose_user_may_do_less_for_a_while_is_told_again(redis_server: RedisServer) -> None:
     async with open_history_of(redis_server) as journal:
         run = journal.begin(begun("a"))

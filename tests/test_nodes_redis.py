@@ -327,7 +327,7 @@ async def test_one_that_was_made_a_replica_is_left_for_where_the_address_leads_n
                 made = cutter.made
                 await until(lambda: cutter.made > made)  # it still leads to the replica
                 assert not redis.connected
-                assert redis.fault == "it is a replica, which takes no writes"
+                assert redis.fault == "Redis is a replica, which takes no writes"
                 cutter.lead(other.listen())
                 with trio.fail_after(5):
                     await redis.wait()

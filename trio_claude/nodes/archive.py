@@ -38,7 +38,8 @@ def to_bytes(text: str) -> bytes:
     return text.encode("utf-8", "replace")
 
 
-def _word(word: Word) -> Word:
+def to_word(word: Word) -> Word:
+    """Return a word as Redis gets it."""
     return to_bytes(word) if isinstance(word, str) else word
 
 
@@ -179,7 +180,7 @@ class Archive:
 
     async def _run(self, script: str, *words: Word) -> Any:
         with _faults():
-            return await self._redis.run(load(script), (), self._redis.prefix, *map(_word, words))
+            return await self._redis.run(load(script), (), self._redis.prefix, *map(to_word, words))
 
     async def _ask(self, *words: Word) -> Any:
         with _faults():

@@ -13,7 +13,7 @@ import itertools
 import json
 import math
 from collections import deque
-from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from typing import Final, Protocol
 
@@ -43,7 +43,7 @@ from ..journal.base import SOON, TAIL, UNWRITTEN
 from ..journal.facts import Text
 from ..journal.unfinished import find_unfinished
 from ..services import keep_going, open_lasting, open_services
-from .archive import GONE, RETRY, Archive, to_bytes
+from .archive import GONE, RETRY, Archive, to_bytes, to_word
 from .redis import Redis, RedisBroken, RedisFault, Wire, Word, check
 from .scripts import load
 
@@ -288,7 +288,10 @@ class RedisJournal(Backlog, Journal):
     async def serve(self) -> None:
         """Tell Redis what comes, until cancelled."""
         while True:
-            await self._redis.wait()
+            while not self._redis.connected:
+                self.fault = f"the journal can't be written: {self._redis.why}"
+                with trio.move_on_after(PAUSE):
+                    await self._redis.wait()
             try:
                 async with self._redis.open_wire(self._redis.patience) as wire:
                     self._wire = wire
@@ -442,9 +445,6 @@ def _begin(run: Begun, writer: Writer) -> None:
     writer.begin(run)
 
 
-def _fields(facts: Mapping[str, str | int | None]) -> Iterator[Word]:
-    """Yield fields with their values, those that have one."""
-    for name, value in facts.items():
-        if value is not None:
-            yield name
-            yield to_bytes(value) if isinstance(value, str) else value
+def _fields(facts: Mapping[str, str | int | None]) -> list[Word]:
+    """Return fields with their values, those that have one."""
+    return [to_word(word) for name, value in facts.items() if value is not None for word in (name, value)]

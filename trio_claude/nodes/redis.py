@@ -43,7 +43,7 @@ LOOKS: Final = 8
 PIECE: Final = 64 * 1024
 """Bytes that are sent at a time, and that the kernel holds before a write waits: each shows that Redis takes them."""
 GONE: Final = "Redis does not answer"
-REPLICA: Final = "it is a replica, which takes no writes"
+REPLICA: Final = "Redis is a replica, which takes no writes"
 FORBIDDEN: Final = "The user executing the script "
 """How Redis begins to say that a script does what its user may not do, by its access list."""
 BACKOFF: Final = (0.05, 1.0)
@@ -260,6 +260,8 @@ class Redis:
     """Trio's time since when the connection is whole."""
     fault: str = ""
     """Why there is no connection, for logs: it may name an address."""
+    why: str = GONE
+    """The same, as clients may be told it."""
     _wire: Wire | None = None
     _changed: trio.Event = attrs.Factory(trio.Event)
     _listeners: list[Callable[[bool], None]] = attrs.Factory(list)
@@ -319,28 +321,29 @@ class Redis:
                         task_status.started()
                     pause, begun = BACKOFF[0], True
                     await wire.lost.wait()
-                    fault = wire.fault
+                    fault = why = wire.fault
             except (RedisFault, ConfigError) as error:
                 refused = not isinstance(error, RedisGone)
-                fault = error.detail if isinstance(error, RedisFault) else str(error)
+                why = str(error)
+                fault = error.detail if isinstance(error, RedisFault) else why
                 if not begun:
                     raise ConfigError(f"redis: {self.address}: {fault}") from None
-            self._went(fault, refused=refused)
+            self._went(fault, why, refused=refused)
             await trio.sleep(pause)
             pause = min(pause * 2, BACKOFF[1])
 
     def _usable(self) -> Wire:
         if self._wire is None:
-            raise RedisGone(GONE)
+            raise RedisGone(self.why)
         return self._wire
 
     def _came(self, wire: Wire, incarnation: str) -> None:
         self._wire, self.incarnation, self.since, self.fault = wire, incarnation, trio.current_time(), ""
         self._tell()
 
-    def _went(self, fault: str, *, refused: bool) -> None:
+    def _went(self, fault: str, why: str, *, refused: bool) -> None:
         is_news = self._wire is not None or (refused and fault != self.fault)
-        self._wire, self.fault = None, fault
+        self._wire, self.fault, self.why = None, fault, why
         if is_news:
             self._tell()
 

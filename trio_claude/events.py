@@ -134,8 +134,9 @@ class ConnectionClosed:
 
 @attrs.frozen
 class Refused:
-    """A client was refused, before the upgrade (an HTTP status) or after it (a close code).
+    """A client was refused and shown out, before the upgrade (an HTTP status) or after it (a close code).
 
+    A message that is `refused` inside a session, which goes on, is no such event.
     `code` is the word for programs of an answer's `code`; there are some thirty. `status` is 0 where a connection was
     closed before its request was read.
     """

@@ -101,8 +101,9 @@ FAMILIES: Final = (
     ),
     Family("connection_seconds", "histogram", "How long WebSockets were open.", buckets=STAYS),
     Family(
-        "refused_total", "counter", "Clients that were refused, by the HTTP status or close code (0: closed before a "
-        "request was read) and the word for programs.", ("status", "code"),
+        "refused_total", "counter", "Clients that were refused and shown out, by the HTTP status or close code (0: "
+        "closed before a request was read) and the word for programs; not what a session refuses and goes on.",
+        ("status", "code"),
         known=tuple((f"{one.close_code:d}", one.code) for one in (Busy, QueueFull)),
     ),
     Family("http_answers_total", "counter", "Plain HTTP requests that were answered or refused.", ("status",)),

@@ -178,6 +178,29 @@ async def test_a_run_that_goes_between_two_pages_ends_no_list(place: Place, monk
     assert asked["runs"][-1]["id"] == oldest
 
 
+async def test_of_runs_that_began_at_once_none_goes_with_another(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where the one that is gone was the last of a page."""
+    names = [await place.run("hello") for _ in range(5)]
+    with contextlib.closing(sqlite3.connect(place.path)) as journal, journal:
+        journal.execute("UPDATE runs SET started = 1795787340.123456")
+    names.sort(reverse=True)
+    monkeypatch.setattr("trio_claude.commands.server_runs.PAGE", 3)
+    gone: list[str] = []
+
+    def request(client: httpx.Client, *words: Any, real: Any = httpx.Client.request, **more: Any) -> httpx.Response:
+        if more.get("params", {}).get("before") == names[2] and not gone:
+            gone.append(names[2])
+            assert real(client, "DELETE", f"{place.server.url}/api/runs/{names[2]}").is_success
+        return real(client, *words, **more)
+
+    monkeypatch.setattr(httpx.Client, "request", request)
+    words = ["runs", "list", "--json", "--url", place.server.url, "--limit", "4"]
+    asked = await trio.to_thread.run_sync(lambda: json.loads(CliRunner().invoke(cli, words).stdout))
+    assert gone == [names[2]]
+    assert [run["id"] for run in asked["runs"]] == names[:4]
+    assert asked["next"] == names[3]
+
+
 @pytest.mark.parametrize("way", WAYS)
 async def test_one_run_is_shown_and_found_by_its_beginning(place: Place, way: str) -> None:
     run = await place.run("hello", model="claude-haiku-5-5")

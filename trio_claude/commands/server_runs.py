@@ -6,6 +6,7 @@ This module must never repeat a request that changes something, and never trust 
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,6 +18,7 @@ import httpx
 
 from ..errors import ConfigError
 from .complaints import NOBODY, next_step
+from .run_facts import number
 from .run_sources import CANDIDATES, FIGURES, Away, Listed, NotNow, Piece, Run, Summary, Sums, Unreachable, Wanted
 from .words import clean
 
@@ -81,16 +83,18 @@ class ServerRuns:
             said["limit"] = min(PAGE, wanted.limit - len(runs))
             before = {"before": runs[-1]["id"]} if runs else {}
             answer = self._ask("GET", "/api/runs", {**said, **before}, unknown=bool(runs))
-            if answer.status_code == 404:  # that run was deleted meanwhile
-                said["until"] = runs[-1].get("started")
+            if answer.status_code == 404:  # that run was deleted meanwhile; others may have begun in the same moment
+                said |= {"until": math.nextafter(number(runs[-1].get("started")), math.inf), "limit": PAGE}
                 answer = self._ask("GET", "/api/runs", said)
             page = self._told(answer)
             found, more = page.get("runs"), page.get("next")
             if not isinstance(found, list) or not all(isinstance(run, dict) and "id" in run for run in found):
                 raise self._strange()
-            runs += found
-            if more is None or not found or len(runs) >= wanted.limit:
-                return Listed(runs, more)
+            known = {str(run["id"]) for run in runs}
+            runs += (fresh := [run for run in found if str(run["id"]) not in known])
+            if more is None or not fresh or len(runs) >= wanted.limit:
+                listed = runs[: wanted.limit]
+                return Listed(listed, more if len(listed) == len(runs) else str(listed[-1]["id"]))
 
     def get(self, run: str) -> Run | None:
         """Return one run."""

@@ -134,6 +134,15 @@ def test_a_folder_that_is_gone_is_named(folder: Path) -> None:
     )
 
 
+@pytest.mark.parametrize(("name", "value"), [("cwd", "/\ud800"), ("sandbox_read", ("/usr", "/\ud800"))])
+def test_a_path_that_the_locale_can_not_say_is_named(name: str, value: str | tuple[str, ...]) -> None:
+    """A file of settings is UTF-8, and names what an older locale has no bytes for."""
+    with pytest.raises(
+        ConfigError, match=rf"^{name}: '/\\ud800' is no name in utf-8; --config takes it with LC_ALL=C.UTF-8$"
+    ):
+        load({name: value})
+
+
 def test_a_missing_file_is_named() -> None:
     with pytest.raises(ConfigError, match="no such config file: /nope"):
         load({}, Path("/nope"))

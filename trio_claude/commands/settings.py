@@ -6,6 +6,7 @@ a default: those are the fields' own.
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -16,6 +17,7 @@ import attrs
 from ..config import Config, kind
 from ..containment import MARK
 from ..errors import ConfigError
+from .completing import FILES, FOLDERS
 from .credentials import KEY
 
 ENV_PREFIX: Final = "TRIO_CLAUDE_"
@@ -52,7 +54,7 @@ def load(flags: Mapping[str, Any], file: Path | None = None, *, defaults: Mappin
     first = ts.loaders.DictLoader(dict(defaults or {}))
     loaders = [first, *files, ts.EnvLoader(ENV_PREFIX), ts.loaders.DictLoader(dict(flags))]
     try:
-        return ts.load_settings(Config, loaders, converter=converter)
+        config = ts.load_settings(Config, loaders, converter=converter)
     except (ValueError, OSError, RecursionError) as error:
         raise ConfigError(f"--config {file}: {error}") from error
     except ts.exceptions.ConfigFileLoadError as error:
@@ -60,6 +62,19 @@ def load(flags: Mapping[str, Any], file: Path | None = None, *, defaults: Mappin
     except ts.exceptions.TsError as error:
         told = "; ".join(_told(text) for text in _leaves(error))
         raise ConfigError(f"{told}; `trio-claude serve --help` tells of each setting") from error
+    for name in (*FILES, *FOLDERS):
+        _check_name(name, getattr(config, name))
+    return config
+
+
+def _check_name(name: str, value: str | tuple[str, ...]) -> None:
+    """Raise `ConfigError` for a path that this locale can't say: a file's words are UTF-8 whatever the locale."""
+    for path in (value,) if isinstance(value, str) else value:
+        try:
+            os.fsencode(path)
+        except UnicodeEncodeError as error:
+            told = f"{name}: {path!a} is no name in {error.encoding}"
+            raise ConfigError(f"{told}; --config takes it with LC_ALL=C.UTF-8") from None
 
 
 def strange_variables(environ: Mapping[str, str]) -> list[str]:

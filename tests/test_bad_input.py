@@ -35,7 +35,7 @@ async def test_a_bad_message_closes_with_1008(fake: Backend, message: str | byte
 async def test_a_profile_without_transcripts_has_nothing_to_resume(fake: Backend) -> None:
     async with fake.serve(profile="lean") as server:
         said = await ask(server, "hi", resume="01234567-89ab-cdef-0123-456789abcdef")
-    assert (said.objects[1:], said.code) == ([{"error": "resume is not allowed by this server"}], 1008)
+    assert (said.objects[1:], said.code) == ([{"error": "resume is not allowed here"}], 1008)
 
 
 async def test_no_message_in_time_closes_with_1008(fake: Backend) -> None:
@@ -228,7 +228,7 @@ async def test_a_cli_deaf_to_signals_is_ended_all_the_same(fake: Backend) -> Non
 async def test_an_unknown_workspace_root_is_refused(fake: Backend) -> None:
     async with fake.serve() as server:
         said = await ask(server, "hi", workspace="project")
-    assert (said.errors[-1]["error"], said.code) == ("workspace is not allowed by this server", 1008)
+    assert (said.errors[-1]["error"], said.code) == ("workspace is not allowed here", 1008)
 
 
 async def test_a_workspace_is_a_folder_of_its_own(fake: Backend, folder: Path) -> None:

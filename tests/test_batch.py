@@ -447,7 +447,7 @@ async def test_what_a_server_refuses_is_no_crash(fake: Backend, folder: Path) ->
     async with fake.serve(allow_options=("timeout",)) as server:
         told = await batch(fake, folder, write_tasks(folder, {"prompt": "hello", "effort": "low"}), "--url", server.url)
     assert (told.status, told.of("reason"), told.of("attempts")) == (1, ["refused"], [1])
-    assert told.results[0]["error"] == "effort is not allowed by this server"
+    assert told.results[0]["error"] == "effort is not allowed here"
 
 
 async def test_what_the_operator_grants_may_be_asked_for(fake: Backend, folder: Path) -> None:
@@ -456,7 +456,7 @@ async def test_what_the_operator_grants_may_be_asked_for(fake: Backend, folder: 
         told = await batch(fake, folder, tasks, "--url", server.url)
     assert (told.status, told.of("ok")) == (0, [True])
     told = await batch(fake, folder, tasks, "--out", "inside.jsonl")
-    assert (told.status, told.stderr) == (2, "trio-claude: line 1: allowed_tools is not allowed by this server\n")
+    assert (told.status, told.stderr) == (2, "trio-claude: line 1: allowed_tools is not allowed here\n")
     (folder / "c.toml").write_text('grants = ["allowed_tools"]\n')
     told = await batch(fake, folder, tasks, "--out", "inside.jsonl", "--config", "c.toml")
     assert (told.status, told.of("ok")) == (0, [True])

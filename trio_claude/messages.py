@@ -201,12 +201,12 @@ def parse_options(message: dict[str, Any], allowed: tuple[str, ...], max_timeout
         if key not in known:
             raise BadMessage(f"unknown key {_shown(key)}")
         if key not in allowed:
-            raise BadMessage(f"{key} is not allowed by this server")
+            raise BadMessage(f"{key} is not allowed here")
         if value is None:
             raise BadMessage(f"{key} must not be null; leave it out")
     options = _structure(message, Options)
     if options.timeout is not None and options.timeout > max_timeout:
-        raise BadMessage(f"timeout must be at most {max_timeout:g}, this server's limit")
+        raise BadMessage(f"timeout must be at most {max_timeout:g}, the limit here")
     return options
 
 

@@ -55,7 +55,7 @@ INHERITED = (
 """Variables that a CLI inherits. All others stay with the server."""
 KEPT_BACK = ("XDG_RUNTIME_DIR", "CLAUDE_CODE_TMPDIR")
 """Variables that would move the CLI's sockets out of the run's own folder, where two runs could meet."""
-NO_WORKSPACES = "workspace: this server has no workspaces"
+NO_WORKSPACES = "workspace: there are no workspaces here"
 RUN_NAME = 12
 """Characters of a run's id in its folder's name."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import os
@@ -283,6 +284,27 @@ async def test_results_may_go_to_a_pipe(fake: Backend, folder: Path) -> None:
     assert told.status == 2
     assert told.stderr == "trio-claude: --resume: /dev/stdout is no file that could be gone on with\n"
     assert not list(Path("/dev").glob("stdout.*"))
+
+
+async def test_a_pipe_that_nobody_reads_is_waited_for_and_that_is_said(fake: Backend, folder: Path) -> None:
+    os.mkfifo(folder / "pipe")
+    words = [*PROGRAM, write_tasks(folder, "hello"), "--out", "pipe", "--manifest", "m.json", "--force"]
+    told = "trio-claude: pipe: nobody reads this pipe; the batch begins when somebody does\n"
+    for number, status in ((signal.SIGINT, 130), (signal.SIGTERM, -signal.SIGTERM), (0, 0)):
+        with (folder / "stderr").open("wb") as stderr:
+            async with trio.open_nursery() as nursery:
+                run = functools.partial(
+                    trio.run_process, words, env=environ(fake), cwd=folder, stderr=stderr, check=False
+                )
+                process = await nursery.start(run)
+                await until(lambda: told in (folder / "stderr").read_text(), 30)
+                if number:
+                    process.send_signal(number)
+                else:
+                    with trio.fail_after(30):
+                        said = await trio.to_thread.run_sync((folder / "pipe").read_text, abandon_on_cancel=True)
+                    assert json.loads(said)["ok"]
+        assert process.returncode == status
 
 
 async def test_a_full_disk_below_stdout_is_one_line(fake: Backend, folder: Path) -> None:

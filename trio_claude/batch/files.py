@@ -7,6 +7,7 @@ result is with the system when `write` returns. Writes are short, and go out in 
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import re
 import secrets
@@ -46,6 +47,16 @@ def is_plain(path: Path) -> bool:
         return stat.S_ISREG(path.stat().st_mode)
     except OSError:
         return True
+
+
+def hold_pipe(path: Path) -> int | None:
+    """Return a descriptor that holds a pipe open for writing, None while nobody reads it. Raises `Unwritable`."""
+    try:
+        return os.open(path, os.O_WRONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    except OSError as error:
+        if error.errno == errno.ENXIO:
+            return None
+        raise Unwritable(f"{path}: {error.strerror}") from error
 
 
 def ahead_of(out: Path) -> Path:

@@ -5,6 +5,7 @@ The first SIGINT or SIGTERM ends all runs; what is not finished is written as ca
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import secrets
@@ -14,7 +15,7 @@ import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import attrs
 import click
@@ -30,6 +31,7 @@ from ..batch.files import (
     ahead_of,
     check_free,
     check_whole,
+    hold_pipe,
     is_plain,
     rendered,
     sweep,
@@ -49,6 +51,9 @@ from .complaints import complain, tell
 from .process import take_process
 from .statuses import Status
 from .words import clean
+
+READER_POLL: Final = 0.05
+"""Seconds between two looks whether somebody reads a pipe."""
 
 
 @attrs.frozen(kw_only=True)
@@ -144,7 +149,7 @@ async def _run_alone(batch: Batch) -> Ending:
     check_whole(batch.beside)
     for path in (batch.out, batch.beside):
         sweep(path)
-    async with _open_caught() as caught:  # from here on a signal waits until a file is whole
+    async with _held_open(batch), _open_caught() as caught:  # from here on a signal waits until a file is whole
         earlier = _take_up(batch) if batch.resume else None
         name = _name(earlier)
         async with _open_door(batch, name, caught.asking) as (door, settings, about):
@@ -153,6 +158,21 @@ async def _run_alone(batch: Batch) -> Ending:
                 runner = Runner(batch.plan, door, out, settings, earlier)
                 manifest = _described(batch, settings, about, name, earlier)
                 return await _run(batch, runner, manifest, caught)
+
+
+@asynccontextmanager
+async def _held_open(batch: Batch) -> AsyncIterator[None]:
+    """Hold a pipe that takes the results open while the context lasts; nobody reads it yet: wait, and say so."""
+    with contextlib.ExitStack() as held:
+        if batch.out.is_fifo() and not batch.resume:
+            told = False
+            while (pipe := hold_pipe(batch.out)) is None:
+                if not told:
+                    complain(f"{batch.out}: nobody reads this pipe; the batch begins when somebody does")
+                told = True
+                await trio.sleep(READER_POLL)
+            held.callback(os.close, pipe)
+        yield
 
 
 @asynccontextmanager

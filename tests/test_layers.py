@@ -38,7 +38,7 @@ TABLE: dict[str, set[str]] = {
     "inbox": {"errors"},
     "containment": {"errors", "events", "services"},
     "stderr": {"delivery", "containment"},
-    "quarters": set(),
+    "quarters": {"errors"},
     "cli_state": {"quarters"},
     "holds": {"errors"},
     "leftovers": {"errors", "containment"},

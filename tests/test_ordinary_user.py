@@ -162,6 +162,20 @@ async def serving(user: User, mode: str, cli: Path | None = None) -> AsyncIterat
     await until(lambda: not user.processes())
 
 
+@pytest.mark.parametrize("field", ["cwd", "workspaces"])
+async def test_a_folder_that_it_may_not_enter_is_named(user: User, field: str) -> None:
+    """At the start, by the setting, and not by each run."""
+    closed = user.folder / "closed"
+    closed.mkdir(mode=0o700)
+    for folder in (closed, closed / "below"):
+        told = await trio.run_process(
+            user.words(sys.executable, "-m", "trio_claude", "serve", "--port", "0", "--cli", "sh", f"--{field}={folder}"),
+            env=environ(user), cwd="/", capture_stderr=True, check=False,
+        )  # fmt: skip
+        error = f"trio-claude: {field} can't be entered (Permission denied): {folder}; --{field} names another"
+        assert (told.returncode, told.stderr.decode().splitlines()[-1]) == (2, error)
+
+
 # -- the promise ------------------------------------------------------------------------------------------------------
 
 

@@ -241,6 +241,15 @@ async def test_without_a_list_of_sessions_nothing_is_removed(folder: Path, monke
     assert (folder / "77.csv").exists()
 
 
+@pytest.mark.parametrize("field", ["cwd", "workspaces"])
+async def test_a_folder_that_can_not_be_looked_at_is_named_by_its_setting(field: str) -> None:
+    named = f"/{'x' * 300}"
+    told = rf"^{field} can't be entered \(File name too long\): {named}; --{field} names another$"
+    with pytest.raises(ConfigError, match=told):
+        async with Workplace.open(Config(cli="sh", **{field: named}), {}):
+            pytest.fail("opened")
+
+
 async def test_a_working_directory_for_each_meta(folder: Path) -> None:
     async with Workplace.open(Config(cli="sh", cwd=f"{folder}/{{meta}}"), {}) as workplace:
         async with opened(workplace, "a", meta="TASK-1") as job:

@@ -20,6 +20,8 @@ from pathlib import Path
 
 import attrs
 
+from .errors import ConfigError
+
 HOME, CONFIG, WORK = "home", "config", "work"
 LEAVES = (HOME, CONFIG, WORK)
 SESSIONS = "sessions"
@@ -72,6 +74,19 @@ def open_folder(path: str, *steps: str, owner: tuple[int, int] | None = None, ma
         yield folder
     finally:
         os.close(folder)
+
+
+def check_folder(field: str, folder: str, *, entered: bool) -> None:
+    """Raise `ConfigError` where runs can't work in a setting's folder; `entered`: this process must get in. Blocks."""
+    why = "is no folder"
+    try:
+        if Path(folder).is_dir():
+            if not entered or os.access(folder, os.X_OK):
+                return
+            why = f"can't be entered ({os.strerror(errno.EACCES)})"
+    except OSError as error:
+        why = f"can't be entered ({error.strerror})"
+    raise ConfigError(f"{field} {why}: {folder}; --{field} names another")
 
 
 def make_theirs(folder: Path, owner: tuple[int, int]) -> None:

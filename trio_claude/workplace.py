@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import fnmatch
+import functools
 import importlib.util
 import os
 import pwd
@@ -28,7 +29,7 @@ from .errors import ConfigError, SpawnFailed
 from .holds import Holds
 from .leftovers import Home, open_home, remove, remove_empty
 from .messages import Options, compact
-from .quarters import OPERATORS, SESSIONS, Homes, is_link, open_folder, state_folder, unlist
+from .quarters import OPERATORS, SESSIONS, Homes, check_folder, is_link, open_folder, state_folder, unlist
 
 INHERITED = (
     "PATH",
@@ -130,10 +131,10 @@ class Workplace:
         program, user = find_cli(config), find_user(config.user)
         cwd = _absolute(config.cwd)
         root = cwd.partition("{meta}")[0].rpartition("/")[0] if "{meta}" in cwd else cwd
-        if not await trio.Path(root).is_dir():
-            raise ConfigError(f"cwd is no folder: {root}; --cwd names another")
-        if config.workspaces and config.isolated == "off" and not await trio.Path(config.workspaces).is_dir():
-            raise ConfigError(f"workspaces is no folder: {config.workspaces}; --workspaces names another")
+        if config.isolated == "off":
+            looks = (("cwd", root or "/", bool(config.cwd)), ("workspaces", config.workspaces or "/", True))
+            for field, place, entered in looks:  # where this was started no run may ever work
+                await trio.to_thread.run_sync(functools.partial(check_folder, field, place, entered=entered))
         own = _with_whole_paths(inherited(environ, config.env))
         homes = _open_homes(config, environ)
         state = cli_state(own, user)

@@ -44,6 +44,20 @@ def test_the_folder_that_homes_are_in_is_the_servers_alone(folder: Path, shared:
     assert [stat.S_IMODE((folder / place).stat().st_mode) for place in ("state", "state/homes")] == [rights, rights]
 
 
+def test_a_home_of_another_user_is_named(folder: Path) -> None:
+    """As of the one whom the CLI became before."""
+    quarters = Homes.open(folder / "homes", per_run=False, shared=True).quarters("alice", "", "", binds=False)
+    quarters.make(None, None)
+    quarters.make((os.geteuid(), os.getegid()), "ws")
+    with pytest.raises(PermissionError) as told:
+        quarters.make((os.geteuid() + 1, os.getegid()), None)
+    ours, other = os.geteuid(), os.geteuid() + 1
+    assert told.value.filename == quarters.real
+    assert told.value.strerror == (
+        f"what is there is user {ours}'s, and runs are user {other}'s; chown it, or take another --state"
+    )
+
+
 def bash(script: str) -> str:
     return directive("bash", cmd=script)
 

@@ -163,9 +163,15 @@ class Quarters:
         with open_folder(root, name, make=True) as folder:
             if owner:
                 os.fchmod(folder, 0o711)
-        for steps in ((HOME,), (CONFIG, SESSIONS), (WORK, *((workspace,) if workspace is not None else ()))):
-            with open_folder(self.real, *steps, owner=owner, make=True):
-                pass
+        for steps in ((HOME,), (CONFIG, SESSIONS), (WORK,), *(((WORK, workspace),) if workspace is not None else ())):
+            with open_folder(self.real, *steps, owner=owner, make=True) as folder:
+                self._check_owner(os.fstat(folder).st_uid, owner)
+
+    def _check_owner(self, theirs: int, owner: tuple[int, int] | None) -> None:
+        """Raise PermissionError where a folder is another user's than the one's whom the CLI becomes."""
+        if owner and theirs != owner[0]:
+            why = f"what is there is user {theirs}'s, and runs are user {owner[0]}'s; chown it, or take another --state"
+            raise PermissionError(errno.EPERM, why, self.real)
 
     def forget(self, pid: int) -> None:
         """Remove what a CLI has left in the list of sessions."""

@@ -273,8 +273,10 @@ async def test_every_answer_is_safe(fake: Backend) -> None:
     assert json.loads(missing.partition(b"\r\n\r\n")[2])["code"] == "not-found"
 
 
-async def test_readiness_says_what_is_missing(fake: Backend) -> None:
-    async with fake.serve(cli="/nope") as server:
+@pytest.mark.parametrize("cli", ["/nope", f"/{'x' * 300}"])
+async def test_readiness_says_what_is_missing(fake: Backend, cli: str) -> None:
+    """Also where it can't even be looked for, as in a folder that was closed."""
+    async with fake.serve(cli=cli) as server:
         answer = await exchange(server, b"GET /readyz HTTP/1.1\r\nHost: localhost\r\n\r\n")
     assert status(answer) == 503
     assert json.loads(answer.partition(b"\r\n\r\n")[2])["cli"] is False

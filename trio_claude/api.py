@@ -108,7 +108,7 @@ class Api:
 
     def _readiness(self, request: Request) -> Response:
         """Tell whether a run would start now; why not, and how it would be held, to those who are known."""
-        cli, folder = Path(self._workplace.program).is_file(), Path(self._workplace.folders).is_dir()
+        cli, folder = _holds(Path(self._workplace.program).is_file), _holds(Path(self._workplace.folders).is_dir)
         draining = self._runs.draining
         ready = cli and folder and not draining
         told: dict[str, object] = {"ready": ready}
@@ -147,6 +147,14 @@ class Api:
 
     async def _ticket(self, request: Request) -> Response:
         return json_response(200, {"ticket": await self._entrance.ticket(request), "seconds": LIFETIME})
+
+
+def _holds(is_there: Callable[[], bool]) -> bool:
+    """Return what a look at a path says: where it can't be looked at, no run finds it either."""
+    try:
+        return is_there()
+    except OSError:
+        return False
 
 
 def takes_gzip(accepted: str) -> bool:

@@ -144,6 +144,8 @@ def test_a_path_that_the_locale_can_not_say_is_named(name: str, value: str | tup
 
 
 def test_a_missing_file_is_named() -> None:
+    with pytest.raises(ConfigError, match=r"^--config /x+: File name too long; name another$"):
+        load({}, Path(f"/{'x' * 300}"))
     with pytest.raises(ConfigError, match="no such config file: /nope"):
         load({}, Path("/nope"))
 

@@ -42,8 +42,11 @@ def load(flags: Mapping[str, Any], file: Path | None = None, *, defaults: Mappin
     import cattrs
     import typed_settings as ts  # takes a quarter of a second, and only commands need it
 
-    if file and not file.is_file():
-        raise ConfigError(f"no such config file: {file}; --config names another")
+    try:
+        if file and not file.is_file():
+            raise ConfigError(f"no such config file: {file}; --config names another")
+    except OSError as error:
+        raise ConfigError(f"--config {file}: {error.strerror}; name another") from None
     files: list[ts.loaders.Loader] = [ts.FileLoader({"*": ts.TomlFormat(None)}, files=[file])] if file else []
     converter = ts.default_converter(resolve_paths=False)
     assert isinstance(converter, cattrs.Converter)

@@ -16,7 +16,7 @@ from trio_claude.config import Config
 from trio_claude.events import Event, NodeState, Weak
 from trio_claude.nodes import open_nodes
 from trio_claude.nodes.membership import Membership
-from trio_claude.nodes.redis import Redis, open_redis
+from trio_claude.nodes.redis import Redis, RedisGone, open_redis
 from trio_claude.nodes.scripts import load
 
 pytestmark = pytest.mark.redis
@@ -286,6 +286,28 @@ async def test_why_it_refuses_is_told_of_a_redis_that_was_gone_first(folder: Pat
     assert details == ["", "Redis does not answer", "invalid username-password pair or user is disabled.", ""]
     assert [state for _, state in states(events)] == ["connected", "disconnected", "disconnected", "connected"]
     assert told == [False, True]
+
+
+async def test_while_redis_reads_its_file_it_does_not_come_and_go() -> None:
+    """It answers what it is, and nothing else: a node that took it for one that answers would lose it at once."""
+    events: list[Event] = []
+    slowly = ("--key-load-delay", "2000", "--loading-process-events-interval-bytes", "1024")
+    with open_redis_server() as server:
+        server.call("EVAL", "for i = 1, 2000 do redis.call('SET', 'k' .. i, string.rep('x', 64)) end", "0")
+        server.call("BGREWRITEAOF")  # of such a file it says, as it reads it, where it is
+        await until(lambda: b"aof_rewrite_in_progress:0" in server.call("INFO", "persistence"))
+        config = Config(redis=server.url, node_lease=LEASE, journal="none")
+        async with open_nodes(config, "a", events.append) as nodes, trio.open_nursery() as nursery:
+            server.kill()
+            await nodes.redis.wait(connected=False)
+            server.more = slowly
+            nursery.start_soon(trio.to_thread.run_sync, server.start)
+            await until(lambda: nodes.redis.why == "Redis is reading its file")
+            with pytest.raises(RedisGone, match="reading its file"):
+                await nodes.redis.ask("PING")
+            server.call("CONFIG", "SET", "key-load-delay", "0")
+            await until(lambda: len(events) > 2)
+    assert states(events) == [("a", "connected"), ("a", "disconnected"), ("a", "connected")]
 
 
 async def test_a_password_in_the_settings_is_warned_of(redis_server: RedisServer) -> None:

@@ -276,6 +276,8 @@ def test_an_old_one_is_refused_and_a_valkey_is_not() -> None:
         check(b"# Server\r\nredis_version:6.2.14\r\nrun_id:a\r\n")
     with pytest.raises(ConfigError, match="of no version is too old"):
         check(b"something else")
+    with pytest.raises(RedisGone, match="reading its file"):
+        check(b"redis_version:7.2.4\r\nloading:1\r\nrole:slave\r\n")
     assert check(b"redis_version:7.2.4\r\nserver_name:valkey\r\nvalkey_version:8.0.1\r\nrun_id:b\r\n") == "b"
 
 

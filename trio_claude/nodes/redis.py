@@ -43,6 +43,7 @@ LOOKS: Final = 8
 PIECE: Final = 64 * 1024
 """Bytes that are sent at a time, and that the kernel holds before a write waits: each shows that Redis takes them."""
 GONE: Final = "Redis does not answer"
+LOADING: Final = "Redis is reading its file"
 REPLICA: Final = "Redis is a replica, which takes no writes"
 FORBIDDEN: Final = "The user executing the script "
 """How Redis begins to say that a script does what its user may not do, by its access list."""
@@ -179,7 +180,7 @@ class Wire:
             raise
         except coredis.exceptions.BusyLoadingError:
             self.cut()  # it answers when it has read its file; a later connection finds that out
-            raise RedisGone("Redis is reading its file") from None
+            raise RedisGone(LOADING) from None
         except coredis.exceptions.ConnectionError:
             self.cut()
             raise RedisGone(GONE) from None
@@ -364,7 +365,10 @@ async def open_redis(config: Config) -> AsyncIterator[Redis]:
 
 
 def check(info: Any) -> str:
-    """Return the incarnation of a Redis that will do, out of what its INFO says. Raises `ConfigError`."""
+    """Return the incarnation of a Redis that will do, out of what its INFO says, which it answers before all else.
+
+    Raises `ConfigError`, and `RedisGone` where it answers nothing else yet.
+    """
     text = info.decode(errors="replace") if isinstance(info, bytes) else ""
     facts = dict(line.partition(":")[::2] for line in text.splitlines() if ":" in line)
     version = re.match(r"(\d{1,4})\.(\d{1,4})", facts.get("redis_version", ""))
@@ -373,6 +377,8 @@ def check(info: Any) -> str:
         raise ConfigError(f"Redis {told} is too old; {OLDEST[0]}.{OLDEST[1]} or later will do")
     if facts.get("cluster_enabled") == "1":
         raise ConfigError("Redis Cluster will not do: what is decided together must be in one Redis")
+    if facts.get("loading") == "1":
+        raise RedisGone(LOADING)
     if facts.get("role") == "slave":
         raise ConfigError(REPLICA)
     if (policy := facts.get("maxmemory_policy", "noeviction")) != "noeviction":

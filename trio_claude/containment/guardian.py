@@ -55,7 +55,7 @@ PR_SET_CHILD_SUBREAPER, PR_SET_NO_NEW_PRIVS, PR_CAP_AMBIENT, PR_CAP_AMBIENT_CLEA
 CLONE_NEWNS, CLONE_NEWPID, CLONE_NEWUSER = 0x00020000, 0x20000000, 0x10000000
 SYS_CLONE = {"x86_64": 56, "aarch64": 220, "riscv64": 220}.get(os.uname().machine)  # None: no mode `namespace`
 MS_BIND, MS_REC, MS_PRIVATE, MS_NOSUID, MS_NODEV, MS_NOEXEC = 4096, 16384, 1 << 18, 2, 4, 8
-MNT_DETACH, UMOUNT_NOFOLLOW = 2, 8
+UNMOUNT = 2 | 8  # MNT_DETACH, UMOUNT_NOFOLLOW
 FOLDER = os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 OOM_SCORE = 500  # added to a CLI's badness: out of memory, the kernel ends a run before a guardian or the server
 IGNORED = (signal.SIGPIPE, signal.SIGXFSZ, signal.SIGTERM, signal.SIGINT, signal.SIGHUP)  # and a CLI gets them back
@@ -351,6 +351,7 @@ class Supervisor:
         self.user = user
         self.zygote: int = os.getppid()
         self.inside: bool = False
+        self.wake: int
         self.wake, writer = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
         signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
         self.badness: Badness = Badness(proc)
@@ -397,8 +398,7 @@ class Supervisor:
 
     def tidy(self) -> bool:
         """Take away the run's binds, and its folders where they are empty; return whether a bind is left."""
-        binds = reversed(self.job["binds"] if self.inside else ())
-        left = [at for _, at in binds if _libc.umount2(os.fsencode(at), MNT_DETACH | UMOUNT_NOFOLLOW)]
+        left = [at for _, at in reversed(self.job["binds"] * self.inside) if _libc.umount2(os.fsencode(at), UNMOUNT)]
         for folder in reversed(self.job["folders"]):
             _libc.rmdir(os.fsencode(folder))  # the server removes what the run has left there
         return bool(left)

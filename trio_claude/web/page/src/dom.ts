@@ -57,13 +57,18 @@ async function copy(text: string): Promise<boolean> {
 const drawing = new Set<() => void>();
 const looking = new Set<() => void>();
 
+let isSet = false;
+
+function setFrame(): void {
+  isSet = true;
+  if (document.hidden) setTimeout(runWaiting, 250);
+  else requestAnimationFrame(runWaiting);
+}
+
 /** Call a function once at the next frame, however often it is asked for; four times a second in a hidden tab. */
 export function atFrame(work: () => void, works = drawing): void {
-  if (!drawing.size && !looking.size) {
-    if (document.hidden) setTimeout(runWaiting, 250);
-    else requestAnimationFrame(runWaiting);
-  }
   works.add(work);
+  if (!isSet) setFrame();
 }
 
 /** Call a function once behind all that a frame draws: the next one, or this one while it is drawn. */
@@ -72,10 +77,15 @@ export function behindDrawing(work: () => void): void {
 }
 
 function runWaiting(): void {
-  for (const works of [drawing, looking]) {
-    const now = [...works];
-    works.clear();
-    for (const work of now) work();
+  try {
+    for (const works of [drawing, looking]) {
+      const now = [...works];
+      works.clear();
+      for (const work of now) work();
+    }
+  } finally {
+    isSet = false;
+    if (drawing.size || looking.size) setFrame();
   }
 }
 

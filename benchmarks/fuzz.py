@@ -114,7 +114,7 @@ async def serve_head(sock: socket.socket) -> None:
 
 ANSWER = re.compile(
     rb"HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
-    rb"Sec-WebSocket-Accept: [A-Za-z0-9+/]{27}=\r\n(Sec-WebSocket-Protocol: trio-claude.v1\r\n)?\r\n"
+    rb"Sec-WebSocket-Accept: [A-Za-z0-9+/]{27}=\r\n(Sec-WebSocket-Protocol: trio-claude\.v1\r\n)?\r\n"
 )
 """What a handshake is answered with."""
 

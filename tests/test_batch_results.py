@@ -153,6 +153,7 @@ def test_only_429_and_529_are_a_strain(line: dict[str, object], strained: bool) 
         (1013, "no slot", "no slot came free", ("busy", None, "no slot came free", None, None)),
         (1008, "bad", "meta must match", ("refused", None, "meta must match", None, None)),
         (1009, "too long", None, ("refused", None, "too long", None, None)),
+        (1005, "", None, ("disconnected", None, "", None, None)),
         (1006, "the connection broke", None, ("disconnected", None, "the connection broke", None, None)),
     ],
 )  # fmt: skip

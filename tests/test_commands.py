@@ -507,7 +507,7 @@ async def test_what_a_terminal_can_not_say_is_shown_in_ascii(fake: Backend) -> N
     assert b"\\xfcbel" in told.stdout
 
 
-@pytest.mark.parametrize("words", [(), ("--timeout", "5"), ("--allow-options", "model")], ids=["", "short", "few"])
+@pytest.mark.parametrize("words", [(), ("--timeout", "50"), ("--allow-options", "model")], ids=["", "short", "few"])
 async def test_a_live_check_makes_one_run(fake: Backend, words: tuple[str, ...]) -> None:
     """Whatever clients may set."""
     told = await trio_claude("doctor", "--live", "--json", "--port", "0", *words, env=environ(fake))

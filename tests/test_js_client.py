@@ -575,7 +575,7 @@ async def test_a_page_whose_origin_is_not_named_is_told_so(fake: Backend, module
         script = ELSEWHERE.replace("URL", json.dumps(server.url)).replace("NOWHERE", '"http://127.0.0.1:1"')
         *refused, lost = (await browse(modules, tmp_path, "play", origin, {"script": script}))["value"]
     assert {tuple(one[:2]) for one in (*refused, lost)} == {("ConnectionLost", "lost")}
-    hint = f": the server answers, but not to a page of {origin}; its operator can name that with --allow-origin"
+    hint = f": something answers there, but not to a page of {origin}; the server's operator can name that with --allow-origin"
     assert [message.endswith(hint) for _, _, message in refused] == [True] * 3
     assert lost[2] == "can't reach ws://127.0.0.1:1/ws/claude?frames=verbatim"
 

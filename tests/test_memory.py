@@ -35,7 +35,8 @@ def test_a_limit_of_memory_is_all_that_there_is(
         file = folder / "mount" / name.lstrip("/")
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_text(f"{limit * MIB if isinstance(limit, int) else limit}\n")
-    (folder / "mounts").write_text(f"proc /proc proc rw 0 0\ngroups {folder / 'mount'} {kind} 0 0\n")
+    odd = b"any /may/have\x0cany\xffname fuse rw 0 0\n"
+    (folder / "mounts").write_bytes(odd + os.fsencode(f"groups {folder / 'mount'} {kind} 0 0\n"))
     (folder / "groups").write_text(f"{groups}\n")
     monkeypatch.setattr(memory, "MOUNTS", folder / "mounts")
     monkeypatch.setattr(memory, "GROUPS", folder / "groups")

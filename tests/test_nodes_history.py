@@ -317,7 +317,7 @@ async def test_nothing_is_stored_behind_a_hole_or_an_end(journal: RedisJournal) 
 
 async def tell_again(journal: RedisJournal, server: RedisServer) -> None:
     """Have all connections break, and what was told just now told again."""
-    journal._again.extend(write for _, write in journal._kept)
+    journal._again.extend(write for _, write, _ in journal._kept)
     before = journal._redis.since
     server.call("CLIENT", "KILL", "TYPE", "normal")
     await until(lambda: journal._redis.connected and journal._redis.since > before)
@@ -491,9 +491,11 @@ async def test_a_redis_that_was_a_replica_meanwhile_is_told_what_the_other_had_n
             other.call("REPLICAOF", "NO", "ONE")
             run.lines(numbered(6, 5))
             assert await journal.settle()
-            follow(redis_server, other)
-            await until(lambda: follows(redis_server) and not journal._redis.connected)
-            redis_server.call("REPLICAOF", "NO", "ONE")
+            try:
+                follow(redis_server, other)
+                await until(lambda: follows(redis_server) and not journal._redis.connected)
+            finally:
+                redis_server.call("REPLICAOF", "NO", "ONE")
             run.lines(numbered(11, 5))
             assert await journal.settle()
             assert run.stored

@@ -291,7 +291,7 @@ async def test_why_it_refuses_is_told_of_a_redis_that_was_gone_first(folder: Pat
 async def test_while_redis_reads_its_file_it_does_not_come_and_go() -> None:
     """It answers what it is, and nothing else: a node that took it for one that answers would lose it at once."""
     events: list[Event] = []
-    slowly = ("--key-load-delay", "2000", "--loading-process-events-interval-bytes", "1024")
+    slowly = ("--key-load-delay", "10000", "--loading-process-events-interval-bytes", "1024")
     with open_redis_server() as server:
         server.call("EVAL", "for i = 1, 2000 do redis.call('SET', 'k' .. i, string.rep('x', 64)) end", "0")
         server.call("BGREWRITEAOF")  # of such a file it says, as it reads it, where it is

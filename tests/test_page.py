@@ -1121,7 +1121,7 @@ async def test_older_runs_are_shown_where_the_last_that_was_listed_is_deleted(fa
         assert journal
         names = [f"{number:032x}" for number in range(102)]
         for number, name in enumerate(names):
-            journal.begin(begun(name, started=float(number + 1))).end(ended(name))
+            journal.begin(begun(name, started=1.5 if number < 4 else float(number))).end(ended(name))
         assert await journal.settle(10)
         await page.click("#tab-history")
         await page.wait_count(".run", 100)
@@ -1496,6 +1496,26 @@ async def test_of_answers_that_come_at_once_those_are_drawn_that_stay_and_looked
         assert await page.evaluate("globalThis.scrolls") == 1
         assert ITEMS_KEPT - 10 < await page.evaluate("globalThis.parsed") < ITEMS_KEPT + 10
         assert (await page.texts(".answer"))[0] == "words"
+
+
+async def test_what_waits_with_its_drawing_is_drawn_whatever_else_the_frame_has_to_do(
+    fake: Backend, browser: Browser
+) -> None:
+    """As where somebody says something while a long answer comes, whose last drawing was a moment ago."""
+    events: list[dict[str, object]] = [
+        {"type": "message_start", "message": {"id": "m"}},
+        {"type": "content_block_start", "index": 0, "content_block": {"type": "text"}},
+        {"type": "content_block_delta", "index": 0, "delta": {"type": "text_delta", "text": "words"}},
+    ]
+    raw = "".join(json.dumps({"type": "stream_event", "event": event}) + "\n" for event in events)
+    async with fake.serve() as server, looking(browser, server.url) as page:
+        await page.evaluate(HOLD_FRAMES)
+        await page.evaluate("(() => { performance.now = () => -1; })()")  # too early for a drawing
+        await page.say(directive("raw", text=raw) + directive("text"))
+        await page.wait_count(".turn-end", 1)
+        await page.evaluate("globalThis.requestAnimationFrame = globalThis.frame")
+        await page.evaluate("(() => { for (const work of globalThis.held) work(); delete performance.now; })()")
+        await page.until("document.querySelector('.answer').textContent.trim() === 'words'")
 
 
 MORE_ABOVE = """(() => {

@@ -22,5 +22,4 @@ def test_what_one_raises_keeps_nothing_of_the_others() -> None:
     places = Places(lambda: given.append("slot"), lambda: given.remove("nothing"))
     with pytest.raises(ValueError, match="not in list"):
         places.close()
-    places.close()
     assert given == ["slot"]

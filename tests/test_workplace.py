@@ -71,6 +71,18 @@ async def test_without_home_the_cli_is_expected_where_its_users_home_is(
     assert login({}).startswith("a stored login")
 
 
+@pytest.mark.root
+async def test_a_folder_that_only_the_clis_user_can_enter_is_his_to_enter(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("os.access", lambda path, _: path != str(folder))  # as where root has no rights of its own
+    async with Workplace.open(Config(cli="sh", cwd=str(folder), user="nobody"), {"HOME": "/"}) as workplace:
+        assert workplace.cwd == str(folder)
+    with pytest.raises(ConfigError, match="cwd can't be entered"):
+        async with Workplace.open(Config(cli="sh", cwd=str(folder)), {"HOME": "/"}):
+            pytest.fail("opened")
+
+
 async def test_a_folder_that_was_removed_is_named(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (folder / "gone").mkdir()
     monkeypatch.chdir(folder / "gone")

@@ -261,7 +261,9 @@ class Config:
         "empty: nowhere",
         check=_traces,
     )
-    state: str = _option("", "folder in which the server keeps things; empty: trio-claude in XDG_STATE_HOME")
+    state: str = _option(
+        "", "folder in which the server keeps things; empty: trio-claude in XDG_STATE_HOME, or in ~/.local/state"
+    )
     metrics: bool = _option(default=False, text="count for Prometheus, at /metrics; `serve` does unless told not to")
     own_loop: bool = _option(default=False, text="lines pass while the loop waits, which is no guest; on in `serve`")
     redis: str = attrs.field(

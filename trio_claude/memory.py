@@ -1,5 +1,7 @@
 """How much memory there is for runs: the machine's, or what the control groups leave of it that this process is in.
 
+Runs that have groups elsewhere, by the setting `cgroup`, are not asked after: there `max_runs` is to be given.
+
 This module must never fail for what a system does not tell: there it is the machine's.
 """
 
@@ -33,7 +35,7 @@ def _limits() -> Iterator[int]:
 def _groups() -> Iterator[tuple[Path, str]]:
     """Yield the folder of our group in each hierarchy that may limit memory, and the name of its limit's file."""
     ours = [line.split(":", 2) for line in _read(GROUPS) if line.count(":") > 1]
-    for _, place, kind, options, *_ in (line.split() for line in _read(MOUNTS)):
+    for _, place, kind, options, *_ in (line.split(" ") for line in _read(MOUNTS) if line.count(" ") > 2):
         for number, controllers, group in ours:
             if kind == "cgroup2" and number == "0":
                 yield Path(place, group.lstrip("/")), "memory.max"
@@ -43,6 +45,6 @@ def _groups() -> Iterator[tuple[Path, str]]:
 
 def _read(file: Path) -> list[str]:
     try:
-        return file.read_text().splitlines()
-    except (OSError, UnicodeError):  # a mount may have any name
+        return file.read_text(encoding="utf-8", errors="surrogateescape").split("\n")  # a mount may have any name
+    except OSError:
         return []

@@ -11,7 +11,7 @@ from collections.abc import Callable
 class Places:
     """What is given back when the context is left, or by `close` before; the last that came first.
 
-    Error handling: what a call raises is raised, and the others are made by the next `close`.
+    Error handling: what a call raises is raised, behind all others.
     """
 
     __slots__ = ("_given",)
@@ -25,8 +25,12 @@ class Places:
 
     def close(self) -> None:
         """Give everything back."""
-        while self._given:
-            self._given.pop()()
+        try:
+            while self._given:
+                self._given.pop()()
+        finally:
+            if self._given:
+                self.close()
 
     def __enter__(self) -> Places:
         return self

@@ -132,7 +132,8 @@ class Workplace:
         cwd = _absolute(config.cwd)
         root = cwd.partition("{meta}")[0].rpartition("/")[0] if "{meta}" in cwd else cwd
         if config.isolated == "off":
-            looks = (("cwd", root or "/", bool(config.cwd)), ("workspaces", config.workspaces or "/", True))
+            ours = bool(config.cwd) and (user is None or root != cwd)  # else it is the CLI's user who must get in
+            looks = (("cwd", root or "/", ours), ("workspaces", config.workspaces or "/", True))
             for field, place, entered in looks:  # where this was started no run may ever work
                 await trio.to_thread.run_sync(functools.partial(check_folder, field, place, entered=entered))
         own = _with_whole_paths(inherited(environ, config.env))

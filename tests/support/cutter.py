@@ -38,7 +38,7 @@ class Cutter:
 
     async def part(self) -> None:
         """Close each client's connection as some proxies do: by a close frame without a code. Nothing may be on its way."""
-        for stream in self._clients:
+        for stream in [*self._clients]:
             await stream.send_all(b"\x88\0")
         self.cut()
 

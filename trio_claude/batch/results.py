@@ -134,7 +134,7 @@ def from_outcome(outcome: Outcome) -> Finish:
 
 
 _CAUSES = {"timed out": Reason.DEADLINE, "ended after result": Reason.EXIT, "not started": Reason.SPAWN_FAILED}
-_CODES = {1008: REFUSED, 1009: REFUSED, 1012: Reason.DRAINED.value, 1013: BUSY, 1006: DISCONNECTED}
+_CODES = {1008: REFUSED, 1009: REFUSED, 1012: Reason.DRAINED.value, 1013: BUSY, 1005: DISCONNECTED, 1006: DISCONNECTED}
 
 
 def from_close(code: int, reason: str, error: str | None, retry_after: float | None = None) -> Finish:

@@ -202,9 +202,8 @@ class RedisJournal(Backlog, Journal):
         self._asks = _Asks(redis.prefix, lease, math.ceil(retention.days * DAY))
         self._incarnation = ""
         self._again: deque[Write] = deque()
-        self._kept: deque[tuple[float, Write]] = deque()
+        self._kept: deque[tuple[float, Write, str]] = deque()
         self._kept_bytes = 0
-        self._ended: deque[tuple[float, str]] = deque()
         self._passed = -math.inf
         self._come = trio.Event()
         self._wire: Wire | None = None
@@ -322,7 +321,10 @@ class RedisJournal(Backlog, Journal):
         if self._incarnation and self._incarnation != incarnation:
             await wire.ask(*self._asks.strays())
             begun = [told.begun for told in self._asks.runs.values() if told.begun]
-            lost = [*(Write(0, functools.partial(_begin, run)) for run in begun), *(write for _, write in self._kept)]
+            lost = [
+                *(Write(0, functools.partial(_begin, run)) for run in begun),
+                *(write for _, write, _ in self._kept),
+            ]
             self._again.extendleft(reversed(lost))
             self._kept.clear()
             self._kept_bytes = 0
@@ -365,7 +367,7 @@ class RedisJournal(Backlog, Journal):
         for write, ask in zip(writes, asks, strict=True):
             if ask:
                 self._hear(ask, next(answers))
-                self._keep(write)
+                self._keep(write, ask.ends)
             queue.popleft()
             if queue is self._waiting:
                 self._bytes -= write.size
@@ -408,22 +410,20 @@ class RedisJournal(Backlog, Journal):
             ask.run.recorder.stored = False
             ask.run.cut = True
             ask.run.over = ask.run.over or (answer != b"hole" and not isinstance(answer, RedisBroken))
-        if ask.ends:
-            self._ended.append((trio.current_time(), ask.ends))
 
-    def _keep(self, write: Write) -> None:
-        """Keep for a moment what Redis has taken."""
+    def _keep(self, write: Write, ends: str = "") -> None:
+        """Keep for a moment what Redis has taken; the run that it `ends` is known as long."""
         now = trio.current_time()
-        self._kept.append((now, write))
+        self._kept.append((now, write, ends))
         self._kept_bytes += write.size
         self._forget(now)
 
     def _forget(self, now: float) -> None:
         """Forget what the disk of a Redis has by now that answers, and what is too much."""
         while self._kept and (self._kept[0][0] < now - KEEP or self._kept_bytes > KEEP_BYTES):
-            self._kept_bytes -= self._kept.popleft()[1].size
-        while self._ended and self._ended[0][0] < now - KEEP:
-            self._asks.runs.pop(self._ended.popleft()[1], None)
+            _, write, ends = self._kept.popleft()
+            self._kept_bytes -= write.size
+            self._asks.runs.pop(ends, None)
 
 
 @asynccontextmanager

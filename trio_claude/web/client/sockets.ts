@@ -261,7 +261,7 @@ async function hint(base: string, error: TrioClaudeError): Promise<TrioClaudeErr
   const answers = (mode: RequestMode): Promise<boolean> =>
     fetch(`${base}/healthz`, { mode, signal: AbortSignal.timeout(ASK_MS) }).then(() => true, () => false);
   if ((await answers("cors")) || !(await answers("no-cors"))) return error;
-  return new ConnectionLost(`${error.message}: the server answers, but not to a page of ${own}; its operator can name that with --allow-origin`, LOST);
+  return new ConnectionLost(`${error.message}: something answers there, but not to a page of ${own}; the server's operator can name that with --allow-origin`, LOST);
 }
 
 function base64url(text: string): string {

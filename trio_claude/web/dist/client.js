@@ -552,7 +552,7 @@ async function hint(base, error) {
 		signal: AbortSignal.timeout(ASK_MS)
 	}).then(() => true, () => false);
 	if (await answers("cors") || !await answers("no-cors")) return error;
-	return new ConnectionLost(`${error.message}: the server answers, but not to a page of ${own}; its operator can name that with --allow-origin`, LOST$1);
+	return new ConnectionLost(`${error.message}: something answers there, but not to a page of ${own}; the server's operator can name that with --allow-origin`, LOST$1);
 }
 function base64url(text) {
 	return btoa(text).replaceAll("+", "-").replaceAll("/", "_").replaceAll("=", "");

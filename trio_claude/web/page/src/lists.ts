@@ -176,7 +176,7 @@ class Past {
     } catch (error) {
       const began = this.rows.find((row) => row.id === run)?.started;
       if (!(error instanceof ApiRefused && error.code === "not-found" && began)) throw error;
-      return listRuns(this.talk.key, { limit: "100", until: String(began) });
+      return listRuns(this.talk.key, { limit: "100", until: String(Number(began) + 1e-3) }); // others may have begun in the same moment
     }
   }
 

@@ -170,7 +170,7 @@ async def _held_open(batch: Batch) -> AsyncIterator[None]:
                 if not told:
                     complain(f"{batch.out}: nobody reads this pipe; the batch begins when somebody does")
                 told = True
-                await trio.sleep(READER_POLL)
+                await trio.sleep(READER_POLL)  # nobody tells that a reader has come
             held.callback(os.close, pipe)
         yield
 

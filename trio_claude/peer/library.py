@@ -92,7 +92,7 @@ class _Ear:
     def _told(self) -> Iterator[None]:
         try:
             yield
-        except Exception as error:
+        except Exception as error:  # whatever it is, `read` raises it: the library would take some of it for its own
             self.fault = error
             raise _Choked from error
 
@@ -125,7 +125,7 @@ class Socket(WebSocketConnection):
             await self._reader_task()
         except _Choked:
             pass
-        except Exception:
+        except Exception:  # whatever the library raises ends this connection, and no other
             self._wire.abort()
         if self._ear.fault:
             raise self._ear.fault

@@ -222,7 +222,7 @@ def scripted(folder: Path, *acts: str) -> str:
 
 async def test_a_turn_and_the_begin_of_the_next_in_one_read_are_timed_each(fake: Backend, folder: Path) -> None:
     go = folder / "go"
-    pause = f"while not os.path.exists({str(go)!r}): time.sleep(0.01)"
+    pause = f"while not os.path.exists({str(go)!r}): time.sleep(0.01)"  # the CLI's own process waits
     program = scripted(folder, "wait(2)", "say(begin, result, begin)", pause, "say(result)")
     async with fake.serve(cli=program) as server, open_talk(server) as talk:
         await talk.start()

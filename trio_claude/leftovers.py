@@ -152,7 +152,7 @@ def _short_tmp() -> str:
     except OSError as error:
         raise ConfigError(f"no folder for temporary files: {error}; {ELSEWHERE}") from error
     places = (os.path.realpath(usual), usual)
-    return next((place for place in places if len(os.fsencode(place)) <= LONGEST), "/tmp")  # noqa: S108
+    return next((place for place in places if len(os.fsencode(place)) <= LONGEST), "/tmp")  # noqa: S108 - ours alone
 
 
 def remove_empty(folder: str) -> bool:

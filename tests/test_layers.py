@@ -129,7 +129,7 @@ ASYNC_FREE = (
     *(f"identity/{name}" for name in ("gatekeeper", "keys", "people", "tickets", "tokens")),
     *(f"session/{name}" for name in ("shapes", "lines", "ops", "states")),
     "tracing/lines",
-    *(f"nodes/{name}" for name in ("password", "sums")),
+    *(f"nodes/{name}" for name in ("asks", "password", "sums")),
     *(f"batch/{name}" for name in ("tasks", "throttle", "order", "results", "retries", "tally")),
 )  # fmt: skip
 OWNERS = {

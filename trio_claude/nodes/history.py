@@ -10,22 +10,19 @@ from __future__ import annotations
 import contextlib
 import functools
 import itertools
-import json
 import math
 from collections import deque
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from typing import Final, Protocol
+from typing import Final
 
-import attrs
 import trio
 
-from ..errors import ConfigError, JournalFault, Reason
+from ..errors import ConfigError, JournalFault
 from ..events import Observer
 from ..journal import (
     Begun,
     Deleted,
-    End,
     Journal,
     Page,
     Part,
@@ -40,11 +37,11 @@ from ..journal import (
 )
 from ..journal.backlog import PATIENCE, QUEUE_BYTES, Backlog, Write, Writer
 from ..journal.base import SOON, TAIL, UNWRITTEN
-from ..journal.facts import Text
 from ..journal.unfinished import find_unfinished
 from ..services import keep_going, open_lasting, open_services
-from .archive import GONE, RETRY, Archive, to_bytes, to_word
-from .redis import Redis, RedisBroken, RedisFault, Wire, Word, check
+from .archive import RETRY, Archive
+from .asks import SCRIPTS, Ask, Asks, Lease, Told
+from .redis import Redis, RedisBroken, RedisFault, Wire, check
 from .scripts import load
 
 GATHER: Final = 0.005
@@ -69,119 +66,7 @@ TIDY: Final = 60.0
 """Seconds between two looks for what is not to be kept any more."""
 LOOKED_AT: Final = 10
 """Runs of a session among which the last is looked for in which anything was said."""
-RUN_TOKENS: Final = 10**15
-"""Tokens that a run has at most: a CLI can say any number."""
 DAY: Final = 86400
-SCRIPTS: Final = ("begin", "append", "charge", "end", "delete")
-
-
-class Lease(Protocol):
-    """What a server is among the others: its name, and the token under which it may tell of runs, another once lost."""
-
-    name: str
-    token: int
-
-
-@attrs.define(eq=False)
-class _Told:
-    """A run that Redis is told of."""
-
-    recorder: Recorder
-    begun: Begun | None = None
-    token: int = 0
-    """The token under which it began, 0 before."""
-    cut: bool = False
-    """Whether Redis takes no more of its lines."""
-    over: bool = False
-    """Whether Redis takes nothing more of it."""
-
-
-@attrs.frozen
-class _Ask:
-    """What Redis is asked, of which run, and whether it is for that run's end."""
-
-    words: Sequence[Word]
-    run: _Told | None = None
-    ends: str = ""
-
-
-class _Asks:
-    """Makes of what is to be written what Redis is asked."""
-
-    def __init__(self, prefix: str, lease: Lease, keep: int) -> None:
-        self.runs: dict[str, _Told] = {}
-        """Those that live, and those whose end may have to be told again."""
-        self._prefix = prefix
-        self._lease = lease
-        self._keep = keep
-        self._made: _Ask | None = None
-
-    def make(self, write: Write) -> _Ask | None:
-        """Return what Redis is asked to have something written, None where there is nothing to ask."""
-        self._made = None
-        write.do(self)
-        return self._made
-
-    def begin(self, run: Begun) -> None:
-        """Ask for a run to begin."""
-        if (told := self.runs.get(run.id)) is None or told.over:
-            return
-        told.begun = run
-        told.token = told.token or self._lease.token
-        facts = {
-            "meta": run.meta, "door": run.door, "batch": run.batch, "session": run.session, "prompt": run.prompt,
-            "options": json.dumps(run.options), "model": run.model,
-        }  # fmt: skip
-        words = self._keep, to_bytes(run.identity), repr(float(run.started)), *_fields(facts)
-        self._made = _Ask(self._words("begin", run.id, told, *words), told)
-
-    def add(self, run: str, number: int, part: Part) -> None:
-        """Ask for a part to be added to a run's history."""
-        if (told := self.runs.get(run)) is None or told.cut:
-            return
-        words = int(part.kind), part.first, part.count, number, part.data
-        self._made = _Ask(self._words("append", run, told, *words), told)
-
-    def add_lines(self, run: str, number: int, first: int, count: int, texts: list[Text]) -> None:
-        """Ask for lines to be added to a run's history."""
-        self.add(run, number, Part.of_lines(first, count, texts))
-
-    def spend(self, run: str, tokens: int, dollars: float) -> None:
-        """Ask for what a live run has used to be known, though its server may not see its end."""
-        if (told := self.runs.get(run)) is None or told.over:
-            return
-        words = min(tokens, RUN_TOKENS), repr(float(dollars))
-        self._made = _Ask(self._words("charge", run, told, *words), told)
-
-    def end(self, end: End) -> None:
-        """Ask for a run to end."""
-        if (told := self.runs.get(end.id)) is None or not told.begun:
-            return
-        if told.over:
-            del self.runs[end.id]
-            return
-        used = (
-            end.turns, min(end.tokens, RUN_TOKENS), repr(float(end.dollars)),
-            repr(max(0.0, end.ended - told.begun.started)), int(Reason(end.reason).is_fault),
-        )  # fmt: skip
-        facts = {
-            "exit_status": end.exit_status, "signal": end.signal, "encoding_errors": end.encoding_errors,
-            "error": end.error, "receipt": json.dumps(end.receipt),
-        }  # fmt: skip
-        words = to_bytes(end.session or ""), end.lines, int(end.whole), *_fields(facts)
-        reason, ended = str(Reason(end.reason)), repr(float(end.ended))
-        self._made = _Ask(self._words("end", end.id, told, reason, ended, *used, *words), told, end.id)
-
-    def delete(self, runs: Sequence[str]) -> None:
-        """Ask for runs to be deleted that are deleted already."""
-        self._made = _Ask(("EVALSHA", load("delete").sha, 0, self._prefix, GONE, b"", *runs))
-
-    def strays(self) -> Sequence[Word]:
-        """Return what ends the runs that Redis takes for live of this server, and that have ended."""
-        return ("EVAL", load("strays").text, 0, self._prefix, self._lease.name, *self.runs)
-
-    def _words(self, script: str, run: str, told: _Told, *words: Word) -> Sequence[Word]:
-        return ("EVALSHA", load(script).sha, 0, self._prefix, run, self._lease.name, told.token, *words)
 
 
 class RedisJournal(Backlog, Journal):
@@ -199,7 +84,7 @@ class RedisJournal(Backlog, Journal):
         self._redis = redis
         self._archive = Archive(redis)
         self._retention = retention
-        self._asks = _Asks(redis.prefix, lease, math.ceil(retention.days * DAY))
+        self._asks = Asks(redis.prefix, lease, math.ceil(retention.days * DAY))
         self._incarnation = ""
         self._again: deque[Write] = deque()
         self._kept: deque[tuple[float, Write, str]] = deque()
@@ -213,7 +98,7 @@ class RedisJournal(Backlog, Journal):
         """Take a run that begins; return its recorder."""
         recorder = super().begin(run)
         if recorder.stored:
-            self._asks.runs[run.id] = _Told(recorder)
+            self._asks.runs[run.id] = Told(recorder)
         return recorder
 
     def _wake(self) -> None:
@@ -330,6 +215,11 @@ class RedisJournal(Backlog, Journal):
             self._kept_bytes = 0
         self._incarnation = incarnation
 
+    async def _stay(self, wire: Wire) -> None:
+        """Raise `RedisFault` where Redis is another since it was greeted: what it answers is no verdict then."""
+        if check(await wire.ask("INFO")) != self._incarnation:
+            raise RedisFault("Redis was a replica for a moment")
+
     async def _come_by(self, wire: Wire) -> int:
         """Wait for something to tell; return how much of it is to be told by now: in a burst no more than must be.
 
@@ -340,7 +230,7 @@ class RedisJournal(Backlog, Journal):
             with trio.move_on_after(KEEP) as scope:
                 await self._come.wait()
             if scope.cancelled_caught or wire.lost.is_set():
-                await wire.ask("PING")
+                await self._stay(wire)
                 self._forget(trio.current_time())
                 self.fault = ""
         self._idle, self._come = False, trio.Event()
@@ -363,10 +253,13 @@ class RedisJournal(Backlog, Journal):
         """
         writes = self._first(queue, most)
         asks = [self._ask_for(write) for write in writes]
-        answers = iter(await wire.ask_all([ask.words for ask in asks if ask]))
+        answers = await wire.ask_all([ask.words for ask in asks if ask])
+        if any(answer != b"ok" for answer in answers):
+            await self._stay(wire)
+        told = iter(answers)
         for write, ask in zip(writes, asks, strict=True):
             if ask:
-                self._hear(ask, next(answers))
+                self._hear(ask, next(told))
                 self._keep(write, ask.ends)
             queue.popleft()
             if queue is self._waiting:
@@ -376,7 +269,7 @@ class RedisJournal(Backlog, Journal):
         self._passed = trio.current_time()
         return len(writes)
 
-    def _ask_for(self, write: Write) -> _Ask | None:
+    def _ask_for(self, write: Write) -> Ask | None:
         """Return what Redis is asked to have something written, None where that can't be said, or need not be."""
         try:
             return self._asks.make(write)
@@ -396,7 +289,7 @@ class RedisJournal(Backlog, Journal):
         self._hurry = False
         return writes
 
-    def _hear(self, ask: _Ask, answer: object) -> None:
+    def _hear(self, ask: Ask, answer: object) -> None:
         """Take what Redis answers. Raises `RedisFault` where it is to be asked again."""
         if isinstance(answer, RedisFault) and not isinstance(answer, RedisBroken):
             raise answer
@@ -443,8 +336,3 @@ async def open_history(
 
 def _begin(run: Begun, writer: Writer) -> None:
     writer.begin(run)
-
-
-def _fields(facts: Mapping[str, str | int | None]) -> list[Word]:
-    """Return fields with their values, those that have one."""
-    return [to_word(word) for name, value in facts.items() if value is not None for word in (name, value)]

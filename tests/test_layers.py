@@ -36,7 +36,7 @@ TABLE: dict[str, set[str]] = {
     "places": set(),
     "listeners": set(),
     "inbox": {"errors"},
-    "containment": {"errors", "events", "services"},
+    "containment": {"errors", "events", "services", "turns"},
     "stderr": {"delivery", "containment"},
     "quarters": {"errors"},
     "cli_state": {"quarters"},

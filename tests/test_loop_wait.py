@@ -39,8 +39,8 @@ class Ends:
     def say(self, words: bytes) -> None:
         os.write(self.writer, words)
 
-    def hear(self, descriptor: int) -> None:
-        assert descriptor == self.reader
+    def hear(self, descriptors: list[int]) -> None:
+        assert descriptors == [self.reader]
         self.then(os.read(self.reader, 65536))
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import contextvars
 import functools
+import itertools
 import json
 import os
 import socket
@@ -28,6 +29,7 @@ from trio_claude.containment.pump import LONE, READS_A_TURN, Pump
 from trio_claude.embed import open_run
 from trio_claude.metrics.loop import LoopWatch
 from trio_claude.server import open_server
+from trio_claude.turns import BULK, READS
 
 NAME: contextvars.ContextVar[str] = contextvars.ContextVar("name")
 
@@ -385,6 +387,29 @@ async def test_who_says_much_at_once_is_read_the_less_often_in_a_turn() -> None:
     pumping = functools.partial(serve_pump, own_loop=False)
     assert 0 < await babble(pumping, b"x" * READS_A_TURN * LONE) <= 20
     assert 20 < await babble(pumping, b"x" * LONE) <= 20 * READS_A_TURN // 2
+
+
+@pytest.mark.parametrize("own_loop", [True, False])
+async def test_a_lone_line_waits_for_one_of_all_that_say_bulk(own_loop: bool) -> None:
+    said: list[int] = []
+
+    def echo(pipe: Pipe, chunk: bytes) -> bool:
+        said.append(len(chunk))
+        pipe.say(chunk)
+        return len(said) < 200
+
+    async with serve_pump(own_loop=own_loop) as pump, trio.open_nursery() as nursery:
+        pipes = [Pipe() for _ in range(9)]
+        for number, pipe in enumerate(pipes):
+            pipe.say(b"x" * (BULK if number else 1))
+            nursery.start_soon(pipe.read, pump, functools.partial(echo, pipe))
+        await until(lambda: len(said) >= 200)
+        nursery.cancel_scope.cancel()
+    for pipe in pipes:
+        pipe.close()
+    known = said[40:200]
+    assert max(len(list(group)) for size, group in itertools.groupby(known) if size > 1) <= READS
+    assert known.count(1) >= len(known) // (READS + 1)
 
 
 class Steps(trio.abc.Instrument):

@@ -294,9 +294,8 @@ class Run:
         return stream_json.control_line(self._swallowed, "set_model", model=self.options.model)
 
     async def _read_stdout(self, process: Contained, sink: Sink) -> None:
-        chunk = b""
         try:
-            while chunk := await self._receive(process.stdout, sink, chunk):
+            while chunk := await self._receive(process.stdout, sink):
                 self._count(chunk)
                 if len(chunk) >= BULK:
                     with self._delivery:
@@ -308,13 +307,13 @@ class Run:
         finally:
             self._turns.leave(self)
 
-    async def _receive(self, stdout: trio.abc.ReceiveStream, sink: Sink, last: bytes) -> bytes:
-        """Return what stdout holds and is not relayed on the spot; behind bulk comes more, and some take nothing so.
+    async def _receive(self, stdout: trio.abc.ReceiveStream, sink: Sink) -> bytes:
+        """Return what stdout holds and is not relayed on the spot, as some take nothing so.
 
         It is empty at the pipe's end, and where our end of it was closed.
         """
         try:
-            if len(last) < BULK and sink.giver() and isinstance(stdout, PipeReader):
+            if sink.giver() and isinstance(stdout, PipeReader):
                 return await stdout.receive_rest(self._pump, functools.partial(self._relay, sink))
             return bytes(await stdout.receive_some())
         except trio.ClosedResourceError:
@@ -325,8 +324,8 @@ class Run:
         self.teller.read(len(chunk))
 
     def _relay(self, sink: Sink, chunk: bytes) -> bool:
-        """Hand on what stdout held, if that is no bulk and needs no wait; return whether it was."""
-        if not 0 < len(chunk) < BULK or (give := sink.giver()) is None:
+        """Hand on what stdout held, if that needs no wait; return whether it was."""
+        if not chunk or (give := sink.giver()) is None:
             return False
         self._count(chunk)
         if lines := self._sift(self._splitter.feed(chunk)):

@@ -27,7 +27,7 @@ _EPOLL: Final = "anon_inode:[eventpoll]"
 
 
 class LoopWait(trio.abc.Instrument):
-    """Waits by `epoll`, where that watches `pipes`; `hear` is called with each that can be read, and must not wait.
+    """Waits by `epoll`, where that watches `pipes`; `hear` is called with those that can be read, and must not wait.
 
     `told` hears for how many seconds that held the loop, between two looks. `shared` says that another process may take
     what Trio waits for, as a connection from a listener that both have.
@@ -36,7 +36,7 @@ class LoopWait(trio.abc.Instrument):
     goes wrong in the wait is raised by `serve`, and Trio waits by itself again.
     """
 
-    def __init__(self, epoll: select.epoll, pipes: Sized, hear: Callable[[int], object]) -> None:
+    def __init__(self, epoll: select.epoll, pipes: Sized, hear: Callable[[list[int]], object]) -> None:
         self.told: Callable[[float], None] | None = None
         self.shared: bool = False
         self._epoll = epoll
@@ -95,20 +95,17 @@ class LoopWait(trio.abc.Instrument):
         left, until = timeout, time.monotonic() + timeout
         while True:
             found = self._epoll.poll(left, AT_ONCE)
-            now, heard = time.monotonic(), 0
-            for descriptor, _ in found:
-                if descriptor != self._trios:
-                    heard += 1
-                    self._hear(descriptor)
+            now, heard = time.monotonic(), [descriptor for descriptor, _ in found if descriptor != self._trios]
             if heard:
+                self._hear(heard)
                 until = min(until, now + LATE)
                 since, now = now, time.monotonic()
                 if self.told:
                     self.told(now - since)
             if not timeout:
                 return False
-            if heard < len(found) or self._is_stirred:
-                return heard > 0 or self.shared
+            if len(heard) < len(found) or self._is_stirred:
+                return bool(heard) or self.shared
             if (left := until - now) <= 0:
                 return True
 

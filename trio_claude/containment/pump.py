@@ -1,7 +1,8 @@
 """One wait for the stdouts of all runs: what a CLI says is heard in the task of the pump, or in the event loop's wait.
 
 Duty: read each pipe that has something, and offer what it held to whoever waits for it, who takes it at once or is
-woken with it. This module must never wait for anything but the pipes, nor let what one run raises reach another.
+woken with it; of those that hold bulk one at a time, between two looks at all others. This module must never wait for
+anything but the pipes, nor let what one run raises reach another.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from typing import Final
 import attrs
 import trio
 
+from ..turns import BULK, READS
 from .loop_wait import HERE, LoopWait, find_epoll
 
 READ_SIZE: Final = 65536
@@ -57,6 +59,8 @@ class Pump:
         self._own_loop = own_loop
         self._epoll: select.epoll | None = None
         self._waiting: dict[int, _Waiter] = {}
+        self._bulky: dict[int, None] = {}
+        """Those that held bulk when they were read last, whose turn is next first."""
         self._wait: LoopWait | None = None
         self._shared = False
         self._told: Callable[[float], None] | None = None
@@ -83,10 +87,12 @@ class Pump:
     async def _serve_in_turns(self, epoll: select.epoll) -> None:
         while True:
             await trio.lowlevel.wait_readable(epoll.fileno())
-            self._read_all(epoll)
+            left = READS_A_TURN
+            while left > 0 and (found := epoll.poll(0, left)):
+                left -= len(found) + self._read_all([descriptor for descriptor, _ in found], 1) // LONE
 
     async def _serve_in_waits(self, epoll: select.epoll, trios: int) -> None:
-        self._wait = LoopWait(epoll, self._waiting, self._read)
+        self._wait = LoopWait(epoll, self._waiting, self._read_all)
         self._wait.shared = self._shared
         self.watch(self._told)
         try:
@@ -108,12 +114,21 @@ class Pump:
         if here := HERE.get():  # it may be another engine's
             here.be_last()
 
-    def _read_all(self, epoll: select.epoll) -> None:
-        """Read whatever can be read, also what comes meanwhile, up to a turn's measure."""
-        left = READS_A_TURN
-        while left > 0 and (found := epoll.poll(0, left)):
-            for descriptor, _ in found:
-                left -= 1 + self._read(descriptor) // LONE
+    def _read_all(self, ready: list[int], turn_reads: int = READS) -> int:
+        """Read pipes that can be read, of those that held bulk one; return how many bytes that was."""
+        turn = next((descriptor for descriptor in self._bulky if descriptor in ready), None)
+        size = sum([self._read(descriptor) for descriptor in ready if descriptor not in self._bulky])
+        return size if turn is None else size + self._have_turn(turn, turn_reads)
+
+    def _have_turn(self, descriptor: int, reads: int) -> int:
+        """Read a pipe that held bulk; where it does still, its next turn is behind all others."""
+        whole = 0
+        self._bulky.pop(descriptor, None)
+        for _ in range(reads):
+            whole += (size := self._read(descriptor))
+            if size < BULK:
+                break
+        return whole
 
     def _read(self, descriptor: int) -> int:
         """Read a pipe, if somebody waits for it yet, and offer what it held; return how many bytes that was."""
@@ -126,6 +141,8 @@ class Pump:
             except BlockingIOError:
                 return 0
             if waiter.context.run(waiter.take, chunk) and waiter.task:
+                if len(chunk) >= BULK:
+                    self._bulky[descriptor] = None
                 return len(chunk)
             waiter.rest = chunk
         except Exception as error:  # whatever it is, it is the run's, and is raised there
@@ -175,6 +192,7 @@ class Pump:
             trio.lowlevel.reschedule(waiter.task)
 
     def _forget(self, descriptor: int) -> _Waiter | None:
+        self._bulky.pop(descriptor, None)
         waiter = self._waiting.pop(descriptor, None)
         if waiter and self._epoll:
             self._epoll.unregister(descriptor)

@@ -11,9 +11,10 @@ from hypothesis import strategies as st
 
 from trio_claude import stream_json
 from trio_claude.messages import Options
-from trio_claude.stream_json import DELTA, LineSplitter, LineTooLong, Sign, Spent, signs, without_reply
+from trio_claude.stream_json import DELTA, LONG, LineSplitter, LineTooLong, Sign, Spent, signs, without_reply
 
-CHUNKS = st.lists(st.binary(max_size=40).map(lambda data: data.replace(b"b", b"\n")), max_size=20)
+SHORT_CHUNKS = st.binary(max_size=40).map(lambda data: data.replace(b"b", b"\n"))
+CHUNKS = st.lists(SHORT_CHUNKS | SHORT_CHUNKS.map(lambda data: data + b"x\n" * LONG + data), max_size=20)
 
 
 def split(chunks: list[bytes], limit: int = 1000) -> tuple[list[bytes], int]:

@@ -331,7 +331,8 @@ class Run:
         if lines := self._sift(self._splitter.feed(chunk)):
             signs = self._learn(lines, chunk, sink)
             give(lines)
-            self._heed(signs)
+            if signs:
+                self._heed(signs)
         return True
 
     async def _take(self, lines: list[bytes], chunk: bytes, sink: Sink) -> None:
@@ -373,7 +374,7 @@ class Run:
 
     def _heed(self, signs: list[Sign]) -> None:
         """End the run once lines are handed on, if they say that it is of no use."""
-        if signs and any(sign.unauthorized for sign in signs):
+        if any(sign.unauthorized for sign in signs):
             self._decide(Decision(Reason.UNAUTHORIZED, "the API refused the key (401); check ANTHROPIC_API_KEY"))
 
     def _hear(self, lines: list[bytes]) -> None:

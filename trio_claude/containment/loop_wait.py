@@ -7,6 +7,7 @@ something to do. This module must never wait longer than Trio would, nor be used
 from __future__ import annotations
 
 import contextlib
+import operator
 import os
 import re
 import select
@@ -23,6 +24,7 @@ LATE: Final = 0.25
 """Seconds by which a deadline may be met too late that was set by what was handed on, which nobody tells."""
 OPEN: Final = "/proc/self/fd"
 """Where the kernel lists this process's descriptors."""
+_DESCRIPTOR: Final = operator.itemgetter(0)
 _EPOLL: Final = "anon_inode:[eventpoll]"
 
 
@@ -95,7 +97,9 @@ class LoopWait(trio.abc.Instrument):
         left, until = timeout, time.monotonic() + timeout
         while True:
             found = self._epoll.poll(left, AT_ONCE)
-            now, heard = time.monotonic(), [descriptor for descriptor, _ in found if descriptor != self._trios]
+            now, heard = time.monotonic(), [*map(_DESCRIPTOR, found)]
+            if is_its_turn := self._trios in heard:
+                heard.remove(self._trios)
             if heard:
                 self._hear(heard)
                 until = min(until, now + LATE)
@@ -104,7 +108,7 @@ class LoopWait(trio.abc.Instrument):
                     self.told(now - since)
             if not timeout:
                 return False
-            if len(heard) < len(found) or self._is_stirred:
+            if is_its_turn or self._is_stirred:
                 return bool(heard) or self.shared
             if (left := until - now) <= 0:
                 return True

@@ -116,6 +116,8 @@ class Pump:
 
     def _read_all(self, ready: list[int], turn_reads: int = READS) -> int:
         """Read pipes that can be read, of those that held bulk one; return how many bytes that was."""
+        if not self._bulky:
+            return sum(map(self._read, ready))
         turn = next((descriptor for descriptor in self._bulky if descriptor in ready), None)
         size = sum([self._read(descriptor) for descriptor in ready if descriptor not in self._bulky])
         return size if turn is None else size + self._have_turn(turn, turn_reads)

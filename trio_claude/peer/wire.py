@@ -138,7 +138,7 @@ class Wire(trio.abc.Stream):
         Raises what `send_frames` raises.
         """
         self._check_writable()
-        if not self.idle:
+        if self._rest is not None or self._late:  # by now; no other task had its turn since
             self._late.append(frames)
         elif (sent := self._try(frames)) == len(frames):
             return

@@ -20,7 +20,7 @@ from trio_websocket import ConnectionClosed, open_websocket_url
 
 from trio_claude.errors import Reason
 from trio_claude.journal import Part, PartKind
-from trio_claude.stage import Replay, Stage
+from trio_claude.stage import ENTRIES, LOOSE, Replay, Stage
 
 
 def behind(talk: Talk, text: str) -> list[int]:
@@ -745,3 +745,33 @@ def test_a_replay_is_bounded_and_numbered() -> None:
     assert replay.first == 17
     replay.forget(0, 19)
     assert replay.end == 20
+
+
+def test_lines_without_a_word_are_not_kept_without_end() -> None:
+    replay = Replay()
+    for _ in range(100):
+        replay.add([b""] * 100, numbered=True)
+        replay.forget(1000, replay.end)
+    assert replay.end - replay.begin <= 10
+    assert not replay.has_room(0, 900)
+
+
+@pytest.mark.parametrize("loose", range(3))
+def test_what_is_kept_is_bounded_by_number_too(loose: int) -> None:
+    """However little is said at a time, on stdout or on stderr."""
+    replay = Replay()
+    for _ in range(ENTRIES // 2):
+        for number in range(3):
+            replay.add([b"x"], numbered=number >= loose)
+        replay.forget(2**30, replay.end)
+    assert ENTRIES - 3 <= replay.end - replay.begin <= ENTRIES + LOOSE
+    assert not replay.has_room(0, 2**30)
+    assert replay.has_room(replay.end - ENTRIES // 2, 2**30)
+
+
+def test_of_stderr_alone_no_more_is_kept_than_twice_as_much() -> None:
+    replay = Replay()
+    for _ in range(3 * ENTRIES):
+        replay.add([b"x"], numbered=False)
+        replay.forget(2**30, replay.end)
+    assert replay.end - replay.begin == 2 * ENTRIES

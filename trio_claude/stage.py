@@ -12,7 +12,7 @@ import functools
 import itertools
 import math
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 
 import attrs
@@ -31,6 +31,8 @@ KEPT = 64 * 1024
 """Bytes that are kept for viewers where the owner is not waited for."""
 LOOSE = 100
 """Entries of stderr that are kept for the line that they stand before."""
+ENTRIES = 16 * 1024
+"""Entries that are kept: each takes some 250 bytes beside its lines, which may be empty."""
 FORMER = 64
 """Clients whose place was taken that are remembered."""
 SLOW_DISK = 60.0
@@ -82,35 +84,38 @@ class Replay:
         return self._size
 
     def add(self, lines: list[bytes], *, numbered: bool) -> None:
-        """Take an entry."""
+        """Take an entry; it weighs its bytes, and one for each line where it has fewer."""
         first = self.number + 1 if numbered else self.number
-        entry = Entry(first, lines, numbered, sum(map(len, lines)))
+        entry = Entry(first, lines, numbered, max(sum(map(len, lines)), len(lines)))
         self.number = entry.last
         self._entries.append(entry)
         self._size += entry.size
 
     def forget(self, limit: int, before: int) -> None:
-        """Keep at most `limit` bytes; entries from `before` on stay all the same.
+        """Keep at most `limit` bytes in `ENTRIES` entries; those from `before` on stay all the same.
 
         What stderr said behind the last line before these goes with the next line, so that who reads back up to there
         misses nothing: it is kept beside them, while that makes no more than twice the limit.
         """
-        while self._size > limit and self.begin < before:
+        while self._passes(limit) and self.begin < before:
             loose = [*itertools.takewhile(lambda entry: not entry.numbered, itertools.islice(self._entries, LOOSE))]
             goes = len(loose) < LOOSE and self.begin + len(loose) < before
-            if loose and self._size <= 2 * limit and not (goes and self._size - _weight(loose) > limit):
+            if loose and not self._passes(2 * limit, 2 * ENTRIES) and not (goes and self._passes(limit, but=loose)):
                 return
             for _ in range(len(loose) + 1 if goes else 1):
                 self._size -= self._entries.popleft().size
                 self.begin += 1
 
+    def _passes(self, limit: int, entries: int = ENTRIES, but: Sequence[Entry] = ()) -> bool:
+        return len(self._entries) - len(but) > entries or self._size > limit + _weight(but)
+
     def since(self, index: int) -> Iterable[Entry]:
         """Return the entries from `index` on."""
         return list(self._entries)[max(0, index - self.begin) :]
 
-    def weight(self, index: int) -> int:
-        """Return the bytes of the entries from `index` on."""
-        return _weight(self.since(index))
+    def has_room(self, index: int, limit: int) -> bool:
+        """Return whether the entries from `index` on are no more than are kept."""
+        return self.end - index <= ENTRIES and _weight(self.since(index)) <= limit
 
     @property
     def first(self) -> int:
@@ -373,7 +378,7 @@ class Stage:
             if owner is None:
                 if not self.grace and self._coming is None:
                     raise PeerGone("left")
-                if self._replay.weight(self._cursor) <= self._kept:
+                if self._replay.has_room(self._cursor, self._kept):
                     return
                 await self._stir.wait()
                 continue

@@ -110,6 +110,10 @@ def test_lines_that_are_none_do_no_harm(line: str) -> None:
     assert (fold.cost_usd, fold.num_turns) == (0.0, 0)
 
 
+def test_a_sessions_id_is_no_longer_than_one_is() -> None:
+    assert folded(result_line(session_id="s" * 129), result_line(session_id="t" * 128)).session_id == "t" * 128
+
+
 @pytest.mark.parametrize("number", ["9" * 400, "1e999", "-1", "NaN", "-Infinity", "1000000000000000"])
 def test_numbers_that_are_none_count_for_nothing(number: str) -> None:
     usage = f'{{"input_tokens":{number}}}'

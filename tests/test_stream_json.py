@@ -102,6 +102,13 @@ def test_other_lines_are_no_signs(line: bytes) -> None:
     assert stream_json.signs([line]) == []
 
 
+@pytest.mark.parametrize(("session", "taken"), [("s" * 128, "s" * 128), ("s" * 129, ""), (1, "")])
+def test_a_sessions_id_is_no_longer_than_one_is(session: object, taken: str) -> None:
+    """It is kept beyond its run."""
+    (sign,) = stream_json.signs([json.dumps({"type": "result", "session_id": session}).encode()])
+    assert sign.session == taken
+
+
 def test_whether_all_lines_are_tokens_is_seen_at_two_of_them() -> None:
     rng = random.Random(1)
     other = [b"", DELTA[:-1], DELTA[:-1] + b"!", DELTA[:-1] + b"~", b'{"type":"result"}', b"\xff", b"a"]

@@ -11,7 +11,7 @@ import io
 import json
 import operator
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, TypeGuard
 
 import attrs
 
@@ -153,6 +153,8 @@ class Sign:
     error: str | None = None
 
 
+SESSION_LIMIT = 128
+"""Characters of a session's id that is taken for one: it is kept beyond its run."""
 _MARKS = (b'"result"', b'"api_retry"', b'"permission_denied"')
 DELTA = b'{"type":"stream_event"'
 """How most lines of a run that speaks token by token begin; whatever follows, such a line is nothing else."""
@@ -203,7 +205,7 @@ def _sign(line: bytes) -> Sign | None:
             spent=_spent(said),
             turn_tokens=sum(turn_tokens(said)),
             turn_dollars=_turn_dollars(said),
-            session=session if isinstance(session, str) else "",
+            session=session if is_session(session) else "",
             error=_result_error(said),
         )
     if said.get("type") != "system":
@@ -213,6 +215,11 @@ def _sign(line: bytes) -> Sign | None:
     if said.get("subtype") == "permission_denied":
         return Sign(denied_tool=str(said.get("tool_name"))[:64])
     return None
+
+
+def is_session(value: object) -> TypeGuard[str]:
+    """Return whether a line gives this as a session's id, and not something as long as it likes."""
+    return isinstance(value, str) and len(value) <= SESSION_LIMIT
 
 
 TOKENS = ("input_tokens", "output_tokens", "cache_creation_input_tokens", "cache_read_input_tokens")

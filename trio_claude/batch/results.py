@@ -19,7 +19,7 @@ from ..events import Outcome, Receipt
 from ..figures import counted
 from ..messages import compact
 from ..metering import Meter
-from ..stream_json import TOKENS, Spent, signs, turn_tokens
+from ..stream_json import TOKENS, Spent, is_session, signs, turn_tokens
 from .tasks import Item
 
 SKIPPED = "skipped"
@@ -82,7 +82,7 @@ class Fold:
                 self._meter.result(sign)
 
     def _take(self, said: dict[str, Any]) -> bool:
-        if self.session_id is None and isinstance(session := said.get("session_id"), str):
+        if self.session_id is None and is_session(session := said.get("session_id")):
             self.session_id = session
         if said.get("type") == "result":
             self._take_result(said)

@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from trio_claude.metering import DELTA_TOKENS, PRICE, SLACK, Meter
+from trio_claude.metering import DELTA_TOKENS, ID_LENGTH, MESSAGES, PRICE, SLACK, TEXT_BYTES, Meter
 from trio_claude.stream_json import DELTA, Sign, Spent
 
 
@@ -84,6 +84,19 @@ def test_what_a_result_has_told_is_not_reckoned_again() -> None:
     used = meter.rest()
     assert used.tokens == 10 * DELTA_TOKENS
     assert used.dollars == pytest.approx(used.tokens * 3.0 / 1000), "by the price that was seen"
+
+
+def test_of_messages_without_end_few_are_kept_and_all_are_charged() -> None:
+    meter = Meter(Spent(), None)
+    said = [message(f"{number}" + "x" * 1000, 1000) for number in range(3 * MESSAGES)]
+    meter.hear(said)
+    assert len(meter._messages) == MESSAGES
+    assert max(map(len, meter._messages)) == ID_LENGTH
+    assert meter.rest().tokens == sum(1000 + len(line) // TEXT_BYTES for line in said)
+    assert meter.rest() == Spent()
+    meter.hear(said)
+    meter.result(result(10_000_000, 3.0))
+    assert meter.rest() == Spent()
 
 
 def test_a_run_is_charged_within_what_it_found_left() -> None:

@@ -19,6 +19,10 @@ TEXT_BYTES = 4
 """Bytes of a message that are reckoned as a token."""
 SLACK = 2.0
 """How many times what it found left of the day a run can be charged: a result is only what its processes say."""
+MESSAGES = 1000
+"""Messages that are each known by their ids: agents speak side by side, and say one message in pieces."""
+ID_LENGTH = 128
+"""Characters of such an id by which it is known."""
 TOLERANCE = 1.01
 """How far a session's total may differ from what was charged for it and still be the same count."""
 
@@ -36,6 +40,8 @@ class Meter:
         self._counts = False
         self._left = None if left is None else left * SLACK
         self._messages: dict[str, int] = {}
+        self._earlier = 0
+        """Tokens of messages that are not known by their ids any more."""
         self._deltas = 0
 
     def hear(self, lines: list[bytes]) -> None:
@@ -55,8 +61,10 @@ class Meter:
             return
         self._deltas = 0
         said = tokens_of(message.get("usage"))
-        name = str(message.get("id"))
+        name = str(message.get("id"))[:ID_LENGTH]
         self._messages[name] = max(self._messages.get(name, 0), said) + len(line) // TEXT_BYTES
+        if len(self._messages) > MESSAGES:
+            self._earlier += self._messages.pop(next(iter(self._messages)))
 
     def result(self, sign: Sign) -> Spent:
         """Return what is to be charged for a result."""
@@ -66,8 +74,7 @@ class Meter:
             self._baseline = self._begin(whole, sign)
         used = Spent(max(0, whole.tokens - self._baseline.tokens), max(0.0, whole.dollars - self._baseline.dollars))
         self._baseline = Spent(self._baseline.tokens + used.tokens, self._baseline.dollars + used.dollars)
-        self._messages.clear()
-        self._deltas = 0
+        self._forget()
         return self._charge(used)
 
     def _begin(self, whole: Spent, sign: Sign) -> Spent:
@@ -88,11 +95,14 @@ class Meter:
 
     def rest(self) -> Spent:
         """Return what is to be charged at the end for what no result has told of."""
-        tokens = sum(self._messages.values()) + self._deltas * DELTA_TOKENS
-        self._messages.clear()
-        self._deltas = 0
+        tokens = self._earlier + sum(self._messages.values()) + self._deltas * DELTA_TOKENS
+        self._forget()
         price = self.charged.dollars / self.charged.tokens if self.charged.tokens and self.charged.dollars else PRICE
         return self._charge(Spent(tokens, tokens * price))
+
+    def _forget(self) -> None:
+        self._messages.clear()
+        self._earlier = self._deltas = 0
 
     @property
     def whole(self) -> Spent | None:

@@ -614,6 +614,25 @@ async def test_what_stays_in_a_group_is_ended_with_the_cli() -> None:
             await until(lambda: not alive(child))
 
 
+@pytest.mark.parametrize("then", ["exec sleep 60", "exit 3"])
+async def test_a_group_is_ended_though_no_thread_is_to_be_had(monkeypatch: pytest.MonkeyPatch, then: str) -> None:
+    """As where its own processes have used up those that there may be."""
+
+    async def none(*_: object, **__: object) -> None:
+        raise RuntimeError("can't start new thread")
+
+    job = shell(f"setsid sleep 60 & read _; {then}", env=marked("threadless"))
+    async with open_containment("group", lambda _: None) as containment:
+        async with containment.start(job) as process:
+            monkeypatch.setattr(trio.to_thread, "run_sync", none)
+            await process.stdin.send_all(b"\n")
+            if then == "exit 3":
+                assert await process.wait_exit() == 3
+            receipt = await process.wait_gone()
+        assert (process.status, receipt.survivors) == (3 if then == "exit 3" else -signal.SIGKILL, None)
+    assert not bearing("MARK=threadless")
+
+
 async def test_a_group_is_empty_once_none_that_bears_the_mark_is_left() -> None:
     async with open_containment("group", lambda _: None) as containment:
         async with containment.start(shell("setsid sh -c 'echo $$; exec sleep 60' & read _")) as process:

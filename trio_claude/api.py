@@ -12,8 +12,6 @@ from collections.abc import Awaitable, Callable, Collection
 from importlib import resources
 from pathlib import Path
 
-import trio
-
 from . import asyncapi, openapi
 from .containment import Containment
 from .entrance import Entrance, is_preflight
@@ -21,6 +19,7 @@ from .errors import HttpRefusal
 from .history import History, StopElsewhere, check_method
 from .identity.tickets import LIFETIME
 from .runs import Runs
+from .threads import do_apart
 from .upgrade import Request, Response, json_response
 from .workplace import Workplace
 
@@ -136,7 +135,7 @@ class Api:
             raise HttpRefusal(404, "no-metrics", "this server keeps no metrics; the operator can say --metrics")
         if not (request.identity and request.identity.sees_all):
             raise HttpRefusal(403, "role", "metrics are for a viewer or an admin")
-        body, content_type = await trio.to_thread.run_sync(self._metrics, request.headers.get("accept", ""))
+        body, content_type = await do_apart(functools.partial(self._metrics, request.headers.get("accept", "")))
         return Response(200, body, content_type, (("Cache-Control", "no-store"),))
 
     def _describe(self, _request: Request) -> Response:

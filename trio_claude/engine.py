@@ -26,6 +26,7 @@ from .quarters import journal_file
 from .runs import Runs
 from .services import keep_going, open_services
 from .telling import Tracer, TracerProvider
+from .threads import do_apart
 from .workplace import Workplace, find_user
 
 if TYPE_CHECKING:
@@ -175,7 +176,7 @@ def _hear_others(nodes: Nodes, runs: Runs) -> None:
 async def _tidy(workplace: Workplace, runs: Runs) -> None:
     """Remove transcripts that are not to be kept, at the start and then now and again."""
     while True:
-        await trio.to_thread.run_sync(workplace.tidy_transcripts, runs.held)
+        await do_apart(functools.partial(workplace.tidy_transcripts, runs.held))
         await trio.sleep(TIDY)
 
 

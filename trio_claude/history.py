@@ -19,6 +19,7 @@ from .identity import Identity
 from .journal import GROUPS, Deleted, Journal, Query, UsageQuery
 from .queries import Choice, Names, Number, Parameters, Text, read_query
 from .runs import Runs
+from .threads import do_apart
 from .upgrade import Request, Response, json_response
 
 PAGE: Final = 50
@@ -122,14 +123,14 @@ class History:
         parts = await self._journal().parts(run, after, asked.get("part", 0))
         if not parts and row.ended and await self._journal().get(_whose(request), run) is None:  # deleted just now
             raise _unknown()
-        body = await trio.to_thread.run_sync(lambda: b"".join(part.told(after) for part in parts))
+        body = await do_apart(lambda: b"".join(part.told(after) for part in parts))
         more = (("X-Next-Part", str(parts[-1].number)),) if parts else ()
         return Response(200, body, "application/x-ndjson", (("Cache-Control", "no-store"), *more))
 
     async def _usage(self, request: Request, _run: str) -> Response:
         query = UsageQuery(identity=_whose(request), **read_query(request.query, USAGE))
         used = await self._journal().usage(query)
-        return await trio.to_thread.run_sync(lambda: json_response(200, used.told()))  # it may be of 10,000 rows
+        return await do_apart(lambda: json_response(200, used.told()))  # it may be of 10,000 rows
 
     async def _delete_all(self, request: Request, _run: str) -> Response:
         """Delete all of the identity's runs that have ended, an admin's request everybody's."""

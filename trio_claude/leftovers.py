@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import functools
 import os
 import re
 import secrets
@@ -22,6 +23,7 @@ import trio
 
 from .containment import kill_marked
 from .errors import ConfigError
+from .threads import do_apart
 
 PREFIX = "tcl-"
 LOCK = "lock"
@@ -170,10 +172,7 @@ def remove_empty(folder: str) -> bool:
 
 async def remove(folder: Path) -> None:
     """Remove a folder and all that is in it, in a thread."""
-    try:
-        await trio.to_thread.run_sync(remove_tree, folder)
-    except RuntimeError:  # no thread is to be had; better slow than left behind
-        remove_tree(folder)
+    await do_apart(functools.partial(remove_tree, folder))
 
 
 def remove_tree(folder: Path) -> None:

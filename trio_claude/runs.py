@@ -6,6 +6,7 @@ A run never leaves the nursery of its connection; this module knows of it and ma
 from __future__ import annotations
 
 import contextlib
+import functools
 import math
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from contextlib import asynccontextmanager, contextmanager
@@ -29,6 +30,7 @@ from .run import Run
 from .session import Start
 from .session_run import SessionRun
 from .telling import Tracer
+from .threads import do_apart
 from .turns import Turns
 from .workplace import Workplace
 
@@ -355,7 +357,7 @@ class Runs:
                 unused -= await self._shared.in_use(unused)
             except Busy:
                 return
-        await trio.to_thread.run_sync(self._workplace.forget_transcripts, unused, self.held)
+        await do_apart(functools.partial(self._workplace.forget_transcripts, unused, self.held))
 
     def stop_all(self, reason: Reason, error: str, *, now: bool) -> None:
         """End every live run, by the reason's ladder or `now`."""

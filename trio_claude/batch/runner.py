@@ -7,6 +7,7 @@ start. Rule 3: this module writes to no terminal and sets no signal handler.
 
 from __future__ import annotations
 
+import functools
 import random
 from collections.abc import Callable
 from typing import Protocol
@@ -15,6 +16,7 @@ import attrs
 import trio
 
 from ..errors import Reason
+from ..threads import do_apart
 from .artifacts import Artifacts
 from .doors import Door
 from .earlier import Earlier
@@ -214,7 +216,9 @@ class Runner:
             return
         try:
             with trio.CancelScope(shield=True):  # the run is over, and its result stands
-                record.artifacts = await trio.to_thread.run_sync(artifacts.collect, record.item.name, workspace, since)
+                record.artifacts = await do_apart(
+                    functools.partial(artifacts.collect, record.item.name, workspace, since)
+                )
         except Unwritable as error:
             record.artifacts = f"could not be written: {error}"
             self._late = self._late or error

@@ -22,6 +22,7 @@ import trio
 
 from ..errors import SpawnFailed
 from ..events import Receipt
+from ..threads import do_apart
 from . import marks
 from .base import FOLDERS, MARK, PROOF_TIMEOUT, Contained, Containment, Job, Told, forget
 from .pipes import PipeReader, PipeWriter, is_quiet, wait_any
@@ -57,11 +58,20 @@ class Grouped(Contained):
         """Whether the CLI lived when it was killed."""
 
     async def wait_exit(self) -> int:
-        """Wait for the CLI's own end."""
+        """Wait for the CLI's own end, in a thread, or where there is none to be had by looking."""
         own = trio.CapacityLimiter(1)  # not a thread of those that all share: it waits for as long as the run lives
-        self.status = await trio.to_thread.run_sync(self._wait, abandon_on_cancel=True, limiter=own)
+        try:
+            self.status = await trio.to_thread.run_sync(self._wait, abandon_on_cancel=True, limiter=own)
+        except RuntimeError:  # as Python says so
+            self.status = await self._look_for_end()
         self._decided = min(self._decided, trio.current_time())
         return self.status
+
+    async def _look_for_end(self) -> int:
+        while True:
+            if not self._lives():
+                return self._wait()
+            await trio.sleep(LOOK_PAUSE)
 
     def _wait(self) -> int:
         """Wait for the CLI's end in a thread, and kill its group while its pid, if that can be, is still its own."""
@@ -87,7 +97,7 @@ class Grouped(Contained):
 
     async def wait_empty(self) -> None:
         """Wait until none is found that bears the mark; the group was ended with the CLI."""
-        look = functools.partial(trio.to_thread.run_sync, marks.find, self._mark, abandon_on_cancel=True)
+        look = functools.partial(do_apart, functools.partial(marks.find, self._mark), abandon_on_cancel=True)
         while await look():  # noqa: ASYNC110 - nobody is told of another's child
             await trio.sleep(LOOK_PAUSE)
 

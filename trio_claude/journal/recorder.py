@@ -19,6 +19,7 @@ from typing import Final, TypeVar
 import trio
 
 from ..errors import JournalFault
+from ..threads import do_apart
 from .backlog import FEW_BYTES, PATIENCE, Backlog, Lines, Write, Writer
 from .base import SOON, TAIL, UNWRITTEN, Journal
 from .bulk import LEAST
@@ -155,7 +156,7 @@ class SqliteJournal(Backlog, Journal):
             except (sqlite3.Error, ValueError) as error:  # a damaged file may hold values that are no JSON
                 raise JournalFault(f"the journal can't be read: {error}", RETRY) from error
 
-        return await trio.to_thread.run_sync(read)
+        return await do_apart(read)
 
     def close(self) -> None:
         """Write what waits, for at most `PATIENCE` seconds, and close. Blocks."""
@@ -371,4 +372,4 @@ async def open_journal(
         yield journal
     finally:
         with trio.CancelScope(shield=True):
-            await trio.to_thread.run_sync(journal.close)
+            await do_apart(journal.close)

@@ -8,6 +8,8 @@ import logging
 import math
 import os
 import socket as sockets
+import ssl
+import threading
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
@@ -203,6 +205,22 @@ async def test_over_tls_it_must_be_who_it_says_it_is(folder: Path, monkeypatch: 
         with pytest.raises(ConfigError, match="Hostname mismatch"):
             async with open_redis(Config(redis=f"rediss://localhost:{port}")):
                 pytest.fail("opened")
+
+
+async def test_the_loop_reads_no_authorities(monkeypatch: pytest.MonkeyPatch) -> None:
+    """There are many, and a Redis that is gone is looked for each second."""
+    readers: list[threading.Thread] = []
+
+    def read() -> ssl.SSLContext:
+        readers.append(threading.current_thread())
+        return ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+
+    monkeypatch.setattr(ssl, "create_default_context", read)
+    with pytest.raises(ConfigError, match="refused"):
+        async with open_redis(Config(redis="rediss://127.0.0.1:1")):
+            pytest.fail("opened")
+    assert readers
+    assert threading.main_thread() not in readers
 
 
 def write_certificate(folder: Path) -> tuple[str, str]:

@@ -110,9 +110,8 @@ class Address:
         if self.path:
             stream = await anyio.connect_unix(self.path)
         elif self.tls:
-            stream = await anyio.connect_tcp(
-                self.host, self.port, ssl_context=ssl.create_default_context(), tls_standard_compatible=False
-            )
+            context = await trio.to_thread.run_sync(ssl.create_default_context)  # it reads all authorities
+            stream = await anyio.connect_tcp(self.host, self.port, ssl_context=context, tls_standard_compatible=False)
         else:
             stream = await anyio.connect_tcp(self.host, self.port)
         if not self.path:

@@ -207,6 +207,19 @@ async def test_over_tls_it_must_be_who_it_says_it_is(folder: Path, monkeypatch: 
                 pytest.fail("opened")
 
 
+async def test_that_a_redis_wants_certificates_of_its_clients_is_told(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It says so only once TLS is agreed on, and resets the connection, which may come first."""
+    certificate, key = write_certificate(folder)
+    files = "--tls-cert-file", certificate, "--tls-key-file", key, "--tls-ca-cert-file", certificate
+    monkeypatch.setenv("SSL_CERT_FILE", certificate)
+    with open_redis_server(*files) as server:
+        with pytest.raises(ConfigError, match="tls-auth-clients"):
+            async with open_redis(Config(redis=f"rediss://127.0.0.1:{server.listen('tls-port')}")):
+                pytest.fail("opened")
+
+
 async def test_the_loop_reads_no_authorities(monkeypatch: pytest.MonkeyPatch) -> None:
     """There are many, and a Redis that is gone is looked for each second."""
     readers: list[threading.Thread] = []

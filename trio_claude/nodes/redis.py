@@ -44,6 +44,7 @@ PIECE: Final = 64 * 1024
 """Bytes that are sent at a time, and that the kernel holds before a write waits: each shows that Redis takes them."""
 GONE: Final = "Redis does not answer"
 LOADING: Final = "Redis is reading its file"
+UNGREETED: Final = "it ended before a greeting, as where Redis wants certificates of its clients (tls-auth-clients)"
 REPLICA: Final = "Redis is a replica, which takes no writes"
 FORBIDDEN: Final = "The user executing the script "
 """How Redis begins to say that a script does what its user may not do, by its access list."""
@@ -430,7 +431,7 @@ async def _begin(nursery: trio.Nursery, address: Address) -> Wire:
     except trio.TooSlowError:
         raise RedisGone(GONE, f"no answer within {CONNECT_TIMEOUT:g} s") from None
     except coredis.exceptions.ConnectionError:
-        raise RedisGone(GONE) from None
+        raise RedisGone(GONE, UNGREETED if address.tls else "") from None
     except coredis.exceptions.RedisError as error:
         raise _fault(error) from None
 

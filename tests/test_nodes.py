@@ -15,6 +15,7 @@ from talk import open_talk
 from trio_claude import Config, open_engine
 from trio_claude.errors import ConfigError
 from trio_claude.events import Crashed, Event, NodeState
+from trio_claude.nodes import history
 from trio_claude.nodes.redis import open_redis
 
 
@@ -75,6 +76,32 @@ async def test_clients_are_told_that_redis_takes_nothing_and_when_it_does_again(
             await owner.stop("end")
             await owner.end()
     assert not [event for event in fake.events if isinstance(event, Crashed)]
+
+
+@pytest.mark.redis
+async def test_clients_are_told_that_history_gets_no_connection_though_redis_answers(
+    fake: Backend, redis_server: RedisServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It may drop what it holds from now on."""
+    monkeypatch.setattr(history, "KEEP", 0.05)
+    monkeypatch.setattr(history, "PAUSE", 0.02)
+    async with fake.serve(journal="auto", redis=redis_server.url, node_lease=2.0) as server, open_talk(server) as owner:
+        await owner.start()
+        assert server.runs.nodes
+        assert server.runs.journal
+        redis_server.call("CONFIG", "SET", "maxmemory-policy", "allkeys-lru")
+        try:
+            assert (await owner.event("history"))["state"] == "waiting"
+            assert server.runs.nodes.connected
+            await owner.user("hello")
+            await owner.result()
+        finally:
+            redis_server.call("CONFIG", "SET", "maxmemory-policy", "noeviction")
+        assert (await owner.event("history"))["state"] == "back"
+        assert await server.runs.journal.settle()
+    told = [(event.state, event.detail) for event in fake.events if isinstance(event, NodeState)]
+    assert [state for state, _ in told] == ["connected", "disconnected", "connected"]
+    assert told[1][1].startswith("no connection for what runs say: maxmemory-policy must be noeviction")
 
 
 @pytest.mark.redis

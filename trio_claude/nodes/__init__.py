@@ -108,8 +108,8 @@ async def _opened_history(
         yield None
         return
     retention = Retention(days=config.journal_days, runs=config.journal_runs, size=config.journal_bytes)
-    limit, content = config.journal_run_bytes, config.journal_content
-    async with open_history(redis, membership, retention, limit, observer, content=content) as journal:
+    words = redis, membership, retention, config.journal_run_bytes, observer
+    async with open_history(*words, content=config.journal_content, on_barred=membership.hold_up) as journal:
         yield journal
 
 

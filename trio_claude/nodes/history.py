@@ -12,7 +12,7 @@ import functools
 import itertools
 import math
 from collections import deque
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Final
 
@@ -58,6 +58,8 @@ GROUP_BYTES: Final = 1024 * 1024
 """Bytes behind which what is told at a time takes no more: Redis has others to answer in between."""
 PAUSE: Final = 0.2
 """Seconds until what failed is tried again."""
+BARRED: Final = 10
+"""Tries in a row at a connection, while Redis answers on the one that all share, until that is told."""
 KEEP: Final = 3.0
 """Seconds for which what Redis has taken is kept: three times what it may take to have its disk hold it."""
 KEEP_BYTES: Final = 16 * 1024 * 1024
@@ -78,9 +80,20 @@ class RedisJournal(Backlog, Journal):
 
     enough = BURST_BYTES
 
-    def __init__(self, redis: Redis, lease: Lease, retention: Retention, run_limit: int, *, content: bool) -> None:
+    def __init__(
+        self,
+        redis: Redis,
+        lease: Lease,
+        retention: Retention,
+        run_limit: int,
+        *,
+        content: bool,
+        on_barred: Callable[[str], None],
+    ) -> None:
         super().__init__(run_limit, content=content)
         self.fault: str = ""
+        self._on_barred = on_barred
+        self._tries = 0
         self._redis = redis
         self._archive = Archive(redis)
         self._retention = retention
@@ -180,6 +193,7 @@ class RedisJournal(Backlog, Journal):
                 async with self._redis.open_wire(self._redis.patience) as wire:
                     self._wire = wire
                     await self._greet(wire)
+                    self._count_tries(0)
                     while self._again:
                         await self._pass_on(wire, self._again, len(self._again))
                     while True:
@@ -189,7 +203,14 @@ class RedisJournal(Backlog, Journal):
             except (RedisFault, ConfigError) as error:
                 self.fault = f"the journal can't be written: {error}"
                 self._faults += 1
+                self._count_tries(self._tries + 1, error.detail if isinstance(error, RedisFault) else str(error))
             await trio.sleep(PAUSE)
+
+    def _count_tries(self, tries: int, why: str = "") -> None:
+        """Take how often in a row Redis could not be greeted; tell why where that lasts, and where it is over."""
+        was_barred, self._tries = self._tries >= BARRED, tries
+        if was_barred or tries >= BARRED:
+            self._on_barred(f"no connection for what runs say: {why}" if why else "")
 
     async def tidy(self) -> None:
         """Delete what is not to be kept any more, now and again, until cancelled; one server does it for all."""
@@ -321,10 +342,21 @@ class RedisJournal(Backlog, Journal):
 
 @asynccontextmanager
 async def open_history(
-    redis: Redis, lease: Lease, retention: Retention, run_limit: int, observer: Observer, *, content: bool
+    redis: Redis,
+    lease: Lease,
+    retention: Retention,
+    run_limit: int,
+    observer: Observer,
+    *,
+    content: bool,
+    on_barred: Callable[[str], None] = lambda _why: None,
 ) -> AsyncIterator[RedisJournal]:
-    """Open the journal in a Redis; leaving the context tells it what waits, for at most `PATIENCE` seconds."""
-    journal = RedisJournal(redis, lease, retention, run_limit, content=content)
+    """Open the journal in a Redis; leaving the context tells it what waits, for at most `PATIENCE` seconds.
+
+    `on_barred` hears why it gets no connection while Redis answers on the one that all share, for logs, and is told
+    nothing (empty) when it has one again.
+    """
+    journal = RedisJournal(redis, lease, retention, run_limit, content=content, on_barred=on_barred)
     async with open_lasting(keep_going, "history", journal.serve, observer), open_services() as services:
         services.start_soon(keep_going, "tidy history", journal.tidy, observer)
         try:

@@ -43,6 +43,7 @@ class Membership:
         self._returns: list[Callable[[], None]] = []
         self._reminders: list[Callable[[], None]] = []
         self._refusal = ""
+        self._unwritten = ""
         self._why = ""
         self._came = trio.Event()
         redis.on_change(self._hear)
@@ -62,6 +63,11 @@ class Membership:
     def on_forgotten(self, handler: Callable[[], None]) -> None:
         """Have `handler` told where Redis had forgotten this node, and knows it again; it must not wait."""
         self._reminders.append(handler)
+
+    def hold_up(self, why: str) -> None:
+        """Take why what runs say can't be told to a Redis that answers, for logs; empty where it can be again."""
+        self._unwritten = why
+        self._tell()
 
     async def join(self) -> None:
         """Become a node, under a new token. Raises `RedisFault`."""
@@ -134,7 +140,7 @@ class Membership:
 
         Also where it turns out why it does not: that it does not answer is told only where nothing else was.
         """
-        why = self._refusal if self._redis.connected else self._redis.fault or GONE
+        why = (self._refusal or self._unwritten) if self._redis.connected else self._redis.fault or GONE
         before = self._why
         if why == before or (why == GONE and before):
             return

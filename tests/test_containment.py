@@ -682,6 +682,21 @@ async def test_a_cli_in_a_group_is_the_user_that_it_is_to_be() -> None:
             assert await process.stdout.receive_some() == b"65534\n65534\n"
 
 
+@pytest.mark.parametrize(
+    ("job", "told"),
+    [
+        (Job(argv=("/bin/true",), env=ENV, cwd="/nope"), "^the working directory can't be entered: No such file"),
+        (Job(argv=("/bin/true",), env=ENV, cwd="/etc/passwd"), "^the working directory can't be entered: Not a dir"),
+        (Job(argv=("/nope",), env=ENV, cwd="/"), "^the CLI could not be started: No such file"),
+    ],
+)
+async def test_a_group_that_cannot_be_started_says_what_of_it_cannot(job: Job, told: str) -> None:
+    async with open_containment("group", lambda _: None) as containment:
+        with pytest.raises(SpawnFailed, match=told):
+            async with containment.start(job):
+                pytest.fail("started")
+
+
 @pytest.mark.parametrize("wanted", [{"cgroup": "auto"}, {"limits": ("limit_cpu",)}])
 async def test_a_group_refuses_what_needs_a_guardian(wanted: dict[str, Any]) -> None:
     with pytest.raises(ContainmentUnavailable, match="has no guardian"):

@@ -24,6 +24,8 @@ PROOF_TIMEOUT = 5.0
 """Seconds in which a guardian proves that nothing is left; then its own parent takes over."""
 FOLDERS: Final = "the run's folders can't be used"
 """How it is told that one of a job's folders can't be made."""
+CWD: Final = "the working directory can't be entered"
+"""How it is told that a job has no place to work in."""
 
 
 @attrs.frozen(kw_only=True)

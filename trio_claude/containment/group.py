@@ -24,7 +24,7 @@ from ..errors import SpawnFailed
 from ..events import Receipt
 from ..threads import do_apart
 from . import marks
-from .base import FOLDERS, MARK, PROOF_TIMEOUT, Contained, Containment, Job, Told, forget
+from .base import CWD, FOLDERS, MARK, PROOF_TIMEOUT, Contained, Containment, Job, Told, forget
 from .pipes import PipeReader, PipeWriter, is_quiet, wait_any
 
 SWEEPS = 50
@@ -218,7 +218,8 @@ class GroupContainment(Containment):
         try:
             contained = _begin(job)
         except OSError as error:
-            raise SpawnFailed(f"the CLI could not be started: {os.strerror(error.errno or 0)}") from error
+            what = CWD if error.filename == job.cwd else "the CLI could not be started"
+            raise SpawnFailed(f"{what}: {os.strerror(error.errno or 0)}") from error
         try:
             yield contained
         finally:

@@ -19,7 +19,7 @@ import trio
 from ..errors import SpawnFailed
 from ..events import Receipt
 from . import marks
-from .base import FOLDERS, PROOF_TIMEOUT, Contained
+from .base import CWD, FOLDERS, PROOF_TIMEOUT, Contained
 from .pipes import PipeReader, PipeWriter, is_quiet, wait_any
 from .zygote import Packets, Zygote
 
@@ -301,5 +301,5 @@ def why(number: int, what: str) -> str:
     if what == "folder":
         return f"{FOLDERS}: {os.strerror(number)}"
     if what == "cwd":
-        return f"the working directory can't be entered: {os.strerror(number)}"
+        return f"{CWD}: {os.strerror(number)}"
     return f"the CLI could not be started: {what}: {os.strerror(number)} ({name})"

@@ -47,3 +47,29 @@ def test_a_limit_of_memory_is_all_that_there_is(
 def test_where_no_group_is_told_it_is_the_machines(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(memory, "GROUPS", folder / "nothing")
     assert memory.available() == MACHINE
+
+
+@pytest.mark.parametrize(("limit", "left"), [("64", 64), ("max", 96), ("none", 96)])
+def test_runs_that_have_groups_elsewhere_have_what_is_left_there(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, limit: str, left: int
+) -> None:
+    monkeypatch.setattr(memory, "GROUPS", folder / "nothing")
+    runs = folder / "above" / "runs"
+    runs.mkdir(parents=True)
+    (runs.parent / TWO).write_text(f"{96 * MIB}\n")
+    if limit != "none":
+        (runs / TWO).write_text(f"{int(limit) * MIB if limit.isdigit() else limit}\n")
+    assert Config(run_memory=32 * MIB, cgroup=str(runs)).run_slots == left // 32
+
+
+def test_what_our_own_group_leaves_is_not_for_runs_that_have_groups_elsewhere(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(memory, "GROUPS", folder / "groups")
+    monkeypatch.setattr(memory, "MOUNTS", folder / "mounts")
+    (folder / "groups").write_text("0::/\n")
+    (folder / "mounts").write_text(f"groups {folder} cgroup2 rw 0 0\n")
+    (folder / TWO).write_text(f"{64 * MIB}\n")
+    ours = {cgroup: Config(run_memory=32 * MIB, cgroup=cgroup).run_slots for cgroup in ("", "auto")}
+    assert ours == {"": 2, "auto": 2}
+    assert memory.available("/elsewhere") == MACHINE

@@ -311,7 +311,7 @@ class Config:
     result_grace: float = _option(5.0, "a CLI may live on after its result", high=3600, unit="s")
     queue_timeout: float = _option(30.0, "a run waits for a free slot", high=3600, unit="s")
     max_runs: int = _option(
-        0, "runs at once; 0: what there is memory for, here or in our cgroup", high=100000, unit="runs"
+        0, "runs at once; 0: what there is memory for, here or in the runs' cgroup", high=100000, unit="runs"
     )
     run_memory: int = _option(
         RUN_MEMORY, "memory that a run is reckoned to need", low=MIB, high=1024 * 1024 * MIB, unit="bytes"
@@ -440,7 +440,7 @@ class Config:
     @property
     def run_slots(self) -> int:
         """Return how many runs go at once, reckoned from what memory there is and a run's where `max_runs` is 0."""
-        return self.max_runs or max(1, memory.available() // max(self.run_memory, self.memory_max))
+        return self.max_runs or max(1, memory.available(self.cgroup) // max(self.run_memory, self.memory_max))
 
 
 def kind(name: str) -> str:

@@ -1,6 +1,6 @@
-"""How much memory there is for runs: the machine's, or what the control groups leave of it that this process is in.
+"""How much memory there is for runs: the machine's, or what the control groups leave of it that they are in.
 
-Runs that have groups elsewhere, by the setting `cgroup`, are not asked after: there `max_runs` is to be given.
+These are this process's own, or, where runs have groups elsewhere, those.
 
 This module must never fail for what a system does not tell: there it is the machine's.
 """
@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 GROUPS = Path("/proc/self/cgroup")
@@ -18,15 +18,18 @@ MOUNTS = Path("/proc/self/mounts")
 """Where it says at which folders these hierarchies are, as far as this process sees them."""
 
 
-def available() -> int:
-    """Return the bytes of memory that this process and all that it starts can have, reckoned anew at each call."""
+def available(groups: str = "") -> int:
+    """Return the bytes of memory that runs can have, reckoned anew at each call.
+
+    `groups` is the setting `cgroup`: a folder of cgroup v2 below which runs have groups, or none but our own.
+    """
     machine = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    return min([machine, *_limits()])
+    return min([machine, *_limits(_groups() if groups in ("", "auto") else [(Path(groups), "memory.max")])])
 
 
-def _limits() -> Iterator[int]:
-    """Yield the limits of our groups and of those above them, which hold for us, too: in a container, its own."""
-    for folder, file in _groups():
+def _limits(groups: Iterable[tuple[Path, str]]) -> Iterator[int]:
+    """Yield the limits of groups and of those above them, which hold for them, too: in a container, its own."""
+    for folder, file in groups:
         for place in (folder, *folder.parents):
             with contextlib.suppress(OSError, ValueError):  # ValueError: `max`, which is no limit
                 yield int((place / file).read_text())

@@ -6,8 +6,8 @@ import pytest
 from jsonschema import Draft202012Validator
 
 from trio_claude.errors import HttpRefusal
-from trio_claude.history import _DAY, RUN_ID
-from trio_claude.queries import Choice, Names, Number, Text, read_query
+from trio_claude.history import RUN_ID
+from trio_claude.queries import Choice, Day, Names, Number, Text, read_query
 
 
 @pytest.mark.parametrize(
@@ -21,11 +21,13 @@ from trio_claude.queries import Choice, Names, Number, Text, read_query
         (Names(("a", "b")), "b,a", ["b", "a"]), (Names(("a", "b")), "b", ["b"]), (Names(("a", "b")), "", None), (Names(("a", "b")), "a,", None),
         (Names(("a", "b")), "a,a", None), (Names(("a", "b")), "c", None), (Names(("a", "b")), "a, b", None),
         (Text(RUN_ID), "abc", "abc"), (Text(RUN_ID), "abc\n", None), (Text(RUN_ID), "ABC", None),
-        (_DAY, "2026-11-27", "2026-11-27"), (_DAY, "2026-99-99", None), (_DAY, "2026-00-10", None), (_DAY, "2026-10-32", None),
+        (Day(), "2026-11-27", "2026-11-27"), (Day(), "2024-02-29", "2024-02-29"), (Day(), "2026-99-99", None), (Day(), "2026-00-10", None),
+        (Day(), "2026-10-32", None), (Day(), "2026-02-30", None), (Day(), "2026-02-29", None),
+        (Day(), "20261127", None), (Day(), "2026-11-27\n", None),
     ],
 )  # fmt: skip
 def test_a_parameter_is_read_whole_or_refused(
-    parameter: Text | Choice | Names | Number, text: str, value: object
+    parameter: Text | Choice | Day | Names | Number, text: str, value: object
 ) -> None:
     if value is None:
         with pytest.raises(HttpRefusal, match="it must be "):

@@ -359,7 +359,7 @@ async def test_an_identity_is_told_of_its_own(fake: Backend, folder: Path) -> No
 @pytest.mark.parametrize(
     "query",
     [
-        "by=", "by=day,", "by=hour", "by=day,day", "by=day;model", "until=now", "until=", "meta_prefix=%E4", "limit=1",
+        "by=", "by=day,", "since=2026-02-30", "by=hour", "by=day,day", "by=day;model", "until=now", "until=", "meta_prefix=%E4", "limit=1",
         "separator=" + "x" * 65, "identity=key:bob",
     ],
 )  # fmt: skip

@@ -17,7 +17,7 @@ import trio
 from .errors import HttpRefusal, JournalFault, NoAnswer
 from .identity import Identity
 from .journal import GROUPS, Deleted, Journal, Query, UsageQuery
-from .queries import Choice, Names, Number, Parameters, Text, read_query
+from .queries import Choice, Day, Names, Number, Parameters, Text, read_query
 from .runs import Runs
 from .threads import do_apart
 from .upgrade import Request, Response, json_response
@@ -39,11 +39,10 @@ LIST: Final[Parameters] = {
 LINES: Final[Parameters] = {"after": Number(whole=True), "part": Number(whole=True)}
 DELETION: Final[Parameters] = {"state": Choice(STATES)}
 DELETIONS: Final[Parameters] = {"state": Choice((ENDED,))}
-_DAY: Final = Text("[0-9]{4}-(0[1-9]|1[0-2])-(0[1-9]|[12][0-9]|3[01])", "a day: YYYY-MM-DD")
 _PIECE: Final = Text("[ -~]{0,64}", "at most 64 characters of ASCII")
 USAGE: Final[Parameters] = {
-    "since": _DAY,
-    "until": _DAY,
+    "since": Day(),
+    "until": Day(),
     "by": Names(GROUPS),
     "meta_prefix": _PIECE,
     "separator": _PIECE,

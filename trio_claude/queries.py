@@ -6,6 +6,7 @@ trimmed or ignored.
 
 from __future__ import annotations
 
+import calendar
 import re
 from collections.abc import Mapping
 from typing import Any, Protocol
@@ -18,6 +19,7 @@ MOST = 10**15
 """The largest number that a query takes."""
 _WHOLE = re.compile(r"-?[0-9]{1,16}")
 _NUMBER = re.compile(r"-?[0-9]+(\.[0-9]+)?([eE][+-]?[0-9]+)?")
+_DAY = re.compile("([0-9]{4})-(0[1-9]|1[0-2])-(0[1-9]|[12][0-9]|3[01])")
 
 
 class Parameter(Protocol):
@@ -50,6 +52,25 @@ class Text:
     def schema(self) -> dict[str, Any]:
         """Text, with its pattern where it has one."""
         return {"type": "string"} if self == Text() else {"type": "string", "pattern": f"^{self.pattern}$"}
+
+
+@attrs.frozen
+class Day:
+    """A day that there is, as it is written in figures: YYYY-MM-DD."""
+
+    takes: str = "a day: YYYY-MM-DD"
+
+    def read(self, text: str) -> str | None:
+        """Return the text if it is a day."""
+        if not (day := _DAY.fullmatch(text)):
+            return None
+        _, days = calendar.monthrange(int(day[1]), int(day[2]))
+        return text if int(day[3]) <= days else None
+
+    @property
+    def schema(self) -> dict[str, Any]:
+        """A date."""
+        return {"type": "string", "format": "date", "pattern": f"^{_DAY.pattern}$"}
 
 
 @attrs.frozen

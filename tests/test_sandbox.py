@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import signal
 from pathlib import Path
+from typing import Any
 
 import pytest
 from harness import Backend, ask, directive, real_cli
@@ -14,14 +15,19 @@ from trio_claude.config import Config
 from trio_claude.containment import Job, Means, open_containment
 from trio_claude.engine import open_engine
 from trio_claude.errors import ConfigError, ContainmentUnavailable, SpawnFailed
+from trio_claude.messages import Options
 from trio_claude.testing import fake_cli
+from trio_claude.workplace import Workplace
 
 pytestmark = pytest.mark.sandbox
 ENV = {"PATH": "/usr/bin:/bin", "TRIO_CLAUDE_RUN": "sandbox:1"}
 
 
-async def run(script: str, folder: Path, *, network: bool = True, read: tuple[str, ...] = ()) -> tuple[str, int]:
-    job = Job(argv=("/bin/sh", "-c", script), env=ENV, cwd=str(folder), writable=(str(folder),))
+async def run(
+    script: str, folder: Path, *, network: bool = True, read: tuple[str, ...] = (), **more: Any
+) -> tuple[str, int]:
+    words = ("/bin/sh", "-c", script)
+    job = Job(**{"argv": words, "env": ENV, "cwd": str(folder), "writable": (str(folder),), **more})
     async with open_containment("sandbox", lambda _: None, Means(network=network, read=read)) as containment:
         async with containment.start(job) as process:
             said = b"".join([bytes(chunk) async for chunk in process.stdout])
@@ -56,6 +62,23 @@ async def test_further_paths_can_be_read(folder: Path) -> None:
     assert (await run(f"cat {__file__} | head -1; touch {__file__} || echo refused", folder, read=(__file__,)))[
         0
     ].endswith("refused\n")
+
+
+@pytest.mark.parametrize("place", ["home", "work"])
+async def test_settings_that_are_elsewhere_behind_a_link_are_found(folder: Path, place: str) -> None:
+    """Whether the working directory has that link or not; and the list of sessions is each run's own."""
+    home, elsewhere = folder / "home", folder / "elsewhere"
+    for one in (home, folder / "work", elsewhere):
+        one.mkdir()
+    (elsewhere / "login").write_text("there")
+    (home / ".claude").symlink_to(elsewhere)
+    config = Config(cli="sh", cwd=str(folder / place), containment="sandbox")
+    script = f"cd {home}/.claude && cat login && echo x > made && echo x > sessions/1.json"
+    async with Workplace.open(config, {"HOME": str(home)}) as workplace:
+        async with workplace.job("1" * 32, Options(), "T", binds=True) as job:
+            given = {"folders": job.folders, "binds": job.binds, "writable": job.writable}
+            assert await run(script, Path(job.cwd), **given) == ("there", 0)
+    assert {path.name for path in elsewhere.rglob("*")} == {"login", "made", "sessions"}
 
 
 async def test_without_the_network(folder: Path) -> None:

@@ -115,6 +115,8 @@ class Workplace:
     """Where the runs' folders are."""
     state: tuple[str, ...]
     """Where the CLI keeps its settings, transcripts and login."""
+    ends: tuple[str, ...]
+    """Where these led at the start, where they are links: later a run may have them lead elsewhere."""
     sessions: str
     """The folder in which CLIs list themselves by pid, empty where there is none."""
     words: tuple[str, ...]
@@ -155,8 +157,9 @@ class Workplace:
             sessions = "" if homes else make_sessions(state[0], user)
             with contextlib.closing(Holds(state_folder(config.state, environ))) as holds:
                 yield cls(
-                    config, str(program), own, cwd, user, home, str(folders), state, sessions, words, holds, homes
-                )
+                    config, str(program), own, cwd, user, home, str(folders), state, tuple(map(_end, state)), sessions,
+                    words, holds, homes,
+                )  # fmt: skip
 
     @asynccontextmanager
     async def job(
@@ -286,10 +289,9 @@ class Workplace:
         """Return where a run lives. Raises `SpawnFailed` and OSError."""
         if not self.homes:
             cwd = self._folder(options, meta)
-            listed = self.sessions
-            if binds and listed and not is_folder(listed):  # a run may have removed it
-                listed = make_sessions(self.state[0], self.user)
-            return _Place(cwd, {}, self._own_sessions(folder, listed) if binds else (), (cwd, *self.state))
+            state = self._bindable(cwd)
+            listed = self._listed(state[0]) if binds else ""
+            return _Place(cwd, {}, self._own_sessions(folder, listed), (cwd, *state))
         if options.workspace is not None and not self.config.workspaces:
             raise SpawnFailed(NO_WORKSPACES)
         quarters = self.homes.quarters(who, folder, self.folders if binds else folder, binds=binds)
@@ -306,6 +308,23 @@ class Workplace:
             return _Place(cwd, quarters.env, (), (quarters.real,))
         sessions = () if self.homes.per_run else self._own_sessions(folder, quarters.sessions)
         return _Place(cwd, quarters.env, (*self.homes.binds(quarters), *sessions), ())
+
+    def _bindable(self, cwd: str) -> tuple[str, ...]:
+        """Return the CLI's state as a sandbox around `cwd` can bind it: a link in there is bound by its end.
+
+        Nothing can be bound over a link; one that is in nothing else that is bound is no link inside.
+        """
+        bound = (cwd, *self.config.sandbox_read)
+        pairs = zip(self.state, self.ends, strict=True)
+        return tuple(end if any(map(Path(path).is_relative_to, bound)) else path for path, end in pairs)
+
+    def _listed(self, state: str) -> str:
+        """Return the folder in which CLIs list themselves, where a run sees it; empty where there is none."""
+        if self.sessions and self.config.containment == "sandbox" and is_folder(f"{state}/{SESSIONS}"):
+            return f"{state}/{SESSIONS}"
+        if self.sessions and not is_folder(self.sessions):  # a run may have removed it
+            return make_sessions(self.state[0], self.user)
+        return self.sessions
 
     def _files(self, options: Options, folder: str, tmp: str) -> dict[str, str]:
         """Write what only the CLI may read; return the paths, as it sees them, by option name."""
@@ -390,6 +409,11 @@ def _check_sandbox(cwd: str, state: tuple[str, ...]) -> None:
         raise ConfigError(f"cwd: a sandbox with all of {cwd} in it would be none; --cwd names a folder")
     if wide := too_wide(state):
         raise ConfigError(f"CLAUDE_CONFIG_DIR: a sandbox with all of {wide} in it would be none")
+
+
+def _end(path: str) -> str:
+    """Return where a link leads, or what is none."""
+    return os.path.realpath(path) if Path(path).is_symlink() else path
 
 
 def _texts(options: Options) -> dict[str, str]:

@@ -165,6 +165,7 @@ def test_a_file_that_is_back_as_it_was_has_no_fault_any_more(tmp_path: Path) -> 
         ('{"a b":{"hash":"HASH"}}', "has a name"),
         ('{"a":{"hash":"HASH","limits":{"much":1}}}', "has a limit 'much'"),
         ('{"a":{"hash":"HASH","limits":{"runs_per_identity":-1}}}', "must be 0 or more"),
+        ('{"a":{"hash":"HASH","limits":{"tokens_per_day":1.5}}}', "tokens_per_day must be a whole number"),
         ("[" * 100_000, "no file of keys"),
     ],
 )

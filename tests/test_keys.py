@@ -167,6 +167,7 @@ async def test_keys_that_are_made_at_once_are_all_there(fake: Backend, tmp_path:
         (["add", "x", "--limit", "much=1"], b"'much' is none"),
         (["add", "x", "--limit", "runs_per_identity=many"], b"takes a number"),
         (["add", "x", "--limit", "runs_per_identity=-1"], b"must be 0 or more"),
+        (["add", "x", "--limit", "tokens_per_day=1.5"], b"tokens_per_day must be a whole number"),
         (["revoke", "nobody"], b"no key of the name nobody"),
         (["rotate", "here", "--overlap", "inf"], b"--overlap"),
         (["rotate", "here", "--overlap", "nan"], b"--overlap must be from 0 to 31622400 s, not nan"),

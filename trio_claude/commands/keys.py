@@ -20,7 +20,7 @@ from ..config import IDENTITY_LIMITS
 from ..errors import ConfigError
 from ..figures import brief
 from ..identity import ROLES
-from ..identity.keys import NAME, Key, digest, new_secret, read_keys, write_keys
+from ..identity.keys import NAME, Key, digest, new_secret, read_keys, write_keys, wrong_limit
 from ..quarters import state_folder
 from .completing import key_names
 from .examples import examples
@@ -204,6 +204,6 @@ def _limits(given: tuple[str, ...]) -> dict[str, float]:
             limits[name] = float(value)
         except ValueError:
             raise ConfigError(f"--limit: {name} takes a number, not {value!r}") from None
-        if not 0 <= limits[name] < float("inf"):
-            raise ConfigError(f"--limit: {name} must be 0 or more")
+        if wrong := wrong_limit(name, limits[name]):
+            raise ConfigError(f"--limit: {name} {wrong}")
     return limits

@@ -21,7 +21,7 @@ import attrs
 import cattrs
 from cattrs.gen import make_dict_structure_fn
 
-from ..config import IDENTITY_LIMITS
+from ..config import IDENTITY_LIMITS, KINDS, kind
 from ..errors import ConfigError
 from .people import ROLES, Identity
 
@@ -95,8 +95,16 @@ def _check(path: Path, name: str, key: Key) -> None:
         raise ConfigError(f"keys: {path} has a name that no key has: {name[:64]!r}")
     if unknown := sorted(set(key.limits) - set(IDENTITY_LIMITS)):
         raise ConfigError(f"keys: {name} has a limit {unknown[0]!r}; there are: {', '.join(IDENTITY_LIMITS)}")
-    if wrong := sorted(limit for limit, value in key.limits.items() if not 0 <= value < float("inf")):
-        raise ConfigError(f"keys: {name}: {wrong[0]} must be 0 or more")
+    for limit, value in sorted(key.limits.items()):
+        if wrong := wrong_limit(limit, value):
+            raise ConfigError(f"keys: {name}: {limit} {wrong}")
+
+
+def wrong_limit(name: str, value: float) -> str:
+    """Return what the limit `name` must be where `value` is not that, empty where it is."""
+    if not 0 <= value < float("inf"):
+        return "must be 0 or more"
+    return f"must be {KINDS[int]}" if value % 1 and kind(name) == KINDS[int] else ""
 
 
 def write_keys(path: Path, keys: Mapping[str, Key]) -> None:

@@ -220,6 +220,24 @@ async def test_a_chat_that_can_not_begin(fake: Backend) -> None:
     assert b"Hello from stub." in quit_.stdout
 
 
+async def test_a_viewer_is_told_by_a_chat_as_by_a_prompt(fake: Backend) -> None:
+    """The one is refused in the session, the other not even let in."""
+    async with fake.serve_known("vera/viewer") as (server, keys):
+        env = {**os.environ, "TRIO_CLAUDE_KEY": keys["vera"]}
+        told = [
+            await trio.run_process(
+                [sys.executable, "-m", "trio_claude", *words, "--url", server.url],
+                check=False,
+                capture_stderr=True,
+                env=env,
+            )
+            for words in (["ask", "hello"], ["chat"])
+        ]
+    assert [one.returncode for one in told] == [69, 69]
+    for one in told:
+        assert b"a viewer starts no runs; its operator says who may come in" in one.stderr
+
+
 async def test_a_chat_whose_server_goes_down_before_it_begins(fake: Backend) -> None:
     words = [sys.executable, "-m", "trio_claude", "chat"]
     async with fake.serve(max_runs=1) as server, open_talk(server) as first, trio.open_nursery() as nursery:

@@ -10,7 +10,7 @@ import click
 import trio
 
 from ..client import ConnectFailed, Refused, open_session
-from ..errors import Draining
+from ..errors import Draining, NotAllowed
 from .complaints import complain, painted, unreached
 from .credentials import find_key, key_option
 from .examples import examples
@@ -47,6 +47,8 @@ async def _chat(meta: str, url: str, options: dict[str, Any]) -> int:
     except ConnectFailed as error:
         return unreached(error, error.status, with_key=bool(options.get("key")))
     except (Refused, ConnectionError) as error:
+        if isinstance(error, Refused) and error.code == NotAllowed.code:  # a viewer, whom `ask` finds the door shut to
+            return unreached(clean(str(error)), 403, with_key=bool(options.get("key")))
         complain(clean(str(error)))
         later = isinstance(error, Refused) and (error.retry_after is not None or error.code == Draining.code)
         return Status.LATER if later else Status.REFUSED

@@ -489,6 +489,21 @@ async def test_nobody_there_is_tried_again_then_told(fake: Backend, folder: Path
     told = await batch(fake, folder, write_tasks(folder, "hello"), *words)
     assert (told.status, told.of("reason"), told.of("attempts")) == (1, ["unreachable"], [2])
     assert "can't reach http://127.0.0.1:1" in told.results[0]["error"]
+    assert "; is `trio-claude serve` running?" in told.stderr
+
+
+@pytest.mark.parametrize(
+    ("key", "told"),
+    [("", "HTTP 401: it wants a valid key or token; name its file with --key-file, or set TRIO_CLAUDE_KEY"), ("tck_none", "; the one that was sent is")],
+)  # fmt: skip
+async def test_who_is_not_let_in_is_told_what_to_do(fake: Backend, folder: Path, key: str, told: str) -> None:
+    async with fake.serve_known("alice") as (server, keys):
+        tasks = write_tasks(folder, "hello")
+        refused = await batch(fake, folder, tasks, "--url", server.url, **({"TRIO_CLAUDE_KEY": key} if key else {}))
+        good = await batch(fake, folder, tasks, "--url", server.url, "--force", TRIO_CLAUDE_KEY=keys["alice"])
+    assert (refused.status, refused.of("reason"), good.status) == (1, ["refused"], 0)
+    assert told in refused.stderr.partition("the first failure: ")[2]
+    assert "TRIO_CLAUDE_KEY" not in refused.results[0]["error"], "which stands for as long as the results do"
 
 
 async def test_a_full_server_is_asked_again(fake: Backend, folder: Path) -> None:

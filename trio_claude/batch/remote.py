@@ -20,6 +20,8 @@ class ServerDoor:
     def __init__(self, url: str, key: str | None = None) -> None:
         self._url = url
         self._key = key
+        self.refusal: tuple[str, int | None] | None = None
+        """Why the server was not reached, or let nobody in, for the first time, and the HTTP status if it said one."""
 
     async def run(self, prompt: Prompt, hear: Hear) -> Finish:
         """Ask the server; leaving early ends the run there."""
@@ -29,6 +31,7 @@ class ServerDoor:
                 async for line in answer:
                     hear(line)
         except ConnectFailed as error:
+            self.refusal = self.refusal or (str(error), error.status)
             later = error.status is None or error.status in STATUSES
             return Finish(reason=UNREACHABLE if later else REFUSED, error=str(error))
         ended = answer.ended or Ended(1006, "the connection broke")

@@ -47,7 +47,7 @@ from ..engine import STORE
 from ..errors import ConfigError
 from ..events import Event, JournalReady, Strained
 from ..services import open_services
-from .complaints import complain, tell
+from .complaints import complain, next_step, tell
 from .process import take_process
 from .statuses import Status
 from .words import clean
@@ -126,11 +126,12 @@ class Unkept:
 
 @attrs.frozen
 class Ending:
-    """What a batch came to: its summary, what went wrong with a file, and the exit status."""
+    """What a batch came to: summary, what went wrong with a file, exit status, and what to do about a server."""
 
     summary: Summary
     failure: str | None
     status: int
+    hint: str = ""
 
 
 async def run_batch(batch: Batch) -> int:
@@ -157,7 +158,19 @@ async def _run_alone(batch: Batch) -> Ending:
             with ResultsFile(batch.out, force=batch.force, resume=batch.resume) as out:
                 runner = Runner(batch.plan, door, out, settings, earlier)
                 manifest = _described(batch, settings, about, name, earlier)
-                return await _run(batch, runner, manifest, caught)
+                ending = await _run(batch, runner, manifest, caught)
+                return attrs.evolve(ending, hint=_hint(batch, door, ending.summary.first_error))
+
+
+def _hint(batch: Batch, door: Door, first_error: str | None) -> str:
+    """Return what to do where the first failure is that a server was not reached, or let nobody in; maybe nothing."""
+    if batch.url is None:
+        return ""
+    from ..batch.remote import ServerDoor  # as in `_open_door`
+
+    assert isinstance(door, ServerDoor)
+    told, status = door.refusal or ("", None)
+    return next_step(status, with_key=bool(batch.key)) if told and told == first_error else ""
 
 
 @asynccontextmanager
@@ -310,5 +323,6 @@ def _say(ending: Ending, *, as_json: bool) -> None:
         click.echo(json.dumps(ending.summary.as_dict()))
         return
     if ending.summary.first_error:
-        complain(f"the first failure: {clean(ending.summary.first_error)}")
+        hint = f"; {ending.hint}" if ending.hint else ""
+        complain(f"the first failure: {clean(ending.summary.first_error)}{hint}")
     tell(str(ending.summary))

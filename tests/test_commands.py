@@ -172,12 +172,15 @@ async def test_who_closes_as_after_a_good_end_and_ran_nothing_is_no_good_end(
     assert (told.returncode, b"without a word of a run" in told.stderr) == (status, bool(status))
 
 
-@pytest.mark.parametrize("lost", ["full", "closed"])
+@pytest.mark.parametrize("lost", ["full", "closed", "unread"])
 async def test_a_server_serves_though_nobody_hears_where(fake: Backend, lost: str) -> None:
+    unread, stdout = os.pipe()
     if lost == "full":
+        os.close(stdout)
         stdout = os.open("/dev/full", os.O_WRONLY)
+    if lost == "unread":
+        fill(stdout)
     else:
-        unread, stdout = os.pipe()
         os.close(unread)
     words = [*PROGRAM, "serve", "--port", "0"]
     process = await trio.lowlevel.open_process(words, env=environ(fake), stdout=stdout, stderr=subprocess.PIPE)
@@ -193,6 +196,17 @@ async def test_a_server_serves_though_nobody_hears_where(fake: Backend, lost: st
         async for more in process.stderr:
             log += more
         assert (await process.wait(), b"Exception" in log) == (0, False)
+    if lost == "unread":
+        os.close(unread)
+
+
+def fill(pipe: int) -> None:
+    """Write until a pipe takes no more."""
+    os.set_blocking(pipe, False)
+    with contextlib.suppress(BlockingIOError):
+        while os.write(pipe, b"\n" * 4096):
+            pass
+    os.set_blocking(pipe, True)
 
 
 EARLY = """

@@ -7,6 +7,7 @@ terminal was closed, and ends it now, unless it was started to outlive that.
 
 from __future__ import annotations
 
+import contextlib
 import faulthandler
 import os
 import signal
@@ -63,9 +64,16 @@ async def run_server(
                     if manager.watchdog:
                         services.start_soon(_show_life, manager)
                     manager.tell("READY=1", f"STATUS=listening on {server.url}")
-                    tell(f"listening on {server.url}", err=False)
+                    services.start_soon(_announce, f"listening on {server.url}")
                     await _serve_until_signal(server, read if reloads else None, signals, manager, log)
                     watchers.start_soon(_hurry, signals, leaving)
+
+
+async def _announce(text: str) -> None:
+    """Say something on stdout once there is room for it: where that is a full pipe, whoever serves waits for nobody."""
+    with contextlib.suppress(OSError, ValueError, AttributeError):  # what never waits, as a file, or is closed
+        await trio.lowlevel.wait_writable(sys.stdout.fileno())
+    tell(text, err=False)
 
 
 async def _show_life(manager: Manager) -> None:

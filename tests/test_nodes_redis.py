@@ -151,6 +151,22 @@ async def test_what_cannot_be_reached_is_told_at_the_start(folder: Path, caplog:
     assert not [record for record in caplog.records if record.name == "coredis"]
 
 
+async def test_one_that_takes_no_more_clients_is_told_so(redis_server: RedisServer) -> None:
+    port = redis_server.listen()
+    async with open_redis(config(redis_server)) as redis:
+        await redis.ask("CONFIG", "SET", "maxclients", 1)
+        try:
+            for url in (redis_server.url, f"redis://127.0.0.1:{port}"):
+                with pytest.raises(ConfigError, match=r": max number of clients reached$"):
+                    async with open_redis(config(redis_server, redis=url)):
+                        pytest.fail("opened")
+            with pytest.raises(RedisFault, match=r"Redis refuses: max number of clients reached$"):
+                async with redis.open_wire(1):
+                    pytest.fail("opened")
+        finally:
+            await redis.ask("CONFIG", "SET", "maxclients", 10000)
+
+
 async def test_a_password_comes_out_of_its_file(folder: Path) -> None:
     file = folder / "password"
     file.write_text("s3cret\n")
@@ -414,6 +430,23 @@ async def test_one_that_says_what_cannot_be_read_is_gone_meanwhile(redis_server:
         with trio.fail_after(3):
             await redis.wait()
         assert await redis.ask("PING") == b"PONG"
+        nursery.cancel_scope.cancel()
+
+
+async def test_one_that_reads_its_file_says_so_of_all_that_is_asked_at_once(redis_server: RedisServer) -> None:
+    async def answer(stream: trio.SocketStream) -> None:
+        async for data in stream:
+            words = [word for word in data.split(b"\r\n") if word in (b"HELLO", b"ECHO")]
+            loading = b"-LOADING Redis is loading the dataset in memory\r\n"
+            await stream.send_all(b"".join(HELLO if word == b"HELLO" else loading for word in words))
+
+    async with open_led(redis_server) as (redis, cutter), trio.open_nursery() as nursery:
+        (listener,) = await trio.open_tcp_listeners(0, host="127.0.0.1")
+        nursery.start_soon(trio.serve_listeners, answer, [listener])
+        cutter.lead(listener.socket.getsockname()[1])
+        async with redis.open_wire(2.0) as wire:
+            with pytest.raises(RedisGone, match="reading its file"):
+                await wire.ask_all([("ECHO", 1), ("ECHO", 2)])
         nursery.cancel_scope.cancel()
 
 

@@ -29,6 +29,7 @@ from ..config import Config
 from ..errors import ConfigError, TrioClaudeError
 from ..services import open_lasting, open_services
 from .password import Password
+from .pieces import PIECE, Pieces
 from .scripts import Script
 
 PORT: Final = 6379
@@ -40,12 +41,12 @@ PATIENCE_SHARE: Final = 4
 """Of a lease the patience is no more than one part in so many, so that a Redis that hangs loses no node its lease."""
 LOOKS: Final = 8
 """Looks in such a time whether a byte has gone or come."""
-PIECE: Final = 64 * 1024
-"""Bytes that are sent at a time, and that the kernel holds before a write waits: each shows that Redis takes them."""
 GONE: Final = "Redis does not answer"
 LOADING: Final = "Redis is reading its file"
 UNGREETED: Final = "it ended before a greeting, as where Redis wants certificates of its clients (tls-auth-clients)"
 REPLICA: Final = "Redis is a replica, which takes no writes"
+FULL: Final = "max number of clients reached"
+"""How Redis says first of all that it takes no more connections."""
 FORBIDDEN: Final = "The user executing the script "
 """How Redis begins to say that a script does what its user may not do, by its access list."""
 BACKOFF: Final = (0.05, 1.0)
@@ -118,36 +119,13 @@ class Address:
         if not self.path:
             sock = stream.extra_attributes[SocketAttribute.raw_socket]()
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, PIECE)
-        return _Connection(_Pieces(stream), self)
-
-
-@attrs.define(eq=False)
-class _Pieces(ByteStream):
-    """A stream that sends in pieces; `sent` is how many bytes have gone."""
-
-    _stream: ByteStream
-    sent: int = 0
-
-    async def send(self, item: bytes) -> None:
-        for first in range(0, len(item), PIECE):
-            piece = item[first : first + PIECE]
-            await self._stream.send(piece)
-            self.sent += len(piece)
-
-    async def receive(self, max_bytes: int = PIECE) -> bytes:
-        return await self._stream.receive(max_bytes)
-
-    async def send_eof(self) -> None:
-        await self._stream.send_eof()
-
-    async def aclose(self) -> None:
-        await self._stream.aclose()
+        return _Connection(Pieces(stream), self)
 
 
 class _Connection(BaseConnection):
     """The library's connection, on a stream that is open: its own leaves buffers open where it finds nobody."""
 
-    def __init__(self, stream: _Pieces, address: Address) -> None:
+    def __init__(self, stream: Pieces, address: Address) -> None:
         location = TCPLocation(address.host, address.port)
         super().__init__(location, username=address.user, password=address.password.now(), db=address.db)
         self._opened = stream
@@ -159,6 +137,11 @@ class _Connection(BaseConnection):
     def moved(self) -> int:
         """Bytes that have gone and come."""
         return self._opened.sent + self.statistics.bytes_read
+
+    @property
+    def begun(self) -> bytes:
+        """What Redis said first of all."""
+        return self._opened.begun
 
     def describe(self) -> str:
         return f"Connection<{self.location}>"
@@ -212,8 +195,8 @@ class Wire:
         except coredis.exceptions.ConnectionError:
             raise RedisGone(GONE) from None
         answers = [await request for request in requests]
-        if any(map(_is_none, answers)):
-            raise RedisGone(GONE)
+        for none in filter(_is_none, answers):
+            raise RedisGone(LOADING if isinstance(none, coredis.exceptions.BusyLoadingError) else GONE)
         return [_fault(one) if isinstance(one, coredis.exceptions.RedisError) else one for one in answers]
 
     def cut(self) -> None:
@@ -418,7 +401,8 @@ async def _begin(nursery: trio.Nursery, address: Address) -> Wire:
     """Connect. Raises `RedisGone` and `RedisFault`."""
     try:
         with trio.fail_after(CONNECT_TIMEOUT):
-            wire = Wire(await address.connect())
+            connection = await address.connect()
+            wire = Wire(connection)
             await nursery.start(wire.carry)
             return wire
     except (ssl.SSLError, socket.gaierror) as error:
@@ -431,6 +415,8 @@ async def _begin(nursery: trio.Nursery, address: Address) -> Wire:
     except trio.TooSlowError:
         raise RedisGone(GONE, f"no answer within {CONNECT_TIMEOUT:g} s") from None
     except coredis.exceptions.ConnectionError:
+        if FULL.encode() in connection.begun:
+            raise RedisFault(f"Redis refuses: {FULL}", FULL) from None
         raise RedisGone(GONE, UNGREETED if address.tls else "") from None
     except coredis.exceptions.RedisError as error:
         raise _fault(error) from None

@@ -20,7 +20,7 @@ from trio_claude.errors import JournalFault, Reason
 from trio_claude.journal import Deleted, Journal, PartKind, Query, Retention, UsageQuery, backlog
 from trio_claude.nodes import archive, history
 from trio_claude.nodes.history import RedisJournal
-from trio_claude.nodes.redis import RedisGone
+from trio_claude.nodes.redis import RedisGone, Wire, Word
 from trio_claude.nodes.scripts import load
 
 pytestmark = pytest.mark.redis
@@ -407,6 +407,26 @@ async def speaking(run: Any, pause: float = 0.005) -> AsyncIterator[list[int]]:
         nursery.start_soon(speak)
         yield said
         nursery.cancel_scope.cancel()
+
+
+async def test_a_redis_is_told_the_scripts_and_asked_what_it_is_at_once(
+    redis_server: RedisServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One after the other it would be six times as long until a history goes on, where Redis is far away."""
+    asked: list[tuple[Wire, Word]] = []
+    real = Wire.ask
+
+    async def ask(wire: Wire, *words: Word) -> object:
+        asked.append((wire, words[0]))
+        return await real(wire, *words)
+
+    monkeypatch.setattr(Wire, "ask", ask)
+    redis_server.call("SCRIPT", "FLUSH")
+    async with open_history_of(redis_server) as journal:
+        journal.begin(begun("r1"))
+        assert await journal.settle()
+        assert [word for wire, word in asked if wire is journal._wire] == []
+        assert (await journal.find(Query(identity=None))).runs
 
 
 async def test_a_redis_that_crashes_and_comes_back_has_all(redis_server: RedisServer) -> None:

@@ -221,9 +221,11 @@ class RedisJournal(Backlog, Journal):
 
     async def _greet(self, wire: Wire) -> None:
         """Tell a Redis the scripts, and what it may have lost if it is another than before. Raises `RedisFault`."""
-        for name in SCRIPTS:
-            await wire.ask("SCRIPT", "LOAD", load(name).text)
-        incarnation = check(await wire.ask("INFO"))
+        info, *loaded = await wire.ask_all([("INFO",), *(("SCRIPT", "LOAD", load(name).text) for name in SCRIPTS)])
+        for answer in (info, *loaded):
+            if isinstance(answer, RedisFault):
+                raise answer
+        incarnation = check(info)
         if self._incarnation and self._incarnation != incarnation:
             await wire.ask(*self._asks.strays())
             begun = [told.begun for told in self._asks.runs.values() if told.begun]

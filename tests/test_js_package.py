@@ -79,10 +79,13 @@ async def test_the_build_is_what_is_committed(web_modules: Path, tmp_path: Path)
 
 
 async def test_the_package_can_be_packed_typed_and_imported(web_modules: Path, tmp_path: Path) -> None:
+    tree = tmp_path / "tree"
+    web = tree / WEB.relative_to(ROOT)
     for name in ("npm", "dist"):
-        shutil.copytree(WEB / name, tmp_path / name)
+        shutil.copytree(WEB / name, web / name)
+    shutil.copy(ROOT / "LICENSE", tree)
     said, _ = await run_program(
-        ["npm", "--prefix", tmp_path / "npm", "pack", tmp_path / "npm", "--pack-destination", tmp_path, "--json"],
+        ["npm", "--prefix", web / "npm", "pack", web / "npm", "--pack-destination", tmp_path, "--json"],
         node_environ(tmp_path),
     )
     (archive,) = tmp_path.glob("*.tgz")
@@ -91,7 +94,8 @@ async def test_the_package_can_be_packed_typed_and_imported(web_modules: Path, t
         packed.extractall(program / "node_modules", filter="data")
     package = program / "node_modules" / "trio-claude"
     (program / "node_modules" / "package").rename(package)
-    assert {path.name for path in package.iterdir()} == {*BUILT, "package.json", "README.md"}, said
+    assert {path.name for path in package.iterdir()} == {*BUILT, "package.json", "README.md", "LICENSE"}, said
+    assert (package / "LICENSE").read_bytes() == (ROOT / "LICENSE").read_bytes()
     told = json.loads((package / "package.json").read_text())
     assert told["version"] == trio_claude.__version__
     assert "dependencies" not in told

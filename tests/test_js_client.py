@@ -252,6 +252,14 @@ async def test_a_ticket_that_is_not_to_be_had_now_says_when(folder: Path) -> Non
     assert (seen["kind"], seen["code"], seen["retryAfter"]) == ("Busy", "redis", 30)
 
 
+@pytest.mark.parametrize(("status", "kind"), [(401, "Refused"), (429, "Busy"), (503, "Busy"), (500, "ConnectionLost")])
+async def test_a_status_that_a_handshake_was_refused_with_is_told_though_nobody_says_why(
+    folder: Path, status: int, kind: str
+) -> None:
+    seen = await play("http://127.0.0.1:1", folder, "mute", status=status)
+    assert (seen["kind"], seen["code"]) == (kind, f"http-{status}")
+
+
 # -- sessions ----------------------------------------------------------------------------------------------------------
 
 

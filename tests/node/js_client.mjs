@@ -487,6 +487,20 @@ const scenes = {
     return failure(() => ask(prompt, { url, key: "tck" }).text);
   },
 
+  /** Be refused in the handshake, as the package `ws` tells it, by a server that says nothing over HTTP then. */
+  async mute() {
+    const wait = setTimeout;
+    globalThis.setTimeout = (work, ms, ...given) => wait(work, Math.min(ms, 50), ...given);
+    globalThis.fetch = () => new Promise(() => {});
+    class Ws {
+      constructor() {
+        queueMicrotask(() => this.onerror({ message: `Unexpected server response: ${more.status}` }));
+      }
+      close() {}
+    }
+    return failure(() => ask(prompt, { url, WebSocket: Ws }).text);
+  },
+
   /** Come to a run by tickets of a server that has no room at first; tell how long it was let alone. */
   async later() {
     globalThis.location = new URL(url);

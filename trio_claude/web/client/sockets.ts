@@ -134,7 +134,7 @@ function listen(
   ms: number,
 ): Promise<Closed> {
   return new Promise((resolve) => {
-    const never = (reason: string): Closed => ({ code: BROKEN, reason, error: new ConnectionLost(reason, LOST) });
+    const never = (reason: string): Closed => ({ code: BROKEN, reason, error: ofStatus(reason) ?? new ConnectionLost(reason, LOST) });
     let socket: WebSocketObject;
     try {
       socket = new kind(address, protocols);
@@ -178,6 +178,12 @@ function listen(
 }
 
 const LOST = { code: "lost", closeCode: BROKEN };
+
+/** The package `ws` says with what status a handshake was refused: return that as an error. */
+function ofStatus(reason: string): TrioClaudeError | undefined {
+  const status = /Unexpected server response: (\d{3})/.exec(reason)?.[1];
+  return status ? errorOfStatus(Number(status)) : undefined;
+}
 
 /** Return the class to connect with. Throws where there is none. */
 export function findClass(way: Way): WebSocketClass {
@@ -250,8 +256,7 @@ async function explain(way: Way, base: string, error: TrioClaudeError): Promise<
   } catch (refusal) {
     if (refusal instanceof Refused || refusal instanceof Busy) return refusal;
   }
-  const status = /Unexpected server response: (\d{3})/.exec(error.message)?.[1];
-  return hint(base, status ? errorOfStatus(Number(status)) : error);
+  return hint(base, error);
 }
 
 /** A browser tells a page of a refusal of its origin only that nothing came: look whether the server is there for others. */

@@ -424,7 +424,7 @@ function listen(kind, address, protocols, handlers, signal, ms) {
 		const never = (reason) => ({
 			code: BROKEN,
 			reason,
-			error: new ConnectionLost(reason, LOST$1)
+			error: ofStatus(reason) ?? new ConnectionLost(reason, LOST$1)
 		});
 		let socket;
 		try {
@@ -474,6 +474,11 @@ var LOST$1 = {
 	code: "lost",
 	closeCode: BROKEN
 };
+/** The package `ws` says with what status a handshake was refused: return that as an error. */
+function ofStatus(reason) {
+	const status = /Unexpected server response: (\d{3})/.exec(reason)?.[1];
+	return status ? errorOfStatus(Number(status)) : void 0;
+}
 /** Return the class to connect with. Throws where there is none. */
 function findClass(way) {
 	const found = way.WebSocket ?? globalThis.WebSocket;
@@ -540,8 +545,7 @@ async function explain(way, base, error) {
 	} catch (refusal) {
 		if (refusal instanceof Refused || refusal instanceof Busy) return refusal;
 	}
-	const status = /Unexpected server response: (\d{3})/.exec(error.message)?.[1];
-	return hint(base, status ? errorOfStatus(Number(status)) : error);
+	return hint(base, error);
 }
 /** A browser tells a page of a refusal of its origin only that nothing came: look whether the server is there for others. */
 async function hint(base, error) {

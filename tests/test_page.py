@@ -306,6 +306,17 @@ async def test_what_is_written_out_of_a_long_input_is_bounded(fake: Backend, bro
         await page.wait(".receipt")
 
 
+async def test_a_long_answer_is_cut_between_two_characters(fake: Backend, browser: Browser) -> None:
+    """The limit is of UTF-16's units, of which some characters have two."""
+    text = (f"{'word ' * 15}word\n" * 12_500)[:999_999] + "\U0001f600"
+    line = {"type": "assistant", "message": {"content": [{"type": "text", "text": text}]}}
+    async with fake.serve() as server, looking(browser, server.url) as page:
+        await page.say(directive("raw", text=f"{json.dumps(line)}\n") + directive("text", text="last"))
+        await turns(page, 1)
+        await page.wait_text(".answer .note", "1 more characters are not shown")
+        assert await page.evaluate("document.querySelector('.answer').textContent.isWellFormed()")
+
+
 async def test_a_letter_that_is_typed_answers_no_question(fake: Backend, browser: Browser) -> None:
     """Alt and A type a letter on some keyboards; where they do not they lead to the question, not to an answer."""
     async with fake.serve() as server, looking(browser, server.url) as page:

@@ -21,6 +21,12 @@ function put(element: HTMLElement, name: string, value: Value): void {
   else if (value !== false && value != null) element.setAttribute(name, String(value));
 }
 
+/** Return the first characters of a text, by UTF-16 units, and never half of one. */
+export function beginning(text: string, units: number): string {
+  const last = text.charCodeAt(units - 1);
+  return text.slice(0, last >= 0xd800 && last < 0xdc00 ? units - 1 : units);
+}
+
 /** Return an element of the page that must be there. */
 export function find<T extends HTMLElement = HTMLElement>(id: string): T {
   const element = document.getElementById(id);

@@ -1,5 +1,5 @@
 // The frames as they came: the newest are kept as text, and become nodes only while somebody looks.
-import { atFrame, copyButton, find, h } from "./dom";
+import { atFrame, beginning, copyButton, find, h } from "./dom";
 
 export const FRAMES_KEPT = 2000;
 /** Characters of one frame that are kept, and that are shown. */
@@ -44,7 +44,7 @@ export function showFrames(): void {
 function draw(): void {
   const newest = kept.slice(-Math.min(FRAMES_KEPT, total - drawn));
   const atEnd = list.scrollHeight - list.scrollTop - list.clientHeight < 80;
-  if (total > drawn) list.append(...newest.map((text) => h("div", {}, text.slice(0, SHOWN))));
+  if (total > drawn) list.append(...newest.map((text) => h("div", {}, beginning(text, SHOWN))));
   drawn = total;
   while (list.childElementCount > FRAMES_KEPT) list.firstElementChild!.remove();
   told.textContent = total > FRAMES_KEPT ? `${total} so far; the last ${FRAMES_KEPT} are kept` : `${total} so far`;

@@ -19,7 +19,7 @@ import typescript from "highlight.js/lib/languages/typescript";
 import xml from "highlight.js/lib/languages/xml";
 import yaml from "highlight.js/lib/languages/yaml";
 import { Lexer, Marked, type Token, type Tokens } from "marked";
-import { atFrame, copyButton, h } from "./dom";
+import { atFrame, beginning, copyButton, h } from "./dom";
 
 /** Characters of one block; a longer paragraph is cut at a space and goes on in a next one, any other text goes on as it is. */
 const BLOCK_LIMIT = 8192;
@@ -152,7 +152,7 @@ export class MarkdownStream {
   add(text: string): void {
     const room = ANSWER_LIMIT - this.text.length;
     this.text += text;
-    this.tail += text.slice(0, Math.max(0, room));
+    this.tail += beginning(text, Math.max(0, room));
     atFrame(this.draw);
   }
 
@@ -161,7 +161,7 @@ export class MarkdownStream {
     if (text !== this.text) {
       this.element.replaceChildren(this.last);
       this.text = text;
-      this.tail = text.slice(0, ANSWER_LIMIT);
+      this.tail = beginning(text, ANSWER_LIMIT);
     }
     if (text.length > ANSWER_LIMIT && !this.done) {
       this.element.append(h("p", { class: "note" }, `${text.length - ANSWER_LIMIT} more characters are not shown; ${ALL}.`));

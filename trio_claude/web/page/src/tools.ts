@@ -1,6 +1,6 @@
 // A tool call as a card that folds: what goes in, what comes out, how long it took, and the question whether it may.
 import { codeBlock } from "./markdown";
-import { copyButton, h, unfold } from "./dom";
+import { beginning, copyButton, h, unfold } from "./dom";
 import { questionForm, questionsOf, questionsShown, type Question } from "./questions";
 import { seconds } from "./words";
 
@@ -173,8 +173,8 @@ function parsed(text: string, fault: HTMLElement): Json | null {
 
 function short(input: Json): string {
   const told = input.command ?? input.file_path ?? input.path ?? input.pattern ?? input.url ?? input.description ?? input.questions?.[0]?.question;
-  const beginning = (typeof told === "string" ? told : JSON.stringify(input)).slice(0, LABEL_READ);
-  return visible(beginning.replace(/[ \t\n]+/g, " ").slice(0, LABEL));
+  const label = (typeof told === "string" ? told : JSON.stringify(input)).slice(0, LABEL_READ);
+  return visible(beginning(label.replace(/[ \t\n]+/g, " "), LABEL));
 }
 
 /** Return a text with all written out that is not seen, or moves what is beside it: what is read is what runs. */
@@ -184,5 +184,5 @@ export function visible(text: string): string {
 }
 
 export function limited(text: string): string {
-  return text.length > SHOWN ? `${text.slice(0, SHOWN)}\n… ${text.length - SHOWN} more characters are not shown` : text;
+  return text.length > SHOWN ? `${beginning(text, SHOWN)}\n… ${text.length - SHOWN} more characters are not shown` : text;
 }

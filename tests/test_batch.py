@@ -16,7 +16,9 @@ import trio
 from batches import PROGRAM, batch, environ, left, results, write_tasks
 from harness import Backend, directive, open_backend, script_cli, until
 
+from trio_claude.batch.manifest import settings
 from trio_claude.commands.batching import Unkept
+from trio_claude.config import Config
 from trio_claude.engine import STORE
 from trio_claude.events import JournalReady, Strained
 
@@ -107,6 +109,10 @@ async def test_the_manifest_says_what_the_figures_need(fake: Backend, folder: Pa
     assert manifest["machine"]["cores"] == os.cpu_count()
     assert manifest["started"] < manifest["ended"]
     assert "p50" in manifest["summary"]["seconds"]
+
+
+def test_no_password_is_in_a_manifest() -> None:
+    assert settings(Config(redis="redis://:hidden@127.0.0.1", profile="chat")) == {"profile": "chat"}
 
 
 async def test_a_cli_that_leaves_something_with_its_stdout_has_a_version(fake: Backend, folder: Path) -> None:

@@ -51,8 +51,8 @@ def machine() -> dict[str, Any]:
 
 
 def settings(config: Config) -> dict[str, Any]:
-    """Return the settings that are not at their defaults."""
-    fields = attrs.fields(Config)
+    """Return the settings that are not at their defaults, but for one that may hold a password."""
+    fields = (field for field in attrs.fields(Config) if field.repr)
     return {field.name: value for field in fields if (value := getattr(config, field.name)) != field.default}
 
 

@@ -127,6 +127,11 @@ def test_the_ports_agree() -> None:
     assert (port["containerPort"], served["port"], served["targetPort"]) == (PORT, PORT, port["name"])
 
 
+def test_a_server_that_can_not_start_for_now_is_never_given_up() -> None:
+    """systemd takes five starts in ten seconds; then it starts a unit no more, nor listens for it."""
+    assert 5 * int(SERVICE["RestartSec"]) >= 10
+
+
 def test_there_is_time_to_drain() -> None:
     assert int(SERVICE["TimeoutStopSec"]) > TO_END
     assert int(COMPOSE["services"]["server"]["stop_grace_period"].removesuffix("s")) > TO_END

@@ -277,6 +277,13 @@ async def test_an_answer_goes_before_who_waits_for_a_line(monkeypatch: pytest.Mo
     os.close(read)
 
 
+async def test_what_can_not_be_read_is_the_end_of_what_is_typed(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As below nohup, or where a terminal is gone."""
+    with (folder / "nohup.out").open("w") as unreadable, trio.fail_after(10):
+        monkeypatch.setattr(sys, "stdin", unreadable)
+        assert await Keyboard().line() is None
+
+
 # -- what is shown ----------------------------------------------------------------------------------------------------
 
 

@@ -88,8 +88,9 @@ class Keyboard:
         with contextlib.suppress(
             trio.RunFinishedError, trio.Cancelled, trio.BrokenResourceError
         ):  # the program is over
-            for line in open(sys.stdin.fileno(), encoding="utf-8", errors="replace", closefd=False):  # noqa: SIM115
-                trio.from_thread.run(self._put.send, line.rstrip("\n"), trio_token=self._token)
+            with contextlib.suppress(OSError):  # what can't be read, as a terminal that is gone, has come to its end
+                for line in open(sys.stdin.fileno(), encoding="utf-8", errors="replace", closefd=False):  # noqa: SIM115
+                    trio.from_thread.run(self._put.send, line.rstrip("\n"), trio_token=self._token)
             trio.from_thread.run_sync(self._put.close, trio_token=self._token)
 
 

@@ -54,6 +54,12 @@ async def test_the_addresses_that_are_there_are_listened_on_at_one_port(
     assert (found.ok, found.found) == (True, "0 of both.test is free")
 
 
+async def test_an_address_that_is_found_twice_is_listened_on_once(hosts: dict[str, list[str]]) -> None:
+    hosts["twice.test"] = ["127.0.0.1", "127.0.0.1"]
+    (listener,) = await bind_all("twice.test", 0)
+    listener.close()
+
+
 async def test_where_none_is_there_the_host_is_to_blame(hosts: dict[str, list[str]]) -> None:
     hosts["none.test"] = [ABSENT, ABSENT]
     with pytest.raises(OSError, match="Cannot assign requested address") as caught:

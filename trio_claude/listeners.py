@@ -26,7 +26,7 @@ async def bind_all(host: str, port: int) -> list[socket.socket]:
     found = await trio.socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
     listeners, absent = list[socket.socket](), list[OSError]()
     with contextlib.ExitStack() as opened:
-        for family, kind, number, _, address in found:
+        for family, kind, number, _, address in dict.fromkeys(found):  # a file of hosts may name one twice
             chosen = listeners[0].getsockname()[1] if listeners else address[1]
             try:
                 listeners.append(_bound(family, kind, number, (address[0], chosen, *address[2:])))

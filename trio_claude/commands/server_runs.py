@@ -58,12 +58,17 @@ def _base(url: str) -> tuple[str, str | None]:
     except ValueError as error:
         raise ConfigError(f"--url: {url} is no address: {error}; say http://HOST:PORT") from None
     scheme = {"ws": "http", "wss": "https"}.get(parts.scheme, parts.scheme)
-    if scheme not in ("http", "https") or not host:
+    if scheme not in ("http", "https") or not host or not _is_name(host):
         raise ConfigError(f"--url: {url} is no address of a server; say http://HOST:PORT")
     path = parts.path.rstrip("/")
     for door in _DOORS:
         path = path.removesuffix(door)
     return f"{scheme}://{parts.netloc}{path}", host
+
+
+def _is_name(host: str) -> bool:
+    """Return whether each part of a host is as long as one may be: what looks it up raises an error of its own kind."""
+    return all(0 < len(part) < 64 for part in host.removesuffix(".").split("."))
 
 
 class ServerRuns:

@@ -235,9 +235,12 @@ async def test_a_link_to_the_clis_folder_is_none_where_a_sandbox_has_nothing_els
     (home / ".claude").symlink_to(elsewhere)
     config = Config(cli="sh", cwd=str(home), workspaces=str(work), containment="sandbox")
     async with Workplace.open(config, {"HOME": str(home)}) as workplace:
+        (home / ".claude").unlink()
+        (home / ".claude").symlink_to("/")
         async with opened(workplace, "a", binds=True, workspace="w") as job:
-            assert job.writable == (str(work / "w"), str(home / ".claude"), str(home / ".claude.json"))
-            assert job.binds[0][1] == str(home / ".claude" / "sessions")
+            assert job.writable == (str(work / "w"), str(home / ".claude.json"))
+            assert job.binds[0] == (str(elsewhere), str(home / ".claude"))
+            assert job.binds[1][1] == str(home / ".claude" / "sessions")
 
 
 async def test_what_a_killed_cli_left_in_the_list_of_sessions_is_removed(folder: Path) -> None:

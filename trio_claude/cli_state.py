@@ -30,6 +30,14 @@ def is_folder(path: str) -> bool:
         return False
 
 
+def end_of(path: str) -> str:
+    """Return where a link leads, or what is none, or leads nowhere."""
+    try:
+        return str(Path(path).resolve(strict=True)) if Path(path).is_symlink() else path
+    except (OSError, RuntimeError):  # of links that lead round in a circle
+        return path
+
+
 def make_sessions(state: str, user: tuple[int, int] | None) -> str:
     """Make the folder in which CLIs list themselves, the CLI's user's in a home of theirs; return where it really is.
 

@@ -22,7 +22,7 @@ import attrs
 import trio
 
 from . import stream_json, transcripts
-from .cli_state import cli_state, is_folder, make_sessions, make_settings
+from .cli_state import cli_state, end_of, is_folder, make_sessions, make_settings
 from .config import Config
 from .containment import FOLDERS, MARK, Job
 from .errors import ConfigError, SpawnFailed
@@ -116,7 +116,7 @@ class Workplace:
     state: tuple[str, ...]
     """Where the CLI keeps its settings, transcripts and login."""
     ends: tuple[str, ...]
-    """Where these led at the start, where they are links: later a run may have them lead elsewhere."""
+    """Where these led at the start, where a sandbox is to have them and they are links: a run may change them later."""
     sessions: str
     """The folder in which CLIs list themselves by pid, empty where there is none."""
     words: tuple[str, ...]
@@ -145,6 +145,7 @@ class Workplace:
             _check_sandbox(cwd, state)
             for file in state[1:]:
                 make_settings(Path(file), user)
+        ends = tuple(map(end_of, state)) if config.containment == "sandbox" else state
         async with open_home() as home:
             folders = home.folder / "runs"
             folders.mkdir(mode=0o700)
@@ -157,8 +158,8 @@ class Workplace:
             sessions = "" if homes else make_sessions(state[0], user)
             with contextlib.closing(Holds(state_folder(config.state, environ))) as holds:
                 yield cls(
-                    config, str(program), own, cwd, user, home, str(folders), state, tuple(map(_end, state)), sessions,
-                    words, holds, homes,
+                    config, str(program), own, cwd, user, home, str(folders), state, ends, sessions, words, holds,
+                    homes,
                 )  # fmt: skip
 
     @asynccontextmanager
@@ -289,9 +290,12 @@ class Workplace:
         """Return where a run lives. Raises `SpawnFailed` and OSError."""
         if not self.homes:
             cwd = self._folder(options, meta)
-            state = self._bindable(cwd)
-            listed = self._listed(state[0]) if binds else ""
-            return _Place(cwd, {}, self._own_sessions(folder, listed), (cwd, *state))
+            seen = self._seen(cwd)
+            listed = self._listed(seen[0]) if binds else ""
+            places = list(zip(seen, self.ends, strict=True))
+            links = ((end, name) for name, end in places if name != end)
+            writable = (name for name, end in places if name == end)
+            return _Place(cwd, {}, (*links, *self._own_sessions(folder, listed)), (cwd, *writable))
         if options.workspace is not None and not self.config.workspaces:
             raise SpawnFailed(NO_WORKSPACES)
         quarters = self.homes.quarters(who, folder, self.folders if binds else folder, binds=binds)
@@ -309,18 +313,15 @@ class Workplace:
         sessions = () if self.homes.per_run else self._own_sessions(folder, quarters.sessions)
         return _Place(cwd, quarters.env, (*self.homes.binds(quarters), *sessions), ())
 
-    def _bindable(self, cwd: str) -> tuple[str, ...]:
-        """Return the CLI's state as a sandbox around `cwd` can bind it: a link in there is bound by its end.
-
-        Nothing can be bound over a link; one that is in nothing else that is bound is no link inside.
-        """
+    def _seen(self, cwd: str) -> tuple[str, ...]:
+        """Return by which names a run in `cwd` has the CLI's state; nothing can be bound over a link that it has."""
         bound = (cwd, *self.config.sandbox_read)
         pairs = zip(self.state, self.ends, strict=True)
         return tuple(end if any(map(Path(path).is_relative_to, bound)) else path for path, end in pairs)
 
     def _listed(self, state: str) -> str:
         """Return the folder in which CLIs list themselves, where a run sees it; empty where there is none."""
-        if self.sessions and self.config.containment == "sandbox" and is_folder(f"{state}/{SESSIONS}"):
+        if self.sessions and self.config.containment == "sandbox" and is_folder(f"{self.ends[0]}/{SESSIONS}"):
             return f"{state}/{SESSIONS}"
         if self.sessions and not is_folder(self.sessions):  # a run may have removed it
             return make_sessions(self.state[0], self.user)
@@ -409,11 +410,6 @@ def _check_sandbox(cwd: str, state: tuple[str, ...]) -> None:
         raise ConfigError(f"cwd: a sandbox with all of {cwd} in it would be none; --cwd names a folder")
     if wide := too_wide(state):
         raise ConfigError(f"CLAUDE_CONFIG_DIR: a sandbox with all of {wide} in it would be none")
-
-
-def _end(path: str) -> str:
-    """Return where a link leads, or what is none."""
-    return os.path.realpath(path) if Path(path).is_symlink() else path
 
 
 def _texts(options: Options) -> dict[str, str]:

@@ -38,7 +38,7 @@ TABLE: dict[str, set[str]] = {
     "listeners": set(),
     "inbox": {"errors"},
     "containment": {"errors", "events", "services", "threads", "turns"},
-    "stderr": {"delivery", "containment"},
+    "stderr": {"delivery", "turns", "containment"},
     "quarters": {"errors"},
     "cli_state": {"quarters"},
     "holds": {"errors"},

@@ -6,6 +6,8 @@ import contextlib
 import json
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import attrs
 import pytest
@@ -32,7 +34,7 @@ from trio_claude.events import (
 from trio_claude.kit import Kit
 from trio_claude.messages import Options, Prompt
 from trio_claude.run import Run
-from trio_claude.turns import Turns
+from trio_claude.turns import LINES, Turns
 from trio_claude.workplace import Workplace
 
 RESULT = b'{"type":"result","is_error":false}\n'
@@ -117,6 +119,49 @@ async def test_a_good_end(stage: Stage) -> None:
     assert [type(event) for event in stage.events] == [RunStarted, FirstLine, RunEnded]
     assert isinstance(ended := stage.events[-1], RunEnded)
     assert (ended.door, ended.bytes, ended.turns, ended.tokens) == ("claude", 8, 0, 0)
+
+
+class Eager(Keeper):
+    """A sink that waits for nothing, and notes how often another task had its turn before each call."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.rounds = 0
+        self.calls: list[tuple[int, int]] = []
+
+    async def lines(self, lines: list[bytes]) -> None:
+        self.calls.append((len(lines), self.rounds))
+        self.said += lines
+
+    async def count(self) -> None:
+        while True:
+            await trio.lowlevel.checkpoint()
+            self.rounds += 1
+
+
+async def test_of_many_lines_in_one_read_others_have_their_turn_in_between(stage: Stage) -> None:
+    stage.sink = sink = Eager()
+
+    async def script(cli: FakeProcess) -> None:
+        await cli.say.send_all(b"\n" * (3 * LINES + 1))
+        cli.exit(0)
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(sink.count)
+        outcome = await stage.play(script)
+        nursery.cancel_scope.cancel()
+    assert (outcome.lines, sink.said) == (3 * LINES + 1, [b""] * (3 * LINES + 1))
+    assert [size for size, _ in sink.calls] == [LINES, LINES, LINES, 1]
+    assert sink.calls[-1][1] - sink.calls[0][1] >= 2, "one in each round, in any order"
+
+
+async def test_many_lines_are_not_relayed_on_the_spot(stage: Stage) -> None:
+    said: list[bytes] = []
+    sink: Any = SimpleNamespace(giver=lambda: said.extend)
+    run = stage.run()
+    assert run._relay(sink, b"\n" * LINES)
+    assert len(said) == LINES
+    assert not run._relay(sink, b"\n" * (LINES + 1))
 
 
 async def test_an_end_waits_for_what_the_client_has_not_taken_yet(

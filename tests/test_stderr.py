@@ -14,6 +14,7 @@ import trio.testing
 from trio_claude.containment import PipeReader, Pump
 from trio_claude.delivery import Delivery
 from trio_claude.stderr import LAST, LINE, Stderr
+from trio_claude.turns import LINES
 
 
 class Saying:
@@ -76,6 +77,14 @@ async def test_a_line_without_an_end_is_cut() -> None:
         await one.write(b"x" * LINE)
         await one.write(b"y")
         assert one.said == [["x" * LINE + "y"]]
+
+
+async def test_of_many_lines_in_one_read_some_are_said_at_a_time() -> None:
+    """So that others have their turn in between."""
+    async with saying(pumped=True) as (one, stderr, _pipe):
+        await one.write(b"y\n" * (2 * LINES) + b"z\n")
+        assert [len(lines) for lines in one.said] == [LINES, LINES, 1]
+        assert stderr.last == "z"
 
 
 async def test_one_that_says_nothing_costs_no_task_and_its_end_is_an_end() -> None:

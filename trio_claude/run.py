@@ -33,7 +33,7 @@ from .session import Start
 from .stderr import Stderr
 from .stream_json import LineSplitter, LineTooLong, Sign, Spent
 from .telling import Teller
-from .turns import BULK, READS
+from .turns import BULK, LINES, READS
 
 
 class Run:
@@ -77,6 +77,8 @@ class Run:
         self._proof: Receipt | None = self._receipt(survivors=0)
         self._scope = trio.CancelScope()
         self._splitter = LineSplitter(kit.workplace.config.max_line)
+        self._cut: list[bytes] = []
+        """The lines of what was read, where they were cut already and are too many to be handed on at once."""
         self._delivery = Delivery()
         self._grace = trio.CancelScope()
         self._too_late = Decision(Reason.DEADLINE, f"timed out after {timeout:g} s")
@@ -300,7 +302,8 @@ class Run:
                 if len(chunk) >= BULK:
                     with self._delivery:
                         await self._turns.wait(self, READS)
-                await self._take(self._splitter.feed(chunk), chunk, sink)
+                lines, self._cut = self._cut or self._splitter.feed(chunk), []
+                await self._take(lines, chunk, sink)
             await self._take(self._splitter.finish(), b"", sink)
             await self._deliver(sink.wait_taken())
             self._delivery.end_pipe()
@@ -327,8 +330,12 @@ class Run:
         """Hand on what stdout held, if that needs no wait; return whether it was."""
         if not chunk or (give := sink.giver()) is None:
             return False
+        lines = self._splitter.feed(chunk)
+        if len(lines) > LINES:
+            self._cut = lines
+            return False
         self._count(chunk)
-        if lines := self._sift(self._splitter.feed(chunk)):
+        if lines := self._sift(lines):
             signs = self._learn(lines, chunk, sink)
             give(lines)
             if signs:
@@ -336,7 +343,13 @@ class Run:
         return True
 
     async def _take(self, lines: list[bytes], chunk: bytes, sink: Sink) -> None:
-        """Hand lines on, which `chunk` has completed, and act on what they say about the run."""
+        """Hand lines on, which `chunk` has completed, and act on what they say about the run; some at a time."""
+        for first in range(0, len(lines), LINES):
+            if first:
+                await trio.lowlevel.checkpoint()
+            await self._take_some(lines[first : first + LINES], chunk, sink)
+
+    async def _take_some(self, lines: list[bytes], chunk: bytes, sink: Sink) -> None:
         if not (lines := self._sift(lines)):
             return
         signs = self._learn(lines, chunk, sink)

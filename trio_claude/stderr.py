@@ -12,6 +12,7 @@ import trio
 
 from .containment import PipeReader, Pump
 from .delivery import Delivery
+from .turns import LINES
 
 LINE: Final = 64 * 1024
 """Bytes of a line; a longer one is cut into several."""
@@ -73,10 +74,12 @@ class Stderr:
         self._delivery.end_pipe()
 
     async def _say(self, lines: list[bytes], say: Callable[[list[str]], Awaitable[None]]) -> None:
-        if lines:
-            texts = [line.decode(errors="replace") for line in lines]
+        for first in range(0, len(lines), LINES):
+            texts = [line.decode(errors="replace") for line in lines[first : first + LINES]]
             self.last = next((text for text in reversed(texts) if text.strip()), self.last)[:LAST]
             with self._delivery:
+                if first:
+                    await trio.lowlevel.checkpoint()
                 await say(texts)
 
 

@@ -15,7 +15,8 @@ BULK: Final = 16 * 1024
 """Bytes of a read from which on it is bulk: more than any run says at the pace of a model."""
 READS: Final = 3
 """Reads of bulk that a turn is good for: so many, of 64 KiB, may come before a lone line, a third of a millisecond."""
-
+LINES: Final = 500
+"""Lines of one read behind which others have their turn: there may be 65,536 in it, at some µs each."""
 
 APART: Final = 0.0005
 """Seconds between two starts of runs that need no turns: a crowd that comes at once starts one in each round."""

@@ -795,6 +795,41 @@ async def test_a_folder_that_was_removed_outside_fails_no_later_run(folder: Path
     assert (os.listdir(folder / "own"), os.listdir(shared)) == (["file"], [])
 
 
+MOUNTED_LATER = """
+import os, subprocess, sys, trio
+from pathlib import Path
+from trio_claude.containment import Job, open_containment
+place = Path(sys.argv[1])
+async def look(containment):
+    job = Job(argv=("/bin/ls", str(place)), env={}, cwd="/")
+    async with containment.start(job) as process:
+        said = b"".join([bytes(chunk) async for chunk in process.stdout])
+        await process.wait_gone()
+        print(process.guardian.pid, said.decode().strip())
+async def main():
+    async with open_containment("namespace", lambda _: None) as containment:
+        await look(containment)
+        subprocess.run(["mount", "-t", "tmpfs", "none", place], check=True)
+        (place / "mounted").touch()
+        await look(containment)
+        subprocess.run(["umount", place], check=True)
+        await look(containment)
+trio.run(main)
+"""
+
+
+@pytest.mark.root
+@pytest.mark.namespace
+def test_what_the_machine_mounts_is_there_for_every_run_and_what_it_unmounts_for_none(folder: Path) -> None:
+    """Also below a supervisor that has held one before: a disk that it kept could not be taken away."""
+    (folder / "under").touch()
+    script = 'mount --make-rprivate /; mount --make-rshared /; exec "$@"'  # as systemd has it, and nobody else's
+    words = ["unshare", "--mount", "sh", "-ec", script, "sh", sys.executable, "-c", MOUNTED_LATER, str(folder)]
+    told = subprocess.run(words, capture_output=True, text=True, check=True).stdout.splitlines()
+    assert [line.partition(" ")[2] for line in told] == ["under", "mounted", "under"]
+    assert len({line.partition(" ")[0] for line in told}) == 1
+
+
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP])
 async def test_a_supervisor_that_waits_may_be_attacked(supervisors: Containment, number: int) -> None:
     guardian = await _guardian(supervisors)

@@ -54,7 +54,7 @@ PR_SET_PDEATHSIG, PR_SET_DUMPABLE, PR_SET_NAME, PR_CAPBSET_DROP = 1, 4, 15, 24
 PR_SET_CHILD_SUBREAPER, PR_SET_NO_NEW_PRIVS, PR_CAP_AMBIENT, PR_CAP_AMBIENT_CLEAR_ALL = 36, 38, 47, 4
 CLONE_NEWNS, CLONE_NEWPID, CLONE_NEWUSER = 0x00020000, 0x20000000, 0x10000000
 SYS_CLONE = {"x86_64": 56, "aarch64": 220, "riscv64": 220}.get(os.uname().machine)  # None: no mode `namespace`
-MS_BIND, MS_REC, MS_PRIVATE, MS_NOSUID, MS_NODEV, MS_NOEXEC = 4096, 16384, 1 << 18, 2, 4, 8
+MS_BIND, MS_REC, MS_SLAVE, MS_NOSUID, MS_NODEV, MS_NOEXEC = 4096, 16384, 1 << 19, 2, 4, 8
 UNMOUNT = 2 | 8  # MNT_DETACH, UMOUNT_NOFOLLOW
 FOLDER = os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 OOM_SCORE = 500  # added to a CLI's badness: out of memory, the kernel ends a run before a guardian or the server
@@ -432,7 +432,7 @@ class Supervisor:
             if self.user:
                 map_user(*self.user)
             self.step = "mount"
-            call("mount", b"none", b"/", None, MS_REC | MS_PRIVATE, None)
+            call("mount", b"none", b"/", None, MS_REC | MS_SLAVE, None)  # what the machine mounts later is seen here
             call("mount", b"proc", b"/proc", b"proc", MS_NOSUID | MS_NODEV | MS_NOEXEC, None)
             self.step = "capabilities"
             bound_capabilities()

@@ -178,6 +178,14 @@ def test_half_a_character_of_an_assistant_line_stays_what_it_is() -> None:
     assert messages.as_message(line) == rb'{"content":"\u00fc\ud83d b","type":"message"}'
 
 
+def test_a_line_that_is_nested_as_deep_as_can_be_read_stays_as_it_is_or_becomes_a_message() -> None:
+    """What can just be read may be too deep to be written."""
+    for depth in range(1, 1100):
+        line = b'{"type":"assistant","message":{},"x":' + b"[" * depth + b"]" * depth + b"}"
+        said = messages.as_message(line)
+        assert said in (line, line.replace(b'"assistant","message":{}', b'"message"')), depth
+
+
 @pytest.mark.parametrize(
     "line",
     [b'{"type":"result"}', b"plain", b'{"type":"assistant"}', b'{"type":"assistant","message":3}', b'["assistant"]',

@@ -375,7 +375,7 @@ def as_message(line: bytes) -> bytes:
         return compact(message, allow_nan=False).encode()
     except UnicodeEncodeError:
         return json.dumps(message, separators=(",", ":")).encode()
-    except ValueError:  # a number too large for a float
+    except (ValueError, RecursionError):  # a number too large for a float; one level deeper than it could be read
         return line
 
 

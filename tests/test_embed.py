@@ -20,6 +20,7 @@ from talk import open_talk
 
 import trio_claude
 from trio_claude import Config, Engine, OpenRun, far, open_engine, open_run
+from trio_claude.embed import DENIED_KEPT
 from trio_claude.errors import BadMessage, Busy, ConfigError, Draining, OverBudget, Reason
 from trio_claude.events import RunEnded
 
@@ -38,6 +39,22 @@ async def test_lines_and_an_outcome(engine: Engine) -> None:
     assert kinds[-1] == "result"
     assert run.outcome is not None
     assert (run.outcome.reason, run.outcome.receipt.survivors, run.stderr) == (Reason.EXIT, 0, ["oh"])
+
+
+DENIALS = """#!/bin/sh
+for number in $(seq $1); do
+    echo '{"type":"system","subtype":"permission_denied","tool_name":"tool'$number'"}'
+done
+"""
+
+
+async def test_of_denials_without_end_the_first_are_kept(folder: Path) -> None:
+    program = folder / "cli"
+    program.write_text(DENIALS.replace("$1", f"{DENIED_KEPT + 10}"))
+    program.chmod(0o755)
+    async with open_run("hello", config=Config(cli=str(program))) as run:
+        await run.wait()
+    assert run.denied_tools == [f"tool{number}" for number in range(1, DENIED_KEPT + 1)]
 
 
 async def test_tasks_that_read_one_run_get_every_line_between_them(folder: Path) -> None:

@@ -9,8 +9,10 @@ from pathlib import Path
 
 import pytest
 import trio
-from harness import Backend, ask, connect, directive, listen, open_backend, until
+from harness import Backend, ask, connect, directive, listen, open_backend, script_cli, until
 from trio_websocket import ConnectionClosed
+
+from trio_claude.connection import DENIED
 
 BOTH = [pytest.param("fake"), pytest.param("real", marks=pytest.mark.real_cli)]
 DAEMONS = (
@@ -73,6 +75,14 @@ async def test_a_denied_tool_is_explained(cli: Backend) -> None:
     ]
     assert not (cli.cwd / "made-by-the-tool").exists()
     assert said.code == 1000
+
+
+async def test_of_tools_without_end_the_first_are_explained(fake: Backend, folder: Path) -> None:
+    said = '{"type":"system","subtype":"permission_denied","tool_name":"tool\'$number\'"}'
+    program = script_cli(folder, f"read -r line; for number in $(seq {DENIED + 10}); do echo '{said}'; done")
+    async with fake.serve(cli=program) as server:
+        told = [str(one["info"]) for one in (await ask(server, "hi")).objects[1:] if "info" in one]
+    assert [one.partition(" ")[0] for one in told] == [f"tool{number}" for number in range(1, DENIED + 1)]
 
 
 async def test_a_refused_key_is_told_at_once(cli: Backend) -> None:

@@ -37,6 +37,8 @@ SHAPES = MESSAGE, VERBATIM = "message", "verbatim"
 """In which shape a client may have the CLI's lines (`frames`): the first is what it gets where it names none."""
 STRIKES = 8
 """Messages after the prompt that a client may send before it is shown out."""
+DENIED = 100
+"""Tools of whose denial a client is told: a CLI may name as many as it likes."""
 
 
 @attrs.frozen
@@ -278,6 +280,6 @@ class OneShot:
 
     def denied(self, tool: str) -> None:
         """Say once for each tool why it was denied and what would allow it."""
-        if tool not in self._denied:
+        if tool not in self._denied and len(self._denied) < DENIED:
             self._denied.add(tool)
             self._peer.post(messages.render_denied(tool, self._household.config.profile))

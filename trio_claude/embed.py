@@ -23,13 +23,15 @@ from .services import open_services
 
 STDERR_KEPT = 1000
 """Lines of stderr that `OpenRun.stderr` keeps."""
+DENIED_KEPT = 1000
+"""Denials that `OpenRun.denied_tools` keeps."""
 
 
 class OpenRun:
     """One run: iterate over the CLI's lines; then `outcome` says how it ended.
 
     `stderr` has the first `STDERR_KEPT` lines that it said there, `denied_tools` the name of a tool for each use that
-    was denied because nobody could be asked.
+    was denied because nobody could be asked, of the first `DENIED_KEPT`.
 
     Resource handling: lives in the context that `open_run` gives; leaving it early ends the run. Error handling: how a
     CLI ends is never an exception; look at `outcome`, which is None where the context was cancelled or left by an
@@ -96,7 +98,8 @@ class OpenRun:
 
     def denied(self, tool: str) -> None:
         """Hear of a denied tool."""
-        self.denied_tools.append(tool)
+        if len(self.denied_tools) < DENIED_KEPT:
+            self.denied_tools.append(tool)
 
     async def leave(self) -> None:
         """End the run now, unless it has ended; what it says still is dropped."""

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from trio_claude import stream_json
 from trio_claude.messages import Options
-from trio_claude.stream_json import DELTA, LONG, LineSplitter, LineTooLong, Sign, Spent, signs, without_reply
+from trio_claude.stream_json import DELTA, LONG, PIECES, LineSplitter, LineTooLong, Sign, Spent, signs, without_reply
 
 SHORT_CHUNKS = st.binary(max_size=40).map(lambda data: data.replace(b"b", b"\n"))
 CHUNKS = st.lists(SHORT_CHUNKS | SHORT_CHUNKS.map(lambda data: data + b"x\n" * LONG + data), max_size=20)
@@ -44,6 +44,16 @@ def test_what_is_kept_of_lines_is_all_of_them(chunks: list[bytes]) -> None:
     tail = splitter.finish()
     kept += b"".join(splitter.texts(tail, b"")) if tail else b""
     assert kept == b"".join(line + b"\n" for line in [*lines, *tail])
+
+
+def test_a_line_in_many_pieces_takes_little_more_than_its_bytes() -> None:
+    splitter = LineSplitter(2**20)
+    for ending in (b"\n", b"b\n"):
+        for number in range(10 * PIECES + 3):
+            assert splitter.feed(b"%02d" % (number % 100)) == []
+            assert len(splitter._rest) < PIECES + 10
+        (line,) = splitter.feed(ending)
+        assert line == b"".join(b"%02d" % (number % 100) for number in range(10 * PIECES + 3)) + ending[:-1]
 
 
 @given(st.text(), st.integers(1, 7))

@@ -40,6 +40,10 @@ LONG = 4096
 _BARE = operator.itemgetter(slice(-1))
 
 
+PIECES = 1024
+"""Pieces of a line that are joined while more of it comes: one of two bytes takes twenty times as many."""
+
+
 class LineTooLong(Exception):
     """A line passed the limit; the text names it."""
 
@@ -60,13 +64,15 @@ def _cut(chunk: bytes) -> tuple[list[bytes], bytes]:
 class LineSplitter:
     """Cuts chunks of bytes into lines without their newline; a line over `limit` bytes raises `LineTooLong`.
 
-    A line that comes in many chunks is joined once, when its newline arrives. Lines that are not UTF-8 get U+FFFD for
+    A line that comes in some chunks is joined once, when its newline arrives. Lines that are not UTF-8 get U+FFFD for
     each bad sequence and are counted in `encoding_errors`.
     """
 
     def __init__(self, limit: int) -> None:
         self._limit = limit
         self._rest: list[bytes] = []
+        self._joined = 0
+        """How many of these are joined pieces."""
         self._rest_size = 0
         self._rest_ascii = True
         self._intact = 0
@@ -83,10 +89,13 @@ class LineSplitter:
             self._rest.append(lines[0])
             lines[0] = b"".join(self._rest)
             self._rest.clear()
-            self._rest_size = 0
+            self._joined = self._rest_size = 0
         if tail:
             self._rest.append(tail)
             self._rest_size += len(tail)
+            if len(self._rest) - self._joined >= PIECES:
+                self._rest[self._joined :] = [b"".join(self._rest[self._joined :])]
+                self._joined += 1
         if size > self._limit:
             self._check(lines)
         self._intact = len(lines)

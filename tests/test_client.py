@@ -16,6 +16,7 @@ from typing import Any
 import anyio
 import pytest
 import trio
+import trio.testing
 from anyio.streams.memory import MemoryObjectSendStream
 from cutter import open_cutter
 from harness import Backend, directive, until
@@ -291,6 +292,23 @@ async def test_a_program_that_takes_its_time_keeps_its_run(
     async with fake.serve(ping_interval=1, ping_timeout=1) as server:
         lines, ended = await library(partial(program, server.url))
     assert (len([line for line in lines if '"n":' in line]), ended.ok, ended.code) == (2000, True, 1000)
+
+
+async def test_frames_without_a_word_fill_an_inbox_too() -> None:
+    inbox, frames = sockets.Inbox[str](1000), list[str]()
+
+    async def fill() -> None:
+        for _ in range(100):
+            await inbox.put("", 0)
+            frames.append("")
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(fill)
+        await trio.testing.wait_all_tasks_blocked()
+        assert len(frames) == 10
+        for _ in range(100):
+            assert await inbox.take() == ""
+    assert len(frames) == 100
 
 
 @BOTH_LIBRARIES

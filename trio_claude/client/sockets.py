@@ -35,6 +35,8 @@ READ_SIZE = 256 * 1024
 """Bytes that are read at once at most."""
 INBOX_LIMIT = 32 * 1024 * 1024
 """Bytes of frames that are kept for a program which does not iterate; then the server waits."""
+EACH = 100
+"""Bytes that a frame counts for beside its own, of which it may have none."""
 BROKEN = 1006
 """What stands for a close code where the connection broke."""
 CONNECT_TIMEOUT = 10.0
@@ -223,7 +225,8 @@ class Inbox(Generic[T]):
         self._stir = anyio.Event()
 
     async def put(self, thing: T, size: int = 0) -> None:
-        """Put a thing of so many bytes in; wait where too much is there already."""
+        """Put a thing of so many bytes in, and some more; wait where too much is there already."""
+        size += EACH
         while self._size and self._size + size > self._limit and not (self._closed or self._refuses):
             with anyio.CancelScope(deadline=self._due):
                 await self._stir.wait()

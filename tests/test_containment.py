@@ -28,6 +28,7 @@ from trio_claude.containment import (
     Containment,
     Job,
     Means,
+    guardian,
     marks,
     open_containment,
     supervisor,
@@ -284,6 +285,17 @@ async def test_who_has_ended_before_was_not_killed(guarded: Containment) -> None
         await process.stdout.receive_some()
         receipt = await _end(process)
     assert (receipt.killed, receipt.survivors) == (1, 0)
+
+
+def test_who_ends_without_end_is_not_counted_without_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A supervisor lives for as long as its run, whose orphans it reaps."""
+    monkeypatch.setattr(guardian, "SEEN", 3)
+    left = [*range(101, 111)]
+    monkeypatch.setattr(guardian.os, "waitpid", lambda *_: (left.pop(0) if left else 0, 0))
+    count = guardian.Count()
+    ended, is_left = count.reap()
+    assert ([*ended], is_left) == ([*range(101, 111)], True)
+    assert count.seen == {101, 102, 103}
 
 
 async def test_a_job_that_can_not_be_sent_has_begun_nothing(guarded: Containment) -> None:

@@ -42,7 +42,7 @@ from typing import Any, NoReturn
 PACKET_LIMIT = 192 * 1024  # bytes: under the kernel's default socket buffer (208 KiB), over any real CLI's job
 ORDER_LIMIT = 4096  # bytes of a server's order to a supervisor
 END = b'{"end": true}'
-DESCRIPTORS, RLIMITS = 4, 16  # that come with a job, and kinds of limits that the kernel has
+DESCRIPTORS, RLIMITS, SEEN = 4, 16, 1 << 16  # that come with a job; kinds of limits that there are; pids told apart
 _read_json = json.JSONDecoder().raw_decode  # what `loads` touches beyond is 80 KiB of each supervisor's own
 SWEEP_PAUSE = 0.002  # seconds between two rounds of a sweep that finds processes which can't be killed
 OUTLIVE_GRACE = 5.0  # seconds that supervisors get, once the server is gone, before the zygote does their work
@@ -163,7 +163,7 @@ def descendants(roots: list[int]) -> list[int]:
 
 
 class Count:
-    """The pids that were seen and killed below one guardian."""
+    """The pids that were seen and killed below one guardian; of those that ended by themselves at most `SEEN`."""
 
     def __init__(self) -> None:
         self.seen: set[int] = set()
@@ -199,7 +199,7 @@ class Count:
             if not pid:
                 return ended, True
             ended[pid] = status
-            self.seen.add(pid)
+            self.seen.update((pid,) if len(self.seen) < SEEN else ())
             flags = os.WNOHANG
 
 

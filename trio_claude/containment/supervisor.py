@@ -185,7 +185,11 @@ class SupervisorContainment(Containment):
     def _at_hand(self) -> Zygote | None:
         """Return the zygote, if it is ready and can be used."""
         zygote = self._zygote if self._ready.is_set() else None
-        return zygote if zygote and zygote.alive and (self._spare or zygote.unchanged) else None
+        if not (zygote and zygote.alive):
+            return None
+        while self._spare and not (self.binds or zygote.resembles(self._spare[-1].pid)):  # a run may see who waits
+            self._spare.pop().close()
+        return zygote if self._spare or zygote.unchanged else None
 
     @asynccontextmanager
     async def _start(self, job: Job, told: Told, kill: Callable[[], None] = lambda: None) -> AsyncIterator[Contained]:

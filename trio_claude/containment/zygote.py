@@ -109,7 +109,11 @@ class Zygote:
     @property
     def unchanged(self) -> bool:
         """Whether what it forks inherits what it did when it was ready: a process of its user can change that."""
-        return _bounds(self.process.pid) == self._fresh
+        return self.resembles(self.process.pid)
+
+    def resembles(self, pid: int) -> bool:
+        """Return whether what a process forks inherits what it would have from this zygote when that was ready."""
+        return _bounds(pid) == self._fresh
 
     async def follow(self, ready: trio.Event) -> None:
         """Hear what the zygote says until it is gone."""

@@ -147,7 +147,7 @@ class Grouped(Contained):
     async def _sweep(self) -> Receipt:
         killed = {self.pid} if self._struck and self.status == -signal.SIGKILL else set()
         for _ in range(SWEEPS):
-            found = marks.kill(self._mark)
+            found = await do_apart(functools.partial(marks.kill, self._mark))
             killed |= found
             if not found:
                 break

@@ -17,6 +17,7 @@ from talk import Talk, open_talk
 from trio_claude.errors import Reason
 from trio_claude.events import ApprovalSettled, Interrupted, RunEnded, TurnEnded
 from trio_claude.journal import PartKind
+from trio_claude.session_run import URGENT
 
 BOTH = [pytest.param("fake"), pytest.param("real", marks=pytest.mark.real_cli)]
 ASKS = directive("bash", cmd="touch made-by-tool; ls")
@@ -635,6 +636,22 @@ cat >/dev/null
         await talk.next(lambda frame: frame.get("subtype") == "interrupted")
         await talk.stop("end")
         assert (await talk.end())["exit_status"] == 0
+
+
+async def test_interrupts_between_two_turns_do_not_pile_up_before_a_cli_that_is_deaf(
+    fake: Backend, folder: Path
+) -> None:
+    times = 65536 // 100 + 2 * URGENT  # what its pipe takes, and more
+    async with fake.serve(cli=script_cli(folder, f"{AGENT} sleep 60")) as server, open_talk(server) as talk:
+        started = await talk.start()
+        await talk.user("go")
+        await talk.result()
+        for _ in range(times):
+            await talk.stop("interrupt")
+        await until(lambda: len([frame for frame in talk.frames if frame.get("event") == "stopping"]) == times)
+        assert len(server.stages[started["run"]].run._outbox._urgent) == URGENT
+        await talk.stop("kill")
+        assert (await talk.end())["reason"] == "stopped"
 
 
 async def test_an_end_waits_for_a_turn_that_the_cli_owes_which_may_ask(fake: Backend, folder: Path) -> None:

@@ -43,6 +43,8 @@ from .stream_json import Sign
 
 OWNERS = 64
 """Owners of one run whose messages are counted apart."""
+URGENT = 100
+"""Urgent lines that may wait for a CLI before it is told of no interrupt more between two turns: it hears none."""
 UUIDS = 10_000
 """Messages of which a session knows the `uuid`; the CLI knows as many, and does nothing with one that comes again."""
 
@@ -87,6 +89,11 @@ class Outbox:
         """Raise `Backlog` where too much waits already for a line of so many bytes."""
         if self._waiting and self._waiting + size > self.limit:
             raise Backlog(f"{self._waiting} bytes wait for the CLI already; it takes {self.limit}")
+
+    @property
+    def crowded(self) -> bool:
+        """Whether so many urgent lines wait that the CLI surely does not listen."""
+        return len(self._urgent) >= URGENT
 
     def release(self) -> None:
         """Let go what is held."""
@@ -214,7 +221,7 @@ class SessionRun(Run):
                 self.stop(Reason.STOPPED)
             else:
                 self._put_interrupt(request, urgent=self.session.begun)
-        elif self.session.agents and not self.session.in_turn and not self._outbox.closed:
+        elif self.session.agents and not (self.session.in_turn or self._outbox.closed or self._outbox.crowded):
             self._put_interrupt(request, urgent=True)
         self._stir.set()
 

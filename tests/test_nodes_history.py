@@ -729,6 +729,23 @@ async def test_a_redis_without_memory_left_is_told_again_when_it_has_some() -> N
             assert not journal.fault
 
 
+async def test_what_redis_refuses_it_is_told_again_on_the_same_connection(redis_server: RedisServer) -> None:
+    """With TLS each takes its time, and another might not be had: for a password that was changed meanwhile."""
+    async with open_history_of(redis_server) as journal:
+        run = journal.begin(begun("a"))
+        assert await journal.settle()
+        wire = journal._wire
+        redis_server.call("CONFIG", "SET", "maxmemory", "1")
+        try:
+            run.lines([b"one"])
+            await until(lambda: journal.statistics().faults > 3)
+        finally:
+            redis_server.call("CONFIG", "SET", "maxmemory", "0")
+        assert await journal.settle()
+        assert journal._wire is wire
+        assert await lines_of(journal, "a") == [b"one"]
+
+
 async def test_why_redis_lets_nobody_in_is_told(redis_server: RedisServer) -> None:
     """Not for ever that it did not answer as it closed the connection."""
     async with open_history_of(redis_server) as journal:

@@ -41,7 +41,7 @@ from ..journal.unfinished import find_unfinished
 from ..services import keep_going, open_lasting, open_services
 from .archive import RETRY, Archive
 from .asks import SCRIPTS, Ask, Asks, Lease, Told
-from .redis import Redis, RedisBroken, RedisFault, Wire, check
+from .redis import Redis, RedisBroken, RedisFault, RedisGone, Wire, check
 from .scripts import load
 
 GATHER: Final = 0.005
@@ -190,21 +190,38 @@ class RedisJournal(Backlog, Journal):
                 with trio.move_on_after(PAUSE):
                     await self._redis.wait()
             try:
-                async with self._redis.open_wire(self._redis.patience) as wire:
-                    self._wire = wire
-                    await self._greet(wire)
-                    self._count_tries(0)
-                    while self._again:
-                        await self._pass_on(wire, self._again, len(self._again))
+                async with self._redis.open_wire(self._redis.patience) as self._wire:
                     while True:
-                        there = await self._come_by(wire)
-                        while there > 0:
-                            there -= await self._pass_on(wire, self._waiting, there)
+                        await self._greet(self._wire)
+                        self._count_tries(0)
+                        await self._tell(self._wire)
             except (RedisFault, ConfigError) as error:
-                self.fault = f"the journal can't be written: {error}"
-                self._faults += 1
+                self._fail(error)
                 self._count_tries(self._tries + 1, error.detail if isinstance(error, RedisFault) else str(error))
             await trio.sleep(PAUSE)
+
+    async def _tell(self, wire: Wire) -> None:
+        """Tell a Redis that was greeted what comes, until it refuses something, which it is told again a moment later.
+
+        Raises `RedisGone`, and `ConfigError` where it will not do any more.
+        """
+        try:
+            while self._again:
+                await self._pass_on(wire, self._again, len(self._again))
+            while True:
+                there = await self._come_by(wire)
+                while there > 0:
+                    there -= await self._pass_on(wire, self._waiting, there)
+        except RedisGone:
+            raise
+        except RedisFault as error:
+            self._fail(error)
+        await trio.sleep(PAUSE)
+
+    def _fail(self, error: RedisFault | ConfigError) -> None:
+        """Take that something was not written."""
+        self.fault = f"the journal can't be written: {error}"
+        self._faults += 1
 
     def _count_tries(self, tries: int, why: str = "") -> None:
         """Take how often in a row Redis could not be greeted; tell why where that lasts, and where it is over."""
@@ -239,9 +256,9 @@ class RedisJournal(Backlog, Journal):
         self._incarnation = incarnation
 
     async def _stay(self, wire: Wire) -> None:
-        """Raise `RedisFault` where Redis is another since it was greeted: what it answers is no verdict then."""
+        """Raise `RedisGone` where Redis is another since it was greeted: what it answers is no verdict then."""
         if check(await wire.ask("INFO")) != self._incarnation:
-            raise RedisFault("Redis was a replica for a moment")
+            raise RedisGone("Redis was a replica for a moment")  # its address may lead to another now
 
     async def _come_by(self, wire: Wire) -> int:
         """Wait for something to tell; return how much of it is to be told by now: in a burst no more than must be.

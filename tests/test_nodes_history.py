@@ -746,6 +746,26 @@ async def test_what_redis_refuses_it_is_told_again_on_the_same_connection(redis_
         assert await lines_of(journal, "a") == [b"one"]
 
 
+async def test_that_each_connection_ends_at_what_waits_is_told(redis_server: RedisServer) -> None:
+    """Redis greets, and takes no text so long."""
+    async with open_history_of(redis_server) as journal:
+        told: list[str] = []
+        journal._on_barred = told.append
+        run = journal.begin(begun("a"))
+        assert await journal.settle()
+        redis_server.call("CONFIG", "SET", "proto-max-bulk-len", "1mb")
+        try:
+            run.lines([b"x" * 2_000_000])
+            await until(lambda: told, 10)
+            assert journal._redis.connected
+        finally:
+            redis_server.call("CONFIG", "SET", "proto-max-bulk-len", "512mb")
+        assert await journal.settle()
+        assert told[0] == "no connection for what runs say: Redis does not answer"
+        assert told[-1] == ""
+        assert run.stored
+
+
 async def test_why_redis_lets_nobody_in_is_told(redis_server: RedisServer) -> None:
     """Not for ever that it did not answer as it closed the connection."""
     async with open_history_of(redis_server) as journal:

@@ -193,7 +193,6 @@ class RedisJournal(Backlog, Journal):
                 async with self._redis.open_wire(self._redis.patience) as self._wire:
                     while True:
                         await self._greet(self._wire)
-                        self._count_tries(0)
                         await self._tell(self._wire)
             except (RedisFault, ConfigError) as error:
                 self._fail(error)
@@ -205,6 +204,8 @@ class RedisJournal(Backlog, Journal):
 
         Raises `RedisGone`, and `ConfigError` where it will not do any more.
         """
+        if not self._again and not self._waiting:
+            self._thrive()
         try:
             while self._again:
                 await self._pass_on(wire, self._again, len(self._again))
@@ -223,8 +224,13 @@ class RedisJournal(Backlog, Journal):
         self.fault = f"the journal can't be written: {error}"
         self._faults += 1
 
+    def _thrive(self) -> None:
+        """Take that Redis has all that it was told."""
+        self.fault = ""
+        self._count_tries(0)
+
     def _count_tries(self, tries: int, why: str = "") -> None:
-        """Take how often in a row Redis could not be greeted; tell why where that lasts, and where it is over."""
+        """Take how many connections in a row came to nothing; tell why where that lasts, and where it is over."""
         was_barred, self._tries = self._tries >= BARRED, tries
         if was_barred or tries >= BARRED:
             self._on_barred(f"no connection for what runs say: {why}" if why else "")
@@ -272,7 +278,7 @@ class RedisJournal(Backlog, Journal):
             if scope.cancelled_caught or wire.lost.is_set():
                 await self._stay(wire)
                 self._forget(trio.current_time())
-                self.fault = ""
+                self._thrive()
         self._idle, self._come = False, trio.Event()
         await self._gather(self._passed + GATHER, trio.current_time() + BURST_PATIENCE)
         return 1 if self._bytes > self.enough else len(self._waiting)
@@ -305,7 +311,7 @@ class RedisJournal(Backlog, Journal):
             if queue is self._waiting:
                 self._bytes -= write.size
             write.tell()
-        self.fault = ""
+        self._thrive()
         self._passed = trio.current_time()
         return len(writes)
 

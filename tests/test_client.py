@@ -402,6 +402,7 @@ async def test_a_proxy_of_an_unknown_kind_is_named(monkeypatch: pytest.MonkeyPat
         ("https://claude.example", "wss://claude.example/ws/claude?frames=verbatim"),
         ("http://h/proxied/claude", "ws://h/proxied/claude?frames=verbatim"),
         ("ws://h:1/", "ws://h:1/ws/claude?frames=verbatim"),
+        ("http://h/proxied/", "ws://h/proxied/ws/claude?frames=verbatim"),
         ("ws://h:1/ws/claude/?frames=original", "ws://h:1/ws/claude?frames=verbatim"),
         ("ws://h:1/ws/session", "ws://h:1/ws/claude?frames=verbatim"),
     ],

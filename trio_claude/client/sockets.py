@@ -54,8 +54,8 @@ SWITCHING = 101
 """The HTTP status behind which a WebSocket is spoken."""
 REFUSAL_LIMIT = 4096
 """Bytes of a refusal's body that are read."""
-_NO_DOOR = re.compile(r"^/*$|/ws/(claude|session)/*$")
-"""What of an address's path leads to whichever door is wanted: nothing, or a door behind whatever prefix."""
+_NO_DOOR = re.compile(r"^$|/+$|/ws/(claude|session)/*$")
+"""What of an address's path leads to whichever door is wanted: nothing, or a slash or a door behind any prefix."""
 SILENCE = 20.0
 """Seconds without a word of the server after which it is asked for a sign of life; as long again without one: gone."""
 ALIVE = 5.0
@@ -78,7 +78,8 @@ def dumps(said: Any) -> str:
 def door(url: str, path: str = "/ws/claude", query: str = "frames=verbatim") -> str:
     """Return a server's address, with or without scheme and path, as the address of a door.
 
-    Where it is that of another door, `path` is taken in its place. Raises `ConnectFailed`.
+    Where it is that of another door, `path` is taken in its place, and behind a path with a slash at its end it is put.
+    Raises `ConnectFailed`.
     """
     try:
         parts = urlsplit(url if "://" in url else f"http://{url}")

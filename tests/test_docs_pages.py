@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import shutil
-import socket
-from functools import partial
 from pathlib import Path
 
 import attrs
 import pytest
-import trio
-from harness import Backend, ask, directive, until
+from harness import Backend, ask, directive
+from nginx import free_port, open_nginx
 from samples import blocks, compare, follow, parse
 
 from trio_claude.events import ConnectionOpened
@@ -37,42 +34,13 @@ async def test_a_page_can_be_followed(page: Path, folder: Path) -> None:
 @pytest.mark.nginx
 async def test_the_page_on_nginx_shows_a_proxy_that_works(fake: Backend, folder: Path) -> None:
     """Without TLS and on other ports; runs stream through it, and the client's address is believed."""
-    (block,) = [one for one in blocks(DOCS / "howto" / "nginx.md") if one.language == "nginx"]
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    async with fake.serve(trusted_proxies=("127.0.0.1",)) as server, trio.open_nursery() as nursery:
-        (folder / "nginx.conf").write_text(without_tls(block.text, port, server.port))
-        words = [
-            shutil.which("nginx") or "nginx",
-            "-p",
-            str(folder),
-            "-c",
-            "nginx.conf",
-            "-e",
-            "error.log",
-            "-g",
-            "daemon off;",
-        ]
-        nursery.start_soon(partial(trio.run_process, words, check=False))
-        await until(lambda: (folder / "nginx.pid").exists())
+    port = free_port()
+    async with fake.serve(trusted_proxies=("127.0.0.1",)) as server, open_nginx(folder, port, server.port):
         said = await ask(Proxy(port), directive("slow", n=3, ms=10))
-        nursery.cancel_scope.cancel()
     assert said.code == 1000
     assert said.of_type("result")
     (opened,) = [event for event in fake.events if isinstance(event, ConnectionOpened)]
     assert opened.peer.startswith("127.0.0.1")
-
-
-def without_tls(text: str, port: int, server: int) -> str:
-    """Return nginx's whole configuration, with the one of the page inside."""
-    lines = [line for line in text.splitlines() if "ssl_certificate" not in line]
-    inner = "\n".join(lines).replace("443 ssl", f"127.0.0.1:{port}").replace("127.0.0.1:3000", f"127.0.0.1:{server}")
-    assert f":{port};" in inner
-    assert f":{server};" in inner
-    kinds = ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")
-    places = "".join(f"{kind}_temp_path temp-{kind};" for kind in kinds)
-    return f"pid nginx.pid; events {{}} http {{ access_log off; {places}\n{inner} }}"
 
 
 @attrs.frozen

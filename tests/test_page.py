@@ -16,6 +16,7 @@ import trio
 from cutter import open_cutter
 from harness import OWN_RESULT, Backend, ask, call, directive, get, script_cli, until
 from journals import begun, ended
+from nginx import free_port, open_nginx
 from pages import Browser, Page
 from program import environ, serving
 from talk import Talk, open_talk
@@ -68,6 +69,27 @@ async def test_the_page_is_small_and_has_its_policy(fake: Backend) -> None:
             assert b"http://" not in plain.split(b"<body>")[0] or path != "/"
             size += len(body)
     assert size < SIZE_LIMIT
+
+
+@pytest.mark.nginx
+async def test_the_page_is_whole_below_a_path_of_a_proxy(fake: Backend, browser: Browser, folder: Path) -> None:
+    """Also behind a key, for which it buys tickets; it asks nothing but what is below that path."""
+    port = free_port()
+    origin = f"http://127.0.0.1:{port}"
+    async with (
+        fake.serve_known("alice", allow_origin=(origin,), journal="memory") as (server, keys),
+        open_nginx(folder, port, server.port, "/claude/"),
+        looking(browser, f"{origin}/claude") as page,
+    ):
+        await page.wait("#key")
+        await page.call("fill", "#key", keys["alice"])
+        await page.call("press", "#key", "Enter")
+        await page.say("hello")
+        await turns(page, 1)
+        assert await page.texts(".answer") == ["Hello from stub."]
+        for tab, shown in (("running", "1 run;"), ("history", "TASK-123"), ("usage", "Nothing was used yet.")):
+            await page.click(f"#tab-{tab}")
+            await page.wait_text(f"#{tab}", shown)
 
 
 async def call_gzip(server: Server, path: str) -> tuple[int, dict[str, str], bytes]:
@@ -558,7 +580,7 @@ async def test_a_part_of_the_past_that_is_not_to_be_had_makes_nothing_double(
 WAITS_FOR_GO = """(() => {
   const real = window.fetch;
   const gone = new Promise((resolve) => (window.go = () => resolve()));
-  window.fetch = async (path, init) => (String(path).startsWith("/api/runs/") && (await gone), real(path, init));
+  window.fetch = async (path, init) => (String(path).startsWith("api/runs/") && (await gone), real(path, init));
 })()"""
 
 

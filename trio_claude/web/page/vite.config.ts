@@ -32,7 +32,7 @@ function licence(folder: string): string {
 }
 
 export default defineConfig({
-  base: "/",
+  base: "./", // a proxy may have put the page anywhere
   plugins: [licences()],
   build: {
     outDir: OUT,

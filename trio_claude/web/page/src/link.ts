@@ -8,6 +8,9 @@ export const NOT_KEPT = new Set(["no-journal", "404", "no-run"]);
 /** Refusals that are of no prompt: of the way to the run, for the moment. */
 export const NOT_NOW = new Set(["draining", "journal", "no-answer"]);
 
+/** Where the server is: where the page is. */
+export const HERE = new URL(".", location.href).href;
+
 /** A server that refuses: `code` as in docs/protocol.md, and the seconds after which it may not, where it says so. */
 export class ApiRefused extends Error {
   constructor(
@@ -19,6 +22,7 @@ export class ApiRefused extends Error {
   }
 }
 
+/** Ask the server; `path` is relative, as to where a proxy has put the page. */
 export async function api(path: string, key: string, init: RequestInit = {}): Promise<Response> {
   const headers: Record<string, string> = key ? { Authorization: `Bearer ${key}` } : {};
   const answer = await fetch(path, { ...init, headers });

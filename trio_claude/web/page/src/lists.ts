@@ -69,7 +69,7 @@ export function openRunning(talk: Talk): void {
 }
 
 async function readiness(key: string): Promise<string> {
-  const answer = await fetch("/readyz", { headers: key ? { Authorization: `Bearer ${key}` } : {} });
+  const answer = await fetch("readyz", { headers: key ? { Authorization: `Bearer ${key}` } : {} });
   const said = (await answer.json()) as { containment?: string };
   return said.containment ?? "what only those with a key are told";
 }
@@ -104,7 +104,7 @@ function acts(run: Row, talk: Talk, told: HTMLElement): HTMLElement {
 
 async function stop(run: Row, talk: Talk, told: HTMLElement): Promise<void> {
   try {
-    await api(`/api/runs/${run.id}?state=live`, talk.key, { method: "DELETE" });
+    await api(`api/runs/${run.id}?state=live`, talk.key, { method: "DELETE" });
     told.textContent = `Run ${run.id.slice(0, 8)} is being ended.`;
   } catch (error) {
     tellFault(told, error, talk);
@@ -269,7 +269,7 @@ export function openUsage(talk: Talk): void {
   find("usage").append(h("div", { class: "page" }, h("h2", {}, "Usage by day"), told, place));
   onSeen("usage", async () => {
     try {
-      const { usage } = (await (await api("/api/usage", talk.key)).json()) as { usage: Used[] };
+      const { usage } = (await (await api("api/usage", talk.key)).json()) as { usage: Used[] };
       told.textContent = usage.length ? "Days of UTC; what the CLI reckons." : "Nothing was used yet.";
       place.replaceChildren(usage.length ? used(usage) : "");
     } catch (error) {

@@ -97,7 +97,7 @@ async function openDoor(): Promise<void> {
 /** Ask what this server is, until it says so. */
 async function askNotice(): Promise<Notice> {
   for (;;) {
-    const answer = await fetch("/notice").catch(() => null);
+    const answer = await fetch("notice").catch(() => null);
     if (answer?.ok) return (await answer.json()) as Notice;
     await new Promise((resolve) => setTimeout(resolve, ASK_AGAIN));
   }
@@ -116,7 +116,7 @@ async function useKey(): Promise<void> {
   const key = field.value.trim(); // HTTP takes one with a space behind it, the session does not
   if (!/^[!-~]*$/.test(key)) return wantKey("the key has characters that no key has");
   try {
-    await api("/api/ticket", key, { method: "POST" });
+    await api("api/ticket", key, { method: "POST" });
   } catch (error) {
     if (error instanceof ApiRefused && KEY_CODES.has(error.code)) return wantKey(error.message);
     find("key-fault").textContent = whyOf(error);

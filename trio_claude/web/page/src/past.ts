@@ -30,11 +30,11 @@ export interface Row {
 }
 
 export async function listRuns(key: string, query: Record<string, string>): Promise<{ runs: Row[]; next: string | null }> {
-  return (await api(`/api/runs?${new URLSearchParams(query)}`, key)).json();
+  return (await api(`api/runs?${new URLSearchParams(query)}`, key)).json();
 }
 
 export async function getRun(key: string, run: string): Promise<Row> {
-  return (await ask(`/api/runs/${run}`, key)).json();
+  return (await ask(`api/runs/${run}`, key)).json();
 }
 
 type Each = (line: Json, raw: string, n: number) => void;
@@ -43,7 +43,7 @@ type Each = (line: Json, raw: string, n: number) => void;
 export async function tell(key: string, run: Row, into: Transcript, isWanted: () => boolean, each: Each = () => {}): Promise<void> {
   if (run.door !== "session" && run.prompt) into.say(run.prompt);
   for (let part: string | null = "0"; part !== null; ) {
-    const answer = await ask(`/api/runs/${run.id}/lines?part=${part}`, key);
+    const answer = await ask(`api/runs/${run.id}/lines?part=${part}`, key);
     part = answer.headers.get("X-Next-Part");
     const records = (await answer.text()).split("\n").filter(Boolean);
     for (let at = 0; at < records.length; at += AT_ONCE) {

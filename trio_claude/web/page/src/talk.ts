@@ -5,7 +5,7 @@ import { Banner } from "./banner";
 import { announce, find } from "./dom";
 import { keepFrame } from "./frames";
 import { forget, keep, kept } from "./kept";
-import { ApiRefused, KEY_CODES, NOT_KEPT, NOT_NOW } from "./link";
+import { ApiRefused, HERE, KEY_CODES, NOT_KEPT, NOT_NOW } from "./link";
 import { Meters } from "./meters";
 import { getRun, tell } from "./past";
 import { Prompts } from "./prompts";
@@ -198,7 +198,7 @@ export class Talk {
       const onState = (state: State) => isOn() && this.setState(state);
       const onEvent = (event: GatewayEvent) => isOn() && event.event === "queued" && this.meters.state(`waiting for a free place: number ${event["position"]}`);
       const key = this.key || undefined;
-      const session = await openSession({ ...how, key, grace: this.grace || undefined, signal: opening.signal, onState, onEvent });
+      const session = await openSession({ ...how, url: HERE, key, grace: this.grace || undefined, signal: opening.signal, onState, onEvent });
       if (!isOn()) return;
       this.session = session;
       if (this.chosen !== null) void this.choose(this.chosen);

@@ -5,11 +5,14 @@ from __future__ import annotations
 import os
 import pwd
 import shutil
+import threading
 from contextlib import AbstractAsyncContextManager
 from pathlib import Path
+from typing import Any
 
 import attrs
 import pytest
+import trio
 from harness import MODES
 
 from trio_claude.commands.doctor import login
@@ -120,6 +123,46 @@ async def test_a_folder_is_made_by_whoever_starts_the_run_but_where_something_is
             assert all(one.is_dir() for one in wanted)
             assert (own / "system_prompt").read_text() == "be brief"
         assert not own.exists()
+
+
+@pytest.mark.parametrize(
+    ("config", "options"),
+    [
+        ({"isolation": "identity"}, {}),
+        ({"isolation": "run"}, {}),
+        ({}, {"system_prompt": "be brief"}),
+        ({"workspaces": "."}, {"workspace": "w"}),
+        ({"cwd": "{meta}"}, {}),
+    ],
+)
+async def test_folders_are_made_beside_the_loop(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, config: dict[str, str], options: dict[str, str]
+) -> None:
+    """A disk that is slow is to hold up no line of other runs."""
+    seen: list[int] = []
+    real = os.mkdir
+
+    def mkdir(*given: Any, **more: Any) -> None:
+        seen.append(threading.get_ident())
+        real(*given, **more)
+
+    monkeypatch.chdir(folder)
+    async with Workplace.open(Config(cli="sh", state=str(folder / "state"), **config), {}) as workplace:
+        monkeypatch.setattr(os, "mkdir", mkdir)
+        async with opened(workplace, "a", **options):
+            assert seen
+            assert threading.get_ident() not in seen
+
+
+async def test_a_folder_is_made_though_there_is_no_thread_for_it(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def none(*_: object, **_more: object) -> None:
+        raise RuntimeError("can't start new thread")
+
+    async with Workplace.open(Config(cli="sh", isolation="identity", state=str(folder)), {}) as workplace:
+        with monkeypatch.context() as patched:
+            patched.setattr(trio.to_thread, "run_sync", none)
+            async with opened(workplace, "a") as job:
+                assert Path(job.cwd).is_dir()
 
 
 async def test_a_workspace_that_is_a_link_is_refused(folder: Path) -> None:

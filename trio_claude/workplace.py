@@ -14,7 +14,7 @@ import os
 import pwd
 import shutil
 import time
-from collections.abc import AsyncIterator, Iterable, Mapping
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
 
@@ -125,6 +125,7 @@ class Workplace:
     """The sessions in use, by all servers on the state folder."""
     homes: Homes | None = None
     """The quarters of each identity, None where all share the operator's."""
+    _making: trio.CapacityLimiter = attrs.field(init=False, repr=False, factory=lambda: trio.CapacityLimiter(1))
 
     @classmethod
     @asynccontextmanager
@@ -180,8 +181,10 @@ class Workplace:
         `binds` the run sees its own folder in place of everybody's. Raises `SpawnFailed` where a folder can't be made.
         """
         folder = f"{self.folders}/{run[:RUN_NAME]}"
+        make = functools.partial(self._open_job, run, options, meta, folder, who, session, variables or {}, binds=binds)
+        makes = self.user or self.homes or _texts(options) or options.workspace is not None or "{meta}" in self.cwd
         try:
-            yield self._open_job(run, options, meta, folder, who, session, variables or {}, binds=binds)
+            yield await self._make_beside(make) if makes else make()
         finally:
             if not remove_empty(folder):
                 with trio.CancelScope(shield=True):
@@ -217,6 +220,13 @@ class Workplace:
         used = {(self.homes.name(who), session) for who, session in held}
         transcripts.tidy(self.homes.root, keep, time.time(), used)
 
+    async def _make_beside(self, make: Callable[[], Job]) -> Job:
+        """Make folders in a thread, for one run at a time: a disk that is slow holds up no line of the others."""
+        try:
+            return await trio.to_thread.run_sync(make, limiter=self._making)
+        except RuntimeError:  # no thread is to be had; better slow than not at all
+            return make()
+
     def _open_job(
         self,
         run: str,
@@ -231,7 +241,7 @@ class Workplace:
     ) -> Job:
         """Return what is to be started in a run's folder, made here where something is put there. Raises `SpawnFailed`.
 
-        Else whoever starts it makes it: a disk that is slow holds up no other run then.
+        Else whoever starts it makes it. Blocks, but where it neither makes nor asks for a folder.
         """
         is_filled = bool(self.user or (self.homes and self.homes.per_run) or _texts(options))
         try:

@@ -143,6 +143,16 @@ def test_a_path_that_the_locale_can_not_say_is_named(name: str, value: str | tup
         load({name: value})
 
 
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("state", "~/st"), ("keys", "~alice/keys.json"), ("journal", "sqlite:~/j.db"), ("sandbox_read", ("/a", "~"))],
+)
+def test_a_path_that_only_a_shell_knows_is_named(name: str, value: str | tuple[str, ...]) -> None:
+    """No shell reads a file of settings, nor what stands behind `--keys=` or `sqlite:`."""
+    with pytest.raises(ConfigError, match=f"^{name}: .*~.* begins with ~"):
+        load({name: value})
+
+
 def test_a_missing_file_is_named() -> None:
     with pytest.raises(ConfigError, match=r"^--config /x+: File name too long; name another$"):
         load({}, Path(f"/{'x' * 300}"))

@@ -65,14 +65,22 @@ def load(flags: Mapping[str, Any], file: Path | None = None, *, defaults: Mappin
     except ts.exceptions.TsError as error:
         told = "; ".join(_told(text) for text in _leaves(error))
         raise ConfigError(f"{told}; `trio-claude serve --help` tells of each setting") from error
-    for name in (*FILES, *FOLDERS):
+    for name in (*FILES, *FOLDERS, "journal"):
         _check_name(name, getattr(config, name))
     return config
 
 
 def _check_name(name: str, value: str | tuple[str, ...]) -> None:
-    """Raise `ConfigError` for a path that this locale can't say: a file's words are UTF-8 whatever the locale."""
+    """Raise `ConfigError` for a path that this locale can't say: a file's words are UTF-8 whatever the locale.
+
+    So it does for one that only a shell knows: a folder of the name `~` is nobody's wish.
+    """
     for path in (value,) if isinstance(value, str) else value:
+        if path.removeprefix("sqlite:").startswith("~"):
+            flag = f"--{name.replace('_', '-')}"
+            raise ConfigError(
+                f"{name}: {path} begins with ~, which only a shell knows; {flag} and --config take it whole"
+            )
         try:
             os.fsencode(path)
         except UnicodeEncodeError as error:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import pwd
@@ -185,6 +186,22 @@ def test_the_state_folder_is_found_by_the_rules() -> None:
     assert state_folder("", {"XDG_STATE_HOME": "/s", "HOME": "/h"}) == Path("/s/trio-claude")
     assert state_folder("", {"XDG_STATE_HOME": "s", "HOME": "/h"}) == Path("/h/.local/state/trio-claude")
     assert state_folder("", {"HOME": "/h"}) == Path("/h/.local/state/trio-claude")
+
+
+async def test_a_state_folder_of_another_user_is_named(fake: Backend, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As where root has tried a server by hand before it is the unit's."""
+
+    def refuse(_path: Path, _mode: int) -> None:
+        raise PermissionError(errno.EPERM, os.strerror(errno.EPERM))
+
+    monkeypatch.setattr(Path, "chmod", refuse)
+    state = fake.cwd.parent / "state"
+    (state / "homes").mkdir(parents=True)
+    with pytest.raises(
+        ConfigError, match=rf"^state: {state}/homes can't be made: what is there is user \d+'s, and this"
+    ):
+        async with open_server(Config(cli=fake.program, isolation="identity", port=0, state=str(state))):
+            pytest.fail("opened")
 
 
 @pytest.mark.parametrize("environ", [{}, {"HOME": ""}])

@@ -211,7 +211,11 @@ class Homes:
         if not root.is_dir():
             root.mkdir(mode=0o700, exist_ok=True)
             _hand_on(root)
-        root.chmod(rights)
+        try:
+            root.chmod(rights)
+        except PermissionError as error:
+            why = f"what is there is user {root.stat().st_uid}'s, and this server is user {os.geteuid()}; chown -R it"
+            raise PermissionError(errno.EPERM, why, str(root)) from error
         return cls(str(root), per_run)
 
     @staticmethod

@@ -11,6 +11,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
+import attrs
 import pytest
 import trio
 from cutter import open_cutter
@@ -1529,6 +1530,49 @@ async def test_of_answers_that_come_at_once_those_are_drawn_that_stay_and_looked
         assert await page.evaluate("globalThis.scrolls") == 1
         assert ITEMS_KEPT - 10 < await page.evaluate("globalThis.parsed") < ITEMS_KEPT + 10
         assert (await page.texts(".answer"))[0] == "words"
+
+
+async def test_of_tools_that_come_at_once_those_are_drawn_that_stay_and_coloured_that_are_unfolded(
+    fake: Backend, browser: Browser
+) -> None:
+    lines: list[dict[str, object]] = []
+    for number in range(ITEMS_KEPT + 200):
+        use = {
+            "type": "tool_use",
+            "id": f"t{number}",
+            "name": "Bash",
+            "input": {"command": f"if true; then {number}; fi"},
+        }
+        came = {"type": "tool_result", "tool_use_id": f"t{number}", "content": f"came of {number}"}
+        lines += [
+            {"type": "assistant", "message": {"content": [use]}},
+            {"type": "user", "message": {"content": [came]}},
+        ]
+    (fake.cwd / "lines").write_text("".join(f"{json.dumps(line)}\n" for line in lines))
+    says = f"IFS= read -r line; cat lines; echo '{RESULT.strip()}'; cat >/dev/null"
+    one = attrs.evolve(fake, program=script_cli(fake.cwd.parent, says))
+    count = "document.querySelectorAll('.tool pre').length"
+    async with one.serve() as server, looking(browser, server.url) as page:
+        await page.evaluate(HOLD_FRAMES)
+        await page.say("go")
+        await page.wait_count(".turn-end", 1)
+        assert await page.evaluate(count) == 0
+        await page.evaluate("globalThis.requestAnimationFrame = globalThis.frame")
+        await page.evaluate("(() => { for (const work of globalThis.held) work(); })()")
+        kept = await page.evaluate("document.querySelectorAll('.tool').length")
+        assert ITEMS_KEPT - 10 < kept < ITEMS_KEPT
+        assert await page.evaluate(count) == 2 * kept
+        assert await page.evaluate("globalThis.parsed") == 0
+        last = ".tool:nth-last-child(2)"
+        await page.click(f"{last} summary")
+        await page.wait(f"{last} .hljs-keyword")
+        assert await page.texts(f"{last} pre") == [
+            f"if true; then {ITEMS_KEPT + 199}; fi",
+            f"came of {ITEMS_KEPT + 199}",
+        ]
+        assert await page.evaluate("globalThis.parsed") == 1
+        await page.click("#end")
+        await page.wait(".receipt")
 
 
 async def test_what_waits_with_its_drawing_is_drawn_whatever_else_the_frame_has_to_do(

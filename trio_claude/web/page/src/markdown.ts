@@ -31,9 +31,9 @@ const CELLS_LIMIT = 2000;
 export const ALL = "the journal has all, where one is kept";
 /** Characters of one answer that are shown. */
 const ANSWER_LIMIT = 1_000_000;
-/** Characters of code that are coloured; while it still comes, and once it is there. */
+/** Characters of code that are coloured: while it still comes, and once it is there. */
 const COLOURED_OPEN = 4096;
-const COLOURED = 65_536;
+export const COLOURED = 65_536;
 /** How many times the time of the last rendering must pass before the next one. */
 const REST = 3;
 
@@ -113,7 +113,7 @@ function render(tokens: Token[], open = false): DocumentFragment {
   const fragment = clean.sanitize(marked.parser(tokens), FENCE);
   for (const code of fragment.querySelectorAll("pre > code")) {
     const language = /(?:^|\s)language-(\S+)/.exec(code.className)?.[1] ?? "";
-    code.parentElement!.replaceWith(codeBlock(code.textContent ?? "", language, open));
+    code.parentElement!.replaceWith(codeBlock(code.textContent ?? "", language, open ? COLOURED_OPEN : COLOURED));
   }
   for (const box of fragment.querySelectorAll("input")) box.setAttribute("aria-label", "task");
   for (const table of fragment.querySelectorAll("table")) {
@@ -124,10 +124,9 @@ function render(tokens: Token[], open = false): DocumentFragment {
   return fragment;
 }
 
-/** Return a block of code with its language and a button that copies it. */
-export function codeBlock(text: string, language: string, open = false): HTMLElement {
+/** Return a block of code with its language and a button that copies it; one of more characters than `limit` is not coloured. */
+export function codeBlock(text: string, language: string, limit: number): HTMLElement {
   const code = h("code");
-  const limit = open ? COLOURED_OPEN : COLOURED;
   if (hljs.getLanguage(language) && text.length <= limit) {
     code.append(clean.sanitize(hljs.highlight(text, { language, ignoreIllegals: true }).value, FENCE));
   } else code.append(text);

@@ -1,6 +1,7 @@
 // A tool call as a card that folds: what goes in, what comes out, how long it took, and the question whether it may.
-import { codeBlock } from "./markdown";
-import { beginning, copyButton, h, unfold } from "./dom";
+// Rule: what goes in and out is drawn by the frame, where it is still shown then, and coloured once it is unfolded.
+import { codeBlock, COLOURED } from "./markdown";
+import { atFrame, beginning, copyButton, h, unfold } from "./dom";
 import { questionForm, questionsOf, questionsShown, type Question } from "./questions";
 import { seconds } from "./words";
 
@@ -34,6 +35,8 @@ export class ToolCard {
   private readonly output = h("div", { class: "tool-part", hidden: true });
   private readonly question = h("div", { class: "question", role: "group", tabindex: "-1", hidden: true });
   private given: Json = {};
+  private came = "";
+  private drawn: "nothing" | "plain" | "coloured" = "nothing";
   private open = "";
 
   constructor(
@@ -43,6 +46,7 @@ export class ToolCard {
   ) {
     const summary = h("summary", {}, h("span", { class: "tool-name" }, visible(name)), this.label, this.state);
     this.element = h("details", { class: "tool" }, summary, this.input, this.question, this.output, this.inner);
+    this.element.addEventListener("toggle", this.drawInput);
     this.setState("running", "running");
   }
 
@@ -50,9 +54,8 @@ export class ToolCard {
   setInput(input: Json): void {
     this.given = input;
     this.label.textContent = short(input);
-    const command = typeof input.command === "string" && Object.keys(input).every((name) => PLAIN.has(name));
-    const shown = visible(limited(command ? input.command : JSON.stringify(input, null, 2)));
-    this.input.replaceChildren(h("h4", {}, "Input"), codeBlock(shown, command ? "bash" : "json"));
+    this.drawn = "nothing";
+    atFrame(this.drawInput);
   }
 
   /** Show what came of it; how long it took where its beginning was seen. */
@@ -60,10 +63,9 @@ export class ToolCard {
     const took = this.begun === null ? "" : ` · ${seconds(performance.now() - this.begun)}`;
     this.settle();
     this.setState(failed ? "failed" : "done", `${failed ? "failed" : "done"}${took}`);
-    const shown = h("pre", { tabindex: "0", "aria-label": "Output" }, limited(text) || "(nothing)");
-    const head = h("div", { class: "part-head" }, h("h4", {}, "Output"), copyButton(() => shown.textContent ?? ""));
-    this.output.replaceChildren(head, shown);
+    this.came = limited(text) || "(nothing)";
     this.output.hidden = false;
+    atFrame(this.drawOutput);
   }
 
   /** Ask whether the tool may run; `request` is what the answer names. */
@@ -71,6 +73,7 @@ export class ToolCard {
     if (this.open === request) return;
     this.open = request;
     unfold(this.element); // an agent's card is folded, and has those of its own tools in it
+    this.drawInput();
     const answers = this.answers();
     const questions = questionsOf(this.name, this.given);
     const words = answers ? "Claude asks you" : "Claude asks";
@@ -107,6 +110,23 @@ export class ToolCard {
     this.question.hidden = true;
     this.input.hidden = false;
   }
+
+  private readonly drawInput = (): void => {
+    const { isConnected, open } = this.element;
+    if (!isConnected || this.drawn === (open ? "coloured" : "plain") || this.drawn === "coloured") return;
+    this.drawn = open ? "coloured" : "plain";
+    const { given } = this;
+    const command = typeof given.command === "string" && Object.keys(given).every((name) => PLAIN.has(name));
+    const shown = visible(limited(command ? given.command : JSON.stringify(given, null, 2)));
+    this.input.replaceChildren(h("h4", {}, "Input"), codeBlock(shown, command ? "bash" : "json", open ? COLOURED : 0));
+  };
+
+  private readonly drawOutput = (): void => {
+    if (!this.element.isConnected) return;
+    const shown = h("pre", { tabindex: "0", "aria-label": "Output" }, this.came);
+    const head = h("div", { class: "part-head" }, h("h4", {}, "Output"), copyButton(() => shown.textContent ?? ""));
+    this.output.replaceChildren(head, shown);
+  };
 
   private buttons(request: string, answers: Answers): HTMLElement {
     const edit = h("textarea", { rows: "4", "aria-label": `Input of ${visible(this.name)}, as JSON`, spellcheck: "false" });

@@ -1418,6 +1418,18 @@ async def test_twice_the_text_is_twice_the_work(fake: Backend, browser: Browser,
     assert work[1] < 2.6 * work[0]
 
 
+async def test_code_is_coloured_but_for_a_word_that_is_too_long(fake: Backend, browser: Browser) -> None:
+    """From each letter of such a word the rules of some languages look ahead to its end."""
+    words = ["$" * 256, "$" * 257]
+    async with fake.serve() as server, looking(browser, server.url) as page:
+        await page.say(whole("\n\n".join(f"```java\nint {word} = 1;\n```" for word in words)))
+        await turns(page, 1)
+        assert await page.texts(".answer .code code") == [f"int {word} = 1;" for word in words]
+        assert await page.texts(".answer .hljs-type") == ["int"]
+        await page.click("#end")
+        await page.wait(".receipt")
+
+
 async def test_an_address_is_a_link_where_it_is_one(fake: Backend, browser: Browser) -> None:
     async with fake.serve() as server, looking(browser, server.url) as page:
         await page.say(whole(f"{'a' * 64}@example.com, {'b' * 65}@example.com and **bold**"))

@@ -1,7 +1,8 @@
 // Markdown to nodes. Rule 1: whatever the text says, nothing of it runs or loads: HTML in it is text, images from
 // elsewhere are links, and all that marked makes goes through DOMPurify into a fragment, never through a string sink.
 // Rule 2: what is finished is rendered once; of an answer that still comes only the last block is rendered anew. Rule 3:
-// twice the text is twice the work: marked gets no long text whole, and a large table is shown as its text.
+// twice the text is twice the work: marked gets no long text whole, no long word is coloured, and a large table is shown
+// as its text.
 import DOMPurify from "dompurify";
 import hljs from "highlight.js/lib/core";
 import bash from "highlight.js/lib/languages/bash";
@@ -34,6 +35,8 @@ const ANSWER_LIMIT = 1_000_000;
 /** Characters of code that are coloured: while it still comes, and once it is there. */
 const COLOURED_OPEN = 4096;
 export const COLOURED = 65_536;
+/** Characters of a word in code that is coloured: from each letter some rules look ahead to the end of the word. */
+const COLOURED_WORD = 256;
 /** How many times the time of the last rendering must pass before the next one. */
 const REST = 3;
 
@@ -127,12 +130,16 @@ function render(tokens: Token[], open = false): DocumentFragment {
 /** Return a block of code with its language and a button that copies it; one of more characters than `limit` is not coloured. */
 export function codeBlock(text: string, language: string, limit: number): HTMLElement {
   const code = h("code");
-  if (hljs.getLanguage(language) && text.length <= limit) {
+  if (hljs.getLanguage(language) && text.length <= limit && !hasLongWord(text)) {
     code.append(clean.sanitize(hljs.highlight(text, { language, ignoreIllegals: true }).value, FENCE));
   } else code.append(text);
   const name = h("span", {}, language.slice(0, 32) || "text");
   const pre = h("pre", { tabindex: "0", "aria-label": "Code" }, code);
   return h("figure", { class: "code" }, h("figcaption", {}, name, copyButton(() => text.replace(/\n$/, ""))), pre);
+}
+
+function hasLongWord(text: string): boolean {
+  return text.split(/\s+/).some((word) => word.length > COLOURED_WORD);
 }
 
 /** An answer that comes piece by piece. */

@@ -969,6 +969,34 @@ async def test_two_tabs_on_one_run(real: Backend, browser: Browser) -> None:
     assert len(real.ended) == 1
 
 
+async def test_a_prompt_in_the_moment_of_being_taken_over_is_given_back(fake: Backend, browser: Browser) -> None:
+    """It is heard by nobody, so the page waits for no answer to it."""
+    lost = directive("text", text="of nobody")
+    async with (
+        fake.serve(journal="memory") as server,
+        open_cutter(server.port) as cutter,
+        looking(browser, cutter.url) as first,
+        looking(browser, server.url, "second") as second,
+    ):
+        await first.say(directive("text", text="one"))
+        await turns(first, 1)
+        await second.click("#tab-running")
+        cutter.silent = True
+        await first.say(lost)
+        await first.wait_count(".said", 2)
+        await second.click("#running button[aria-label^='Take over']")
+        await second.wait("#link[data-state=open]")
+        cutter.silent = False
+        await first.wait_text("#link", "watching")
+        assert await first.evaluate("document.getElementById('prompt').value") == lost
+        assert await first.text("#state") == "ready"
+        await second.say(directive("text", text="two"))
+        await turns(first, 2)
+        assert await first.texts(".answer") == ["one", "two"]
+        await second.click("#end")
+        await first.wait(".receipt")
+
+
 async def test_who_was_taken_over_is_asked_no_more(fake: Backend, browser: Browser) -> None:
     async with fake.serve(journal="memory") as server, looking(browser, server.url) as first:
         await first.say(directive("bash", cmd="touch asked"))

@@ -333,6 +333,8 @@ export class Talk {
     forget();
     this.session = null;
     this.transcript.unask();
+    this.prompts.end(); // what was said in the same moment is heard by nobody
+    if (!this.turn.on) this.setBusy(false, "ready");
     const attach = { run: this.run, after: this.last, as: "viewer" as const };
     void this.follow(this.claim(this.turn), { attach });
   }

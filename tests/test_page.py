@@ -1635,6 +1635,19 @@ async def test_what_waits_with_its_drawing_is_drawn_whatever_else_the_frame_has_
         await page.until("document.querySelector('.answer').textContent.trim() === 'words'")
 
 
+async def test_the_end_of_a_run_takes_nobody_from_what_is_read(fake: Backend, browser: Browser) -> None:
+    scroll = "document.getElementById('scroll')"
+    async with fake.serve(journal="memory") as server, looking(browser, server.url) as page:
+        await page.say(directive("stderr", n=100, text="words") + directive("text"))
+        await turns(page, 1)
+        await page.evaluate(f"{scroll}.scrollTop = 50")
+        await page.drawn()
+        await page.click("#end")
+        await page.wait_text("#banner", "The run is over")
+        await page.drawn()
+        assert await page.evaluate(f"{scroll}.scrollTop") == 50
+
+
 MORE_ABOVE = """(() => {
   const more = document.createElement("p");
   more.style.height = "2000px";

@@ -28,7 +28,7 @@ export class Talk {
   /** Called where the server wants a key, or another one. */
   onKeyWanted: (why: string) => void = () => {};
   readonly transcript: Transcript;
-  private readonly banner = new Banner(() => this.transcript.toEnd());
+  private readonly banner = new Banner(() => this.transcript.followSoon());
   private readonly meters = new Meters();
   private session: Session | null = null;
   /** Given up where another run takes the page. */

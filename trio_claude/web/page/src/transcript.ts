@@ -137,6 +137,9 @@ export class Transcript {
     this.follow();
   }
 
+  /** Go to the end at the next frame, if that is looked at. */
+  readonly followSoon = (): void => behindDrawing(this.follow);
+
   toBeginning(): void {
     this.setFollowing(false);
     this.scroller.scrollTop = 0;
@@ -288,8 +291,6 @@ export class Transcript {
   private isAtEnd(): boolean {
     return this.scroller.scrollHeight - this.scroller.scrollTop - this.scroller.clientHeight < FOLLOW;
   }
-
-  private readonly followSoon = (): void => behindDrawing(this.follow);
 
   /** Go to the end, if that is looked at. It makes the browser lay out the page: once a frame will do. */
   private readonly follow = (): void => {

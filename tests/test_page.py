@@ -815,6 +815,20 @@ async def test_what_is_said_is_seen_on_a_low_screen(fake: Backend, browser: Brow
 # -- keys, tabs, runs -------------------------------------------------------------------------------------------------
 
 
+async def test_all_that_was_said_is_printed_in_dark_letters(fake: Backend, browser: Browser) -> None:
+    async with fake.serve() as server, looking(browser, server.url, colorScheme="dark") as page:
+        await page.say(whole("\n\n".join(f"paragraph {number}" for number in range(300))))
+        await turns(page, 1)
+        await page.call("emulateMedia", {"media": "print"})
+        height = await page.evaluate("document.getElementById('transcript').scrollHeight")
+        assert await page.evaluate("document.documentElement.scrollHeight") > height > 2000
+        assert await page.evaluate("getComputedStyle(document.body).color") == "rgb(34, 33, 30)"
+        assert not await page.call("isVisible", "#ask")
+        await page.call("emulateMedia", {"media": "screen"})
+        await page.click("#end")
+        await page.wait(".receipt")
+
+
 async def test_a_key_is_taken_without_the_spaces_around_it_or_refused(fake: Backend, browser: Browser) -> None:
     async with fake.serve_known("alice") as (server, keys), looking(browser, server.url) as page:
         await page.call("fill", "#key", "a key \u2013 or none")

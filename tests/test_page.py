@@ -829,6 +829,32 @@ async def test_all_that_was_said_is_printed_in_dark_letters(fake: Backend, brows
         await page.wait(".receipt")
 
 
+async def test_each_line_of_a_prompt_has_its_direction_but_of_one_that_is_pasted_long(
+    fake: Backend, browser: Browser
+) -> None:
+    """A browser would lay out a line for the square of its length."""
+    directed = "getComputedStyle(document.getElementById('prompt')).unicodeBidi"
+    permissions = ["clipboard-read", "clipboard-write"]
+    async with (
+        fake.serve(max_session_message=99_999) as server,
+        looking(browser, server.url, permissions=permissions) as page,
+    ):
+        for prompt, direction in (("a" * 100_000, "plaintext"), ("a" * 100_001, "normal")):
+            await page.evaluate(f"navigator.clipboard.writeText({json.dumps(prompt)})")
+            await page.call("fill", "#prompt", "")
+            await page.press("Control+v")
+            await page.until(f"document.getElementById('prompt').value.length === {len(prompt)}")
+            assert await page.evaluate(directed) == direction
+        await page.press("Enter")
+        await page.wait_text("#transcript", "in its field again")
+        assert await page.evaluate("document.getElementById('prompt').value.length") == len(prompt)
+        assert await page.evaluate(directed) == "normal"
+        await page.call("fill", "#prompt", "short")
+        assert await page.evaluate(directed) == "plaintext"
+        await page.click("#end")
+        await page.wait(".receipt")
+
+
 async def test_a_key_is_taken_without_the_spaces_around_it_or_refused(fake: Backend, browser: Browser) -> None:
     async with fake.serve_known("alice") as (server, keys), looking(browser, server.url) as page:
         await page.call("fill", "#key", "a key \u2013 or none")

@@ -5,6 +5,7 @@ import { find } from "./dom";
 import { openFrames, showFrames } from "./frames";
 import { api, ApiRefused, KEY_CODES } from "./link";
 import { openHistory, openRunning, openUsage } from "./lists";
+import { takeLength } from "./prompts";
 import { isSeen, onSeen, openTabs } from "./tabs";
 import { Talk } from "./talk";
 import { openTheme } from "./theme";
@@ -45,6 +46,8 @@ function openForm(door: Promise<void>): void {
     prompt.value = "";
     prompt.focus();
   });
+  prompt.addEventListener("beforeinput", ({ data }) => takeLength(prompt, prompt.value.length + (data?.length ?? 0)));
+  prompt.addEventListener("input", () => takeLength(prompt, prompt.value.length));
   prompt.addEventListener("keydown", (event) => {
     if (event.key !== "Enter" || event.shiftKey || isComposing(event)) return;
     event.preventDefault();

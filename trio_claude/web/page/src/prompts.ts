@@ -2,6 +2,14 @@
 import { find } from "./dom";
 import type { Json } from "./tools";
 
+/** Characters of a prompt whose lines go each in their own direction: that takes a browser the square of a line's length. */
+const DIRECTED = 100_000;
+
+/** Take how many characters the field is about to have. */
+export function takeLength(prompt: HTMLTextAreaElement, length: number): void {
+  prompt.classList.toggle("long", length > DIRECTED);
+}
+
 export class Prompts {
   private waiting: string[] = [];
   /** What was said and is not answered, by the names of the messages. */
@@ -74,7 +82,9 @@ export class Prompts {
     if (!texts.length) return false;
     const prompt = find<HTMLTextAreaElement>("prompt");
     const all = prompt.value === this.back ? [prompt.value, ...texts] : [...texts, prompt.value];
-    prompt.value = this.back = all.filter(Boolean).join("\n");
+    this.back = all.filter(Boolean).join("\n");
+    takeLength(prompt, this.back.length);
+    prompt.value = this.back;
     this.onBack(isUnsaid);
     return true;
   }

@@ -1347,6 +1347,42 @@ async def test_what_is_refused_or_fails_is_told_once(fake: Backend, browser: Bro
         assert len(await page.texts(".note.fault")) == 1
 
 
+async def test_a_turn_that_fails_says_why_in_the_cli_s_words(fake: Backend, browser: Browser) -> None:
+    """What is meant for its makers is in brackets."""
+    words = ["Reached maximum budget ($1)", "[ede_diagnostic] stop_reason=null"]
+    odd: list[object] = [words, words[1:], None, [3]]
+    lines = [{"type": "result", "subtype": "error_of_a_kind", "is_error": True, "errors": errors} for errors in odd]
+    async with fake.serve() as server, looking(browser, server.url) as page:
+        raw = "".join(f"{json.dumps(line)}\n" for line in lines)
+        await page.say(directive("raw", text=raw) + directive("text", text="last"))
+        await turns(page, 5)
+        assert await page.texts(".note.fault") == [words[0], *["error_of_a_kind"] * 3]
+        await page.click("#end")
+        await page.wait(".receipt")
+
+
+async def test_thinking_that_is_not_told_leaves_nothing_to_unfold(fake: Backend, browser: Browser) -> None:
+    events: list[dict[str, object]] = [{"type": "message_start", "message": {"id": "m"}}]
+    content = []
+    for index, thought in enumerate(["", "thought"]):
+        block = {"type": "thinking", "thinking": "", "signature": ""}
+        delta = {"type": "thinking_delta", "thinking": thought}
+        events += [
+            {"type": "content_block_start", "index": index, "content_block": block},
+            {"type": "content_block_delta", "index": index, "delta": delta},
+        ]
+        content.append({"type": "thinking", "thinking": thought, "signature": "signed"})
+    lines: list[dict[str, object]] = [{"type": "stream_event", "event": event} for event in events]
+    lines += [{"type": "assistant", "message": {"id": "m", "content": [block]}} for block in content]
+    async with fake.serve() as server, looking(browser, server.url) as page:
+        raw = "".join(f"{json.dumps(line)}\n" for line in lines)
+        await page.say(directive("raw", text=raw) + directive("text", text="last"))
+        await turns(page, 1)
+        assert await page.texts(".thinking") == ["Thinkingthought"]
+        await page.click("#end")
+        await page.wait(".receipt")
+
+
 async def test_a_history_that_ends_is_told(fake: Backend, browser: Browser) -> None:
     async with fake.serve(journal="memory", journal_run_bytes=1024) as server, looking(browser, server.url) as page:
         await page.say(directive("lines", n=10, size=1000))

@@ -195,6 +195,7 @@ export class Transcript {
     const piece = this.pieces.get(message)?.find((one) => one?.kind === block.type && !one?.final);
     if (piece) {
       piece.final = true;
+      if (!text && !piece.stream?.text) return piece.element?.remove(); // thinking that is not told
       return piece.stream?.finish(text);
     }
     if (!text) return;
@@ -243,7 +244,7 @@ export class Transcript {
   private takeEnd(line: Json): void {
     const told = `${count(used(line, "inputTokens", "input_tokens"), "token")} in, ${used(line, "outputTokens", "output_tokens").toLocaleString("en")} out`;
     const took = typeof line.duration_ms === "number" ? `${seconds(line.duration_ms)} · ` : "";
-    const fault = String(line.result ?? line.subtype ?? "the turn failed");
+    const fault = String(line.result ?? (errors(line) || (line.subtype ?? "the turn failed")));
     if (line.is_error && fault !== this.answer) this.note(fault, "note fault"); // the CLI says an error of the API as an answer, too
     this.note(`${took}${told} · ${dollars(counted(line.total_cost_usd))} so far`, "note turn-end");
   }
@@ -310,6 +311,12 @@ function used(line: Json, byModel: string, byTurn: string): number {
   const models = asObject(line.model_usage_since_last_result);
   if (!models) return counted(line.usage?.[byTurn]);
   return Object.values(models).reduce((so: number, one) => so + counted(asObject(one)?.[byModel]), 0);
+}
+
+/** Return what the CLI says of a turn without a result, but for what is meant for its makers: that is in brackets. */
+function errors(line: Json): string {
+  const all: unknown[] = Array.isArray(line.errors) ? line.errors : [];
+  return all.filter((one) => typeof one === "string" && !one.startsWith("[")).join("; ");
 }
 
 /** Return the objects of a list, none where it is no list. */

@@ -1091,6 +1091,26 @@ async def test_runs_now_are_told_and_stopped(fake: Backend, browser: Browser) ->
     assert [(run.meta, run.outcome.reason) for run in fake.ended] == [("LIVE-1", Reason.STOPPED)]
 
 
+async def test_what_stays_as_it_is_is_not_read_out_again(fake: Backend, browser: Browser) -> None:
+    """The words of a status are read out where they are put in place, also where they are the same."""
+    looks = "performance.getEntriesByType('resource').filter((one) => one.name.includes('/readyz')).length"
+    watch = """[...document.querySelectorAll('#link, #running [role=status]')].forEach((one) =>
+      new MutationObserver(() => globalThis.said.push(one.textContent)).observe(one, { childList: true, characterData: true, subtree: true }))"""
+    async with fake.serve(journal="memory") as server, looking(browser, server.url) as page:
+        await page.say(directive("text", text="one"))
+        await turns(page, 1)
+        await page.click("#tab-running")
+        await page.wait_text("#running [role=status]", "1 run;")
+        await page.evaluate(f"(() => {{ globalThis.said = []; {watch}; }})()")
+        await page.until(f"{looks} >= 3")
+        await page.click("#tab-talk")
+        await page.say(directive("text", text="two"))
+        await turns(page, 2)
+        assert await page.evaluate("globalThis.said") == []
+        await page.click("#end")
+        await page.wait(".receipt")
+
+
 async def test_a_page_shows_its_own_run_and_watches_others(fake: Backend, browser: Browser) -> None:
     async with fake.serve(journal="memory") as server, looking(browser, server.url) as page:
         await page.say(directive("text", text="mine"))

@@ -99,6 +99,11 @@ document.addEventListener("visibilitychange", () => {
   if (drawing.size || looking.size) runWaiting();
 });
 
+/** Give an element a text, unless it has that: what is put in place anew is read out anew. */
+export function setText(element: HTMLElement, text: string): void {
+  if (element.textContent !== text) element.textContent = text;
+}
+
 /** Say something to those who listen to the page. */
 export function announce(text: string): void {
   find("spoken").textContent = text;

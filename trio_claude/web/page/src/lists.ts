@@ -1,5 +1,5 @@
 // The panels that are lists: runs now, history, usage. Each is read when it is looked at, and again while it is.
-import { find, h } from "./dom";
+import { find, h, setText } from "./dom";
 import { api, ApiRefused, KEY_CODES } from "./link";
 import { getRun, listRuns, tell, type Row } from "./past";
 import { isSeen, onSeen, showTab } from "./tabs";
@@ -31,7 +31,7 @@ const code = (text: string) => h("code", {}, text);
 
 /** Say what went wrong; where a better key would help, one is asked for, once. */
 function tellFault(told: HTMLElement, error: unknown, talk: Talk): void {
-  told.textContent = (error as Error).message;
+  setText(told, (error as Error).message);
   if (error instanceof ApiRefused && KEY_CODES.has(error.code) && find("unlock").hidden) talk.onKeyWanted(error.message);
 }
 
@@ -54,7 +54,7 @@ export function openRunning(talk: Talk): void {
   const read = async () => {
     try {
       const [{ runs }, ready] = await Promise.all([listRuns(talk.key, { state: "live", limit: "100" }), readiness(talk.key)]);
-      told.textContent = `${count(runs.length, "run")}${runs.length === 100 ? " or more" : ""}; this server holds each by ${ready}.`;
+      setText(told, `${count(runs.length, "run")}${runs.length === 100 ? " or more" : ""}; this server holds each by ${ready}.`);
       const now = JSON.stringify([talk.leads, ...runs.map((run) => run.id)]);
       if (now === drawn) return age(place, runs);
       drawn = now;
@@ -183,7 +183,7 @@ class Past {
   private draw(): void {
     const words = this.search.value.trim().toLowerCase();
     const found = this.rows.filter((row) => text(row).includes(words));
-    this.told.textContent = `${count(found.length, "run")}${words ? ` of ${this.rows.length}` : ""}`;
+    setText(this.told, `${count(found.length, "run")}${words ? ` of ${this.rows.length}` : ""}`);
     this.items.replaceChildren(...found.map((row) => this.item(row)));
     this.mark();
     this.older.hidden = !this.next || this.rows.length >= ROWS_KEPT;

@@ -1,5 +1,5 @@
 // The figures of the run on the page: state, time of the turn, tokens, dollars. Every figure is the CLI's own.
-import { find } from "./dom";
+import { find, setText } from "./dom";
 import type { Json } from "./tools";
 import { clock, count, counted, dollars } from "./words";
 
@@ -19,7 +19,7 @@ export class Meters {
   }
 
   state(text: string): void {
-    if (find("state").textContent !== text) find("state").textContent = text;
+    setText(find("state"), text);
   }
 
   /** Take whether a turn goes on; the time of one whose beginning was not seen is not known. */

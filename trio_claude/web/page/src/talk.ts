@@ -2,7 +2,7 @@
 // Rule: of a run that goes on the browser keeps its id and nothing else; a key stays in memory.
 import { Busy, ConnectionLost, openSession, Refused, TrioClaudeError, type GatewayEvent, type OpenOptions, type Session, type SessionEvent, type State } from "../../client/client";
 import { Banner } from "./banner";
-import { announce, find } from "./dom";
+import { announce, find, setText } from "./dom";
 import { keepFrame } from "./frames";
 import { forget, keep, kept } from "./kept";
 import { ApiRefused, HERE, KEY_CODES, NOT_KEPT, NOT_NOW } from "./link";
@@ -423,7 +423,7 @@ export class Talk {
   private show(): void {
     const here = this.state === "open" || this.state === "back";
     const link = find("link");
-    link.textContent = this.owner || !here ? STATES[this.state] : "watching";
+    setText(link, this.owner || !here ? STATES[this.state] : "watching");
     link.dataset.state = this.state;
     const live = this.isLive;
     const leads = live && this.owner && this.session !== null;

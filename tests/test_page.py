@@ -350,7 +350,9 @@ async def test_a_letter_that_is_typed_answers_no_question(fake: Backend, browser
         letter = "{ key: '\u00e5', code: 'KeyA', altKey: true, bubbles: true }"
         await page.evaluate(f"document.activeElement.dispatchEvent(new KeyboardEvent('keydown', {letter}))")
         assert await page.evaluate("document.activeElement.id") == "prompt"
+        await page.click("#tab-raw")
         await page.press("Alt+a")
+        assert await page.call("isVisible", "#talk")
         await page.press("Space")
         assert await page.evaluate("document.activeElement.className") == "question"
         await page.click("[data-answer=deny]")

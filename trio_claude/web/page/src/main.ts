@@ -6,7 +6,7 @@ import { openFrames, showFrames } from "./frames";
 import { api, ApiRefused, KEY_CODES } from "./link";
 import { openHistory, openRunning, openUsage } from "./lists";
 import { takeLength } from "./prompts";
-import { isSeen, onSeen, openTabs } from "./tabs";
+import { isSeen, onSeen, openTabs, showTab } from "./tabs";
 import { Talk } from "./talk";
 import { openTheme } from "./theme";
 import { whyOf } from "./words";
@@ -57,7 +57,7 @@ function openForm(door: Promise<void>): void {
     if (event.key === "Escape" && stops(event)) talk.stop();
     if (!isAltA(event)) return;
     event.preventDefault();
-    talk.transcript.focusQuestion();
+    talk.transcript.focusQuestion(() => showTab("talk"));
   });
   find("stop").addEventListener("click", () => talk.stop());
   find("end").addEventListener("click", () => talk.end());

@@ -125,11 +125,13 @@ export class Transcript {
     return { words, how };
   }
 
-  /** Focus the first question that is open: itself, for none of its answers is given by a key that is still being typed. */
-  focusQuestion(): void {
+  /** Have the transcript shown, and focus the first question that is open, if there is one: itself, for none of its answers is given by a key that is still being typed. */
+  focusQuestion(show: () => void): void {
     const question = this.root.querySelector<HTMLElement>(".question:not([hidden]):has(button)");
-    if (question) unfold(question);
-    question?.focus();
+    if (!question) return;
+    show();
+    unfold(question);
+    question.focus();
   }
 
   toEnd(): void {

@@ -415,6 +415,16 @@ async def test_a_host_that_is_not_served_is_told_so(fake: Backend, folder: Path)
     assert "the operator can name it with allow_host" in seen["text"]["message"]
 
 
+async def test_who_has_slept_comes_back_over_a_connection_that_is_new(fake: Backend, folder: Path) -> None:
+    """The old one may be dead without a word; each line comes once."""
+    async with fake.serve() as server:
+        seen = await play(server, folder, "sleeps", directive("slow", n=1000, ms=20))
+    assert seen["short"] == ["connecting", "open"]
+    assert seen["states"] == ["connecting", "open", "lost", "back", "closed"]
+    assert seen["numbers"] == [*range(1, len(seen["numbers"]) + 1)]
+    assert seen["last"] == "result"
+
+
 async def test_a_question_that_is_answered_behind_a_break_is_asked_no_more(fake: Backend, folder: Path) -> None:
     """By this client, whose answer is said again, and by another one in its place."""
     tools = {"tool": directive("bash", cmd="touch asked"), "slow": directive("bash", cmd="touch two; sleep 30")}

@@ -395,6 +395,25 @@ const scenes = {
     return { reasons: ended.map(({ reason }) => reason), timers: timers.length };
   },
 
+  /** Sleep for a minute in the middle of a turn, as a hidden tab does between two looks, then for longer. */
+  async sleeps() {
+    const [every, now] = [setInterval, Date.now];
+    globalThis.setInterval = (work) => every(work, 10);
+    let slept = 0;
+    Date.now = () => now() + slept;
+    const states = [];
+    const session = await openSession({ url, grace: 30, options: { partial: true }, onState: (state) => states.push(state) });
+    let short;
+    const seen = await result(session.turn(prompt), async ({ n, event }) => {
+      if (n === 5) slept += 60_000;
+      if (n === 15) short = [...states];
+      if (n === 15) slept += 100_000;
+      if (event === "attached") session.interrupt();
+    });
+    await session.close();
+    return { short, states, numbers: seen.numbers, last: seen.types.at(-1) };
+  },
+
   /** End a session in each of its ways. */
   async ends() {
     const seen = {};

@@ -33,6 +33,10 @@ const BYTES = 3;
 const FIRST_WAIT = 50;
 const LONGEST_WAIT = 5_000;
 
+/** Milliseconds between two looks at the clock; and so late that the machine has slept: a hidden tab looks once a minute. */
+const LOOK_MS = 5_000;
+const SLEPT_MS = 90_000;
+
 export class Link {
   /** The run's id, empty until there is one and once it is over. */
   run = "";
@@ -58,6 +62,7 @@ export class Link {
   private state: State | undefined;
   private answerTimer: ReturnType<typeof setTimeout> | undefined;
   private wake = (): void => undefined;
+  private looked = Date.now();
   private readonly token = newToken();
   private readonly said: Said;
   private readonly leaving = new AbortController();
@@ -81,6 +86,7 @@ export class Link {
     const online = (): void => this.reconsider();
     const window = globalThis as Partial<Pick<EventTarget, "addEventListener" | "removeEventListener">>;
     window.addEventListener?.("online", online);
+    const looking = this.grace ? setInterval(() => this.look(), LOOK_MS) : undefined;
     try {
       this.tell("connecting");
       let closed = await this.connect(this.first);
@@ -90,6 +96,7 @@ export class Link {
       return this.conclude(closed);
     } finally {
       this.isOver = true;
+      clearInterval(looking);
       window.removeEventListener?.("online", online);
       this.tell("closed");
     }
@@ -285,10 +292,17 @@ export class Link {
     });
   }
 
-  /** The network is another one, maybe: a connection over the old one can be dead without a word. */
+  /** Look whether this program has slept, with its machine or as a tab that was frozen. */
+  private look(): void {
+    const before = this.looked;
+    this.looked = Date.now();
+    if (this.looked - before > SLEPT_MS) this.reconsider();
+  }
+
+  /** The network is another one, maybe, or was away: a connection over the old one can be dead without a word. */
   private reconsider(): void {
     this.wake();
-    if (this.grace && this.isAttached) this.current?.cut("the network has changed");
+    if (this.grace && this.isAttached) this.current?.cut("the connection may be dead");
   }
 
   private conclude(closed: Closed): Closed {

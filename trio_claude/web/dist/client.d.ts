@@ -313,6 +313,7 @@ declare class Link {
     private state;
     private answerTimer;
     private wake;
+    private looked;
     private readonly token;
     private readonly said;
     private readonly leaving;
@@ -351,7 +352,9 @@ declare class Link {
     /** Return the milliseconds until the next try: a little more than a server has asked for, else longer each time. */
     private nextPause;
     private pause;
-    /** The network is another one, maybe: a connection over the old one can be dead without a word. */
+    /** Look whether this program has slept, with its machine or as a tab that was frozen. */
+    private look;
+    /** The network is another one, maybe, or was away: a connection over the old one can be dead without a word. */
     private reconsider;
     private conclude;
     /** Judge by the close, but by the run's end where the connection broke behind it. */

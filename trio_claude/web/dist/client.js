@@ -803,6 +803,9 @@ var BYTES = 3;
 /** Milliseconds between two tries to come back; they double from the first to the longest, and vary by half. */
 var FIRST_WAIT = 50;
 var LONGEST_WAIT = 5e3;
+/** Milliseconds between two looks at the clock; and so late that the machine has slept: a hidden tab looks once a minute. */
+var LOOK_MS = 5e3;
+var SLEPT_MS = 9e4;
 var Link = class {
 	way;
 	first;
@@ -832,6 +835,7 @@ var Link = class {
 	state;
 	answerTimer;
 	wake = () => void 0;
+	looked = Date.now();
 	token = newToken();
 	said;
 	leaving = new AbortController();
@@ -852,6 +856,7 @@ var Link = class {
 		const online = () => this.reconsider();
 		const window = globalThis;
 		window.addEventListener?.("online", online);
+		const looking = this.grace ? setInterval(() => this.look(), LOOK_MS) : void 0;
 		try {
 			this.tell("connecting");
 			let closed = await this.connect(this.first);
@@ -861,6 +866,7 @@ var Link = class {
 			return this.conclude(closed);
 		} finally {
 			this.isOver = true;
+			clearInterval(looking);
 			window.removeEventListener?.("online", online);
 			this.tell("closed");
 		}
@@ -1052,10 +1058,16 @@ var Link = class {
 			};
 		});
 	}
-	/** The network is another one, maybe: a connection over the old one can be dead without a word. */
+	/** Look whether this program has slept, with its machine or as a tab that was frozen. */
+	look() {
+		const before = this.looked;
+		this.looked = Date.now();
+		if (this.looked - before > SLEPT_MS) this.reconsider();
+	}
+	/** The network is another one, maybe, or was away: a connection over the old one can be dead without a word. */
 	reconsider() {
 		this.wake();
-		if (this.grace && this.isAttached) this.current?.cut("the network has changed");
+		if (this.grace && this.isAttached) this.current?.cut("the connection may be dead");
 	}
 	conclude(closed) {
 		const left = this.leaving.signal.aborted;

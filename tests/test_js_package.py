@@ -33,6 +33,9 @@ export async function main(): Promise<string> {
     if (every.type === "approval") session.approve(every.request_id, { updatedInput: every.input });
   }
   const { receipt } = await session.ended;
+  void ask("hello", { url: undefined, meta: undefined, model: undefined, tools: undefined, bufferLimit: undefined });
+  void openSession({ meta: undefined, options: { effort: undefined, on_disconnect: undefined } });
+  session.deny("x", { message: undefined, interrupt: undefined });
   console.log(receipt?.survivors ?? 0, new Busy("x").retryAfter, useClaudeWebSocket().receipt?.left);
   // @ts-expect-error: a mode that there is not
   session.stop("now");
@@ -111,7 +114,14 @@ async def test_the_package_can_be_packed_typed_and_imported(web_modules: Path, t
     assert types == "function function function"
     assert odd.startswith("TypeError: useClaudeWebSocket takes no `partial`: there are url, ")
     (program / "main.ts").write_text(CONSUMER)
-    flags = ["--noEmit", "--strict", "--target=es2022", "--module=nodenext", "--lib=es2023,dom"]
+    flags = [
+        "--noEmit",
+        "--strict",
+        "--exactOptionalPropertyTypes",
+        "--target=es2022",
+        "--module=nodenext",
+        "--lib=es2023,dom",
+    ]
     tsc = web_modules / "typescript" / "bin" / "tsc"
     await run_program(
         ["node", tsc, *[word for flag in flags for word in flag.split("=")], program / "main.ts"],

@@ -11,11 +11,11 @@ const NOTES = 1000;
 
 /** What `ask` takes beside the options of the wire contract. */
 export interface AskOptions extends Way, WireOptions {
-  meta?: string;
+  meta?: string | undefined;
   /** Ends the run. */
   signal?: AbortSignal | undefined;
   /** Characters of unread lines that are kept. */
-  bufferLimit?: number;
+  bufferLimit?: number | undefined;
   /** Hears what the server itself says (`info`, `stderr`, `error`), as it comes. */
   onNote?: ((note: Json) => void) | undefined;
   /** Hears that the connection is open. */

@@ -65,9 +65,9 @@ export interface AttachOptions {
 
 export interface OpenOptions extends Way {
   /** Names the run in lists. */
-  meta?: string;
+  meta?: string | undefined;
   /** The options of the wire contract. */
-  options?: SessionOptions;
+  options?: SessionOptions | undefined;
   /** Seconds for which the run goes on without this client, and in which a broken connection is made anew. */
   grace?: number | undefined;
   /** Come to a run that is there, in place of a new one; the lines up to `after` are known. */
@@ -184,7 +184,7 @@ export class Session implements AsyncIterable<SessionEvent> {
   }
 
   /** Keep a tool from running; the model reads the message. `interrupt` ends the turn. */
-  deny(id: string, given: { message?: string; interrupt?: boolean } = {}): void {
+  deny(id: string, given: { message?: string | undefined; interrupt?: boolean | undefined } = {}): void {
     checkNames("deny", given, { message: true, interrupt: true });
     const { message = "denied by the user", interrupt = false } = given;
     this.answer(id, { behavior: "deny", message, ...(interrupt && { interrupt }) });

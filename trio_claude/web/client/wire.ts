@@ -12,34 +12,34 @@ export interface Line {
 
 /** The options of the wire contract, by their names on the wire; a server may allow fewer, from `tools` on only by a grant. */
 export interface WireOptions {
-  model?: string;
-  system_prompt?: string;
-  append_system_prompt?: string;
-  max_turns?: number;
-  max_budget_usd?: number;
-  effort?: "low" | "medium" | "high" | "xhigh" | "max";
-  partial?: boolean;
-  resume?: string;
-  temperature?: number;
-  max_output_tokens?: number;
-  json_schema?: Json;
-  timeout?: number;
-  workspace?: string;
-  tools?: string[];
-  allowed_tools?: string[];
-  disallowed_tools?: string[];
-  permission_mode?: string;
-  mcp_servers?: Json;
-  fallback_model?: string;
-  max_thinking_tokens?: number;
+  model?: string | undefined;
+  system_prompt?: string | undefined;
+  append_system_prompt?: string | undefined;
+  max_turns?: number | undefined;
+  max_budget_usd?: number | undefined;
+  effort?: "low" | "medium" | "high" | "xhigh" | "max" | undefined;
+  partial?: boolean | undefined;
+  resume?: string | undefined;
+  temperature?: number | undefined;
+  max_output_tokens?: number | undefined;
+  json_schema?: Json | undefined;
+  timeout?: number | undefined;
+  workspace?: string | undefined;
+  tools?: string[] | undefined;
+  allowed_tools?: string[] | undefined;
+  disallowed_tools?: string[] | undefined;
+  permission_mode?: string | undefined;
+  mcp_servers?: Json | undefined;
+  fallback_model?: string | undefined;
+  max_thinking_tokens?: number | undefined;
 }
 
 /** The options of a session: those, and how it goes on from an earlier one. */
 export interface SessionOptions extends WireOptions {
-  fork?: boolean;
-  recall?: boolean;
+  fork?: boolean | undefined;
+  recall?: boolean | undefined;
   /** What becomes of the run without its client; `grace` beside `options` sets it too, and has the connection made anew. */
-  on_disconnect?: "kill" | { grace: number };
+  on_disconnect?: "kill" | { grace: number } | undefined;
 }
 
 /** How a run ended. What the close reason does not say is undefined; `left` is null where it can't be proven. */

@@ -8,35 +8,35 @@ export interface Line {
 }
 /** The options of the wire contract, by their names on the wire; a server may allow fewer, from `tools` on only by a grant. */
 export interface WireOptions {
-    model?: string;
-    system_prompt?: string;
-    append_system_prompt?: string;
-    max_turns?: number;
-    max_budget_usd?: number;
-    effort?: "low" | "medium" | "high" | "xhigh" | "max";
-    partial?: boolean;
-    resume?: string;
-    temperature?: number;
-    max_output_tokens?: number;
-    json_schema?: Json;
-    timeout?: number;
-    workspace?: string;
-    tools?: string[];
-    allowed_tools?: string[];
-    disallowed_tools?: string[];
-    permission_mode?: string;
-    mcp_servers?: Json;
-    fallback_model?: string;
-    max_thinking_tokens?: number;
+    model?: string | undefined;
+    system_prompt?: string | undefined;
+    append_system_prompt?: string | undefined;
+    max_turns?: number | undefined;
+    max_budget_usd?: number | undefined;
+    effort?: "low" | "medium" | "high" | "xhigh" | "max" | undefined;
+    partial?: boolean | undefined;
+    resume?: string | undefined;
+    temperature?: number | undefined;
+    max_output_tokens?: number | undefined;
+    json_schema?: Json | undefined;
+    timeout?: number | undefined;
+    workspace?: string | undefined;
+    tools?: string[] | undefined;
+    allowed_tools?: string[] | undefined;
+    disallowed_tools?: string[] | undefined;
+    permission_mode?: string | undefined;
+    mcp_servers?: Json | undefined;
+    fallback_model?: string | undefined;
+    max_thinking_tokens?: number | undefined;
 }
 /** The options of a session: those, and how it goes on from an earlier one. */
 export interface SessionOptions extends WireOptions {
-    fork?: boolean;
-    recall?: boolean;
+    fork?: boolean | undefined;
+    recall?: boolean | undefined;
     /** What becomes of the run without its client; `grace` beside `options` sets it too, and has the connection made anew. */
     on_disconnect?: "kill" | {
         grace: number;
-    };
+    } | undefined;
 }
 /** How a run ended. What the close reason does not say is undefined; `left` is null where it can't be proven. */
 export interface Ended {
@@ -178,11 +178,11 @@ declare function findClass(way: Way): WebSocketClass;
 declare function baseOf(given: string | undefined): string;
 /** What `ask` takes beside the options of the wire contract. */
 export interface AskOptions extends Way, WireOptions {
-    meta?: string;
+    meta?: string | undefined;
     /** Ends the run. */
     signal?: AbortSignal | undefined;
     /** Characters of unread lines that are kept. */
-    bufferLimit?: number;
+    bufferLimit?: number | undefined;
     /** Hears what the server itself says (`info`, `stderr`, `error`), as it comes. */
     onNote?: ((note: Json) => void) | undefined;
     /** Hears that the connection is open. */
@@ -407,9 +407,9 @@ export interface AttachOptions {
 }
 export interface OpenOptions extends Way {
     /** Names the run in lists. */
-    meta?: string;
+    meta?: string | undefined;
     /** The options of the wire contract. */
-    options?: SessionOptions;
+    options?: SessionOptions | undefined;
     /** Seconds for which the run goes on without this client, and in which a broken connection is made anew. */
     grace?: number | undefined;
     /** Come to a run that is there, in place of a new one; the lines up to `after` are known. */
@@ -472,8 +472,8 @@ export declare class Session implements AsyncIterable<SessionEvent> {
     }): void;
     /** Keep a tool from running; the model reads the message. `interrupt` ends the turn. */
     deny(id: string, given?: {
-        message?: string;
-        interrupt?: boolean;
+        message?: string | undefined;
+        interrupt?: boolean | undefined;
     }): void;
     /** End the turn; what was said of the answer is kept, and the turn's `result` comes. */
     interrupt(): void;

@@ -880,8 +880,10 @@ async def test_what_a_run_does_to_its_supervisor_no_other_run_inherits(mode: str
 @pytest.mark.parametrize("way", [*WEAR.values(), "prlimit --pid $PPID --nofile=3:3"])
 async def test_what_is_done_to_a_supervisor_that_waits_no_run_inherits(supervisors: Containment, way: str) -> None:
     """As by a run below another one."""
-    async with supervisors.start(shell(f"{SHOW}; ulimit -n")) as process:
-        fresh, waits = await read_all(process.stdout), _parent(process.pid)
+    async with supervisors.start(shell(f"read line; {SHOW}; ulimit -n")) as process:
+        waits = _parent(process.pid)
+        await process.stdin.send_all(b"go\n")
+        fresh = await read_all(process.stdout)
         await _end(process)
     await trio.run_process(["/bin/sh", "-ec", way.replace("$PPID", f"{waits}")])
     async with supervisors.start(shell(f"read line; {SHOW}; ulimit -n")) as process:

@@ -14,7 +14,8 @@ from trio_claude.messages import Options
 from trio_claude.stream_json import DELTA, LONG, PIECES, LineSplitter, LineTooLong, Sign, Spent, signs, without_reply
 
 SHORT_CHUNKS = st.binary(max_size=40).map(lambda data: data.replace(b"b", b"\n"))
-CHUNKS = st.lists(SHORT_CHUNKS | SHORT_CHUNKS.map(lambda data: data + b"x\n" * LONG + data), max_size=20)
+LONG_LINES = (b"x" * 511 + b"\n") * (LONG // 512)
+CHUNKS = st.lists(SHORT_CHUNKS | SHORT_CHUNKS.map(lambda data: data + LONG_LINES + data), max_size=20)
 
 
 def split(chunks: list[bytes], limit: int = 1000) -> tuple[list[bytes], int]:

@@ -22,6 +22,7 @@ import pytest
 import trio
 
 from trio_claude.testing.messages_api import Ending, MessagesApi, connection, find_directive, open_messages_api, replies
+from trio_claude.testing.messages_api.__main__ import main
 
 Json = dict[str, Any]
 PATIENCE = 10
@@ -623,6 +624,17 @@ async def test_it_takes_the_port_it_is_given(api: MessagesApi) -> None:
         port = probe.getsockname()[1]
     async with open_messages_api(port) as api:
         assert (api.port, api.url) == (port, f"http://127.0.0.1:{port}")
+
+
+@pytest.mark.parametrize("port", ["70000", "-1"])
+def test_a_port_that_there_is_not_is_named(
+    port: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The system would take another for it."""
+    monkeypatch.setattr(trio, "run", lambda *_: pytest.fail("it serves"))
+    with pytest.raises(SystemExit):
+        main(["--port", port])
+    assert f"argument --port: {port} is not from 0 to 65535" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])

@@ -14,6 +14,8 @@ import trio
 
 from .stub import open_messages_api
 
+LAST_PORT = 65535
+
 
 async def _run(port: int) -> None:
     with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
@@ -27,7 +29,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Serve until SIGTERM or SIGINT."""
     parser = argparse.ArgumentParser(prog="python -m trio_claude.testing.messages_api", description="Messages API stub")
     parser.add_argument("--port", type=int, default=0, help="port on 127.0.0.1 (default: any free one)")
-    trio.run(_run, parser.parse_args(arguments).port)
+    port = parser.parse_args(arguments).port
+    if not 0 <= port <= LAST_PORT:  # else the system takes another
+        parser.error(f"argument --port: {port} is not from 0 to {LAST_PORT}")
+    trio.run(_run, port)
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ import sqlite3
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import trio
@@ -18,9 +19,11 @@ from returns import GRACE, attach, dropped, leave, numbered, orphaned, reset
 from talk import Talk, open_talk
 from trio_websocket import ConnectionClosed, open_websocket_url
 
+from trio_claude import past
 from trio_claude.errors import Reason
 from trio_claude.journal import Part, PartKind
 from trio_claude.stage import ENTRIES, LOOSE, Replay, Stage
+from trio_claude.turns import LINES
 
 
 def behind(talk: Talk, text: str) -> list[int]:
@@ -745,6 +748,20 @@ def test_a_replay_is_bounded_and_numbered() -> None:
     assert replay.first == 17
     replay.forget(0, 19)
     assert replay.end == 20
+
+
+async def test_of_very_many_lines_some_are_told_again_at_a_time() -> None:
+    """So that others have their turn in between."""
+    sizes: list[int] = []
+
+    class Counting(Ear):
+        async def send(self, lines: list[bytes]) -> None:
+            sizes.append(len(lines))
+
+    part = Part(PartKind.LINES, 1, 2 * LINES + 1, b"\n" * (2 * LINES), number=1)
+    ear: Any = Counting(lambda: None)
+    assert await past.tell(ear, [part], 0, 2 * LINES + 1) == 2 * LINES + 1
+    assert sizes == [LINES, LINES, 1]
 
 
 def test_lines_without_a_word_are_not_kept_without_end() -> None:

@@ -77,7 +77,7 @@ TABLE: dict[str, set[str]] = {
     "entrance": {"errors", "events", "config", "admission", "identity", "nodes", "upgrade"},
     "history": {"errors", "threads", "identity", "queries", "upgrade", "journal", "runs"},
     "openapi": {"errors", "events", "identity", "queries", "upgrade", "journal", "history", "__init__"},
-    "past": {"errors", "events", "messages", "journal", "peer"},
+    "past": {"errors", "events", "messages", "turns", "journal", "peer"},
     "link": {"nodes"},
     "far": {"errors", "messages", "services", "session", "journal", "nodes", "peer", "entrance", "past", "link"},
     "stage": {"errors", "messages", "inbox", "journal", "peer", "kit", "session_run", "past"},

@@ -17,6 +17,7 @@ from .events import Outcome, Receipt
 from .journal import Journal, Part, PartKind, RunRow
 from .messages import Closing
 from .peer import Client
+from .turns import LINES
 
 PIECE_BYTES: Final = 256 * 1024
 """Bytes that are told at a time: between two pieces others have their turn."""
@@ -41,8 +42,9 @@ async def tell(peer: Client, parts: list[Part], after: int, upto: int) -> int:
     Raises `PeerGone`.
     """
     for said, last in _pieces(parts, after, upto):
-        await trio.lowlevel.checkpoint()
-        await peer.send(said)
+        for first in range(0, max(1, len(said)), LINES):  # a part of short lines may have two million
+            await trio.lowlevel.checkpoint()
+            await peer.send(said[first : first + LINES])
         after = last
     return after
 

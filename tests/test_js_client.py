@@ -415,6 +415,21 @@ async def test_a_host_that_is_not_served_is_told_so(fake: Backend, folder: Path)
     assert "the operator can name it with allow_host" in seen["text"]["message"]
 
 
+async def test_a_broken_connection_and_a_refusal_are_known_by_the_words_of_other_classes(
+    fake: Backend, folder: Path
+) -> None:
+    """Those of the package ws, of Bun and of Deno."""
+    messages = [
+        "Unexpected server response: 403",
+        "WebSocket connection to 'ws://example' failed: Expected 101 status code: 403",
+        "NetworkError: failed to connect to WebSocket: Invalid status code: 403",
+        "no handshake: 403",
+    ]
+    async with fake.serve() as server:
+        seen = await play(server, folder, "other_words", messages=messages)
+    assert seen == {"text": "Hello from stub.", "refused": [*["Refused"] * 3, "ConnectionLost"]}
+
+
 async def test_who_has_slept_comes_back_over_a_connection_that_is_new(fake: Backend, folder: Path) -> None:
     """The old one may be dead without a word; each line comes once."""
     async with fake.serve() as server:

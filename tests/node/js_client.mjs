@@ -48,7 +48,7 @@ async function result(turn, each = () => undefined) {
 }
 
 /** A network of this program alone, which breaks and is back when it is told. */
-function network() {
+function network(code = 1006) {
   const open = new Set();
   const net = { isDown: false };
   net.WebSocket = class extends WebSocket {
@@ -60,7 +60,7 @@ function network() {
   net.cut = () => {
     net.isDown = true;
     for (const socket of open) {
-      socket.onclose?.({ code: 1006, reason: "" });
+      socket.onclose?.({ code, reason: "" });
       socket.close();
     }
     open.clear();
@@ -393,6 +393,27 @@ const scenes = {
     const ended = await Promise.all([session.close(), session.close()]);
     const timers = process.getActiveResourcesInfo().filter((name) => name === "Timeout");
     return { reasons: ended.map(({ reason }) => reason), timers: timers.length };
+  },
+
+  /** Lose a connection as Deno tells it; have a handshake refused in the words of some classes. */
+  async other_words() {
+    const net = network(0);
+    const session = await openSession({ url, WebSocket: net.WebSocket, grace: 30 });
+    net.cut();
+    net.isDown = false;
+    const { text } = await result(session.turn(prompt));
+    await session.close();
+    const refused = [];
+    for (const message of more.messages) {
+      const WebSocket = class {
+        constructor() {
+          queueMicrotask(() => (this.onerror({ message }), this.onclose({ code: 1006, reason: "" })));
+        }
+        close() {}
+      };
+      refused.push((await failure(() => ask(prompt, { url, WebSocket }).text)).kind);
+    }
+    return { text, refused };
   },
 
   /** Sleep for a minute in the middle of a turn, as a hidden tab does between two looks, then for longer. */

@@ -171,7 +171,7 @@ function listen(
       timer = setTimeout(() => settle(never(unreachable())), ERROR_MS); // not every class says a close then
     };
     socket.onclose = (event) => {
-      if (isOpen) settle({ code: event.code, reason: event.reason });
+      if (isOpen) settle({ code: event.code || BROKEN, reason: event.reason }); // Deno says 0
       else settle(never(unreachable()));
     };
   });
@@ -179,9 +179,9 @@ function listen(
 
 const LOST = { code: "lost", closeCode: BROKEN };
 
-/** The package `ws` says with what status a handshake was refused: return that as an error. */
+/** The package `ws`, Bun and Deno say with what status a handshake was refused: return that as an error. */
 function ofStatus(reason: string): TrioClaudeError | undefined {
-  const status = /Unexpected server response: (\d{3})/.exec(reason)?.[1];
+  const status = /(?:server response|status code): (\d{3})/.exec(reason)?.[1];
   return status ? errorOfStatus(Number(status)) : undefined;
 }
 
@@ -246,7 +246,7 @@ async function request(address: string, init: RequestInit = {}): Promise<Json> {
   return said;
 }
 
-/** A browser says of a refused handshake only that there was none, the package `ws` only its status: ask over HTTP why. */
+/** A browser says of a refused handshake only that there was none, `ws`, Bun and Deno only its status: ask over HTTP why. */
 async function explain(way: Way, base: string, error: TrioClaudeError): Promise<TrioClaudeError> {
   try {
     if (way.key) await buyTicket(base, way.key);

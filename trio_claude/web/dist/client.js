@@ -463,7 +463,7 @@ function listen(kind, address, protocols, handlers, signal, ms) {
 		};
 		socket.onclose = (event) => {
 			if (isOpen) settle({
-				code: event.code,
+				code: event.code || BROKEN,
 				reason: event.reason
 			});
 			else settle(never(unreachable()));
@@ -474,9 +474,9 @@ var LOST$1 = {
 	code: "lost",
 	closeCode: BROKEN
 };
-/** The package `ws` says with what status a handshake was refused: return that as an error. */
+/** The package `ws`, Bun and Deno say with what status a handshake was refused: return that as an error. */
 function ofStatus(reason) {
-	const status = /Unexpected server response: (\d{3})/.exec(reason)?.[1];
+	const status = /(?:server response|status code): (\d{3})/.exec(reason)?.[1];
 	return status ? errorOfStatus(Number(status)) : void 0;
 }
 /** Return the class to connect with. Throws where there is none. */
@@ -537,7 +537,7 @@ async function request(address, init = {}) {
 	} : said);
 	return said;
 }
-/** A browser says of a refused handshake only that there was none, the package `ws` only its status: ask over HTTP why. */
+/** A browser says of a refused handshake only that there was none, `ws`, Bun and Deno only its status: ask over HTTP why. */
 async function explain(way, base, error) {
 	try {
 		if (way.key) await buyTicket(base, way.key);

@@ -90,6 +90,15 @@ async def test_a_node_without_a_sign_of_life_is_lost_once_with_all_that_it_had(r
         assert await nodes_in(redis) == {b"a", b"b", b"c"}
 
 
+async def test_where_redis_closes_idle_connections_one_is_lost_all_the_same() -> None:
+    """A lease may be long; others take nobody for lost who have been connected for less than that one's."""
+    events: list[Event] = []
+    with open_redis_server("--timeout", "1") as server:
+        async with open_node(server, "a", events.append, lease=60.0) as nodes:
+            await join(nodes.redis, "dead")
+            await until(lambda: ("dead", "lost") in states(events), 20)
+
+
 async def test_one_that_was_found_lost_finds_out_and_joins_anew(redis_server: RedisServer) -> None:
     events: list[Event] = []
     returns: list[int] = []

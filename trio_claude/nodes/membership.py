@@ -20,7 +20,9 @@ from .scripts import load
 FORGOTTEN: Final = 2
 """What `beat` answers a node of which Redis had nothing any more."""
 BEATS: Final = 5
-"""Signs of life in a lease."""
+"""Signs of life in a lease, at least."""
+BEAT: Final = 1.0
+"""Seconds between two at most: where Redis closes idle connections (its `timeout`) rule 3 would never be met."""
 
 
 class Membership:
@@ -97,7 +99,7 @@ class Membership:
             else:
                 self._refusal = ""
             self._tell()
-            with trio.move_on_after(self.lease / BEATS):
+            with trio.move_on_after(min(self.lease / BEATS, BEAT)):
                 await self._came.wait()
 
     @property

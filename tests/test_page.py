@@ -1566,6 +1566,22 @@ async def test_an_address_is_a_link_where_it_is_one(fake: Backend, browser: Brow
         await page.wait(".receipt")
 
 
+async def test_what_is_said_has_its_direction_but_for_a_block_that_is_long(fake: Backend, browser: Browser) -> None:
+    """A browser would lay out a line for the square of its length."""
+    items = ["a" * 8192, "b" * 8193]
+    deep = ">" * 20_000 + " deep"
+    directions = (
+        "[...document.querySelectorAll('.answer :is(li, .plain)')].map((one) => getComputedStyle(one).unicodeBidi)"
+    )
+    async with fake.serve() as server, looking(browser, server.url) as page:
+        await page.say(whole("\n".join(f"- {item}" for item in items)) + whole(deep))
+        await turns(page, 1)
+        assert await page.texts(".answer li") == items
+        assert await page.evaluate(directions) == ["plaintext", "normal", "normal"]
+        await page.click("#end")
+        await page.wait(".receipt")
+
+
 async def test_a_large_table_is_its_text(fake: Backend, browser: Browser) -> None:
     async with fake.serve() as server, looking(browser, server.url) as page:
         for number, rows in enumerate([1000, 1001], 1):

@@ -111,6 +111,19 @@ const FENCE = {
   RETURN_DOM_FRAGMENT: true as const,
 };
 
+/** What goes in the direction of its text, where that is not so long that it takes the browser the square of its length. */
+const DIRECTED = "p, li, h1, h2, h3, h4, h5, h6, th, td, blockquote";
+
+function markLong(fragment: DocumentFragment): void {
+  const sizes = new Map<Element, number>();
+  const texts = document.createTreeWalker(fragment, NodeFilter.SHOW_TEXT);
+  for (let text; (text = texts.nextNode() as Text | null); ) {
+    const block = text.parentElement?.closest(DIRECTED);
+    if (block) sizes.set(block, (sizes.get(block) ?? 0) + text.length);
+  }
+  for (const [block, size] of sizes) if (size > BLOCK_LIMIT) block.classList.add("long");
+}
+
 /** Return the nodes of some tokens of Markdown. */
 function render(tokens: Token[], open = false): DocumentFragment {
   const fragment = clean.sanitize(marked.parser(tokens), FENCE);
@@ -118,6 +131,7 @@ function render(tokens: Token[], open = false): DocumentFragment {
     const language = /(?:^|\s)language-(\S+)/.exec(code.className)?.[1] ?? "";
     code.parentElement!.replaceWith(codeBlock(code.textContent ?? "", language, open ? COLOURED_OPEN : COLOURED));
   }
+  markLong(fragment);
   for (const box of fragment.querySelectorAll("input")) box.setAttribute("aria-label", "task");
   for (const table of fragment.querySelectorAll("table")) {
     const wide = h("div", { class: "wide", tabindex: "0", role: "region", "aria-label": "Table" });
@@ -201,7 +215,7 @@ export class MarkdownStream {
 
   /** Show what is not finished as it is. */
   private drawPlain(): void {
-    this.last.before(h("p", { class: "plain" }, this.tail));
+    this.last.before(h("p", { class: this.tail.length > BLOCK_LIMIT ? "plain long" : "plain" }, this.tail));
     this.last.replaceChildren();
     this.tail = "";
   }

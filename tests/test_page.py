@@ -1729,6 +1729,25 @@ async def test_of_tools_that_come_at_once_those_are_drawn_that_stay_and_coloured
         await page.wait(".receipt")
 
 
+async def test_what_can_not_be_drawn_keeps_nothing_else_of_its_frame_from_being(
+    fake: Backend, browser: Browser
+) -> None:
+    """What a tool is given can be nested deeper than a browser writes out."""
+    deep = f'{{"command":"true","deep":{"[" * 20_000}{"]" * 20_000}}}'
+    use = f'{{"type":"tool_use","id":"t","name":"Bash","input":{deep}}},{{"type":"text","text":"words"}}'
+    raw = f'{{"type":"assistant","message":{{"content":[{use}]}}}}\n'
+    async with fake.serve() as server, looking(browser, server.url) as page:
+        await page.evaluate(
+            "(() => { globalThis.told = []; globalThis.reportError = (error) => told.push(error.name); })()"
+        )
+        await page.say(directive("raw", text=raw) + directive("text", text="last"))
+        await turns(page, 1)
+        assert await page.texts(".answer") == ["words", "last"]
+        assert await page.evaluate("globalThis.told") == ["RangeError"]
+        await page.click("#end")
+        await page.wait(".receipt")
+
+
 async def test_what_waits_with_its_drawing_is_drawn_whatever_else_the_frame_has_to_do(
     fake: Backend, browser: Browser
 ) -> None:

@@ -83,15 +83,21 @@ export function behindDrawing(work: () => void): void {
 }
 
 function runWaiting(): void {
+  for (const works of [drawing, looking]) {
+    const now = [...works];
+    works.clear();
+    for (const work of now) tryTo(work);
+  }
+  isSet = false;
+  if (drawing.size || looking.size) setFrame();
+}
+
+/** Do one's work; that it fails, as with an input that is nested too deep, is no reason to keep others from theirs. */
+function tryTo(work: () => void): void {
   try {
-    for (const works of [drawing, looking]) {
-      const now = [...works];
-      works.clear();
-      for (const work of now) work();
-    }
-  } finally {
-    isSet = false;
-    if (drawing.size || looking.size) setFrame();
+    work();
+  } catch (error) {
+    reportError(error);
   }
 }
 

@@ -819,7 +819,9 @@ async def test_the_journal_is_the_one_that_serve_has(fake: Backend, tmp_path: Pa
     assert "only one of them" in listed("--journal", str(other), "--url", "http://127.0.0.1:1")
 
 
-@pytest.mark.parametrize("url", ["ftp://x", "http://", "http://127.0.0.1:x", "http://[x", "http://no..name", "x" * 64])
+@pytest.mark.parametrize(
+    "url", ["ftp://x", "http://", "http://127.0.0.1:x", "http://[x", "http://no..name", "x" * 64, "xn--a"]
+)
 def test_an_address_that_is_none_is_named(url: str) -> None:
     told = CliRunner().invoke(cli, ["runs", "list", "--url", url])
     assert isinstance(told.exception, ConfigError)

@@ -158,6 +158,8 @@ class ServerRuns:
             answer = self._client.request(method, self._base + path, params=query)
         except UnicodeEncodeError:
             raise ConfigError("--meta, --batch and IDs take UTF-8") from None
+        except UnicodeError as error:  # a host that begins as one written in ASCII for another, and is none
+            raise ConfigError(f"--url: {self._base} is no address of a server: {error}; say http://HOST:PORT") from None
         except (httpx.HTTPError, httpx.InvalidURL) as error:
             raise Away(f"can't reach {self._base}: {error}; {NOBODY}") from None
         if answer.is_success or (unknown and _code(answer) == "not-found"):

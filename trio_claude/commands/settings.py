@@ -79,7 +79,7 @@ def _check_name(name: str, value: str | tuple[str, ...]) -> None:
         if path.removeprefix("sqlite:").startswith("~"):
             flag = f"--{name.replace('_', '-')}"
             raise ConfigError(
-                f"{name}: {path} begins with ~, which only a shell knows; {flag} and --config take it whole"
+                f"{name}: {path} begins with ~, which only a shell knows; {flag} and --config take the whole path"
             )
         try:
             os.fsencode(path)

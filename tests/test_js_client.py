@@ -198,8 +198,9 @@ async def test_lines_that_nobody_reads_are_bounded(fake: Backend, folder: Path) 
     async with fake.serve() as server:
         only = await play(server, folder, "text_only", long)
         seen = await play(server, folder, "overflow", long)
+        blank = await play(server, folder, "overflow", directive("raw", text="\n" * 1000) + directive("text"))
     assert only["length"] == 50_000
-    for error in (only["late"], seen["slow"], seen["ended"], seen["read"]):
+    for error in (only["late"], *seen.values(), *blank.values()):
         assert (error["kind"], error["limit"]) == ("Overflow", 10_000)
         assert "bufferLimit (10000 characters)" in error["message"]
 

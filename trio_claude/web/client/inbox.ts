@@ -4,6 +4,8 @@ import { Overflow } from "./errors.js";
 
 /** Characters of unread lines that are kept by default: twice the longest line that a server takes. */
 export const BUFFER_LIMIT = 32 * 1024 * 1024;
+/** Characters that a thing counts for beside its own, of which it may have none. */
+const EACH = 100;
 
 interface Waiter<T> {
   resolve(result: IteratorResult<T, undefined>): void;
@@ -23,14 +25,15 @@ export class Inbox<T> {
 
   constructor(private readonly limit: number) {}
 
-  /** Put a thing in; return false, and take nothing, where it would go over the limit. */
-  push(thing: T, size: number): boolean {
+  /** Put a thing of so many characters in; return false, and take nothing, where it would go over the limit. */
+  push(thing: T, characters: number): boolean {
     if (this.closed) return true;
     const waiter = this.waiting.shift();
     if (waiter) {
       waiter.resolve({ value: thing, done: false });
       return true;
     }
+    const size = characters + EACH;
     if (this.size > 0 && this.size + size > this.limit) return false;
     this.things.push({ thing, size });
     this.size += size;

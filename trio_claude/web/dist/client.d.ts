@@ -262,8 +262,8 @@ declare class Inbox<T> {
     /** Whether anybody has ever read. */
     isRead: boolean;
     constructor(limit: number);
-    /** Put a thing in; return false, and take nothing, where it would go over the limit. */
-    push(thing: T, size: number): boolean;
+    /** Put a thing of so many characters in; return false, and take nothing, where it would go over the limit. */
+    push(thing: T, characters: number): boolean;
     /** Say that no more comes; whoever reads to the end gets the error, once, where there is one. */
     close(error?: unknown): void;
     /** Let go what is unread, and say that no more comes. */

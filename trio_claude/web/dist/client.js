@@ -101,6 +101,8 @@ function numberOr(value, other) {
 // client/inbox.ts
 /** Characters of unread lines that are kept by default: twice the longest line that a server takes. */
 var BUFFER_LIMIT = 33554432;
+/** Characters that a thing counts for beside its own, of which it may have none. */
+var EACH = 100;
 /** A queue with one reader; `close` ends it behind what is there, `fail` at once. */
 var Inbox = class {
 	limit;
@@ -115,8 +117,8 @@ var Inbox = class {
 	constructor(limit) {
 		this.limit = limit;
 	}
-	/** Put a thing in; return false, and take nothing, where it would go over the limit. */
-	push(thing, size) {
+	/** Put a thing of so many characters in; return false, and take nothing, where it would go over the limit. */
+	push(thing, characters) {
 		if (this.closed) return true;
 		const waiter = this.waiting.shift();
 		if (waiter) {
@@ -126,6 +128,7 @@ var Inbox = class {
 			});
 			return true;
 		}
+		const size = characters + EACH;
 		if (this.size > 0 && this.size + size > this.limit) return false;
 		this.things.push({
 			thing,

@@ -412,6 +412,23 @@ async def test_a_lone_line_waits_for_one_of_all_that_say_bulk(own_loop: bool) ->
     assert known.count(1) >= len(known) // (READS + 1)
 
 
+async def test_a_run_that_is_ended_by_the_bulk_that_it_says_has_no_turn_any_more(pumping: Pumping) -> None:
+    """The number of its pipe is another's soon."""
+    async with pumping() as pump:
+        pipe, scope = Pipe(), trio.CancelScope()
+
+        def end(_chunk: bytes) -> bool:
+            scope.cancel()
+            return True
+
+        pipe.say(b"x" * BULK)
+        with scope:
+            await pipe.read(pump, end)
+        assert scope.cancelled_caught
+        assert not pump._bulky
+        pipe.close()
+
+
 class Steps(trio.abc.Instrument):
     """Counts the turns of those tasks that read a CLI's stdout."""
 

@@ -143,7 +143,7 @@ class Pump:
             except BlockingIOError:
                 return 0
             if waiter.context.run(waiter.take, chunk) and waiter.task:
-                if len(chunk) >= BULK:
+                if len(chunk) >= BULK and descriptor in self._waiting:  # what it took may have ended its wait
                     self._bulky[descriptor] = None
                 return len(chunk)
             waiter.rest = chunk

@@ -17,6 +17,7 @@ from harness import FAKE_ENV
 
 from trio_claude.config import Config
 from trio_claude.containment import Pump
+from trio_claude.delivery import DRAIN_IDLE, DRAIN_LIMIT
 from trio_claude.embed import OpenRun
 from trio_claude.errors import PeerGone, Reason
 from trio_claude.events import (
@@ -153,6 +154,30 @@ async def test_of_many_lines_in_one_read_others_have_their_turn_in_between(stage
     assert (outcome.lines, sink.said) == (3 * LINES + 1, [b""] * (3 * LINES + 1))
     assert [size for size, _ in sink.calls] == [LINES, LINES, LINES, 1]
     assert sink.calls[-1][1] - sink.calls[0][1] >= 2, "one in each round, in any order"
+
+
+async def test_an_end_waits_for_many_lines_of_one_read_however_busy_others_are(
+    stage: Stage, mock_clock: trio.testing.MockClock
+) -> None:
+    stage.sink = sink = Eager()
+
+    async def keep_busy() -> None:
+        while True:
+            await trio.lowlevel.checkpoint()
+            mock_clock.jump(DRAIN_IDLE)
+
+    async def script(cli: FakeProcess) -> None:
+        await cli.say.send_all(b"\n" * (3 * LINES * round(DRAIN_LIMIT / DRAIN_IDLE)))
+        while not sink.said:
+            await trio.lowlevel.checkpoint()
+        await cli.say.send_all(b"the end\n")
+        cli.exit(0)
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(keep_busy)
+        await stage.play(script)
+        nursery.cancel_scope.cancel()
+    assert sink.said[-1] == b"the end"
 
 
 async def test_many_lines_are_not_relayed_on_the_spot(stage: Stage) -> None:

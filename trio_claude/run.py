@@ -346,7 +346,8 @@ class Run:
         """Hand lines on, which `chunk` has completed, and act on what they say about the run; some at a time."""
         for first in range(0, len(lines), LINES):
             if first:
-                await trio.lowlevel.checkpoint()
+                with self._delivery:
+                    await trio.lowlevel.checkpoint()
             await self._take_some(lines[first : first + LINES], chunk, sink)
 
     async def _take_some(self, lines: list[bytes], chunk: bytes, sink: Sink) -> None:

@@ -48,11 +48,11 @@ TABLE: dict[str, set[str]] = {
     "identity": {"errors", "config"},
     "queries": {"errors"},
     "upgrade": {"errors", "config", "identity"},
-    "nodes": {"errors", "events", "config", "services", "admission", "journal", "identity", "figures"},
+    "nodes": {"errors", "events", "config", "services", "threads", "admission", "journal", "identity", "figures"},
     "peer": {"errors", "config", "messages", "services", "turns", "upgrade"},
     "logs": {"events", "config", "context", "faults"},
     # wiring
-    "workplace": {"errors", "config", "messages", "stream_json", "containment", "quarters", "cli_state", "holds", "transcripts", "leftovers"},
+    "workplace": {"errors", "config", "messages", "stream_json", "threads", "containment", "quarters", "cli_state", "holds", "transcripts", "leftovers"},
     "pool": {"errors", "events", "messages", "stream_json", "containment", "workplace"},
     "telling": {"events", "stream_json", "session"},
     "tracing": {"errors", "events", "stream_json", "telling", "__init__"},

@@ -25,6 +25,12 @@ async def test_a_thread_does_it() -> None:
     assert await do_apart(threading.get_ident) != threading.get_ident()
 
 
+async def test_a_thread_is_one_of_those_that_a_limiter_counts() -> None:
+    limiter = trio.CapacityLimiter(1)
+    assert await do_apart(lambda: limiter.borrowed_tokens, limiter=limiter) == 1
+    assert limiter.borrowed_tokens == 0
+
+
 @pytest.mark.usefixtures("no_thread")
 async def test_without_a_thread_it_is_done_here() -> None:
     assert await do_apart(threading.get_ident) == threading.get_ident()

@@ -14,10 +14,13 @@ import trio
 T = TypeVar("T")
 
 
-async def do_apart(work: Callable[[], T], *, abandon_on_cancel: bool = False) -> T:
+async def do_apart(
+    work: Callable[[], T], *, abandon_on_cancel: bool = False, limiter: trio.CapacityLimiter | None = None
+) -> T:
     """Return what `work` returns, which a thread does, or this one. Raises what it raises.
 
-    With `abandon_on_cancel` nobody waits for the end of what a thread does once this is cancelled.
+    With `abandon_on_cancel` nobody waits for the end of what a thread does once this is cancelled. The thread is one of
+    those that `limiter` counts, of Trio's own where none is given.
     """
     begun = False
 
@@ -27,7 +30,7 @@ async def do_apart(work: Callable[[], T], *, abandon_on_cancel: bool = False) ->
         return work()
 
     try:
-        return await trio.to_thread.run_sync(begin, abandon_on_cancel=abandon_on_cancel)
+        return await trio.to_thread.run_sync(begin, abandon_on_cancel=abandon_on_cancel, limiter=limiter)
     except RuntimeError:  # as Python says that there is no thread
         if begun:
             raise

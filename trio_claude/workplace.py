@@ -14,7 +14,7 @@ import os
 import pwd
 import shutil
 import time
-from collections.abc import AsyncIterator, Callable, Iterable, Mapping
+from collections.abc import AsyncIterator, Iterable, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
 
@@ -30,6 +30,7 @@ from .holds import Holds
 from .leftovers import Home, open_home, remove, remove_empty
 from .messages import Options, compact
 from .quarters import OPERATORS, SESSIONS, Homes, check_folder, is_link, open_folder, state_folder, unlist
+from .threads import do_apart
 
 INHERITED = (
     "PATH",
@@ -126,6 +127,7 @@ class Workplace:
     homes: Homes | None = None
     """The quarters of each identity, None where all share the operator's."""
     _making: trio.CapacityLimiter = attrs.field(init=False, repr=False, factory=lambda: trio.CapacityLimiter(1))
+    """Folders are made beside the loop, for one run at a time: a disk that is slow holds up no line of the others."""
 
     @classmethod
     @asynccontextmanager
@@ -184,7 +186,7 @@ class Workplace:
         make = functools.partial(self._open_job, run, options, meta, folder, who, session, variables or {}, binds=binds)
         makes = self.user or self.homes or _texts(options) or options.workspace is not None or "{meta}" in self.cwd
         try:
-            yield await self._make_beside(make) if makes else make()
+            yield await do_apart(make, limiter=self._making) if makes else make()
         finally:
             if not remove_empty(folder):
                 with trio.CancelScope(shield=True):
@@ -219,13 +221,6 @@ class Workplace:
         keep = transcripts.Keep(config.transcript_days, config.transcript_bytes, config.session_timeout)
         used = {(self.homes.name(who), session) for who, session in held}
         transcripts.tidy(self.homes.root, keep, time.time(), used)
-
-    async def _make_beside(self, make: Callable[[], Job]) -> Job:
-        """Make folders in a thread, for one run at a time: a disk that is slow holds up no line of the others."""
-        try:
-            return await trio.to_thread.run_sync(make, limiter=self._making)
-        except RuntimeError:  # no thread is to be had; better slow than not at all
-            return make()
 
     def _open_job(
         self,

@@ -28,6 +28,7 @@ from coredis.connection import BaseConnection, TCPLocation
 from ..config import Config
 from ..errors import ConfigError, TrioClaudeError
 from ..services import open_lasting, open_services
+from ..threads import do_apart
 from .password import Password
 from .pieces import PIECE, Pieces
 from .scripts import Script
@@ -112,7 +113,7 @@ class Address:
         if self.path:
             stream = await anyio.connect_unix(self.path)
         elif self.tls:
-            context = await trio.to_thread.run_sync(ssl.create_default_context)  # it reads all authorities
+            context = await do_apart(ssl.create_default_context)  # it reads all authorities
             stream = await anyio.connect_tcp(self.host, self.port, ssl_context=context, tls_standard_compatible=False)
         else:
             stream = await anyio.connect_tcp(self.host, self.port)

@@ -252,15 +252,21 @@ async def test_the_loop_reads_no_authorities(monkeypatch: pytest.MonkeyPatch) ->
     assert threading.main_thread() not in readers
 
 
-async def test_without_a_thread_redis_is_looked_for_all_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("address", "why"),
+    [("rediss://127.0.0.1:1", "refused"), ("redis://localhost:1", "can't start new thread")],
+)
+async def test_without_a_thread_redis_is_looked_for_all_the_same(
+    monkeypatch: pytest.MonkeyPatch, address: str, why: str
+) -> None:
     """A run may have used up the processes that there may be; what looks for Redis must not end by that."""
 
     async def none(*_: object, **__: object) -> None:
         raise RuntimeError("can't start new thread")
 
     monkeypatch.setattr(trio.to_thread, "run_sync", none)
-    with pytest.raises(ConfigError, match="refused"):
-        async with open_redis(Config(redis="rediss://127.0.0.1:1")):
+    with pytest.raises(ConfigError, match=why):
+        async with open_redis(Config(redis=address)):
             pytest.fail("opened")
 
 

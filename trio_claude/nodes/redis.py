@@ -413,6 +413,8 @@ async def _begin(nursery: trio.Nursery, address: Address) -> Wire:
         raise RedisGone(GONE, cause.strerror or str(cause)) from None
     except (anyio.BrokenResourceError, anyio.EndOfStream):
         raise RedisGone(GONE, "the connection ended before TLS was agreed on") from None
+    except RuntimeError as error:  # as Python says that there is no thread, in which a name is looked up
+        raise RedisGone(GONE, str(error)) from None
     except trio.TooSlowError:
         raise RedisGone(GONE, f"no answer within {CONNECT_TIMEOUT:g} s") from None
     except coredis.exceptions.ConnectionError:

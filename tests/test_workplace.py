@@ -286,6 +286,27 @@ async def test_a_link_to_the_clis_folder_is_none_where_a_sandbox_has_nothing_els
             assert job.binds[1][1] == str(home / ".claude" / "sessions")
 
 
+@pytest.mark.parametrize("leads", ["elsewhere", "other"])
+async def test_a_list_of_sessions_that_a_run_has_removed_is_made_where_the_link_led_at_the_start(
+    folder: Path, leads: str
+) -> None:
+    """And it is this run's own by the name by which that has it."""
+    home, work, elsewhere, other = (folder / name for name in ("home", "work", "elsewhere", "other"))
+    for one in (home, work, elsewhere, other):
+        one.mkdir()
+    (home / ".claude").symlink_to(elsewhere)
+    config = Config(cli="sh", cwd=str(work), containment="sandbox")
+    async with Workplace.open(config, {"HOME": str(home)}) as workplace:
+        (elsewhere / "sessions").rmdir()
+        (home / ".claude").unlink()
+        (home / ".claude").symlink_to(folder / leads)
+        async with opened(workplace, "a", binds=True) as job:
+            assert job.binds[0] == (str(elsewhere), str(home / ".claude"))
+            assert job.binds[1][1] == str(home / ".claude" / "sessions")
+    assert (elsewhere / "sessions").is_dir()
+    assert not any(other.iterdir())
+
+
 async def test_what_a_killed_cli_left_in_the_list_of_sessions_is_removed(folder: Path) -> None:
     sessions = folder / "sessions"
     sessions.mkdir()

@@ -326,11 +326,12 @@ class Workplace:
 
     def _listed(self, state: str) -> str:
         """Return the folder in which CLIs list themselves, where a run sees it; empty where there is none."""
-        if self.sessions and self.config.containment == "sandbox" and is_folder(f"{self.ends[0]}/{SESSIONS}"):
+        listed = self.sessions
+        if listed and not is_folder(listed):  # a run may have removed it
+            listed = make_sessions(self.ends[0], self.user)
+        if listed and self.config.containment == "sandbox" and is_folder(f"{self.ends[0]}/{SESSIONS}"):
             return f"{state}/{SESSIONS}"
-        if self.sessions and not is_folder(self.sessions):  # a run may have removed it
-            return make_sessions(self.state[0], self.user)
-        return self.sessions
+        return listed
 
     def _files(self, options: Options, folder: str, tmp: str) -> dict[str, str]:
         """Write what only the CLI may read; return the paths, as it sees them, by option name."""

@@ -910,6 +910,27 @@ async def test_what_a_run_does_to_the_zygote_no_other_run_inherits(supervisors: 
         assert alive(process.pid)
 
 
+@pytest.mark.parametrize("way", WEAR)
+async def test_no_supervisor_is_forked_by_a_zygote_that_was_changed_in_place_of_one_that_was_killed(
+    supervisors: Containment, way: str
+) -> None:
+    async with supervisors.start(shell(f"read line; {SHOW}")) as process:
+        waits = _parent(process.pid)
+        zygote = _parent(waits)
+        await process.stdin.send_all(b"go\n")
+        fresh = await read_all(process.stdout)
+        await _end(process)
+    await trio.run_process(["/bin/sh", "-ec", WEAR[way].replace("$PPID", f"{zygote}")])
+    os.kill(zygote, signal.SIGSTOP)  # so that it does not take note, and what is told of the dead one stays as it was
+    os.kill(waits, signal.SIGKILL)
+    await until(lambda: not alive(waits))
+    async with supervisors.start(shell(f"read line; {SHOW}")) as process:
+        assert _parent(_parent(process.pid)) != zygote
+        await process.stdin.send_all(b"go\n")
+        assert await read_all(process.stdout) == fresh
+        await _end(process)
+
+
 def _bounds(pid: int) -> list[object]:
     return [
         resource.prlimit(pid, resource.RLIMIT_FSIZE),

@@ -187,9 +187,13 @@ class SupervisorContainment(Containment):
         zygote = self._zygote if self._ready.is_set() else None
         if not (zygote and zygote.alive):
             return None
-        while self._spare and not (self.binds or zygote.resembles(self._spare[-1].pid)):  # a run may see who waits
+        while self._spare and not self._is_fit(self._spare[-1], zygote):
             self._spare.pop().close()
         return zygote if self._spare or zygote.unchanged else None
+
+    def _is_fit(self, guardian: Guardian, zygote: Zygote) -> bool:
+        """Return whether a supervisor that waits lives, and is as it was, which a run that sees it may have changed."""
+        return is_quiet(guardian.lifeline.fileno()) and (self.binds or zygote.resembles(guardian.pid))
 
     @asynccontextmanager
     async def _start(self, job: Job, told: Told, kill: Callable[[], None] = lambda: None) -> AsyncIterator[Contained]:
@@ -240,13 +244,8 @@ class SupervisorContainment(Containment):
             self._put_away(process.guardian, keep=process.clean and zygote is self._zygote and zygote.alive)
 
     def _take_spare(self) -> Guardian | None:
-        """Return a supervisor that has held a run before and lives."""
-        while self._spare:
-            guardian = self._spare.pop()
-            if is_quiet(guardian.lifeline.fileno()):
-                return guardian
-            guardian.close()
-        return None
+        """Return a supervisor that waits, if any; whoever looked for the zygote has found it fit."""
+        return self._spare.pop() if self._spare else None
 
     def _put_away(self, guardian: Guardian, *, keep: bool) -> None:
         """Keep a supervisor for the next run, or give it up."""

@@ -38,8 +38,6 @@ PROFILES: dict[str, tuple[str, ...]] = {
 LONG = 4096
 """Bytes of a chunk from which on `readlines`, which finds a newline four times as fast as `split`, is worth it."""
 _BARE = operator.itemgetter(slice(-1))
-
-
 PIECES = 1024
 """Pieces of a line that are joined while more of it comes: one of two bytes takes twenty times as many."""
 

@@ -751,7 +751,7 @@ def test_a_replay_is_bounded_and_numbered() -> None:
 
 
 async def test_of_very_many_lines_some_are_told_again_at_a_time() -> None:
-    """So that others have their turn in between."""
+    """So that others have their turn in between, whether they are kept or stored."""
     sizes: list[int] = []
 
     class Counting(Ear):
@@ -762,6 +762,10 @@ async def test_of_very_many_lines_some_are_told_again_at_a_time() -> None:
     ear: Any = Counting(lambda: None)
     assert await past.tell(ear, [part], 0, 2 * LINES + 1) == 2 * LINES + 1
     assert sizes == [LINES, LINES, 1]
+    stage = Stage(SimpleNamespace(id="r"), ear, lambda: None, 0, 0, None)  # type: ignore[arg-type] - a stand-in
+    stage._replay.add([b""] * (2 * LINES + 2), numbered=True)
+    await stage._catch_up(ear, 0)
+    assert sizes[3:] == [LINES, LINES, 2]
 
 
 def test_lines_without_a_word_are_not_kept_without_end() -> None:

@@ -42,11 +42,18 @@ async def tell(peer: Client, parts: list[Part], after: int, upto: int) -> int:
     Raises `PeerGone`.
     """
     for said, last in _pieces(parts, after, upto):
-        for first in range(0, max(1, len(said)), LINES):  # a part of short lines may have two million
-            await trio.lowlevel.checkpoint()
-            await peer.send(said[first : first + LINES])
+        await trio.lowlevel.checkpoint()
+        await give(peer, said)
         after = last
     return after
+
+
+async def give(peer: Client, lines: list[bytes]) -> None:
+    """Give a peer lines, some at a time: there may be two million short ones. Raises `PeerGone`."""
+    for first in range(0, max(1, len(lines)), LINES):
+        if first:
+            await trio.lowlevel.checkpoint()
+        await peer.send(lines[first : first + LINES])
 
 
 def whole(parts: list[Part], beyond: int, upto: int) -> int:

@@ -293,7 +293,7 @@ class Stage:
         there = Place(self._replay.end, self._replay.number)
         for entry in self._replay.since(place.index):
             lines += entry.lines[max(0, place.number + 1 - entry.first) :] if entry.numbered else entry.lines
-        await peer.send(lines)
+        await past.give(peer, lines)
         return there
 
     def _skip(self, peer: Client, place: Place) -> Place:
@@ -387,7 +387,7 @@ class Stage:
                 if cursor == index - 1 and self._replay.end == index:
                     await owner.send(lines)
                 else:
-                    await self._hand_over(owner, Place(cursor, 0))
+                    await owner.send([line for entry in self._replay.since(cursor) for line in entry.lines])
         self._replay.forget(self._kept, self._cursor)
 
     @contextmanager

@@ -99,6 +99,17 @@ def test_of_messages_without_end_few_are_kept_and_all_are_charged() -> None:
     assert meter.rest() == Spent()
 
 
+def test_a_message_that_goes_on_beside_many_others_is_charged_once() -> None:
+    meter = Meter(Spent(), None)
+    piece = message("long", 1000)
+    for number in range(3 * MESSAGES):
+        if number % (MESSAGES // 2) == 0:
+            meter.hear([piece])
+        meter.hear([message(f"{number}", 0)])
+    others = sum(len(message(f"{number}", 0)) // TEXT_BYTES for number in range(3 * MESSAGES))
+    assert meter.rest().tokens == 1000 + 6 * (len(piece) // TEXT_BYTES) + others
+
+
 def test_a_run_is_charged_within_what_it_found_left() -> None:
     """A result is only a line that one of the run's processes wrote."""
     meter = Meter(Spent(), 0.5)

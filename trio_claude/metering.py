@@ -62,7 +62,7 @@ class Meter:
         self._deltas = 0
         said = tokens_of(message.get("usage"))
         name = str(message.get("id"))[:ID_LENGTH]
-        self._messages[name] = max(self._messages.get(name, 0), said) + len(line) // TEXT_BYTES
+        self._messages[name] = max(self._messages.pop(name, 0), said) + len(line) // TEXT_BYTES  # as the latest
         if len(self._messages) > MESSAGES:
             self._earlier += self._messages.pop(next(iter(self._messages)))
 

@@ -286,6 +286,27 @@ async def test_a_link_to_the_clis_folder_is_none_where_a_sandbox_has_nothing_els
             assert job.binds[1][1] == str(home / ".claude" / "sessions")
 
 
+@pytest.mark.parametrize("linked", [False, True])
+async def test_no_sandbox_is_given_what_a_run_has_put_in_the_place_of_the_clis_folder(
+    folder: Path, linked: bool
+) -> None:
+    """That folder can't be moved where it is bound, but what it is in can."""
+    home, work, other = folder / "home", folder / "work", folder / "other"
+    for one in (home / "settings" / "claude", work, other):
+        one.mkdir(parents=True)
+    (home / ".claude").symlink_to(home / "settings" / "claude")
+    environ = {"HOME": str(home)} if linked else {"CLAUDE_CONFIG_DIR": str(home / "settings" / "claude")}
+    config = Config(cli="sh", cwd=str(home), workspaces=str(work), containment="sandbox")
+    async with Workplace.open(config, environ) as workplace:
+        (home / "settings").rename(home / "before")
+        (home / "settings").mkdir()
+        (home / "settings" / "claude").symlink_to(other)
+        with pytest.raises(SpawnFailed, match="settings/claude leads elsewhere than when this server started"):
+            async with opened(workplace, "a", binds=True, workspace="w"):
+                pytest.fail("opened")
+    assert not any(other.iterdir())
+
+
 @pytest.mark.parametrize("leads", ["elsewhere", "other"])
 async def test_a_list_of_sessions_that_a_run_has_removed_is_made_where_the_link_led_at_the_start(
     folder: Path, leads: str

@@ -118,6 +118,8 @@ class Workplace:
     """Where the CLI keeps its settings, transcripts and login."""
     ends: tuple[str, ...]
     """Where these led at the start, where a sandbox is to have them and they are links: a run may change them later."""
+    real: tuple[str, ...]
+    """The same with no link on the way, by which it is seen that it leads elsewhere now."""
     sessions: str
     """The folder in which CLIs list themselves by pid, empty where there is none."""
     words: tuple[str, ...]
@@ -149,6 +151,7 @@ class Workplace:
             for file in state[1:]:
                 make_settings(Path(file), user)
         ends = tuple(map(end_of, state)) if config.containment == "sandbox" else state
+        real = tuple(map(os.path.realpath, ends))
         async with open_home() as home:
             folders = home.folder / "runs"
             folders.mkdir(mode=0o700)
@@ -161,7 +164,7 @@ class Workplace:
             sessions = "" if homes else make_sessions(state[0], user)
             with contextlib.closing(Holds(state_folder(config.state, environ))) as holds:
                 yield cls(
-                    config, str(program), own, cwd, user, home, str(folders), state, ends, sessions, words, holds,
+                    config, str(program), own, cwd, user, home, str(folders), state, ends, real, sessions, words, holds,
                     homes,
                 )  # fmt: skip
 
@@ -294,6 +297,7 @@ class Workplace:
     def _place(self, who: str, options: Options, meta: str, folder: str, *, binds: bool) -> _Place:
         """Return where a run lives. Raises `SpawnFailed` and OSError."""
         if not self.homes:
+            self._check_ends()
             cwd = self._folder(options, meta)
             seen = self._seen(cwd)
             listed = self._listed(seen[0]) if binds else ""
@@ -317,6 +321,14 @@ class Workplace:
             return _Place(cwd, quarters.env, (), (quarters.real,))
         sessions = () if self.homes.per_run else self._own_sessions(folder, quarters.sessions)
         return _Place(cwd, quarters.env, (*self.homes.binds(quarters), *sessions), ())
+
+    def _check_ends(self) -> None:
+        """Raise `SpawnFailed` where a sandbox would be given something else than the CLI's state, by a run's doing."""
+        if self.config.containment != "sandbox":
+            return
+        for end, real in zip(self.ends, self.real, strict=True):
+            if os.path.realpath(end) != real:
+                raise SpawnFailed(f"{end} leads elsewhere than when this server started")
 
     def _seen(self, cwd: str) -> tuple[str, ...]:
         """Return by which names a run in `cwd` has the CLI's state; nothing can be bound over a link that it has."""

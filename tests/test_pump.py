@@ -15,11 +15,12 @@ import socket
 import threading
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from pathlib import Path
 
 import pytest
 import trio
 import trio.testing
-from harness import Backend, connect, directive, listen, until
+from harness import Backend, ask, connect, directive, listen, script_cli, until
 from talk import open_talk
 
 from trio_claude.config import Config
@@ -29,7 +30,7 @@ from trio_claude.containment.pump import LONE, READS_A_TURN, Pump
 from trio_claude.embed import open_run
 from trio_claude.metrics.loop import LoopWatch
 from trio_claude.server import open_server
-from trio_claude.turns import BULK, READS
+from trio_claude.turns import BULK, LINES, READS
 
 NAME: contextvars.ContextVar[str] = contextvars.ContextVar("name")
 
@@ -427,6 +428,16 @@ async def test_a_run_that_is_ended_by_the_bulk_that_it_says_has_no_turn_any_more
         assert scope.cancelled_caught
         assert not pump._bulky
         pipe.close()
+
+
+@pytest.mark.parametrize("own_loop", [True, False])
+async def test_many_lines_in_one_read_come_once_and_in_order(fake: Backend, folder: Path, own_loop: bool) -> None:
+    """They are cut where they are read, and handed on by the run's own task."""
+    program = script_cli(folder, f"read -r line; seq {20 * LINES}")
+    async with fake.serve(cli=program, own_loop=own_loop) as server:
+        said = await ask(server, "hi")
+    assert [int(frame) for frame in said.frames if frame.isdigit()] == [*range(1, 20 * LINES + 1)]
+    assert fake.ended[0].outcome.lines == 20 * LINES
 
 
 class Steps(trio.abc.Instrument):

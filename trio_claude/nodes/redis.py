@@ -108,7 +108,10 @@ class Address:
         return self.path or f"{host}:{self.port}"
 
     async def connect(self) -> _Connection:
-        """Open a connection, on which nothing is said yet. Raises OSError, which TLS' own errors are too."""
+        """Open a connection, on which nothing is said yet.
+
+        Raises OSError, which TLS' own errors are too, and RuntimeError where there is no thread to look up a name.
+        """
         stream: ByteStream
         if self.path:
             stream = await anyio.connect_unix(self.path)

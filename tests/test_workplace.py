@@ -6,7 +6,8 @@ import os
 import pwd
 import shutil
 import threading
-from contextlib import AbstractAsyncContextManager
+from collections.abc import AsyncIterator
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -256,8 +257,9 @@ async def test_a_cli_in_a_sandbox_finds_a_file_for_its_settings(folder: Path, to
         assert settings.read_text() == (told or "{}\n")
 
 
-async def test_a_link_to_the_clis_folder_leads_where_it_led_at_the_start(folder: Path) -> None:
-    """A sandbox binds what it names: a run that can write where the link is may have it lead anywhere later."""
+@asynccontextmanager
+async def open_behind_link(folder: Path) -> AsyncIterator[tuple[Workplace, Path, Path]]:
+    """Yield the workplace of a sandbox, the home, and where `.claude` in it led at the start; now it leads to `/`."""
     home, work, elsewhere = folder / "home", folder / "work", folder / "elsewhere"
     for one in (home, work / "w", elsewhere):
         one.mkdir(parents=True)
@@ -266,22 +268,20 @@ async def test_a_link_to_the_clis_folder_leads_where_it_led_at_the_start(folder:
     async with Workplace.open(config, {"HOME": str(home)}) as workplace:
         (home / ".claude").unlink()
         (home / ".claude").symlink_to("/")
-        async with opened(workplace, "a", binds=True) as job:
-            assert job.writable == (str(home), str(elsewhere), str(home / ".claude.json"))
-            assert job.binds[0][1] == str(elsewhere / "sessions")
+        yield workplace, home, elsewhere
+
+
+async def test_a_link_to_the_clis_folder_leads_where_it_led_at_the_start(folder: Path) -> None:
+    """A sandbox binds what it names: a run that can write where the link is may have it lead anywhere later."""
+    async with open_behind_link(folder) as (workplace, home, elsewhere), opened(workplace, "a", binds=True) as job:
+        assert job.writable == (str(home), str(elsewhere), str(home / ".claude.json"))
+        assert job.binds[0][1] == str(elsewhere / "sessions")
 
 
 async def test_a_link_to_the_clis_folder_is_none_where_a_sandbox_has_nothing_else_of_the_home(folder: Path) -> None:
-    home, work, elsewhere = folder / "home", folder / "work", folder / "elsewhere"
-    for one in (home, work, elsewhere):
-        one.mkdir(parents=True)
-    (home / ".claude").symlink_to(elsewhere)
-    config = Config(cli="sh", cwd=str(home), workspaces=str(work), containment="sandbox")
-    async with Workplace.open(config, {"HOME": str(home)}) as workplace:
-        (home / ".claude").unlink()
-        (home / ".claude").symlink_to("/")
+    async with open_behind_link(folder) as (workplace, home, elsewhere):
         async with opened(workplace, "a", binds=True, workspace="w") as job:
-            assert job.writable == (str(work / "w"), str(home / ".claude.json"))
+            assert job.writable == (str(folder / "work" / "w"), str(home / ".claude.json"))
             assert job.binds[0] == (str(elsewhere), str(home / ".claude"))
             assert job.binds[1][1] == str(home / ".claude" / "sessions")
 

@@ -89,7 +89,8 @@ class Keyboard:
             trio.RunFinishedError, trio.Cancelled, trio.BrokenResourceError
         ):  # the program is over
             with contextlib.suppress(OSError):  # what can't be read, as a terminal that is gone, has come to its end
-                for line in open(sys.stdin.fileno(), encoding="utf-8", errors="replace", closefd=False):  # noqa: SIM115
+                typed = open(sys.stdin.fileno(), encoding="utf-8", errors="replace", closefd=False)  # noqa: SIM115 - it stays open
+                for line in typed:
                     trio.from_thread.run(self._put.send, line.rstrip("\n"), trio_token=self._token)
             trio.from_thread.run_sync(self._put.close, trio_token=self._token)
 

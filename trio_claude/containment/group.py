@@ -71,7 +71,7 @@ class Grouped(Contained):
         while True:
             if not self._lives():
                 return self._wait()
-            await trio.sleep(LOOK_PAUSE)
+            await trio.sleep(LOOK_PAUSE)  # nobody tells where no thread waits
 
     def _wait(self) -> int:
         """Wait for the CLI's end in a thread, and kill its group while its pid, if that can be, is still its own."""

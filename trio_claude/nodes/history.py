@@ -217,7 +217,7 @@ class RedisJournal(Backlog, Journal):
             raise
         except RedisFault as error:
             self._fail(error)
-        await trio.sleep(PAUSE)
+        await trio.sleep(PAUSE)  # what was refused just now would be refused again
 
     def _fail(self, error: RedisFault | ConfigError) -> None:
         """Take that something was not written."""
